@@ -1,0 +1,63 @@
+"""The errors of Esper, split by what the caller can do about them.
+
+    EsperError
+    ├── ConfigError            fix the named setting
+    ├── ContractError          the data breaks a contract; resending it will not help
+    │   ├── DecodeError        a record that cannot be decoded: it goes to the dead letters
+    │   ├── NewerVersionError  a newer contract than this program reads: upgrade it
+    │   └── KernelError        a kernel that is corrupt, too large or does not fit
+    ├── ConflictError          somebody else was first: read again, then decide
+    ├── UnavailableError       a service is away: retry later
+    ├── OutboxFullError        no room on disk: free some
+    └── InvariantError         Esper's own promise is broken: stop, and report it
+        └── PositionError      the log and the projections do not fit together
+"""
+
+
+class EsperError(Exception):
+    """Base of all errors that Esper raises on purpose. The message says what to do."""
+
+
+class ConfigError(EsperError):
+    """A setting is missing, unknown or wrong."""
+
+
+class ContractError(EsperError):
+    """The data breaks a contract."""
+
+
+class DecodeError(ContractError):
+    """A record that cannot be decoded. ``reason`` is a short, stable word for the dead letter."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class NewerVersionError(ContractError):
+    """A newer version of a known event type. Consumers upgrade before producers."""
+
+
+class KernelError(ContractError):
+    """A kernel that is corrupt, too large or does not fit its layer."""
+
+
+class ConflictError(EsperError):
+    """Somebody else was first."""
+
+
+class UnavailableError(EsperError):
+    """A service did not answer. Trying again later may help."""
+
+
+class OutboxFullError(EsperError):
+    """The disk under the outbox is full. Growth is refused until there is room."""
+
+
+class InvariantError(EsperError):
+    """A promise that Esper makes to itself is broken."""
+
+
+class PositionError(InvariantError):
+    """The log and the projections do not fit together (a wiped broker, a lost range, a gap)."""

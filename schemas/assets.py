@@ -1,0 +1,118 @@
+"""The things Esper keeps: runs and their layers, seeds, blueprints, kernels."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from esper.schemas.base import (
+    BlueprintId,
+    Contract,
+    Count,
+    Fact,
+    Incarnation,
+    LayerId,
+    RunId,
+    SeedId,
+    Sha256,
+    Unit,
+)
+from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
+
+
+class LayerNode(Fact):
+    """A node of a run's model graph: one layer that holds seeds.
+
+    ``num_features`` is the size of the layer's output channel dimension, which is
+    what a kernel has to fit.
+    """
+
+    layer_id: LayerId
+    kind: LayerKind
+    num_features: Annotated[int, Field(ge=1)]
+    num_parameters: Count
+    num_seeds: Annotated[int, Field(ge=1, le=1024)]
+
+
+class LayerEdge(Fact):
+    """The output of ``source`` flows into ``target`` (through modules that hold no seeds)."""
+
+    source: LayerId
+    target: LayerId
+
+
+class Seed(Contract):
+    """One seed of one layer, as it stands."""
+
+    layer_id: LayerId
+    seed_id: SeedId
+    stage: SeedStage = SeedStage.DORMANT
+    stage_since_step: Count = 0
+    alpha: Unit = 0.0
+    blueprint_id: BlueprintId | None = None
+    kernel_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _a_woken_seed_has_a_blueprint(self) -> Self:
+        if self.stage is not SeedStage.DORMANT and self.blueprint_id is None:
+            raise ValueError(f"a {self.stage} seed must name its blueprint")
+        return self
+
+
+class BlueprintSpec(Fact):
+    """What a blueprint builds: a module of the catalogue and its parameters.
+
+    Declarative on purpose: nothing that is fetched is ever executed or unpickled.
+    """
+
+    module: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    parameters: dict[str, int | float] = Field(default_factory=dict)
+    targets: Annotated[tuple[LayerKind, ...], Field(min_length=1)]
+    description: Annotated[str, Field(max_length=500)] = ""
+
+
+class Blueprint(Contract):
+    """A blueprint as the log has it. ``version`` counts the accepted changes."""
+
+    blueprint_id: BlueprintId
+    version: Annotated[int, Field(ge=1)]
+    status: BlueprintStatus
+    spec: BlueprintSpec
+
+
+class Kernel(Contract):
+    """Weights for one blueprint at one width, in S3 under its SHA-256."""
+
+    kernel_sha256: Sha256
+    blueprint_id: BlueprintId
+    blueprint_version: Annotated[int, Field(ge=1)]
+    target: LayerKind
+    num_features: Annotated[int, Field(ge=1)]
+    num_parameters: Count
+    size_bytes: Annotated[int, Field(ge=1)]
+
+
+class Run(Contract):
+    """A training run: the live line of its incarnations."""
+
+    run_id: RunId
+    incarnation: Incarnation
+    model: str
+    status: RunStatus
+    step: Count = 0
+    epoch: Count = 0
+
+
+class TrainingResults(Fact):
+    """What a run comes to.
+
+    Accuracies are shares in 0..1 on the validation set. ``overhead_percent`` is the time
+    spent inside Esper's calls against the time of the loop without them.
+    """
+
+    initial_accuracy: Unit
+    final_accuracy: Unit
+    adaptations_applied: Count
+    overhead_percent: Annotated[float, Field(ge=0.0)]
+    epochs: Count
+    steps: Count
+    duration_s: Annotated[float, Field(ge=0.0)]

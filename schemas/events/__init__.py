@@ -1,0 +1,77 @@
+"""Every event there is, and ``AnyEvent``: their closed union, told apart by ``type``."""
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from esper.schemas.events.base import Event, RunEvent, TrainerEvent
+from esper.schemas.events.blueprints import BlueprintChangeRequested, KernelRegistered
+from esper.schemas.events.commands import CullSeed, FossilizeSeed, GerminateSeed, SeedCommand
+from esper.schemas.events.runs import (
+    BoundaryReached,
+    CheckpointSaved,
+    EpochCompleted,
+    RunEnded,
+    RunResumed,
+    RunStarted,
+    TelemetryGap,
+)
+from esper.schemas.events.seeds import CommandRejected, FieldReported, SeedTransitioned
+from esper.schemas.events.tamiyo import DecisionMade, PolicyActivated, ViewRecorded
+from esper.schemas.events.telemetry import LayerHealthMeasured
+
+AnyCommand = GerminateSeed | CullSeed | FossilizeSeed
+
+AnyEvent = Annotated[
+    LayerHealthMeasured
+    | RunStarted
+    | RunResumed
+    | BoundaryReached
+    | EpochCompleted
+    | CheckpointSaved
+    | TelemetryGap
+    | RunEnded
+    | ViewRecorded
+    | DecisionMade
+    | GerminateSeed
+    | CullSeed
+    | FossilizeSeed
+    | SeedTransitioned
+    | CommandRejected
+    | FieldReported
+    | BlueprintChangeRequested
+    | KernelRegistered
+    | PolicyActivated,
+    Field(discriminator="type"),
+]
+
+ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+
+__all__ = [
+    "ANY_EVENT",
+    "AnyCommand",
+    "AnyEvent",
+    "BlueprintChangeRequested",
+    "BoundaryReached",
+    "CheckpointSaved",
+    "CommandRejected",
+    "CullSeed",
+    "DecisionMade",
+    "EpochCompleted",
+    "Event",
+    "FieldReported",
+    "FossilizeSeed",
+    "GerminateSeed",
+    "KernelRegistered",
+    "LayerHealthMeasured",
+    "PolicyActivated",
+    "RunEnded",
+    "RunEvent",
+    "RunResumed",
+    "RunStarted",
+    "SeedCommand",
+    "SeedTransitioned",
+    "TelemetryGap",
+    "TrainerEvent",
+    "ViewRecorded",
+]

@@ -1,0 +1,44 @@
+"""innovation.blueprints: how blueprints and kernels come and go. Keyed by the blueprint."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from esper.schemas.assets import BlueprintSpec, Kernel
+from esper.schemas.base import BlueprintId, Count
+from esper.schemas.enums import BlueprintChange
+from esper.schemas.events.base import Event
+
+
+class BlueprintChangeRequested(Event):
+    """Asks for a change; ``schemas.verdicts`` says what becomes of it, for every reader.
+
+    ``expected_version`` is the version that the writer saw, 0 where the blueprint is new.
+    """
+
+    type: Literal["esper.blueprint-change.requested.v1"] = "esper.blueprint-change.requested.v1"
+    blueprint_id: BlueprintId
+    change: BlueprintChange
+    expected_version: Count
+    spec: BlueprintSpec | None = None
+    reason: Annotated[str, Field(max_length=2000)] = ""
+
+    @model_validator(mode="after")
+    def _a_proposal_has_a_spec(self) -> Self:
+        if (self.change is BlueprintChange.PROPOSE) != (self.spec is not None):
+            raise ValueError("spec goes with propose alone")
+        return self
+
+
+class KernelRegistered(Event):
+    """The kernel's bytes are in S3 under their SHA-256, and were read back."""
+
+    type: Literal["esper.kernel.registered.v1"] = "esper.kernel.registered.v1"
+    blueprint_id: BlueprintId
+    kernel: Kernel
+
+    @model_validator(mode="after")
+    def _key_is_the_kernels(self) -> Self:
+        if self.kernel.blueprint_id != self.blueprint_id:
+            raise ValueError(f"blueprint_id must be the kernel's, {self.kernel.blueprint_id}")
+        return self

@@ -1,0 +1,68 @@
+"""control.tamiyo.*: what Tamiyo saw, what it chose, and which policy chose."""
+
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from pydantic import Base64Bytes, Field, model_validator
+
+from esper.schemas.base import BlueprintId, Count, LayerId, PolicyId, Probability, Scalar, SeedId, Sha256
+from esper.schemas.enums import Action
+from esper.schemas.events.base import Event, RunEvent
+
+Boundary = Annotated[int, Field(ge=1)]
+
+
+class ViewRecorded(RunEvent):
+    """The exact bytes a decision saw. ``digest`` is the SHA-256 of the view before zstd."""
+
+    type: Literal["esper.view.recorded.v1"] = "esper.view.recorded.v1"
+    boundary: Boundary
+    view_version: Annotated[int, Field(ge=1)]
+    digest: Sha256
+    view_zstd: Base64Bytes
+
+
+class DecisionMade(RunEvent):
+    """One choice for one boundary, WAIT too. Of two for one boundary the first in the log counts.
+
+    ``probability`` is that of the choice under the acting (epsilon-soft) policy: without it
+    no log can be learnt from. A stale decision is a WAIT made because the views did not
+    become complete in time; it has no view.
+    """
+
+    type: Literal["esper.decision.made.v1"] = "esper.decision.made.v1"
+    boundary: Boundary
+    step: Count
+    action: Action
+    layer_id: LayerId | None = None
+    seed_id: SeedId | None = None
+    blueprint_id: BlueprintId | None = None
+    probability: Probability
+    policy_id: PolicyId
+    policy_version: Annotated[int, Field(ge=1)]
+    reason: Annotated[str, Field(min_length=1, max_length=2000)]
+    view_digest: Sha256 | None = None
+    stale: bool = False
+
+    @model_validator(mode="after")
+    def _action_has_its_target(self) -> Self:
+        has_seed = self.layer_id is not None and self.seed_id is not None
+        if (self.action is not Action.WAIT) != has_seed:
+            raise ValueError(f"{self.action}: layer_id and seed_id go with every action but wait")
+        if (self.action is Action.GERMINATE) != (self.blueprint_id is not None):
+            raise ValueError(f"{self.action}: blueprint_id goes with germinate alone")
+        if self.stale != (self.view_digest is None) or (self.stale and self.action is not Action.WAIT):
+            raise ValueError("a decision has a view_digest, unless it is a stale wait")
+        return self
+
+
+class PolicyActivated(Event):
+    """From here on this version of the policy decides."""
+
+    type: Literal["esper.policy.activated.v1"] = "esper.policy.activated.v1"
+    policy_id: PolicyId
+    policy_version: Annotated[int, Field(ge=1)]
+    kind: Annotated[str, Field(min_length=1, max_length=64)]
+    parameters: dict[str, Scalar] = Field(default_factory=dict)
+    activation_id: UUID
+    reason: Annotated[str, Field(max_length=2000)]

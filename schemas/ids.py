@@ -1,0 +1,40 @@
+"""Ids that say the same thing twice in the same way: a resend has the id of the first send."""
+
+from uuid import UUID, uuid5
+
+NAMESPACE = UUID("6b1fe0c8-3f0a-5a3b-9a8e-2f1f4d1c7e55")
+"""The name space of all ids of Esper. It can never change."""
+
+
+def _id(*parts: object) -> UUID:
+    return uuid5(NAMESPACE, "\x1f".join(str(p) for p in parts))
+
+
+def trainer_event_id(run_id: str, incarnation: int, sequence: int) -> UUID:
+    """The id of a trainer's event."""
+    return _id("trainer-event", run_id, incarnation, sequence)
+
+
+def view_id(run_id: str, incarnation: int, boundary: int) -> UUID:
+    """The id of the view recorded for a boundary."""
+    return _id("view", run_id, incarnation, boundary)
+
+
+def decision_id(run_id: str, incarnation: int, boundary: int) -> UUID:
+    """The id of the decision for a boundary: one boundary, one decision."""
+    return _id("decision", run_id, incarnation, boundary)
+
+
+def command_id(decision: UUID) -> UUID:
+    """The id of the command that carries a decision out."""
+    return _id("command", decision)
+
+
+def request_id(idempotency_key: str) -> UUID:
+    """The id of a change requested under an idempotency key."""
+    return _id("request", idempotency_key)
+
+
+def kernel_event_id(kernel_sha256: str) -> UUID:
+    """The id of the registration of a kernel."""
+    return _id("kernel", kernel_sha256)

@@ -1,0 +1,48 @@
+"""The one transition table of a seed. Kasmina, the projections and the pages all read it."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from esper.schemas.enums import SeedStage as S
+
+TRANSITIONS: Mapping[S, frozenset[S]] = MappingProxyType(
+    {
+        S.DORMANT: frozenset({S.GERMINATED}),
+        S.GERMINATED: frozenset({S.TRAINING, S.CANCELLED, S.ROLLED_BACK}),
+        S.TRAINING: frozenset({S.GRAFTING, S.CANCELLED, S.ROLLED_BACK}),
+        S.GRAFTING: frozenset({S.STABILIZING, S.CULLED, S.ROLLED_BACK}),
+        S.STABILIZING: frozenset({S.EVALUATING, S.CULLED, S.ROLLED_BACK}),
+        S.EVALUATING: frozenset({S.FOSSILIZED, S.CULLED, S.ROLLED_BACK}),
+        S.FOSSILIZED: frozenset({S.ROLLED_BACK}),
+        S.CANCELLED: frozenset({S.DORMANT}),
+        S.CULLED: frozenset({S.DORMANT}),
+        S.ROLLED_BACK: frozenset({S.DORMANT}),
+    }
+)
+
+STAGE_CODES: Mapping[S, int] = MappingProxyType({stage: code for code, stage in enumerate(S)})
+"""The uint8 of each stage in Kasmina's arrays. Append only: checkpoints hold the numbers."""
+
+STAGES: tuple[S, ...] = tuple(S)
+"""Inverse of ``STAGE_CODES``."""
+
+ACTIVE_STAGES = frozenset({S.GERMINATED, S.TRAINING, S.GRAFTING, S.STABILIZING, S.EVALUATING})
+"""A seed that is under way: neither waiting, nor permanent, nor under embargo."""
+
+EMBARGO_STAGES = frozenset({S.CANCELLED, S.CULLED, S.ROLLED_BACK})
+
+
+def is_allowed(from_stage: S, to_stage: S) -> bool:
+    """Whether the table has the move."""
+    return to_stage in TRANSITIONS[from_stage]
+
+
+def way_out(stage: S) -> S:
+    """The stage in which a seed that is given up at ``stage`` ends.
+
+    Raises:
+        ValueError: the seed is not under way.
+    """
+    if stage not in ACTIVE_STAGES:
+        raise ValueError(f"a {stage} seed cannot be given up")
+    return S.CANCELLED if S.CANCELLED in TRANSITIONS[stage] else S.CULLED

@@ -1,0 +1,69 @@
+"""OonaMessage: the envelope of every event (CloudEvents 1.0 with Esper's extensions)."""
+
+import secrets
+from datetime import UTC, datetime
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import AwareDatetime, Field, SerializeAsAny
+
+from esper.schemas.base import Fact
+from esper.schemas.events import Event
+from esper.schemas.registry import Registration, registration
+
+TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+SCHEMA_BASE = "https://esper.dev/schemas/"
+
+
+class OonaMessage(Fact):
+    """One event in its envelope.
+
+    ``correlation_id`` is the run, or what else the event is keyed by. ``causation_id`` is
+    the event that caused this one: following it backwards answers "why?".
+    """
+
+    id: UUID
+    source: Annotated[str, Field(min_length=1, max_length=255)]
+    time: AwareDatetime
+    data: SerializeAsAny[Event]
+    correlation_id: Annotated[str, Field(min_length=1)]
+    causation_id: UUID | None = None
+    traceparent: Annotated[str, Field(pattern=TRACEPARENT_PATTERN)] | None = None
+
+    @property
+    def registration(self) -> Registration:
+        """Type, topic and key of the event."""
+        return registration(self.data.type)
+
+    @property
+    def data_schema(self) -> str:
+        """The URI of the published JSON Schema of the value."""
+        return f"{SCHEMA_BASE}{self.data.type}.json"
+
+    @classmethod
+    def of(
+        cls,
+        event: Event,
+        *,
+        id: UUID,
+        source: str,
+        causation_id: UUID | None = None,
+        traceparent: str | None = None,
+        time: datetime | None = None,
+    ) -> Self:
+        """Wrap an event; ``traceparent`` is that of the cause, and a new trace without one."""
+        return cls(
+            id=id,
+            source=source,
+            time=time or datetime.now(UTC),
+            data=event,
+            correlation_id=registration(event.type).key_of(event),
+            causation_id=causation_id,
+            traceparent=child_of(traceparent),
+        )
+
+
+def child_of(traceparent: str | None) -> str:
+    """A new span (W3C Trace Context, version 00) in the trace of ``traceparent``, or in a new one."""
+    trace_id = traceparent.split("-")[1] if traceparent else secrets.token_hex(16)
+    return f"00-{trace_id}-{secrets.token_hex(8)}-01"

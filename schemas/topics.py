@@ -1,0 +1,50 @@
+"""The topics of Oona: names, partition counts, retention. Counts never change."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+FOR_EVER_MS = -1
+TELEMETRY_RETENTION = timedelta(hours=72)
+DEAD_LETTER_SUFFIX = ".dlq"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """One topic. ``retention_ms`` is -1 where records are kept for ever."""
+
+    name: str
+    num_partitions: int
+    retention_ms: int = FOR_EVER_MS
+
+    @property
+    def dead_letters(self) -> "TopicSpec":
+        """Where records of this topic go that cannot be decoded: same counts, same retention."""
+        return TopicSpec(self.name + DEAD_LETTER_SUFFIX, self.num_partitions, self.retention_ms)
+
+
+TELEMETRY = TopicSpec("telemetry.seed.health", 12, int(TELEMETRY_RETENTION.total_seconds() * 1000))
+RUNS = TopicSpec("system.runs", 12)
+VIEWS = TopicSpec("control.tamiyo.views", 12)
+DECISIONS = TopicSpec("control.tamiyo.decisions", 12)
+COMMANDS = TopicSpec("control.kasmina.commands", 12)
+LIFECYCLE = TopicSpec("control.kasmina.lifecycle", 12)
+FIELD_REPORTS = TopicSpec("innovation.field-reports", 12)
+BLUEPRINTS = TopicSpec("innovation.blueprints", 6)
+POLICIES = TopicSpec("control.tamiyo.policies", 6)
+
+TOPICS: tuple[TopicSpec, ...] = (
+    TELEMETRY,
+    RUNS,
+    VIEWS,
+    DECISIONS,
+    COMMANDS,
+    LIFECYCLE,
+    FIELD_REPORTS,
+    BLUEPRINTS,
+    POLICIES,
+)
+
+
+def all_topics() -> tuple[TopicSpec, ...]:
+    """Every topic with its dead letters."""
+    return tuple(t for spec in TOPICS for t in (spec, spec.dead_letters))
