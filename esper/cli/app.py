@@ -1,0 +1,53 @@
+"""The `esper` command: collects the commands of every room, and turns errors into one clear line."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import click
+import typer
+
+from esper.config import CONFIG_VARIABLE
+from esper.errors import EsperError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+ROOMS = ("demo", "stack", "train", "topics", "events", "projections", "serve")
+
+app = typer.Typer(
+    name="esper",
+    help="Neural networks that grow while they train, run as an event-sourced system on Kafka.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    config: Path | None = typer.Option(None, help="A YAML file with settings; ESPER_CONFIG does the same."),
+) -> None:
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = str(config)
+
+
+for _room in ROOMS:
+    importlib.import_module(f"esper.cli.{_room}").register(app)
+
+
+def main() -> None:
+    """Run the command line; an error of Esper's is one message on stderr and exit code 1."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_ERROR)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        print("esper: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_INTERRUPTED)
