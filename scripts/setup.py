@@ -55,8 +55,8 @@ def main() -> None:
     if STAMP.exists() and STAMP.read_text() == wanted():
         return
     python, torch = VENV / "bin" / "python", os.environ.get("TORCH")
-    print("esper: setting up .venv: about 2.7 GB to download (torch with its CUDA libraries is 2.2 GB")
-    print("       of it), 6 GB on disk; a minute or two on a good line, and once only.", flush=True)
+    print("esper: setting up .venv: about 3.3 GB to download (most of it torch's CUDA libraries),")
+    print("       6 GB on disk; half a minute on a fast line, and once only.", flush=True)
     if not python.exists():
         run(sys.executable, "-m", "venv", VENV)
     pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes")
