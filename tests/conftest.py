@@ -1,0 +1,59 @@
+"""What all tests share: one embedded stack a session, one fresh database a test."""
+
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esper.config import PostgresSettings, Settings
+from esper.embedded.stack import EmbeddedStack
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[EmbeddedStack]:
+    """The real Kafka, Postgres and S3, with topics and tables in place."""
+    import asyncio
+
+    from esper.oona.topics import apply_topics
+    from esper.streams.migrations import migrate
+
+    with (
+        tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as folder,
+        EmbeddedStack(Path(folder)) as running,
+    ):
+        settings = running.settings()
+        asyncio.run(apply_topics(settings.need_kafka()))
+        migrate(settings.need_postgres())
+        yield running
+
+
+@pytest.fixture
+def settings(stack: EmbeddedStack) -> Settings:
+    """Settings that point at the session's stack."""
+    return stack.settings()
+
+
+@pytest.fixture
+def run_id() -> str:
+    """A run nobody else uses."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def own_database(stack: EmbeddedStack) -> PostgresSettings:
+    """A database of the test's own, migrated, for tests that fold the whole log or break tables."""
+    from esper.streams.migrations import migrate
+
+    name = f"t{uuid.uuid4().hex[:12]}"
+    psql = Path(sys.executable).parent / "python"
+    create = f"import psycopg; psycopg.connect({stack.postgres.dsn!r}, autocommit=True).execute('CREATE DATABASE {name}')"
+    subprocess.run([str(psql), "-c", create], check=True)
+    own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of(name)})
+    migrate(own)
+    return own
