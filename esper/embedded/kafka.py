@@ -131,9 +131,7 @@ class EmbeddedKafka:
         shutil.rmtree(self.root / "data", ignore_errors=True)
 
     def _own_properties(self) -> str:
-        return _PROPERTIES.format(
-            port=self.port, controller_port=free_port(), data=self.root / "data"
-        )
+        return _PROPERTIES.format(port=self.port, controller_port=free_port(), data=self.root / "data")
 
     def _format(self, class_path: str, config: Path) -> None:
         tool = [str(java_home() / "bin" / "java"), *JVM_OPTIONS, "-cp", class_path, "kafka.tools.StorageTool"]

@@ -114,13 +114,26 @@ class EmbeddedPostgres:
     def _initialise(self, data: Path) -> None:
         if self._user is not None:
             _let_in(self._user, self.root)
-        self._run("initdb", "-D", str(data), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8",
-                  "--locale=C.UTF-8", "--no-sync")
+        self._run(
+            "initdb",
+            "-D",
+            str(data),
+            "-U",
+            SUPERUSER,
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        )
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [str(_binary(program)), *arguments],
-            capture_output=True, text=True, check=False, user=self._user, cwd=self.root,
+            capture_output=True,
+            text=True,
+            check=False,
+            user=self._user,
+            cwd=self.root,
         )
         if done.returncode:
             raise UnavailableError(f"{program} failed:\n{done.stdout}{done.stderr}")

@@ -55,11 +55,24 @@ class EmbeddedS3:
         (self.root / "data" / BUCKET).mkdir(parents=True, exist_ok=True)
         self._process = ChildProcess(
             "S3",
-            [str(_rclone()), "serve", "s3", str(self.root / "data"), "--addr", f"127.0.0.1:{self.port}",
-             "--config", "/dev/null", "--vfs-cache-mode", "off"],
+            [
+                str(_rclone()),
+                "serve",
+                "s3",
+                str(self.root / "data"),
+                "--addr",
+                f"127.0.0.1:{self.port}",
+                "--config",
+                "/dev/null",
+                "--vfs-cache-mode",
+                "off",
+            ],
             # the key goes through the environment: a command line shows in `ps`
-            env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.root),
-                 "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"'},
+            env={
+                "PATH": os.environ.get("PATH", ""),
+                "HOME": str(self.root),
+                "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"',
+            },
             log_path=self.log_path,
             cwd=self.root,
         )

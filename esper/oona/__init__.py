@@ -1,0 +1,1 @@
+"""Oona, the event bus: CloudEvents on Kafka, keyed and ordered as esper.schemas.registry says."""

@@ -106,7 +106,9 @@ class Orchestrator:
     def health(self) -> tuple[ServiceHealth, ...]:
         """How each service stands now."""
         return tuple(
-            ServiceHealth(s.name, self._children[s.name].is_alive, self._restarts[s.name], self.log_of(s.name))
+            ServiceHealth(
+                s.name, self._children[s.name].is_alive, self._restarts[s.name], self.log_of(s.name)
+            )
             for s in self._specs
         )
 

@@ -38,7 +38,11 @@ def test_a_module_is_one_room(path: Path) -> None:
 
 def test_importing_esper_opens_and_loads_nothing_heavy() -> None:
     seen = subprocess.run(
-        [sys.executable, "-c", "import esper, sys; print([m for m in ('torch', 'aiokafka', 'faust') if m in sys.modules])"],
+        [
+            sys.executable,
+            "-c",
+            "import esper, sys; print([m for m in ('torch', 'aiokafka', 'faust') if m in sys.modules])",
+        ],
         capture_output=True,
         text=True,
         check=True,

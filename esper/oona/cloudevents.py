@@ -1,0 +1,135 @@
+"""Events to Kafka records and back: CloudEvents 1.0, Kafka protocol binding, binary mode.
+
+The value is the event's JSON; the envelope is in the headers. What one side of this module
+writes the other reads; nothing else in Esper knows the header names.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from esper.errors import DecodeError, NewerVersionError
+from esper.schemas.events import Event
+from esper.schemas.messages import OonaMessage
+from esper.schemas.registry import NewerEventVersion, Registration, UnknownEventType, registration
+
+SPEC_VERSION = "1.0"
+CONTENT_TYPE = "application/json"
+MAX_ERRORS_TOLD = 3
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record that is to be written. ``timestamp_ms`` is the event's time."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+    timestamp_ms: int
+
+
+def encode(message: OonaMessage) -> Record:
+    """The record of a message."""
+    entry = message.registration
+    headers = {
+        "ce_specversion": SPEC_VERSION,
+        "ce_id": str(message.id),
+        "ce_source": message.source,
+        "ce_type": entry.type,
+        "ce_time": message.time.isoformat(),
+        "ce_dataschema": message.data_schema,
+        "content-type": CONTENT_TYPE,
+        "ce_correlationid": message.correlation_id,
+    }
+    if message.causation_id is not None:
+        headers["ce_causationid"] = str(message.causation_id)
+    if message.traceparent is not None:
+        headers["traceparent"] = message.traceparent
+    return Record(
+        topic=entry.topic.name,
+        key=entry.key_of(message.data).encode(),
+        value=message.data.model_dump_json(exclude_none=False).encode(),
+        headers=tuple((name, text.encode()) for name, text in headers.items()),
+        timestamp_ms=int(message.time.timestamp() * 1000),
+    )
+
+
+def decode(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> OonaMessage:
+    """The message in a record.
+
+    Raises:
+        NewerVersionError: a newer version of a type that is known: upgrade, skip nothing.
+        DecodeError: anything else that is wrong with it; its ``reason`` goes into the dead letter.
+    """
+    texts = _texts(headers)
+    entry = _registration(topic, _needed(texts, "ce_type"))
+    if value is None:
+        raise DecodeError("no_value", f"a record of {entry.type} has no value")
+    return _message(entry, _event(entry, value), texts)
+
+
+def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    try:
+        return {name: text.decode() for name, text in headers if text is not None}
+    except UnicodeDecodeError as error:
+        raise DecodeError("bad_header", f"a header is not UTF-8: {error}") from None
+
+
+def _needed(texts: dict[str, str], name: str) -> str:
+    if name not in texts:
+        raise DecodeError("missing_header", f"no {name} header: not a CloudEvent in binary mode")
+    return texts[name]
+
+
+def _registration(topic: str, event_type: str) -> Registration:
+    try:
+        entry = registration(event_type)
+    except NewerEventVersion as error:
+        raise NewerVersionError(str(error)) from error
+    except UnknownEventType as error:
+        raise DecodeError("unknown_type", str(error)) from error
+    if entry.topic.name != topic:
+        raise DecodeError("wrong_topic", f"{event_type} belongs on {entry.topic.name}, not on {topic}")
+    return entry
+
+
+def _event(entry: Registration, value: bytes) -> Event:
+    try:
+        return entry.model.model_validate_json(value)
+    except ValidationError as error:
+        is_json = error.errors()[0]["type"] != "json_invalid"
+        raise DecodeError("invalid" if is_json else "bad_json", explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """Field, problem and value of the first few errors, on one line."""
+    told = [
+        f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']} (got {e['input']!r:.80})"
+        for e in error.errors()[:MAX_ERRORS_TOLD]
+    ]
+    more = error.error_count() - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def _message(entry: Registration, event: Event, texts: dict[str, str]) -> OonaMessage:
+    try:
+        cause = texts.get("ce_causationid")
+        return OonaMessage(
+            id=UUID(_needed(texts, "ce_id")),
+            source=_needed(texts, "ce_source"),
+            time=datetime.fromisoformat(_needed(texts, "ce_time")),
+            data=event,
+            correlation_id=texts.get("ce_correlationid") or entry.key_of(event),
+            causation_id=UUID(cause) if cause else None,
+            traceparent=texts.get("traceparent"),
+        )
+    except ValidationError as error:
+        raise DecodeError("bad_header", explain(error)) from None
+    except ValueError as error:
+        raise DecodeError("bad_header", str(error)) from None

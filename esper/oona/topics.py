@@ -1,0 +1,148 @@
+"""Topics: made by ``esper topics apply``, checked by everybody who starts, never declared on the fly."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+
+from esper.config import KafkaSettings
+from esper.errors import ConfigError, UnavailableError
+from esper.schemas.topics import TELEMETRY, TopicSpec, all_topics
+
+CONNECT_TIMEOUT_S = 10.0
+MS_PER_HOUR = 3_600_000
+
+
+class TopicState(StrEnum):
+    """How a topic stands against what it should be."""
+
+    PRESENT = "present"
+    CREATED = "created"
+    MISSING = "missing"
+    WRONG_COUNT = "wrong partition count"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicStatus:
+    """One topic; ``num_partitions`` is what it has, None where it is missing."""
+
+    spec: TopicSpec
+    state: TopicState
+    num_partitions: int | None
+
+
+@asynccontextmanager
+async def admin_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A connected admin client.
+
+    Raises:
+        UnavailableError: no broker answers.
+    """
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers, request_timeout_ms=10_000)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await client.start()
+    except (KafkaConnectionError, TimeoutError, OSError) as error:
+        await client.close()
+        raise no_broker(kafka) from error
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def no_broker(kafka: KafkaSettings) -> UnavailableError:
+    """The one error for a broker that does not answer."""
+    return UnavailableError(
+        f"no Kafka broker answers at {kafka.bootstrap_servers}: is it running (`esper status`), and is "
+        "ESPER_KAFKA__BOOTSTRAP_SERVERS right?"
+    )
+
+
+async def list_topics(kafka: KafkaSettings) -> list[TopicStatus]:
+    """Every topic of Esper, and how it stands.
+
+    Raises:
+        UnavailableError: no broker answers.
+    """
+    async with admin_client(kafka) as client:
+        return await _statuses(client)
+
+
+async def apply_topics(kafka: KafkaSettings) -> list[TopicStatus]:
+    """Make the topics that are missing; what is there is never changed.
+
+    Raises:
+        UnavailableError: no broker answers, or it refuses.
+        ConfigError: a topic is there with another partition count.
+    """
+    async with admin_client(kafka) as client:
+        before = await _statuses(client)
+        missing = [s.spec for s in before if s.state is TopicState.MISSING]
+        if missing:
+            response = await client.create_topics([_new_topic(spec, kafka) for spec in missing])
+            for topic, code, *_rest in response.topic_errors:
+                if code and for_code(code) is not TopicAlreadyExistsError:
+                    raise UnavailableError(f"the broker refused to make {topic}: {for_code(code).__name__}")
+    _refuse_wrong_counts(before)
+    return [
+        TopicStatus(s.spec, TopicState.CREATED, s.spec.num_partitions) if s.spec in missing else s
+        for s in before
+    ]
+
+
+async def verify_topics(kafka: KafkaSettings) -> None:
+    """Make sure that every topic exists with its partition count.
+
+    Raises:
+        UnavailableError: no broker answers.
+        ConfigError: names each topic that is missing or wrong, and what to do.
+    """
+    statuses = await list_topics(kafka)
+    missing = [s.spec.name for s in statuses if s.state is TopicState.MISSING]
+    if missing:
+        raise ConfigError(f"topics are missing: {', '.join(missing)}; run `esper topics apply`")
+    _refuse_wrong_counts(statuses)
+
+
+async def cluster_id(kafka: KafkaSettings) -> str:
+    """The id that the cluster was formatted with: a wiped broker has a new one."""
+    async with admin_client(kafka) as client:
+        return str((await client.describe_cluster())["cluster_id"])
+
+
+def _new_topic(spec: TopicSpec, kafka: KafkaSettings) -> NewTopic:
+    retention_ms = spec.retention_ms
+    if spec in (TELEMETRY, TELEMETRY.dead_letters):
+        retention_ms = int(kafka.telemetry_retention_h * MS_PER_HOUR)
+    config = {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}
+    if kafka.min_insync_replicas > 1:
+        config["min.insync.replicas"] = str(kafka.min_insync_replicas)
+    return NewTopic(spec.name, spec.num_partitions, kafka.replication_factor, topic_configs=config)
+
+
+async def _statuses(client: AIOKafkaAdminClient) -> list[TopicStatus]:
+    try:
+        found = await client.describe_topics()
+    except KafkaError as error:
+        raise UnavailableError(f"the broker did not list its topics: {error}") from error
+    counts = {t["topic"]: len(t["partitions"]) for t in found if not t["error_code"]}
+    return [_status(spec, counts.get(spec.name)) for spec in all_topics()]
+
+
+def _status(spec: TopicSpec, count: int | None) -> TopicStatus:
+    if count is None:
+        return TopicStatus(spec, TopicState.MISSING, None)
+    state = TopicState.PRESENT if count == spec.num_partitions else TopicState.WRONG_COUNT
+    return TopicStatus(spec, state, count)
+
+
+def _refuse_wrong_counts(statuses: list[TopicStatus]) -> None:
+    wrong = [s for s in statuses if s.state is TopicState.WRONG_COUNT]
+    if wrong:
+        told = ", ".join(f"{s.spec.name} has {s.num_partitions}, not {s.spec.num_partitions}" for s in wrong)
+        raise ConfigError(f"partition counts never change, but {told}: this broker is not Esper's")
