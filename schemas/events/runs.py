@@ -13,9 +13,9 @@ from esper.schemas.events.base import TrainerEvent
 class RunStarted(TrainerEvent):
     """A new run, with the graph of its model. Always incarnation 1, sequence 0, step 0.
 
-    ``window_steps`` is the width of the tumbling health windows and ``boundary_steps`` the
-    distance of the boundaries, both in optimizer steps. ``command_offset`` is the position
-    in the run's command partition taken before this event was written.
+    ``boundary_steps`` is the distance of the boundaries in optimizer steps.
+    ``command_offset`` is the position in the run's command partition taken before this event
+    was written.
     """
 
     type: Literal["esper.run.started.v1"] = "esper.run.started.v1"
@@ -23,7 +23,6 @@ class RunStarted(TrainerEvent):
     layers: tuple[LayerNode, ...]
     edges: tuple[LayerEdge, ...]
     boundary_steps: Annotated[int, Field(ge=1)]
-    window_steps: Annotated[int, Field(ge=1)]
     command_offset: Count
     hyperparameters: dict[str, Scalar] = Field(default_factory=dict)
 

@@ -1,0 +1,59 @@
+"""Tumbling health windows: sums of a seed's signals over WINDOW_STEPS steps.
+
+Folding is one addition a record, in the order of the log: element-wise, so that its bits
+depend neither on how the log is cut into batches nor on the machine.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from esper.schemas.operational import STATISTICS, HealthSignal
+
+WINDOW_STEPS = 16
+"""The width of a window in optimizer steps. Part of the view version: never change one alone."""
+
+FIELDS = ("health_score", *STATISTICS)
+
+WindowKey = tuple[str, int, str, int, int]
+"""(run, incarnation, layer, seed, first step)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthWindow:
+    """Sums and counts, one for each of ``FIELDS``; a statistic that is null is not counted."""
+
+    num_signals: int = 0
+    num_non_finite: int = 0
+    sums: tuple[float, ...] = (0.0,) * len(FIELDS)
+    counts: tuple[int, ...] = (0,) * len(FIELDS)
+
+    def add(self, signal: HealthSignal) -> "HealthWindow":
+        """The window with one more signal in it."""
+        values = [getattr(signal, name) for name in FIELDS]
+        return HealthWindow(
+            self.num_signals + 1,
+            self.num_non_finite + signal.non_finite,
+            tuple(s if v is None else s + v for s, v in zip(self.sums, values, strict=True)),
+            tuple(c + (v is not None) for c, v in zip(self.counts, values, strict=True)),
+        )
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """The mean of each field; None where it was never taken."""
+        pairs = zip(FIELDS, self.sums, self.counts, strict=True)
+        return {name: total / count if count else None for name, total, count in pairs}
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "num_signals": self.num_signals,
+            "num_non_finite": self.num_non_finite,
+            "sums": list(self.sums),
+            "counts": list(self.counts),
+        }
+
+
+def last_complete_window(step: int) -> int:
+    """The first step of the newest window that ends at or before ``step``; negative where there is none."""
+    return (step + 1) // WINDOW_STEPS * WINDOW_STEPS - WINDOW_STEPS

@@ -1,0 +1,50 @@
+"""Brings a schema of the database to the newest form: ``esper migrate``."""
+
+import logging
+from importlib.resources import as_file, files
+
+import psycopg
+from psycopg import sql
+
+from esper.config import PostgresSettings
+from esper.errors import UnavailableError
+
+CONNECT_TIMEOUT_S = 10
+
+
+def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
+    """Make the schema if it is missing, and apply the migrations that it lacks.
+
+    Args:
+        schema: another schema than the live one (a rebuild's).
+
+    Returns:
+        The names of those applied now, in order.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    import yoyo
+
+    logging.getLogger("yoyo").setLevel(logging.WARNING)
+    name = schema or postgres.schema_name
+    dsn = postgres.dsn.get_secret_value()
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name)))
+    except psycopg.OperationalError as error:
+        raise UnavailableError(
+            f"no Postgres answers: {error}; is it running (`esper status`), and is ESPER_POSTGRES__DSN right?"
+        ) from error
+    backend = yoyo.get_backend(_with_schema(dsn, name))
+    with backend, as_file(files("esper.streams").joinpath("migrations_sql")) as folder:
+        wanted = backend.to_apply(yoyo.read_migrations(str(folder)))
+        with backend.lock():
+            backend.apply_migrations(wanted)
+        return [m.id for m in wanted]
+
+
+def _with_schema(dsn: str, schema: str) -> str:
+    scheme, rest = dsn.split("://", 1)
+    joint = "&" if "?" in rest else "?"
+    return f"{scheme}+psycopg://{rest}{joint}schema={schema}"

@@ -1,0 +1,30 @@
+"""Projectors: plain functions that fold a batch of one partition's events into rows.
+
+Each takes a connection inside a transaction and events in the order of the log; it neither
+commits nor looks at another topic's rows. What arrives here is decoded, and is no resend.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from esper.schemas import topics
+from esper.streams.projected import Projected
+from esper.streams.projectors import blueprints, runs, seeds, tamiyo, telemetry
+
+Projector = Callable[[Any, Sequence[Projected]], Awaitable[None]]
+
+PROJECTORS: Mapping[str, Projector] = MappingProxyType(
+    {
+        topics.TELEMETRY.name: telemetry.project,
+        topics.RUNS.name: runs.project,
+        topics.VIEWS.name: tamiyo.project,
+        topics.DECISIONS.name: tamiyo.project,
+        topics.POLICIES.name: tamiyo.project,
+        topics.COMMANDS.name: seeds.project,
+        topics.LIFECYCLE.name: seeds.project,
+        topics.FIELD_REPORTS.name: seeds.project,
+        topics.BLUEPRINTS.name: blueprints.project,
+    }
+)
+"""Topic -> its projector."""

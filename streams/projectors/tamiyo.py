@@ -1,0 +1,24 @@
+"""control.tamiyo.* -> decisions, views, policies."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from esper.schemas import events
+from esper.streams.projected import Projected
+from esper.streams.projectors.runs import to_json
+from esper.streams.queries import queries
+
+
+async def project(connection: Any, batch: Sequence[Projected]) -> None:
+    """Record what Tamiyo saw and chose, in the order of the log."""
+    sql = queries("tamiyo")
+    for projected in batch:
+        columns = projected.columns
+        match projected.message.data:
+            case events.DecisionMade():
+                await sql.insert_decision(connection, **columns)
+            case events.ViewRecorded() as event:
+                await sql.insert_view(connection, **{**columns, "num_bytes": len(event.view_zstd)})
+            case events.PolicyActivated() as event:
+                columns["parameters"] = to_json(event.parameters)
+                await sql.insert_activation(connection, **columns)

@@ -1,0 +1,39 @@
+-- Where each partition stands, and what trainers have sent.
+
+-- name: lock_position^
+SELECT next_offset FROM positions
+WHERE topic = :topic AND log_partition = :log_partition
+FOR UPDATE;
+
+-- name: claim_position!
+INSERT INTO positions (topic, log_partition, next_offset)
+VALUES (:topic, :log_partition, :next_offset)
+ON CONFLICT DO NOTHING;
+
+-- name: move_position!
+UPDATE positions SET next_offset = :next_offset
+WHERE topic = :topic AND log_partition = :log_partition;
+
+-- name: all_positions
+SELECT topic, log_partition, next_offset FROM positions;
+
+-- name: progress_of
+SELECT run_id, incarnation, last_sequence FROM progress
+WHERE topic = :topic AND run_id = ANY(:run_ids);
+
+-- name: note_progress*!
+INSERT INTO progress (run_id, incarnation, topic, last_sequence)
+VALUES (:run_id, :incarnation, :topic, :last_sequence)
+ON CONFLICT (run_id, incarnation, topic) DO UPDATE SET last_sequence = EXCLUDED.last_sequence;
+
+-- name: note_dead_letter*!
+INSERT INTO dead_letters (topic, log_partition, log_offset, reason, detail)
+VALUES (:topic, :log_partition, :log_offset, :reason, :detail)
+ON CONFLICT DO NOTHING;
+
+-- name: cluster_id$
+SELECT cluster_id FROM cluster;
+
+-- name: note_cluster!
+INSERT INTO cluster (only_one, cluster_id) VALUES (true, :cluster_id)
+ON CONFLICT DO NOTHING;
