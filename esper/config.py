@@ -199,9 +199,7 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checked(
-    model: type[_Section], values: Mapping[str, Any], source: str, at: tuple[str, ...]
-) -> _Section:
+def _checked(model: type[_Section], values: Mapping[str, Any], source: str, at: tuple[str, ...]) -> _Section:
     try:
         return model.model_validate(values)
     except ValidationError as error:

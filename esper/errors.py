@@ -1,16 +1,16 @@
 """The errors of Esper, split by what the caller can do about them.
 
-    EsperError
-    ├── ConfigError            fix the named setting
-    ├── ContractError          the data breaks a contract; resending it will not help
-    │   ├── DecodeError        a record that cannot be decoded: it goes to the dead letters
-    │   ├── NewerVersionError  a newer contract than this program reads: upgrade it
-    │   └── KernelError        a kernel that is corrupt, too large or does not fit
-    ├── ConflictError          somebody else was first: read again, then decide
-    ├── UnavailableError       a service is away: retry later
-    ├── OutboxFullError        no room on disk: free some
-    └── InvariantError         Esper's own promise is broken: stop, and report it
-        └── PositionError      the log and the projections do not fit together
+EsperError
+├── ConfigError            fix the named setting
+├── ContractError          the data breaks a contract; resending it will not help
+│   ├── DecodeError        a record that cannot be decoded: it goes to the dead letters
+│   ├── NewerVersionError  a newer contract than this program reads: upgrade it
+│   └── KernelError        a kernel that is corrupt, too large or does not fit
+├── ConflictError          somebody else was first: read again, then decide
+├── UnavailableError       a service is away: retry later
+├── OutboxFullError        no room on disk: free some
+└── InvariantError         Esper's own promise is broken: stop, and report it
+    └── PositionError      the log and the projections do not fit together
 """
 
 

@@ -18,7 +18,9 @@ import structlog
 from esper.config import LoggingSettings
 
 MASK = "***"
-_SECRET_NAME = re.compile(r"(pass(word|wd)?|secret|token|credential|api_?key|access_?key|authorization)", re.I)
+_SECRET_NAME = re.compile(
+    r"(pass(word|wd)?|secret|token|credential|api_?key|access_?key|authorization)", re.I
+)
 _URL_PASSWORD = re.compile(r"(?P<head>[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^@/\s]+(?=@)", re.I)
 _QUEUE_SIZE = 10_000  # log lines waiting for the writer; beyond it the oldest caller blocks
 
@@ -38,9 +40,7 @@ def redact(value: Any, name: str = "") -> Any:
     return value
 
 
-def _redact_fields(
-    _logger: Any, _method: str, fields: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _redact_fields(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     return {k: redact(v, k) for k, v in fields.items()}
 
 
@@ -66,7 +66,7 @@ def configure_logging(settings: LoggingSettings) -> None:
         if settings.format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.__stderr__)  # Faust puts a proxy to logging in place of stderr
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -21,9 +21,7 @@ CHANGES: Mapping[C, tuple[frozenset[S | None], S]] = MappingProxyType(
 """From which states a change is allowed (None: not there yet), and where it leads."""
 
 
-def judge(
-    blueprint: Blueprint | None, request: BlueprintChangeRequested
-) -> tuple[Verdict, Blueprint | None]:
+def judge(blueprint: Blueprint | None, request: BlueprintChangeRequested) -> tuple[Verdict, Blueprint | None]:
     """What becomes of a request, and the blueprint after it (unchanged unless accepted).
 
     A request seen before keeps its first verdict: that is the reader's to remember, by id.

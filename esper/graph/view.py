@@ -141,7 +141,11 @@ def assemble(rows: ViewRows) -> GraphView:
             for r in sorted(rows.epochs, key=lambda r: (r["step"], r["epoch"]))
             if r["step"] <= at["step"]
         ),
-        kernels=tuple(sorted((_kernel(r) for r in rows.kernels), key=lambda k: (k.blueprint_id, k.target, k.num_features))),
+        kernels=tuple(
+            sorted(
+                (_kernel(r) for r in rows.kernels), key=lambda k: (k.blueprint_id, k.target, k.num_features)
+            )
+        ),
     )
 
 

@@ -24,5 +24,3 @@ class TrainerEvent(RunEvent):
 
     sequence: Sequence
     step: Count
-
-

@@ -25,9 +25,7 @@ async def project(connection: Any, batch: Sequence[Projected]) -> None:
                     await _judge(connection, event, projected.columns)
 
 
-async def _judge(
-    connection: Any, event: events.BlueprintChangeRequested, columns: dict[str, Any]
-) -> None:
+async def _judge(connection: Any, event: events.BlueprintChangeRequested, columns: dict[str, Any]) -> None:
     sql = queries("blueprints")
     row = await sql.blueprint(connection, blueprint_id=event.blueprint_id)
     before = Blueprint.model_validate({**row, "spec": json.loads(row["spec"])}) if row else None

@@ -49,8 +49,7 @@ async def _started(connection: Any, event: events.RunStarted, columns: dict[str,
     sql = queries("runs")
     await sql.insert_run(connection, **{**columns, "hyperparameters": to_json(event.hyperparameters)})
     layers = [
-        {"run_id": event.run_id, "ordinal": n, **layer.model_dump()}
-        for n, layer in enumerate(event.layers)
+        {"run_id": event.run_id, "ordinal": n, **layer.model_dump()} for n, layer in enumerate(event.layers)
     ]
     edges = [{"run_id": event.run_id, **edge.model_dump()} for edge in event.edges]
     await sql.insert_layer(connection, layers)

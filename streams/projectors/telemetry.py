@@ -39,13 +39,17 @@ def _keyed_signals(batch: Sequence[Projected]) -> Iterator[tuple[WindowKey, Heal
 
 async def _load(connection: Any, keys: set[WindowKey]) -> dict[WindowKey, HealthWindow]:
     run_ids, incarnations, layer_ids, seed_ids, steps = (list(c) for c in zip(*sorted(keys), strict=True))
-    rows = await queries("telemetry").windows_of(
+    rows = queries("telemetry").windows_of(
         connection,
-        run_ids=run_ids, incarnations=incarnations, layer_ids=layer_ids, seed_ids=seed_ids, steps=steps,
+        run_ids=run_ids,
+        incarnations=incarnations,
+        layer_ids=layer_ids,
+        seed_ids=seed_ids,
+        steps=steps,
     )
     return {
         tuple(row[c] for c in _COLUMNS): HealthWindow(
             row["num_signals"], row["num_non_finite"], tuple(row["sums"]), tuple(row["counts"])
         )
-        for row in rows
+        async for row in rows
     }

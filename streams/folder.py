@@ -1,0 +1,142 @@
+"""LogFolder: what a worker holds open, and what it does with each batch.
+
+Owns the pool, the producer for dead letters, the slot and the metrics. It refuses to open on a
+log that does not fit the projections; later, a partition that cannot go on is stopped and
+shown red, while the others go on. No exception leaves ``fold``: a Faust agent would ack the batch.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import stamina
+
+from esper.config import Settings, state_dir
+from esper.errors import NewerVersionError, PositionError, UnavailableError
+from esper.logging import get_logger
+from esper.oona.producer import OonaProducer
+from esper.oona.topics import verify_topics
+from esper.streams.database import connect_pool
+from esper.streams.folding import Batch, fold
+from esper.streams.metrics import WorkerMetrics
+from esper.streams.positions import check_position, stored_positions, verify_log
+from esper.streams.settings import StreamsSettings
+from esper.streams.slots import take_slot
+
+Place = tuple[str, int]
+"""(topic, partition)."""
+
+TRANSIENT = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InsufficientResourcesError,
+    UnavailableError,
+    OSError,
+)
+"""What a retry can mend: Postgres or Kafka is away, full or busy."""
+
+_log = get_logger(__name__)
+
+
+class LogFolder:
+    """Async: ``open`` before the first batch, ``close`` after the last."""
+
+    def __init__(self, settings: Settings, streams: StreamsSettings) -> None:
+        self.metrics = WorkerMetrics()
+        self.instance_id = ""
+        self._settings = settings
+        self._streams = streams
+        self._exits = AsyncExitStack()
+        self._red: dict[Place, str] = {}
+        self._pool: Any = None
+        self._producer: OonaProducer | None = None
+
+    async def open(self) -> None:
+        """Check that topics, log and projections fit, then open everything.
+
+        Raises:
+            ConfigError, UnavailableError, PositionError, ConflictError: with what to do.
+        """
+        kafka, postgres = self._settings.need_kafka(), self._settings.need_postgres()
+        async with AsyncExitStack() as exits:
+            await verify_topics(kafka)
+            self._pool = await exits.enter_async_context(connect_pool(postgres))
+            async with self._pool.acquire() as connection:
+                await verify_log(connection, kafka)
+            self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))
+            slot = take_slot(state_dir() / "slots", self._streams.slot)
+            exits.callback(slot.release)
+            self.instance_id = slot.instance_id
+            port = self.metrics.serve(self._streams.metrics_port)
+            exits.callback(self.metrics.stop)
+            self._exits = exits.pop_all()
+        _log.info("worker.opened", instance=self.instance_id, metrics_port=port)
+
+    async def close(self) -> None:
+        """Close what ``open`` opened."""
+        await self._exits.aclose()
+
+    async def fold(self, batch: Batch, *, is_current: bool) -> None:
+        """Fold a batch; try again for as long as Postgres or Kafka is away.
+
+        Args:
+            is_current: False where the partition went to another worker meanwhile, whose
+                position then counts.
+        """
+        place = (batch.topic, batch.partition)
+        if place in self._red:
+            return
+        retries = stamina.retry_context(
+            on=TRANSIENT, attempts=None, timeout=None, wait_max=self._streams.retry_max_delay_s
+        )
+        try:
+            async for attempt in retries:
+                with attempt:
+                    await self._fold_once(batch)
+        except PositionError as error:
+            if is_current:
+                self._stop(place, str(error))
+        except NewerVersionError as error:
+            self._stop(place, str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            _log.exception("fold.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
+            self._stop(place, f"{type(error).__name__}: {error}")
+
+    async def positions(
+        self, assigned: set[Place], first: Mapping[Place, int], last: Mapping[Place, int]
+    ) -> dict[Place, int]:
+        """The offset to read each partition from, checked against the log as it is now.
+
+        Args:
+            first: the oldest offset of each partition; ``last`` the next one to be written.
+        """
+        async with self._pool.acquire() as connection:
+            stored = await stored_positions(connection)
+        positions = {}
+        for place in sorted(assigned):
+            self._red.pop(place, None)
+            positions[place] = stored.get(place, first.get(place, 0))
+            try:
+                check_position(place, positions[place], first, last)
+            except PositionError as error:
+                self._stop(place, str(error))
+        return positions
+
+    async def _fold_once(self, batch: Batch) -> None:
+        assert self._producer is not None
+        with self.metrics.folding(batch.topic):
+            async with self._pool.acquire() as connection:
+                count = await fold(connection, batch, self._producer.send_records)
+        self.metrics.folded(batch, count)
+
+    def _stop(self, place: Place, reason: str) -> None:
+        topic, partition = place
+        self._red[place] = reason
+        self.metrics.red(topic, partition)
+        _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

@@ -1,0 +1,108 @@
+"""The Faust app: one agent per topic, each handing its batches to the ``LogFolder``."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import faust
+from faust.types import TP
+from yarl import URL
+
+from esper.config import Settings, load_settings
+from esper.errors import EsperError
+from esper.logging import configure_logging, get_logger
+from esper.schemas.topics import TOPICS
+from esper.streams.batching import BatchSchema, BatchTransport
+from esper.streams.folder import LogFolder
+from esper.streams.settings import StreamsSettings
+
+EXIT_REFUSED = 1
+UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
+
+_log = get_logger(__name__)
+
+
+class EsperApp(faust.App):  # type: ignore[misc]
+    """A Faust app that reads in batches and starts from Postgres."""
+
+    folder: LogFolder
+    settings: Settings
+
+    def _new_transport(self) -> Any:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    async def on_start(self) -> None:
+        """Open the folder; where it refuses, say why in one line and end with exit code 1."""
+        configure_logging(self.settings.logging)  # Faust has put handlers of its own in place
+        for chatty in ("faust", "mode"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        try:
+            await self.folder.open()
+        except EsperError as error:
+            _log.error("worker.refused", reason=str(error))
+            raise SystemExit(EXIT_REFUSED) from None
+        self.conf.consumer_group_instance_id = f"{self.conf.id}-{self.folder.instance_id}"
+        await super().on_start()
+
+    async def on_stop(self) -> None:
+        """Close the folder after everything that uses it."""
+        await super().on_stop()
+        await self.folder.close()
+
+    async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
+        """Where to read each assigned partition from: Postgres says."""
+        first = await self.consumer.earliest_offsets(*assigned)
+        last = await self.consumer.highwaters(*assigned)
+        found = await self.folder.positions({tuple(tp) for tp in assigned}, _by_place(first), _by_place(last))
+        return {TP(*place): offset for place, offset in found.items()}
+
+
+def make_app() -> EsperApp:
+    """The app of this process, by its environment. Connects to nothing yet."""
+    return build_app(load_settings())
+
+
+def build_app(settings: Settings) -> EsperApp:
+    """An app with its agents."""
+    streams = settings.section("streams", StreamsSettings)
+    brokers = settings.kafka.bootstrap_servers if settings.kafka else UNKNOWN_BROKER
+    app = EsperApp(
+        streams.group,
+        broker=[URL(f"kafka://{server.strip()}") for server in brokers.split(",")],
+        store="memory://",
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=streams.buffered_batches,
+        broker_max_poll_records=streams.max_batch_records,
+        broker_session_timeout=streams.session_timeout_s,
+        broker_heartbeat_interval=streams.session_timeout_s / 4,
+        consumer_auto_offset_reset="earliest",
+    )
+    app.settings = settings
+    app.folder = LogFolder(settings, streams)
+    for spec in TOPICS:
+        app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
+    app.on_rebalance_complete.connect(_say_ready, weak=False)
+    return app
+
+
+def _folding_agent(app: EsperApp) -> Any:
+    async def agent(stream: Any) -> AsyncIterator[None]:
+        async for event in stream.events():
+            message = event.message
+            is_current = message.generation_id == app.consumer_generation_id
+            await app.folder.fold(event.value, is_current=is_current)
+            yield
+
+    return agent
+
+
+async def _say_ready(app: EsperApp, **_fields: Any) -> None:
+    _log.info("worker.ready", instance=app.folder.instance_id, partitions=len(app.consumer.assignment()))
+
+
+def _by_place(offsets: Mapping[Any, int]) -> dict[tuple[str, int], int]:
+    return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}
