@@ -1,0 +1,26 @@
+"""Esper: neural networks that grow while they train, run as an event-sourced system on Kafka.
+
+model = esper.wrap(net, target_layers=[nn.Conv2d, nn.Linear])
+with esper.connect(model, optimizer) as run:
+    ...                      # your loop; run.step() after each optimizer step
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper.connection import connect
+    from esper.wrapping import wrap
+
+__all__ = ["connect", "wrap"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "wrap":
+        from esper.wrapping import wrap
+
+        return wrap
+    if name == "connect":
+        from esper.connection import connect
+
+        return connect
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Kasmina: seeds inside a model's layers. Torch and numpy; no network, no settings."""

@@ -1,0 +1,304 @@
+"""Seeds in layers: free while dormant, isolated while training, exact through a checkpoint."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import esper
+from esper.errors import ContractError, KernelError
+from esper.kasmina.catalogue import CATALOGUE
+from esper.kasmina.kernels import build_kernel, load_kernel
+from esper.kasmina.layer import Isolated
+from esper.kasmina.lifecycle import StageSchedule
+from esper.kasmina.model import MorphableModel
+from esper.schemas.assets import BlueprintSpec
+from esper.schemas.enums import LayerKind, SeedStage
+
+S = SeedStage
+SCHEDULE = StageSchedule(germinated=1, training=2, grafting=2, stabilizing=1, evaluating=5, embargo=2)
+OPTIONS = {"low_rank": {"rank": 2}, "bottleneck": {"expansion": 0.5}, "residual": {"expansion": 0.5}}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.fc1 = nn.Linear(6 * 16, 8)
+        self.fc2 = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.conv(x)).flatten(1)
+        return self.fc2(torch.relu(self.fc1(h)))
+
+
+def make(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def wrapped(seed: int = 0) -> MorphableModel:
+    model = esper.wrap(make(seed), target_layers=[nn.Conv2d, nn.Linear])
+    model.schedule, model.boundary_steps = SCHEDULE, 2
+    return model
+
+
+def kernel_for(model: MorphableModel, layer_id: str, module: str = "low_rank"):
+    handle = model.layers[layer_id]
+    spec = BlueprintSpec(module=module, parameters=OPTIONS.get(module, {}), targets=(handle.kind,))
+    data = build_kernel(f"{module}-test", spec, handle.kind, handle.num_features)
+    import hashlib
+
+    return load_kernel(data, hashlib.sha256(data).hexdigest())
+
+
+def batch(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(8, 1, 4, 4, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> torch.Tensor:
+    x, y = batch(n)
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def run_to(
+    model: MorphableModel, optimizer, layer_id: str, seed_id: int, stage: SeedStage, start: int = 0
+) -> int:
+    """Advance boundaries (2 steps each) until the seed is at ``stage``; gives the next step number."""
+    n = start
+    while model.seed(layer_id, seed_id).stage is not stage:
+        n += 1
+        step(model, optimizer, n)
+        model.on_step(n)
+        if n % 2 == 0:
+            for plan in model.plan_advance(n // 2):
+                model.apply_transition(plan, step=n, boundary=n // 2, optimizer=optimizer)
+        assert n < start + 60
+    return n
+
+
+def germinate(
+    model: MorphableModel, optimizer, layer_id: str, seed_id: int = 0, module: str = "low_rank", at: int = 0
+):
+    kernel = kernel_for(model, layer_id, module)
+    plan = model.plan_germinate(layer_id, seed_id, kernel)
+    model.apply_transition(plan, step=at, boundary=at // 2, kernel=kernel, optimizer=optimizer)
+
+
+def test_a_dormant_model_is_the_plain_one_to_the_bit() -> None:
+    plain, model = make(), wrapped()
+    assert [type(m) for m in plain.modules()] == [type(m) for m in model.host.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert list(model.state_dict()) == list(plain.state_dict())
+    first, second = torch.optim.AdamW(plain.parameters()), torch.optim.AdamW(model.parameters())
+    for n in range(5):
+        assert torch.equal(step(plain, first, n), step(model, second, n))
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    plain.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("layer_id", ["conv", "fc1", "fc2"])
+@pytest.mark.parametrize("module", sorted(CATALOGUE))
+def test_every_kernel_starts_as_identity_and_goes_through_its_life(layer_id: str, module: str) -> None:
+    model, plain = wrapped(), make()
+    if model.layers[layer_id].kind not in CATALOGUE[module].targets:
+        with pytest.raises(KernelError, match="does not go into"):
+            kernel_for(model, layer_id, module)
+        return
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    germinate(model, optimizer, layer_id, module=module)
+    x, _y = batch(0)
+    assert torch.equal(model(x), plain(x))
+    n = run_to(model, optimizer, layer_id, 0, S.EVALUATING)
+    assert model.seed(layer_id, 0).alpha == 1.0
+    plan = model.plan_fossilize(layer_id, 0)
+    model.apply_transition(plan, step=n, boundary=n // 2, optimizer=optimizer)
+    assert isinstance(model.layers[layer_id].module, (nn.Linear, nn.Conv2d))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert model.num_parameters_grown == kernel_for(model, layer_id, module).num_parameters
+
+
+def test_a_seed_in_training_leaves_the_host_as_it_is_and_learns() -> None:
+    plain, model = make(), wrapped()
+    first = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    second = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    germinate(model, second, "fc1")
+    for plan in model.plan_advance(1):
+        model.apply_transition(plan, step=2, boundary=1, optimizer=second)
+    assert model.seed("fc1", 0).stage is S.TRAINING
+    before = [p.clone() for name, p in model.named_parameters() if name.startswith("kasmina.")]
+    for n in range(10):
+        assert torch.equal(step(plain, first, n), step(model, second, n))
+    for a, b in zip(plain.parameters(), model.host.parameters(), strict=True):
+        assert torch.equal(a, b)
+    after = [p for name, p in model.named_parameters() if name.startswith("kasmina.")]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_isolation_keeps_negative_zero_and_infinity() -> None:
+    h = torch.tensor([-0.0, math.inf, -math.inf, 1.5], requires_grad=True)
+    s = torch.tensor([1.0, math.inf, 2.0, math.nan], requires_grad=True)
+    out = Isolated.apply(h, s)
+    assert out.numpy(force=True).tobytes() == h.numpy(force=True).tobytes()
+    out.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert torch.equal(h.grad, s.grad)
+
+
+def test_a_culled_seed_leaves_no_trace_and_can_come_back_after_the_embargo() -> None:
+    model = wrapped()
+    optimizer = torch.optim.AdamW(model.parameters())
+    num_params = len(optimizer.param_groups[0]["params"])
+    germinate(model, optimizer, "fc1")
+    assert len(optimizer.param_groups[0]["params"]) == num_params + 2
+    n = run_to(model, optimizer, "fc1", 0, S.GRAFTING)
+    model.apply_transition(model.plan_cull("fc1", 0), step=n, boundary=n // 2, optimizer=optimizer)
+    assert model.seed("fc1", 0).stage is S.CULLED
+    assert type(model.layers["fc1"].module) is nn.Linear
+    assert len(optimizer.param_groups[0]["params"]) == num_params
+    assert len(optimizer.state) == num_params
+    with pytest.raises(ContractError, match="cannot become"):
+        germinate(model, optimizer, "fc1")
+    n = run_to(model, optimizer, "fc1", 0, S.DORMANT, start=n)
+    germinate(model, optimizer, "fc1", at=n)
+
+
+def test_a_seed_that_nobody_decides_about_is_culled() -> None:
+    model = wrapped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    germinate(model, optimizer, "fc2")
+    run_to(model, optimizer, "fc2", 0, S.CULLED)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "stage", [S.GERMINATED, S.TRAINING, S.GRAFTING, S.STABILIZING, S.EVALUATING, S.CULLED]
+)
+def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None:
+    def optimizer_for(model: MorphableModel) -> torch.optim.Optimizer:
+        if kind == "sgd":
+            return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    model = wrapped()
+    optimizer = optimizer_for(model)
+    for n in range(4):
+        step(model, optimizer, n)
+    germinate(model, optimizer, "fc1", 1)
+    germinate(model, optimizer, "conv", 0, "residual")
+    n = 0 if stage is S.GERMINATED else run_to(model, optimizer, "fc1", 1, stage)
+    saved = io.BytesIO()
+    torch.save(
+        {"host": model.state_dict(), "seeds": model.seed_state(), "optimizer": optimizer.state_dict()}, saved
+    )
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=True)
+    other = wrapped(seed=99)
+    other_optimizer = optimizer_for(other)
+    other.load_state_dict(loaded["host"])
+    other.load_seed_state(loaded["seeds"], other_optimizer)
+    other_optimizer.load_state_dict(loaded["optimizer"])
+    assert other.seeds_not_dormant() == model.seeds_not_dormant()
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        for k in range(n + 1, n + 9):
+            step(m, o, k)
+            m.on_step(k)
+            if k % 2 == 0:
+                for plan in m.plan_advance(k // 2):
+                    m.apply_transition(plan, step=k, boundary=k // 2, optimizer=o)
+    for (name, a), (_same, b) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_failing_seed_neither_breaks_nor_poisons_the_step() -> None:
+    model, plain = wrapped(), make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    germinate(model, optimizer, "fc1")
+    run_to(model, optimizer, "fc1", 0, S.EVALUATING)
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        next(iter(model.layers["fc1"].awake.values())).module[1].weight.fill_(math.nan)
+    x, _y = batch(3)
+    for _n in range(3):
+        assert torch.equal(model(x), plain(x))
+    (plan,) = model.plan_advance(100)
+    assert (plan.to_stage, plan.reason) == (S.CULLED, "failure")
+
+
+def test_kernels_are_deterministic_and_bad_ones_are_refused() -> None:
+    import hashlib
+
+    spec = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(LayerKind.LINEAR,))
+    data = build_kernel("low-rank-2", spec, LayerKind.LINEAR, 8, seed=1)
+    assert data == build_kernel("low-rank-2", spec, LayerKind.LINEAR, 8, seed=1)
+    digest = hashlib.sha256(data).hexdigest()
+    model = wrapped()
+    kernel = load_kernel(data, digest)
+    with pytest.raises(KernelError, match="for linear layers of 8"):
+        model.plan_germinate("fc2", 0, kernel)
+    with pytest.raises(KernelError, match="not those of kernel"):
+        load_kernel(data[:-1] + b"\x01", digest)
+    with pytest.raises(KernelError, match="more than 10"):
+        load_kernel(data, digest, max_bytes=10)
+    junk = b"\xff" * 64
+    with pytest.raises(KernelError, match="malformed"):
+        load_kernel(junk, hashlib.sha256(junk).hexdigest())
+    with pytest.raises(KernelError, match="rank must be in"):
+        build_kernel("x", spec.model_copy(update={"parameters": {"rank": 10**9}}), LayerKind.LINEAR, 8)
+
+
+def test_health_is_read_on_armed_steps_only_and_the_sick_are_not_lost() -> None:
+    model = wrapped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.probe.arm()
+    step(model, optimizer, 0)
+    signals = model.probe.read(epoch=3)
+    assert set(signals) == {"conv", "fc1", "fc2"}
+    assert [s.chunk_id for s in signals["fc1"]] == [0, 1, 2, 3]
+    assert all(s.gradient_norm is not None and 0.0 <= s.health_score <= 1.0 for s in signals["conv"])
+    assert not any(m._forward_hooks for m in model.modules())
+    with torch.no_grad():
+        model.host.fc1.weight.fill_(math.nan)
+    model.probe.arm()
+    model(batch(0)[0])
+    sick = model.probe.read(epoch=3)["fc1"]
+    assert all(s.non_finite and s.activation_mean is None and s.health_score == 0.0 for s in sick)
+
+
+def test_the_graph_follows_the_data() -> None:
+    nodes, edges = wrapped().graph()
+    assert [(n.layer_id, n.kind, n.num_features, n.num_seeds) for n in nodes] == [
+        ("conv", "conv2d", 6, 4),
+        ("fc1", "linear", 8, 4),
+        ("fc2", "linear", 4, 4),
+    ]
+    assert [(e.source, e.target) for e in edges] == [("conv", "fc1"), ("fc1", "fc2")]
+
+
+def test_wrap_refuses_what_it_cannot_do() -> None:
+    model = wrapped()
+    with pytest.raises(ContractError, match="wrapped already"):
+        esper.wrap(model)
+    with pytest.raises(ContractError, match="no layer of Linear"):
+        esper.wrap(nn.Sequential(nn.ReLU()))
+    with pytest.raises(TypeError, match="BatchNorm1d cannot hold seeds"):
+        esper.wrap(nn.BatchNorm1d(3), target_layers=[nn.BatchNorm1d])
+
+
+def test_tied_weights_and_deep_copies_work() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    model = esper.wrap(net)
+    assert len(list(model.parameters())) == 3
+    twin = copy.deepcopy(model)
+    x = torch.randn(2, 4)
+    assert torch.equal(twin(x), model(x))
+    assert twin.layers["0"].module is twin.host[0]
