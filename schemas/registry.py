@@ -16,6 +16,9 @@ from esper.schemas.topics import TopicSpec
 EVENT_TYPE = re.compile(r"^(?P<name>esper(?:\.[a-z0-9-]+){2})\.v(?P<version>[1-9][0-9]*)$")
 
 
+EventClass = type[Event]
+
+
 class UnknownEventType(ValueError):
     """No version of this type was ever in the registry: the record cannot be decoded."""
 
@@ -29,7 +32,7 @@ class Registration:
     """One event type: ``key_field`` names the field whose value is the record's key."""
 
     type: str
-    model: type[Event]
+    model: "EventClass"
     topic: TopicSpec
     key_field: str
 

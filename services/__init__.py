@@ -1,0 +1,1 @@
+"""The services: Urza (blueprints and kernels), Tamiyo (decisions), Tolaria (training)."""

@@ -21,7 +21,7 @@ from esper.streams.folding import Batch
 IDLE_POLL_S = 0.05  # how soon a partition is fetched again once its buffer has room
 
 
-class BatchSchema(faust.Schema):  # type: ignore[misc]
+class BatchSchema(faust.Schema[Any, Any]):
     """Hands the batch on untouched: the folding decodes it."""
 
     def compile(self, app: Any, **_options: Any) -> Callable[..., Awaitable[Any]]:
@@ -34,7 +34,7 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
         return decode
 
 
-class BatchConsumer(Consumer):  # type: ignore[misc]
+class BatchConsumer(Consumer):
     """A Faust consumer whose messages are batches. The app has ``load_positions``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
             start = self._next_start.get(tp, fetched[0].offset)
             batch = Batch(tp.topic, tp.partition, start, tuple(stored(r) for r in fetched))
             self._next_start[tp] = batch.end
-            message = self._to_message(tp, fetched[-1])
+            message: Any = self._to_message(tp, fetched[-1])
             message.value = batch
             self._in_flight.setdefault(tp, deque()).append(message.offset)
             self.app.monitor.track_tp_end_offset(tp, self.highwater(found))
@@ -74,8 +74,8 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Every reposition passes through here: go to where Postgres stands."""
         assigned = {TP(tp.topic, tp.partition) for tp in self.assignment()}
-        load: Any = self.app.load_positions
-        positions: Mapping[TP, int] = await load(assigned) if assigned else {}
+        app: Any = self.app
+        positions: Mapping[TP, int] = await app.load_positions(assigned) if assigned else {}
         if positions:
             await self.seek_wait(positions)
         self._next_start = dict(positions)
@@ -101,7 +101,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
         """Offsets between two batches' last ones are not missing: nothing to add."""
 
 
-class BatchTransport(Transport):  # type: ignore[misc]
+class BatchTransport(Transport):
     """The aiokafka transport with the batch consumer."""
 
     Consumer = BatchConsumer

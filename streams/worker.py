@@ -22,7 +22,7 @@ UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settin
 _log = get_logger(__name__)
 
 
-class EsperApp(faust.App):  # type: ignore[misc]
+class EsperApp(faust.App):
     """A Faust app that reads in batches and starts from Postgres."""
 
     folder: LogFolder
@@ -53,7 +53,9 @@ class EsperApp(faust.App):  # type: ignore[misc]
         """Where to read each assigned partition from: Postgres says."""
         first = await self.consumer.earliest_offsets(*assigned)
         last = await self.consumer.highwaters(*assigned)
-        found = await self.folder.positions({tuple(tp) for tp in assigned}, _by_place(first), _by_place(last))
+        found = await self.folder.positions(
+            {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
+        )
         return {TP(*place): offset for place, offset in found.items()}
 
 
@@ -100,7 +102,7 @@ def _folding_agent(app: EsperApp) -> Any:
     return agent
 
 
-async def _say_ready(app: EsperApp, **_fields: Any) -> None:
+async def _say_ready(app: Any, **_fields: Any) -> None:
     _log.info("worker.ready", instance=app.folder.instance_id, partitions=len(app.consumer.assignment()))
 
 

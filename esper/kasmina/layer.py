@@ -27,12 +27,12 @@ class Isolated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:
         """h, (any shape); s of the same shape."""
         return h.view_as(h)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ARG004
+    def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradient, twice."""
         return gradients[0], gradients[0]
 
@@ -66,7 +66,7 @@ class AwakeSeed:
             self.errors += 1
             return h
         if is_isolated:
-            return Isolated.apply(h, s)  # type: ignore[no-any-return, no-untyped-call]
+            return Isolated.apply(h, s)  # type: ignore[no-any-return]
         return h + s if self.alpha == 1.0 else h + self.alpha * s
 
     def _finite(self, s: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class KasminaLayer:
         self.index = index
         self.module = module
         self.kind = kind_of(module)
-        self.num_features = int(module.weight.shape[0])  # type: ignore[index, union-attr]
+        self.num_features = int(module.weight.shape[0])  # type: ignore[index]
         self.num_seeds = min(seeds_per_layer, self.num_features)
         self.awake: dict[int, AwakeSeed] = {}
 

@@ -88,9 +88,9 @@ class MorphableModel(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for _key, module in self._grown():
-            module._apply(fn)
+            module._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
     # -- what it is -------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class SeedArrays:
 
     def stage_of(self, layer: int, seed: int) -> SeedStage:
         """The stage of one seed."""
-        return STAGES[self.stage[layer, seed]]
+        return STAGES[int(self.stage[layer, seed])]
 
     def move(self, layer: int, seed: int, to: SeedStage, *, step: int, boundary: int) -> None:
         """Move one seed.

@@ -1,6 +1,7 @@
 """How data flows between the layers that hold seeds: torch.fx where it can trace, order elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from torch import fx, nn
 
@@ -44,4 +45,4 @@ def _from_graph(graph: fx.Graph, names: set[str]) -> tuple[LayerEdge, ...]:
 
 
 def _chain(names: Sequence[str]) -> tuple[LayerEdge, ...]:
-    return tuple(LayerEdge(source=a, target=b) for a, b in zip(names, names[1:], strict=False))
+    return tuple(LayerEdge(source=a, target=b) for a, b in pairwise(names))

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from esper.errors import OutboxFullError, UnavailableError
 from esper.oona.cloudevents import Record
@@ -107,7 +108,7 @@ def _headers_to_text(record: Record) -> str:
     return json.dumps([[name, text.decode()] for name, text in record.headers])
 
 
-def _to_record(row: Sequence[object]) -> Record:
+def _to_record(row: Sequence[Any]) -> Record:
     topic, key, value, headers, timestamp_ms = row
-    named = tuple((name, text.encode()) for name, text in json.loads(str(headers)))
-    return Record(str(topic), bytes(key), bytes(value), named, int(str(timestamp_ms)))  # type: ignore[arg-type]
+    named = tuple((name, text.encode()) for name, text in json.loads(headers))
+    return Record(topic, key, value, named, timestamp_ms)

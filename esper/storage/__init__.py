@@ -1,0 +1,1 @@
+"""Storage: blobs in S3, named by their SHA-256."""

@@ -1,0 +1,1 @@
+"""Tolaria trains, and starts the other services."""

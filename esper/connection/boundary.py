@@ -1,0 +1,153 @@
+"""What happens at a boundary: commands are judged and applied, stages advance, the boundary is told.
+
+Each move is written to the outbox before it takes effect. Where the disk is full nothing grows
+and nothing moves; training goes on.
+"""
+
+from torch.optim import Optimizer
+
+from esper.connection.commands import CommandInbox, ReceivedCommand, reason_to_reject
+from esper.connection.journal import Journal
+from esper.connection.reports import AdaptationBook
+from esper.errors import ContractError, KernelError, OutboxFullError
+from esper.kasmina.kernels import LoadedKernel
+from esper.kasmina.lifecycle import Transition
+from esper.kasmina.model import MorphableModel
+from esper.logging import get_logger
+from esper.schemas.enums import RejectionReason, SeedStage
+from esper.schemas.events import (
+    BoundaryReached,
+    CommandRejected,
+    CullSeed,
+    FieldReported,
+    GerminateSeed,
+    SeedTransitioned,
+)
+from esper.schemas.messages import OonaMessage
+
+_log = get_logger(__name__)
+
+
+class BoundaryWork:
+    """Everything a boundary touches, for one run."""
+
+    def __init__(
+        self,
+        model: MorphableModel,
+        optimizer: Optimizer,
+        journal: Journal,
+        inbox: CommandInbox,
+        book: AdaptationBook,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._journal = journal
+        self._inbox = inbox
+        self._book = book
+        self._last_moves: dict[tuple[str, int], OonaMessage] = {}
+
+    def pass_boundary(self, boundary: int, step: int, epoch: int) -> None:
+        """Do all of it; never raises for a full disk."""
+        try:
+            for received in self._inbox.ready(step):
+                self._handle(received, boundary, step)
+            for plan in self._model.plan_advance(boundary):
+                self._move(plan, boundary, step, self._last_moves.get((plan.layer_id, plan.seed_id)))
+            self._journal.record(
+                BoundaryReached,
+                step=step,
+                boundary=boundary,
+                epoch=epoch,
+                last_sequences=dict(self._journal.last_sequences),
+            )
+        except OutboxFullError as error:
+            _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+
+    def _handle(self, received: ReceivedCommand, boundary: int, step: int) -> None:
+        refused = reason_to_reject(received, self._journal.incarnation, step)
+        plan = None
+        if refused is None:
+            try:
+                plan = self._plan(received)
+            except KernelError as error:
+                refused = (RejectionReason.KERNEL_INVALID, str(error))
+            except ContractError as error:
+                refused = (self._seed_problem(received), str(error))
+        if refused is not None or plan is None:
+            self._reject(received, refused or (RejectionReason.KERNEL_UNAVAILABLE, ""), step)
+        else:
+            self._move(plan, boundary, step, received.message, received)
+        self._inbox.done(received)
+
+    def _plan(self, received: ReceivedCommand) -> Transition:
+        command, model = received.command, self._model
+        if isinstance(command, GerminateSeed):
+            if received.kernel is None:
+                raise KernelError("the kernel did not arrive")
+            return model.plan_germinate(command.layer_id, command.seed_id, received.kernel)
+        stage = model.seed(command.layer_id, command.seed_id).stage
+        if stage is not command.expected_stage:
+            raise ContractError(f"the seed is {stage}, not {command.expected_stage}")
+        if isinstance(command, CullSeed):
+            return model.plan_cull(command.layer_id, command.seed_id)
+        return model.plan_fossilize(command.layer_id, command.seed_id)
+
+    def _seed_problem(self, received: ReceivedCommand) -> RejectionReason:
+        handle = self._model.layers.get(received.command.layer_id)
+        is_known = handle is not None and received.command.seed_id < handle.num_seeds
+        return RejectionReason.UNEXPECTED_STAGE if is_known else RejectionReason.UNKNOWN_SEED
+
+    def _reject(self, received: ReceivedCommand, why: tuple[RejectionReason, str], step: int) -> None:
+        reason, detail = why
+        self._journal.record(
+            CommandRejected,
+            received.message,
+            step=step,
+            layer_id=received.command.layer_id,
+            seed_id=received.command.seed_id,
+            command_id=received.message.id,
+            reason=reason,
+            detail=detail[:2000],
+        )
+        _log.warning("command.rejected", command=str(received.message.id), reason=reason, detail=detail)
+
+    def _move(
+        self,
+        plan: Transition,
+        boundary: int,
+        step: int,
+        cause: OonaMessage | None,
+        received: ReceivedCommand | None = None,
+    ) -> None:
+        moved = self._journal.record(
+            SeedTransitioned,
+            cause,
+            step=step,
+            layer_id=plan.layer_id,
+            seed_id=plan.seed_id,
+            from_stage=plan.from_stage,
+            to_stage=plan.to_stage,
+            reason=plan.reason,
+            blueprint_id=plan.blueprint_id,
+            kernel_sha256=plan.kernel_sha256,
+            command_id=received.message.id if received else None,
+            num_parameters=plan.num_parameters,
+            detail=plan.detail,
+        )
+        kernel: LoadedKernel | None = received.kernel if received else None
+        self._model.apply_transition(
+            plan, step=step, boundary=boundary, kernel=kernel, optimizer=self._optimizer
+        )
+        self._last_moves[plan.layer_id, plan.seed_id] = moved
+        if plan.to_stage is SeedStage.GERMINATED and received is not None:
+            self._book.germinated(plan, received.message.id, received.command.decision_id, step)
+        report = self._book.ended(plan)
+        if report is not None:
+            self._journal.record(FieldReported, moved, step=step, **report)
+        _log.info(
+            "seed.moved",
+            seed=f"{plan.layer_id}:{plan.seed_id}",
+            stage=plan.to_stage,
+            reason=plan.reason,
+            step=step,
+        )

@@ -1,0 +1,103 @@
+"""Checkpoints on the local disk, and the incarnations of a run.
+
+Invariant: a checkpoint is complete or not there. It is written beside, synced, renamed; its
+SHA-256 is in its name and checked on load. An incarnation is claimed by making a file that
+must not exist: two processes never get the same one.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esper.errors import ConflictError, ContractError, UnavailableError
+
+KEEP = 2  # the newest, and one to fall back on when it is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """What ``CheckpointSaved`` tells."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+class CheckpointStore:
+    """The checkpoints and incarnations of one run, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def claim_incarnation(self, *, is_resumed: bool) -> int:
+        """The next incarnation, by compare-and-set: 1 for a new run.
+
+        Raises:
+            ConflictError: a new run's folder holds a run already, or another process was first.
+        """
+        folder = self._folder / "incarnations"
+        folder.mkdir(parents=True, exist_ok=True)
+        last = max((int(p.name) for p in folder.iterdir()), default=0)
+        if last and not is_resumed:
+            raise ConflictError(
+                f"{self._folder} holds a run already: resume it (`--resume`), or choose another run_id"
+            )
+        try:
+            os.close(os.open(folder / str(last + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError as error:
+            raise ConflictError(f"another process took incarnation {last + 1} of {self._folder}") from error
+        return last + 1
+
+    def save(self, state: dict[str, Any], step: int) -> SavedCheckpoint:
+        """Write a checkpoint that survives a power cut once this returns.
+
+        Raises:
+            UnavailableError: the disk did not take it; the older ones are untouched.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / "checkpoint.partial"
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            data = partial.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            path = self._folder / f"checkpoint-{step:010d}-{digest}.pt"
+            partial.replace(path)
+            _sync_folder(self._folder)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise UnavailableError(
+                f"the checkpoint could not be written to {self._folder}: {error}"
+            ) from error
+        for old in self._saved()[:-KEEP]:
+            old.unlink(missing_ok=True)
+        return SavedCheckpoint(path, digest, len(data))
+
+    def load_newest(self) -> dict[str, Any]:
+        """The newest checkpoint that is whole.
+
+        Raises:
+            ContractError: there is none.
+        """
+        for path in reversed(self._saved()):
+            if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.rsplit("-", 1)[1]:
+                loaded: dict[str, Any] = torch.load(path, weights_only=True)
+                return loaded
+        raise ContractError(f"{self._folder} has no whole checkpoint to resume from: start a new run")
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._folder.glob("checkpoint-*.pt"))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

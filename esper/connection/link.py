@@ -1,0 +1,301 @@
+"""The link's thread: sends what the trainer recorded, fetches what it was asked to do.
+
+Owns every network connection of a training process. The trainer's thread only appends to the
+outbox and to bounded queues and reads the inbox: it never waits on anything here.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from aiokafka import TopicPartition
+
+from esper.config import Settings
+from esper.connection.commands import CommandInbox, ReceivedCommand
+from esper.connection.settings import LinkOptions
+from esper.errors import ContractError, EsperError, KernelError, OutboxFullError, UnavailableError
+from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
+from esper.logging import get_logger
+from esper.oona.cloudevents import Record, encode
+from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
+from esper.oona.outbox import Outbox
+from esper.oona.producer import OonaProducer
+from esper.schemas.enums import RejectionReason
+from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
+from esper.schemas.messages import OonaMessage
+from esper.schemas.topics import COMMANDS, LIFECYCLE
+from esper.storage.blobs import BlobStore
+
+BATCH = 500
+IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is looked for
+RETRY_S = (0.2, 2.0)  # first and longest wait after the broker refused
+KERNEL_ATTEMPTS = 3
+START_TIMEOUT_S = 30.0
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What an earlier incarnation did after the checkpoint: command id -> step, and the refused ones."""
+
+    applied_at: dict[UUID, int]
+    rejected: frozenset[UUID]
+
+
+class LinkThread:
+    """One thread with an event loop. ``start`` it, then feed it; ``stop`` flushes."""
+
+    def __init__(
+        self, settings: Settings, run_id: str, outbox: Outbox, spill: Outbox, options: LinkOptions
+    ) -> None:
+        self._settings = settings
+        self._run_id = run_id
+        self._partition = partition_of(run_id, COMMANDS)
+        self._outbox = outbox
+        self._spill = spill
+        self._options = options
+        self._telemetry: deque[OonaMessage] = deque()
+        self._num_lost = 0
+        self._in_flight = 0  # telemetry records taken from the queue and not yet acknowledged
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="esper-link", daemon=True)
+        self._exits = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._producer: OonaProducer | None = None
+        self._blobs: BlobStore | None = None
+
+    # -- the trainer's side -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect. The only wait on the network, before training begins.
+
+        Raises:
+            UnavailableError: no broker answers.
+        """
+        self._thread.start()
+        self._wait(self._open(), START_TIMEOUT_S)
+
+    def end_of_commands(self) -> int:
+        """The position after the newest command of the run's partition."""
+        return int(self._wait(self._end_of(COMMANDS.name), START_TIMEOUT_S))
+
+    def end_of_lifecycle(self) -> int:
+        """The same for lifecycle events."""
+        return int(self._wait(self._end_of(LIFECYCLE.name), START_TIMEOUT_S))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Send all that waits; False where some is left after ``timeout_s``."""
+        return bool(self._wait(self._drain(timeout_s), timeout_s + START_TIMEOUT_S))
+
+    def read_replay(self, incarnation: int, step: int, lifecycle_offset: int) -> Replay:
+        """What incarnations before ``incarnation`` did with commands after ``step``."""
+        reading = self._read_replay(incarnation, step, lifecycle_offset)
+        found: Replay = self._wait(reading, None)
+        return found
+
+    def receive(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
+        """Begin to fill the inbox, from this offset."""
+        self._wait(self._start_tasks(inbox, offset, replay), START_TIMEOUT_S)
+
+    def send_telemetry(self, message: OonaMessage) -> None:
+        """Queue a health event; counted as lost where the queue is full."""
+        if len(self._telemetry) >= self._options.max_queued_telemetry:
+            self.lose(1)
+        else:
+            self._telemetry.append(message)
+
+    def lose(self, count: int) -> None:
+        """Count telemetry records that are gone."""
+        with self._lock:
+            self._num_lost += count
+
+    def take_lost(self) -> int:
+        """How many were lost since the last call."""
+        with self._lock:
+            lost, self._num_lost = self._num_lost, 0
+            return lost
+
+    def stop(self) -> bool:
+        """Flush within the option's time and end the thread; False where something is left."""
+        is_flushed = self.drain(self._options.flush_timeout_s)
+        self._wait(self._close(), START_TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        return is_flushed
+
+    # -- the thread's side ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _wait(self, work: Coroutine[Any, Any, Any], timeout_s: float | None) -> Any:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return future.result(timeout_s)
+
+    async def _open(self) -> None:
+        async with AsyncExitStack() as exits:
+            kafka = self._settings.need_kafka()
+            self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id=self._run_id))
+            pairs = [(COMMANDS.name, self._partition), (LIFECYCLE.name, self._partition)]
+            self._consumer = await exits.enter_async_context(assigned_consumer(kafka, pairs))
+            if self._settings.s3 is not None:
+                self._blobs = await exits.enter_async_context(BlobStore(self._settings.s3))
+            self._exits = exits.pop_all()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._exits.aclose()
+
+    async def _end_of(self, topic: str) -> int:
+        place = TopicPartition(topic, self._partition)
+        return int((await self._consumer.end_offsets([place]))[place])
+
+    async def _start_tasks(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
+        self._consumer.pause(TopicPartition(LIFECYCLE.name, self._partition))
+        self._consumer.seek(TopicPartition(COMMANDS.name, self._partition), offset)
+        works = (self._keep_sending(), self._keep_sending_telemetry(), self._keep_receiving(inbox, replay))
+        self._tasks = [asyncio.create_task(work) for work in works]
+
+    async def _keep_sending(self) -> None:
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                sent = await self._send_oldest(self._outbox)
+                wait_s = RETRY_S[0]
+                if not sent:
+                    await asyncio.sleep(IDLE_S)
+            except UnavailableError as error:
+                _log.warning("outbox.waiting", error=str(error), retry_s=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RETRY_S[1])
+
+    async def _send_oldest(self, outbox: Outbox) -> int:
+        assert self._producer is not None
+        waiting = outbox.oldest(BATCH)
+        if waiting:
+            await self._producer.send_records([record for _id, record in waiting])
+            outbox.remove_up_to(waiting[-1][0])
+        return len(waiting)
+
+    async def _keep_sending_telemetry(self) -> None:
+        assert self._producer is not None
+        while True:
+            batch = self._next_telemetry()
+            try:
+                while await self._send_oldest(self._spill):
+                    pass
+                if batch:
+                    await self._producer.send_records(batch)
+                else:
+                    await asyncio.sleep(IDLE_S)
+            except UnavailableError:
+                self._spill_over(batch)
+                await asyncio.sleep(RETRY_S[0])
+            self._in_flight = 0
+
+    def _next_telemetry(self) -> list[Record]:
+        self._in_flight = min(BATCH, len(self._telemetry))
+        return [encode(self._telemetry.popleft()) for _n in range(self._in_flight)]
+
+    def _spill_over(self, batch: Sequence[Record]) -> None:
+        if not batch:
+            return
+        try:
+            if len(self._spill) + len(batch) > self._options.max_spilled_telemetry:
+                raise OutboxFullError("the telemetry spill is full")
+            self._spill.append(batch)
+        except OutboxFullError as error:
+            self.lose(len(batch))
+            _log.warning("telemetry.lost", records=len(batch), error=str(error))
+
+    async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
+        while True:
+            fetched = await self._consumer.getmany(timeout_ms=200)
+            for records in fetched.values():
+                for record in records:
+                    await self._receive(record, inbox, replay)
+                    inbox.passed(record.offset + 1)
+
+    async def _receive(self, record: Any, inbox: CommandInbox, replay: Replay | None) -> None:
+        try:
+            message = stored(record).decode()
+        except ContractError as error:
+            _log.error("command.unreadable", offset=record.offset, error=str(error))
+            return
+        command = message.data
+        if not isinstance(command, SeedCommand) or command.run_id != self._run_id:
+            return
+        if replay is not None and message.id in replay.rejected:
+            return
+        at_step = replay.applied_at.get(message.id) if replay is not None else None
+        kernel, problem = await self._kernel_of(command)
+        inbox.put(ReceivedCommand(message, command, record.offset, kernel, problem, at_step))
+
+    async def _kernel_of(
+        self, command: SeedCommand
+    ) -> tuple[LoadedKernel | None, tuple[RejectionReason, str] | None]:
+        if not isinstance(command, GerminateSeed):
+            return None, None
+        for attempt in range(1, KERNEL_ATTEMPTS + 1):
+            try:
+                return await self._fetch(command), None
+            except KernelError as error:
+                return None, (RejectionReason.KERNEL_INVALID, str(error))
+            except EsperError as error:
+                if attempt == KERNEL_ATTEMPTS:
+                    return None, (RejectionReason.KERNEL_UNAVAILABLE, str(error))
+                await asyncio.sleep(RETRY_S[0] * attempt)
+        return None, None
+
+    async def _fetch(self, command: GerminateSeed) -> LoadedKernel:
+        if self._blobs is None:
+            raise UnavailableError("no S3 is named: set ESPER_S3__ENDPOINT_URL")
+        limit = min(command.kernel_size_bytes, MAX_KERNEL_BYTES)
+        data = await self._blobs.get(command.kernel_sha256, max_bytes=limit)
+        return load_kernel(data, command.kernel_sha256, max_bytes=limit)
+
+    async def _drain(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not self._tasks:
+                    while await self._send_oldest(self._outbox):
+                        pass
+                while len(self._outbox) or (self._tasks and self._has_telemetry()):
+                    await asyncio.sleep(IDLE_S)
+        except (TimeoutError, UnavailableError):
+            return False
+        return True
+
+    def _has_telemetry(self) -> bool:
+        return bool(self._telemetry or self._in_flight or len(self._spill))
+
+    async def _read_replay(self, incarnation: int, step: int, lifecycle_offset: int) -> Replay:
+        applied: dict[UUID, int] = {}
+        rejected: set[UUID] = set()
+        start = {self._partition: lifecycle_offset}
+        kafka = self._settings.need_kafka()
+        async for record in read_range(kafka, LIFECYCLE, partition=self._partition, start=start):
+            try:
+                event = record.decode().data
+            except ContractError:
+                continue
+            match event:
+                case SeedTransitioned() | CommandRejected() if event.run_id != self._run_id:
+                    continue
+                case SeedTransitioned(command_id=UUID() as command) if event.step > step:
+                    applied.setdefault(command, event.step)
+                case CommandRejected() if event.incarnation < incarnation:
+                    rejected.add(event.command_id)
+        return Replay(applied, frozenset(rejected - applied.keys()))

@@ -1,0 +1,324 @@
+"""RunLink: what a training loop holds. Every call returns at once, whatever the bus does.
+
+The trainer's thread records events in the outbox and reads the inbox; ``LinkThread`` talks to
+the network. A forked process (a DataLoader's worker) that calls it does nothing.
+"""
+
+import ast
+import os
+import random
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import torch
+from torch.optim import Optimizer
+
+from esper.config import Settings, load_settings
+from esper.connection.boundary import BoundaryWork
+from esper.connection.checkpoints import CheckpointStore
+from esper.connection.commands import CommandInbox
+from esper.connection.journal import Journal
+from esper.connection.link import LinkThread
+from esper.connection.reports import AdaptationBook
+from esper.connection.settings import LinkOptions
+from esper.errors import UnavailableError
+from esper.kasmina.model import MorphableModel
+from esper.logging import get_logger
+from esper.oona.outbox import Outbox
+from esper.schemas import events
+from esper.schemas.assets import TrainingResults
+from esper.schemas.base import Scalar
+from esper.schemas.enums import RunStatus
+
+OUTBOX_FILE, SPILL_FILE = "outbox.sqlite", "telemetry.sqlite"
+
+_log = get_logger(__name__)
+
+
+def connect(
+    model: MorphableModel,
+    optimizer: Optimizer,
+    *,
+    run_id: str | None = None,
+    settings: Settings | None = None,
+    options: LinkOptions | None = None,
+    scheduler: Any = None,
+    hyperparameters: Mapping[str, Scalar] | None = None,
+    is_resumed: bool = False,
+) -> "RunLink":
+    """Link a training loop with Oona. Use it as a context manager.
+
+    Args:
+        model: from ``esper.wrap``.
+        optimizer: any torch.optim optimizer; grown parameters join it.
+        run_id: names the run; a new name where it is None.
+        settings: where everything is; from the environment where it is None.
+        scheduler: an lr scheduler (or anything with state_dict), kept in checkpoints.
+        hyperparameters: told with ``run started``.
+        is_resumed: go on from the newest checkpoint of ``run_id``.
+    """
+    return RunLink(
+        model,
+        optimizer,
+        run_id=run_id or f"run-{uuid.uuid4().hex[:12]}",
+        settings=settings or load_settings(),
+        options=options or LinkOptions.model_validate({}),
+        scheduler=scheduler,
+        hyperparameters=dict(hyperparameters or {}),
+        is_resumed=is_resumed,
+    )
+
+
+class RunLink:
+    """One incarnation of one run. ``restored`` is the ``extra`` of the checkpoint it resumed from."""
+
+    def __init__(
+        self,
+        model: MorphableModel,
+        optimizer: Optimizer,
+        *,
+        run_id: str,
+        settings: Settings,
+        options: LinkOptions,
+        scheduler: Any,
+        hyperparameters: dict[str, Scalar],
+        is_resumed: bool,
+    ) -> None:
+        self.run_id = run_id
+        self.step_number = 0
+        self.epoch = 0
+        self.overhead_s = 0.0
+        self.results: TrainingResults | None = None
+        self.restored: dict[str, Any] | None = None
+        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
+        self._options, self._hyperparameters, self._is_resumed = options, hyperparameters, is_resumed
+        self._pid = os.getpid()
+        folder: Path = options.folder / run_id
+        self._store = CheckpointStore(folder)
+        self._outbox = Outbox(folder / OUTBOX_FILE, max_pages=options.outbox_max_pages)
+        self._spill = Outbox(folder / SPILL_FILE)
+        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options)
+        self._book = AdaptationBook(options.metric)
+        self._lifecycle_offset = 0
+        self._gap_from = 0
+
+    @property
+    def incarnation(self) -> int:
+        """Which go at the run this is."""
+        return self._journal.incarnation
+
+    @property
+    def num_adaptations(self) -> int:
+        """Seeds germinated so far."""
+        return self._book.num_adaptations
+
+    def __enter__(self) -> Self:
+        self._outbox.open()
+        self._spill.open()
+        try:
+            self._link.start()
+            self._model.boundary_steps = self._options.boundary_steps
+            saved = self._store.load_newest() if self._is_resumed else None
+            incarnation = self._store.claim_incarnation(is_resumed=self._is_resumed)
+            self._journal = Journal(self.run_id, incarnation, self._outbox)
+            if saved is None:
+                self._begin()
+            else:
+                self._resume(saved)
+        except BaseException:
+            self._outbox.close()
+            self._spill.close()
+            raise
+        if self._is_sampled(self.step_number + 1):
+            self._model.probe.arm()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        status = RunStatus.COMPLETED
+        if kind is not None:
+            status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
+        self._model.probe.disarm()
+        self._journal.try_record(
+            events.RunEnded,
+            step=self.step_number,
+            status=status,
+            results=self.results,
+            detail=repr(value)[:2000] if value is not None else "",
+        )
+        if not self._link.stop():
+            _log.error(
+                "run.left_in_outbox", run=self.run_id, events=len(self._outbox), folder=str(self._store)
+            )
+        self._outbox.close()
+        self._spill.close()
+
+    def step(self) -> None:
+        """Call it after each optimizer step, before gradients are cleared."""
+        if os.getpid() != self._pid:
+            return
+        with self._timed():
+            self.step_number += 1
+            step = self.step_number
+            self._model.on_step(step)
+            if self._model.probe.is_armed:
+                self._measure(step)
+            if step % self._options.boundary_steps == 0:
+                self._tell_gap(step)
+                self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
+            if self._is_sampled(step + 1):
+                self._model.probe.arm()
+
+    def epoch_completed(self, metrics: Mapping[str, float]) -> None:
+        """Call it at the end of each epoch, with its metrics (the option ``metric`` among them)."""
+        if os.getpid() != self._pid:
+            return
+        with self._timed():
+            finite = {k: float(v) if abs(v) < float("inf") else None for k, v in metrics.items()}
+            self._book.last_value = finite.get(self._options.metric, self._book.last_value)
+            self._journal.try_record(
+                events.EpochCompleted, step=self.step_number, epoch=self.epoch, metrics=finite
+            )
+            self.epoch += 1
+
+    def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
+        """Save everything that training needs to go on. False where the disk did not take it.
+
+        Args:
+            extra: the loop's own state (plain values and tensors); comes back in ``restored``.
+        """
+        if os.getpid() != self._pid:
+            return False
+        with self._timed():
+            offset, applied = self._inbox.checkpoint()
+            try:
+                saved = self._store.save(self._state(offset, applied, extra), self.step_number)
+            except UnavailableError as error:
+                _log.error("checkpoint.failed", error=str(error))
+                return False
+            self._journal.try_record(
+                events.CheckpointSaved,
+                step=self.step_number,
+                epoch=self.epoch,
+                sha256=saved.sha256,
+                size_bytes=saved.size_bytes,
+                command_offset=offset,
+            )
+            return True
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        offset = self._link.end_of_commands()
+        self._lifecycle_offset = self._link.end_of_lifecycle()
+        self._prepare(CommandInbox(offset))
+        layers, edges = self._model.graph()
+        self._journal.record(
+            events.RunStarted,
+            step=0,
+            model=type(self._model.host).__name__,
+            layers=layers,
+            edges=edges,
+            boundary_steps=self._options.boundary_steps,
+            command_offset=offset,
+            hyperparameters=self._hyperparameters,
+        )
+        self._link.receive(self._inbox, offset, None)
+
+    def _resume(self, saved: Mapping[str, Any]) -> None:
+        if not self._link.drain(self._options.flush_timeout_s):
+            raise UnavailableError("the outbox of the earlier incarnation could not be sent: is Kafka up?")
+        self._restore(saved)
+        offset = int(saved["command_offset"])
+        replay = self._link.read_replay(self._journal.incarnation, self.step_number, self._lifecycle_offset)
+        self._prepare(CommandInbox(offset, (UUID(i) for i in saved["applied"])))
+        self._journal.record(
+            events.RunResumed,
+            step=self.step_number,
+            from_incarnation=self._journal.incarnation - 1,
+            epoch=self.epoch,
+            seeds=self._model.seeds_not_dormant(),
+            command_offset=offset,
+        )
+        self._link.receive(self._inbox, offset, replay)
+        self._await_replayed(replay.applied_at)
+
+    def _await_replayed(self, applied_at: Mapping[UUID, int]) -> None:
+        """What was applied before must be here before the first step: it is due at an exact one."""
+        deadline = time.monotonic() + self._options.flush_timeout_s
+        while not self._inbox.has_seen(applied_at):
+            if time.monotonic() > deadline:
+                raise UnavailableError("commands that were applied before the crash could not be read again")
+            time.sleep(0.01)
+
+    def _prepare(self, inbox: CommandInbox) -> None:
+        self._inbox = inbox
+        self._work = BoundaryWork(self._model, self._optimizer, self._journal, inbox, self._book)
+
+    def _state(self, offset: int, applied: list[str], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {
+            "model": dict(self._model.state_dict()),
+            "seeds": self._model.seed_state(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict() if self._scheduler is not None else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python_rng": repr(random.getstate()),
+            "step": self.step_number,
+            "epoch": self.epoch,
+            "command_offset": offset,
+            "lifecycle_offset": self._lifecycle_offset,
+            "applied": applied,
+            "book": self._book.to_dict(),
+            "extra": dict(extra or {}),
+        }
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        self._model.load_state_dict(saved["model"])
+        self._model.load_seed_state(saved["seeds"], self._optimizer)
+        self._optimizer.load_state_dict(saved["optimizer"])
+        if self._scheduler is not None and saved["scheduler"] is not None:
+            self._scheduler.load_state_dict(saved["scheduler"])
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"]:
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        random.setstate(ast.literal_eval(saved["python_rng"]))
+        self.step_number, self.epoch = saved["step"], saved["epoch"]
+        self._lifecycle_offset = saved["lifecycle_offset"]
+        self._book.load_dict(saved["book"])
+        self.restored = saved["extra"]
+
+    def _is_sampled(self, step: int) -> bool:
+        return step % self._options.health_every_steps == 0
+
+    def _measure(self, step: int) -> None:
+        for layer_id, signals in self._model.probe.read(self.epoch).items():
+            message = self._journal.make(
+                events.LayerHealthMeasured, step=step, epoch=self.epoch, layer_id=layer_id, signals=signals
+            )
+            self._journal.note(message)
+            self._link.send_telemetry(message)
+
+    def _tell_gap(self, step: int) -> None:
+        lost = self._link.take_lost()
+        if lost:
+            told = self._journal.try_record(
+                events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost
+            )
+            if told is None:
+                self._link.lose(lost)
+                return
+        self._gap_from = step
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.overhead_s += time.perf_counter() - started
