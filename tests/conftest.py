@@ -1,13 +1,14 @@
 """What all tests share: one embedded stack a session, one fresh database a test."""
 
-import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from esper.config import PostgresSettings, Settings
 from esper.embedded.stack import EmbeddedStack
@@ -51,9 +52,8 @@ def own_database(stack: EmbeddedStack) -> PostgresSettings:
     from esper.streams.migrations import migrate
 
     name = f"t{uuid.uuid4().hex[:12]}"
-    psql = Path(sys.executable).parent / "python"
-    create = f"import psycopg; psycopg.connect({stack.postgres.dsn!r}, autocommit=True).execute('CREATE DATABASE {name}')"
-    subprocess.run([str(psql), "-c", create], check=True)
+    with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of(name)})
     migrate(own)
     return own

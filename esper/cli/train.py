@@ -15,9 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    config: Path = typer.Argument(
-        ..., help="A YAML file with a `trainer` section, e.g. configs/digits.yaml."
-    ),
+    config: Path = typer.Argument(..., help="A YAML file with a `trainer` section."),
     run_id: str | None = typer.Option(None, "--run-id", help="Names the run; needed to resume it."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the newest checkpoint of --run-id."),
 ) -> None:
