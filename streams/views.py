@@ -29,6 +29,32 @@ class PendingBoundary:
     is_complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class UnsentDecision:
+    """A decision whose command is not in the projections (yet), with what the command is made of."""
+
+    run_id: str
+    incarnation: int
+    boundary: int
+    step: int
+    action: str
+    layer_id: str
+    seed_id: int
+    blueprint_id: str | None
+    event_id: UUID
+    traceparent: str | None
+    blueprint_version: int | None
+    kernel_sha256: str | None
+    size_bytes: int | None
+    stage: str | None
+
+
+async def decisions_without_command(connection: Any) -> list[UnsentDecision]:
+    """Decisions of running runs that no command followed; by run and boundary."""
+    found = _rows(queries("views").decisions_without_command(connection))
+    return [UnsentDecision(**dict(r)) async for r in found]
+
+
 async def pending_boundaries(connection: Any) -> list[PendingBoundary]:
     """The newest boundary of each run that runs, where it has no decision; by run."""
     rows = [dict(r) async for r in _rows(queries("views").newest_boundaries(connection))]

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import faust
 from faust.types import TP
@@ -87,7 +87,7 @@ def build_app(settings: Settings) -> EsperApp:
     app.folder = LogFolder(settings, streams)
     for spec in TOPICS:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
-    app.on_rebalance_complete.connect(_say_ready, weak=False)
+    app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
     return app
 
 

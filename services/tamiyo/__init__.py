@@ -1,0 +1,1 @@
+"""Tamiyo decides: one choice for one boundary of one run, read from the projections, written to the log."""

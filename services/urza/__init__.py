@@ -1,0 +1,1 @@
+"""Urza keeps blueprints and kernels: seeds the catalogue, builds kernels, answers questions."""

@@ -63,3 +63,25 @@ WHERE b.status = 'certified'
         SELECT FROM layers AS l
         WHERE l.run_id = :run_id AND l.kind = k.target AND l.num_features = k.num_features
     );
+
+-- name: decisions_without_command
+-- What a Tamiyo that died between decision and command left undone.
+SELECT d.run_id, d.incarnation, d.boundary, d.step, d.action, d.layer_id, d.seed_id, d.blueprint_id,
+    d.event_id, d.traceparent,
+    k.blueprint_version, k.kernel_sha256, k.size_bytes,
+    s.stage
+FROM decisions AS d
+JOIN runs AS r ON r.run_id = d.run_id AND r.incarnation = d.incarnation AND r.status = 'running'
+JOIN layers AS l ON l.run_id = d.run_id AND l.layer_id = d.layer_id
+LEFT JOIN kernels AS k
+    ON k.blueprint_id = d.blueprint_id AND k.target = l.kind AND k.num_features = l.num_features
+LEFT JOIN seeds AS s
+    ON s.run_id = d.run_id AND s.incarnation = d.incarnation AND s.layer_id = d.layer_id AND s.seed_id = d.seed_id
+WHERE d.action <> 'wait'
+    AND NOT EXISTS (SELECT FROM commands AS c WHERE c.decision_id = d.event_id)
+ORDER BY d.run_id, d.boundary;
+
+-- name: active_policy^
+SELECT policy_id, policy_version, parameters FROM policies
+WHERE policy_id = :policy_id
+ORDER BY log_partition, log_offset DESC LIMIT 1;

@@ -1,0 +1,69 @@
+"""`esper serve urza | tamiyo`: the long-running services."""
+
+import asyncio
+import signal
+
+import typer
+
+from esper.config import load_settings
+from esper.logging import configure_logging, get_logger
+
+_log = get_logger(__name__)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    serve = typer.Typer(no_args_is_help=True, help="Run a service until it is stopped.")
+    serve.command()(urza)
+    serve.command()(tamiyo)
+    app.add_typer(serve, name="serve")
+
+
+def urza() -> None:
+    """The library of blueprints and kernels, with its API."""
+    import uvicorn
+
+    from esper.embedded.processes import free_port
+    from esper.services.urza.api import make_api
+    from esper.services.urza.settings import UrzaSettings
+
+    settings = load_settings()
+    configure_logging(settings.logging)
+    own = settings.section("urza", UrzaSettings)
+    port = own.port or free_port()
+    config = uvicorn.Config(
+        make_api(settings), host=own.host, port=port, log_config=None, access_log=False, lifespan="on"
+    )
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        running = asyncio.create_task(server.serve())
+        while not server.started and not running.done():
+            await asyncio.sleep(0.05)
+        if server.started:
+            _log.info("urza.ready", url=f"http://{own.host}:{port}")
+        await running
+
+    asyncio.run(serve())
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def tamiyo() -> None:
+    """The controller: decides at each boundary of each running run."""
+    from esper.services.tamiyo.service import DecisionService
+    from esper.services.tamiyo.settings import TamiyoSettings
+
+    settings = load_settings()
+    configure_logging(settings.logging)
+    own = settings.section("tamiyo", TamiyoSettings)
+
+    async def decide() -> None:
+        async with DecisionService(settings, own) as service:
+            deciding = asyncio.create_task(service.run())
+            loop = asyncio.get_running_loop()
+            for sig in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(sig, deciding.cancel)
+            await asyncio.gather(deciding, return_exceptions=True)
+
+    asyncio.run(decide())

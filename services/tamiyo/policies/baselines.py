@@ -1,0 +1,53 @@
+"""The baselines that a learnt policy must beat: wait, random, schedule."""
+
+from collections.abc import Sequence
+
+from esper.graph.view import GraphView
+from esper.schemas.enums import Action
+from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.policies import Favourite, only
+
+
+class WaitPolicy:
+    """Never grows."""
+
+    kind = "wait"
+
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+        """WAIT."""
+        return only(0, "the wait policy never grows")
+
+
+class RandomPolicy:
+    """Any legal choice, all alike."""
+
+    kind = "random"
+
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+        """The same weight on every choice."""
+        share = 1.0 / len(choices)
+        return Favourite(dict.fromkeys(range(len(choices)), share), "the random policy has no favourite")
+
+
+class SchedulePolicy:
+    """Germinates every ``every_epochs`` epochs, layer after layer, and fossilizes what is evaluated."""
+
+    kind = "schedule"
+
+    def __init__(self, every_epochs: int) -> None:
+        self._every = every_epochs
+
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+        """Fossilize first; else germinate when it is time; else wait."""
+        for index, choice in enumerate(choices):
+            if choice.action is Action.FOSSILIZE:
+                return only(index, "the schedule fossilizes every seed that is evaluated")
+        started = [s for s in view.seeds if s.germinated_at_step is not None]
+        due = len(view.epochs) // self._every
+        options = [n for n, c in enumerate(choices) if c.action is Action.GERMINATE]
+        if len(started) < due and options:
+            reason = (
+                f"{len(view.epochs)} epochs, one seed every {self._every}: {len(started)} of {due} so far"
+            )
+            return only(options[len(started) % len(options)], reason)
+        return only(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
