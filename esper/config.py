@@ -115,9 +115,7 @@ class Settings(SectionModel):
 
 
 def _not_named(what: str, variable: str) -> Any:
-    raise ConfigError(
-        f"no {what} is named: start the embedded stack with `esper up`, or set {ENV_PREFIX}{variable}"
-    )
+    raise ConfigError(f"no {what} is named: start the embedded stack with `esper up`, or set {ENV_PREFIX}{variable}")
 
 
 def state_dir() -> Path:
@@ -231,9 +229,7 @@ def _nearest(word: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
-def _refuse_unknown(
-    values: Mapping[str, Any], known: tuple[str, ...], source: str, path: Path | None
-) -> None:
+def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], source: str, path: Path | None) -> None:
     hidden = {"owned", "source"}
     for key in values:
         if key not in known or key in hidden:

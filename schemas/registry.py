@@ -95,9 +95,7 @@ def registration(event_type: str) -> Registration:
     match = EVENT_TYPE.match(event_type)
     latest = _LATEST.get(match["name"]) if match else None
     if match and latest is not None and int(match["version"]) > latest:
-        raise NewerEventVersion(
-            f"{event_type} is newer than v{latest}, which is what this program reads: upgrade it"
-        )
+        raise NewerEventVersion(f"{event_type} is newer than v{latest}, which is what this program reads: upgrade it")
     raise UnknownEventType(f"{event_type!r} is not an event type of Esper")
 
 

@@ -34,6 +34,9 @@ TRANSIENT = (
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
+    asyncpg.UndefinedTableError,
+    asyncpg.InternalServerError,
     UnavailableError,
     OSError,
 )

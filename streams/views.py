@@ -77,9 +77,7 @@ async def read_view_rows(connection: Any, run_id: str, incarnation: int, boundar
         resumed_seeds=json.loads(resumed) if resumed else [],
         lifecycle=[r async for r in _rows(sql.lifecycle(connection, **mine, sequence=sequence))],
         epochs=[{**r, "metrics": json.loads(r["metrics"])} for r in epochs],
-        windows=[
-            r async for r in _rows(sql.windows(connection, **mine, step=last_complete_window(at["step"])))
-        ],
+        windows=[r async for r in _rows(sql.windows(connection, **mine, step=last_complete_window(at["step"])))],
         kernels=[r async for r in _rows(sql.kernels(connection, run_id=run_id))],
     )
 

@@ -5,7 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import click
 import typer
 
 from esper.config import CONFIG_VARIABLE
@@ -39,15 +38,10 @@ for _room in ROOMS:
 def main() -> None:
     """Run the command line; an error of Esper's is one message on stderr and exit code 1."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        app()
     except EsperError as error:
         print(f"esper: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_ERROR)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         print("esper: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_INTERRUPTED)

@@ -135,9 +135,7 @@ class BoundaryWork:
             detail=plan.detail,
         )
         kernel: LoadedKernel | None = received.kernel if received else None
-        self._model.apply_transition(
-            plan, step=step, boundary=boundary, kernel=kernel, optimizer=self._optimizer
-        )
+        self._model.apply_transition(plan, step=step, boundary=boundary, kernel=kernel, optimizer=self._optimizer)
         self._last_moves[plan.layer_id, plan.seed_id] = moved
         if plan.to_stage is SeedStage.GERMINATED and received is not None:
             self._book.germinated(plan, received.message.id, received.command.decision_id, step)

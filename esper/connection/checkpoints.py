@@ -43,9 +43,7 @@ class CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         last = max((int(p.name) for p in folder.iterdir()), default=0)
         if last and not is_resumed:
-            raise ConflictError(
-                f"{self._folder} holds a run already: resume it (`--resume`), or choose another run_id"
-            )
+            raise ConflictError(f"{self._folder} holds a run already: resume it (`--resume`), or choose another run_id")
         try:
             os.close(os.open(folder / str(last + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError as error:
@@ -72,9 +70,7 @@ class CheckpointStore:
             _sync_folder(self._folder)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            raise UnavailableError(
-                f"the checkpoint could not be written to {self._folder}: {error}"
-            ) from error
+            raise UnavailableError(f"the checkpoint could not be written to {self._folder}: {error}") from error
         for old in self._saved()[:-KEEP]:
             old.unlink(missing_ok=True)
         return SavedCheckpoint(path, digest, len(data))

@@ -30,9 +30,7 @@ class ReceivedCommand:
     at_step: int | None = None
 
 
-def reason_to_reject(
-    received: ReceivedCommand, incarnation: int, step: int
-) -> tuple[RejectionReason, str] | None:
+def reason_to_reject(received: ReceivedCommand, incarnation: int, step: int) -> tuple[RejectionReason, str] | None:
     """Why a command cannot be carried out now, or None; the seed's own state is not looked at."""
     command = received.command
     if received.at_step is None and command.incarnation != incarnation:

@@ -24,9 +24,7 @@ class Journal:
         self._outbox = outbox
         self._next = 0
 
-    def make(
-        self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any
-    ) -> OonaMessage:
+    def make(self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any) -> OonaMessage:
         """The next event, in its envelope; it counts only once ``note`` or ``record`` is called."""
         event = model(run_id=self.run_id, incarnation=self.incarnation, sequence=self._next, **fields)
         return OonaMessage.of(
@@ -42,9 +40,7 @@ class Journal:
         self.last_sequences[message.registration.topic.name] = self._next
         self._next += 1
 
-    def record(
-        self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any
-    ) -> OonaMessage:
+    def record(self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any) -> OonaMessage:
         """Write the next event to the outbox; it is on disk when this returns.
 
         Raises:

@@ -52,9 +52,7 @@ class Replay:
 class LinkThread:
     """One thread with an event loop. ``start`` it, then feed it; ``stop`` flushes."""
 
-    def __init__(
-        self, settings: Settings, run_id: str, outbox: Outbox, spill: Outbox, options: LinkOptions
-    ) -> None:
+    def __init__(self, settings: Settings, run_id: str, outbox: Outbox, spill: Outbox, options: LinkOptions) -> None:
         self._settings = settings
         self._run_id = run_id
         self._partition = partition_of(run_id, COMMANDS)
@@ -243,9 +241,7 @@ class LinkThread:
         kernel, problem = await self._kernel_of(command)
         inbox.put(ReceivedCommand(message, command, record.offset, kernel, problem, at_step))
 
-    async def _kernel_of(
-        self, command: SeedCommand
-    ) -> tuple[LoadedKernel | None, tuple[RejectionReason, str] | None]:
+    async def _kernel_of(self, command: SeedCommand) -> tuple[LoadedKernel | None, tuple[RejectionReason, str] | None]:
         if not isinstance(command, GerminateSeed):
             return None, None
         for attempt in range(1, KERNEL_ATTEMPTS + 1):

@@ -154,9 +154,7 @@ class RunLink:
             detail=repr(value)[:2000] if value is not None else "",
         )
         if not self._link.stop():
-            _log.error(
-                "run.left_in_outbox", run=self.run_id, events=len(self._outbox), folder=str(self._store)
-            )
+            _log.error("run.left_in_outbox", run=self.run_id, events=len(self._outbox), folder=str(self._store))
         self._outbox.close()
         self._spill.close()
 
@@ -183,9 +181,7 @@ class RunLink:
         with self._timed():
             finite = {k: float(v) if abs(v) < float("inf") else None for k, v in metrics.items()}
             self._book.last_value = finite.get(self._options.metric, self._book.last_value)
-            self._journal.try_record(
-                events.EpochCompleted, step=self.step_number, epoch=self.epoch, metrics=finite
-            )
+            self._journal.try_record(events.EpochCompleted, step=self.step_number, epoch=self.epoch, metrics=finite)
             self.epoch += 1
 
     def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
@@ -309,9 +305,7 @@ class RunLink:
     def _tell_gap(self, step: int) -> None:
         lost = self._link.take_lost()
         if lost:
-            told = self._journal.try_record(
-                events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost
-            )
+            told = self._journal.try_record(events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost)
             if told is None:
                 self._link.lose(lost)
                 return

@@ -1,8 +1,10 @@
 """The broker's jars: resolved by jgo once per user, checked against committed SHA-256 sums."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -56,10 +58,13 @@ def resolve(workspace: Path) -> list[Path]:
         UnavailableError: the Maven repository did not answer.
     """
     os.environ["JAVA_HOME"] = str(java_home())  # else jgo looks for a Java to download
-    import jgo
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import jgo
 
     try:
-        environment = jgo.build(ENDPOINT, cache_dir=workspace)
+        with contextlib.redirect_stderr(None):  # it misses the `jar` tool, which is not needed
+            environment = jgo.build(ENDPOINT, cache_dir=workspace)
     except Exception as error:
         raise UnavailableError(
             f"cannot download Apache Kafka {KAFKA_VERSION}: {error}. "

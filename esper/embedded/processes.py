@@ -118,9 +118,7 @@ class ChildProcess:
         deadline = time.monotonic() + deadline_s
         while not is_ready():
             if not self.is_alive:
-                raise UnavailableError(
-                    f"{self.name} ended with {self.returncode} while starting:\n{self.tail()}"
-                )
+                raise UnavailableError(f"{self.name} ended with {self.returncode} while starting:\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise UnavailableError(f"{self.name} was not ready after {deadline_s:.0f} s:\n{self.tail()}")
             time.sleep(POLL_S)

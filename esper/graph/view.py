@@ -133,18 +133,14 @@ def assemble(rows: ViewRows) -> GraphView:
         epoch=at["epoch"],
         layers=tuple(_layer(row, windows) for row in layers),
         edges=tuple(sorted((r["source"], r["target"]) for r in rows.edges)),
-        seeds=tuple(
-            _seed(row["layer_id"], n, stages, windows) for row in layers for n in range(row["num_seeds"])
-        ),
+        seeds=tuple(_seed(row["layer_id"], n, stages, windows) for row in layers for n in range(row["num_seeds"])),
         epochs=tuple(
             EpochView(r["epoch"], r["step"], dict(sorted(r["metrics"].items())))
             for r in sorted(rows.epochs, key=lambda r: (r["step"], r["epoch"]))
             if r["step"] <= at["step"]
         ),
         kernels=tuple(
-            sorted(
-                (_kernel(r) for r in rows.kernels), key=lambda k: (k.blueprint_id, k.target, k.num_features)
-            )
+            sorted((_kernel(r) for r in rows.kernels), key=lambda k: (k.blueprint_id, k.target, k.num_features))
         ),
     )
 

@@ -38,9 +38,7 @@ class HealthProbe:
     def arm(self) -> None:
         """Watch the next forward pass."""
         self.disarm()
-        self._hooks = [
-            layer.module.register_forward_hook(self._keeper(layer.layer_id)) for layer in self._layers
-        ]
+        self._hooks = [layer.module.register_forward_hook(self._keeper(layer.layer_id)) for layer in self._layers]
 
     def disarm(self) -> None:
         """Take the hooks out and forget what they saw."""

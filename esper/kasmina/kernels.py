@@ -56,9 +56,7 @@ class LoadedKernel:
         return module.requires_grad_(True)
 
 
-def build_kernel(
-    blueprint_id: str, spec: BlueprintSpec, kind: LayerKind, num_features: int, *, seed: int = 0
-) -> bytes:
+def build_kernel(blueprint_id: str, spec: BlueprintSpec, kind: LayerKind, num_features: int, *, seed: int = 0) -> bytes:
     """The bytes of a fresh kernel. The same arguments give the same bytes.
 
     Raises:

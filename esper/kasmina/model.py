@@ -40,8 +40,7 @@ class MorphableModel(nn.Module):
         super().__init__()
         self.host = host
         self.layers: Mapping[str, KasminaLayer] = {
-            name: KasminaLayer(name, n, module, seeds_per_layer)
-            for n, (name, module) in enumerate(layers.items())
+            name: KasminaLayer(name, n, module, seeds_per_layer) for n, (name, module) in enumerate(layers.items())
         }
         self.schedule = StageSchedule()
         self.boundary_steps = 1
@@ -65,9 +64,7 @@ class MorphableModel(nn.Module):
         """The plain model's state_dict, whatever has grown."""
         return self.host.state_dict(*args, **kwargs)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a plain model's state_dict."""
         return self.host.load_state_dict(state_dict, strict=strict, assign=assign)
 
@@ -295,9 +292,7 @@ class MorphableModel(nn.Module):
             raise ContractError(f"there is no seed {layer_id}:{seed_id}")
         return handle
 
-    def _plan(
-        self, handle: KasminaLayer, seed_id: int, to: SeedStage, reason: TransitionReason
-    ) -> Transition:
+    def _plan(self, handle: KasminaLayer, seed_id: int, to: SeedStage, reason: TransitionReason) -> Transition:
         stage = self.state.stage_of(handle.index, seed_id)
         if not is_allowed(stage, to):
             raise ContractError(f"seed {handle.layer_id}:{seed_id} is {stage} and cannot become {to}")
@@ -313,9 +308,7 @@ class MorphableModel(nn.Module):
             kernel.num_parameters if kernel else 0,
         )
 
-    def _install(
-        self, handle: KasminaLayer, seed_id: int, kernel: LoadedKernel, optimizer: Optimizer | None
-    ) -> None:
+    def _install(self, handle: KasminaLayer, seed_id: int, kernel: LoadedKernel, optimizer: Optimizer | None) -> None:
         seed = handle.wake(seed_id, kernel)
         self._kernels[handle.layer_id, seed_id] = kernel
         if optimizer is not None:

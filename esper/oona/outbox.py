@@ -79,9 +79,7 @@ class Outbox:
             except sqlite3.OperationalError as error:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
-                raise OutboxFullError(
-                    f"the outbox {self._path} took nothing: {error}; free some disk"
-                ) from error
+                raise OutboxFullError(f"the outbox {self._path} took nothing: {error}; free some disk") from error
 
     def oldest(self, limit: int) -> list[tuple[int, Record]]:
         """The next records to send, with their ids, oldest first."""

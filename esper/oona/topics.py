@@ -89,10 +89,7 @@ async def apply_topics(kafka: KafkaSettings) -> list[TopicStatus]:
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise UnavailableError(f"the broker refused to make {topic}: {for_code(code).__name__}")
     _refuse_wrong_counts(before)
-    return [
-        TopicStatus(s.spec, TopicState.CREATED, s.spec.num_partitions) if s.spec in missing else s
-        for s in before
-    ]
+    return [TopicStatus(s.spec, TopicState.CREATED, s.spec.num_partitions) if s.spec in missing else s for s in before]
 
 
 async def verify_topics(kafka: KafkaSettings) -> None:

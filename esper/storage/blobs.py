@@ -73,9 +73,7 @@ class BlobStore:
         found = await self._call("get_object", digest)
         async with found["Body"] as body:
             if found["ContentLength"] > max_bytes:
-                raise ContractError(
-                    f"blob {digest[:12]} has {found['ContentLength']} bytes, over {max_bytes}"
-                )
+                raise ContractError(f"blob {digest[:12]} has {found['ContentLength']} bytes, over {max_bytes}")
             data: bytes = await body.read()
         if hashlib.sha256(data).hexdigest() != digest:
             raise ContractError(f"the bytes of blob {digest[:12]} are not those of its name: it was altered")

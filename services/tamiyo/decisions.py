@@ -42,9 +42,7 @@ def recorded_view(view: GraphView, pending: PendingBoundary) -> OonaMessage:
     return _caused_by_boundary(event, ids.view_id(view.run_id, view.incarnation, view.boundary), pending)
 
 
-def made_decision(
-    view: GraphView, chosen: Chosen, pending: PendingBoundary, tamiyo: TamiyoSettings
-) -> OonaMessage:
+def made_decision(view: GraphView, chosen: Chosen, pending: PendingBoundary, tamiyo: TamiyoSettings) -> OonaMessage:
     """The decision for a complete boundary."""
     seed, kernel = chosen.choice.seed, chosen.choice.kernel
     event = DecisionMade(
@@ -146,6 +144,4 @@ def _decision_id(pending: PendingBoundary) -> UUID:
 
 
 def _caused_by_boundary(event: RunEvent, id: UUID, pending: PendingBoundary) -> OonaMessage:
-    return OonaMessage.of(
-        event, id=id, source=SOURCE, causation_id=pending.event_id, traceparent=pending.traceparent
-    )
+    return OonaMessage.of(event, id=id, source=SOURCE, causation_id=pending.event_id, traceparent=pending.traceparent)

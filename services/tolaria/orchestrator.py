@@ -106,9 +106,7 @@ class Orchestrator:
     def health(self) -> tuple[ServiceHealth, ...]:
         """How each service stands now."""
         return tuple(
-            ServiceHealth(
-                s.name, self._children[s.name].is_alive, self._restarts[s.name], self.log_of(s.name)
-            )
+            ServiceHealth(s.name, self._children[s.name].is_alive, self._restarts[s.name], self.log_of(s.name))
             for s in self._specs
         )
 
@@ -121,9 +119,7 @@ class Orchestrator:
         return self._log_folder / f"{name}.log"
 
     def _start(self, spec: ServiceSpec) -> None:
-        child = ChildProcess(
-            spec.name, list(spec.command), env=self._environment, log_path=self.log_of(spec.name)
-        )
+        child = ChildProcess(spec.name, list(spec.command), env=self._environment, log_path=self.log_of(spec.name))
         child.start()
         self._children[spec.name] = child
 

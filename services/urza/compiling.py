@@ -46,9 +46,7 @@ class Compiler:
             digest = await self._blobs.put(data)
             kernel = load_kernel(await self._blobs.get(digest, max_bytes=MAX_KERNEL_BYTES), digest)
         except KernelError as error:
-            _log.error(
-                "kernel.refused", blueprint=row["blueprint_id"], kind=kind, width=width, error=str(error)
-            )
+            _log.error("kernel.refused", blueprint=row["blueprint_id"], kind=kind, width=width, error=str(error))
             return False
         registered = Kernel(
             kernel_sha256=digest,
@@ -61,7 +59,5 @@ class Compiler:
         )
         event = KernelRegistered(blueprint_id=row["blueprint_id"], kernel=registered)
         await self._producer.send(OonaMessage.of(event, id=ids.kernel_event_id(digest), source=SOURCE))
-        _log.info(
-            "kernel.registered", blueprint=row["blueprint_id"], kind=kind, width=width, sha256=digest[:12]
-        )
+        _log.info("kernel.registered", blueprint=row["blueprint_id"], kind=kind, width=width, sha256=digest[:12])
         return True

@@ -48,15 +48,11 @@ def to_json(value: Any) -> str:
 async def _started(connection: Any, event: events.RunStarted, columns: dict[str, Any]) -> None:
     sql = queries("runs")
     await sql.insert_run(connection, **{**columns, "hyperparameters": to_json(event.hyperparameters)})
-    layers = [
-        {"run_id": event.run_id, "ordinal": n, **layer.model_dump()} for n, layer in enumerate(event.layers)
-    ]
+    layers = [{"run_id": event.run_id, "ordinal": n, **layer.model_dump()} for n, layer in enumerate(event.layers)]
     edges = [{"run_id": event.run_id, **edge.model_dump()} for edge in event.edges]
     await sql.insert_layer(connection, layers)
     await sql.insert_edge(connection, edges)
-    await sql.insert_incarnation(
-        connection, **{**columns, "from_incarnation": None, "from_step": 0, "seeds": "[]"}
-    )
+    await sql.insert_incarnation(connection, **{**columns, "from_incarnation": None, "from_step": 0, "seeds": "[]"})
 
 
 def _resumed(event: events.RunResumed, columns: dict[str, Any]) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> torch.Te
     return loss.detach()
 
 
-def run_to(
-    model: MorphableModel, optimizer, layer_id: str, seed_id: int, stage: SeedStage, start: int = 0
-) -> int:
+def run_to(model: MorphableModel, optimizer, layer_id: str, seed_id: int, stage: SeedStage, start: int = 0) -> int:
     """Advance boundaries (2 steps each) until the seed is at ``stage``; gives the next step number."""
     n = start
     while model.seed(layer_id, seed_id).stage is not stage:
@@ -85,9 +83,7 @@ def run_to(
     return n
 
 
-def germinate(
-    model: MorphableModel, optimizer, layer_id: str, seed_id: int = 0, module: str = "low_rank", at: int = 0
-):
+def germinate(model: MorphableModel, optimizer, layer_id: str, seed_id: int = 0, module: str = "low_rank", at: int = 0):
     kernel = kernel_for(model, layer_id, module)
     plan = model.plan_germinate(layer_id, seed_id, kernel)
     model.apply_transition(plan, step=at, boundary=at // 2, kernel=kernel, optimizer=optimizer)
@@ -179,9 +175,7 @@ def test_a_seed_that_nobody_decides_about_is_culled() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-@pytest.mark.parametrize(
-    "stage", [S.GERMINATED, S.TRAINING, S.GRAFTING, S.STABILIZING, S.EVALUATING, S.CULLED]
-)
+@pytest.mark.parametrize("stage", [S.GERMINATED, S.TRAINING, S.GRAFTING, S.STABILIZING, S.EVALUATING, S.CULLED])
 def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None:
     def optimizer_for(model: MorphableModel) -> torch.optim.Optimizer:
         if kind == "sgd":
@@ -196,9 +190,7 @@ def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None
     germinate(model, optimizer, "conv", 0, "residual")
     n = 0 if stage is S.GERMINATED else run_to(model, optimizer, "fc1", 1, stage)
     saved = io.BytesIO()
-    torch.save(
-        {"host": model.state_dict(), "seeds": model.seed_state(), "optimizer": optimizer.state_dict()}, saved
-    )
+    torch.save({"host": model.state_dict(), "seeds": model.seed_state(), "optimizer": optimizer.state_dict()}, saved)
     saved.seek(0)
     loaded = torch.load(saved, weights_only=True)
     other = wrapped(seed=99)

@@ -46,8 +46,6 @@ class SchedulePolicy:
         due = len(view.epochs) // self._every
         options = [n for n, c in enumerate(choices) if c.action is Action.GERMINATE]
         if len(started) < due and options:
-            reason = (
-                f"{len(view.epochs)} epochs, one seed every {self._every}: {len(started)} of {due} so far"
-            )
+            reason = f"{len(view.epochs)} epochs, one seed every {self._every}: {len(started)} of {due} so far"
             return only(options[len(started) % len(options)], reason)
         return only(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
