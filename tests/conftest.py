@@ -1,9 +1,12 @@
 """What all tests share: one embedded stack a session, one fresh database a test."""
 
+import asyncio
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -19,18 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
 @pytest.fixture(scope="session")
 def stack() -> Iterator[EmbeddedStack]:
     """The real Kafka, Postgres and S3, with topics and tables in place."""
-    import asyncio
-
-    from esper.oona.topics import apply_topics
-    from esper.streams.migrations import migrate
-
-    with (
-        tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as folder,
-        EmbeddedStack(Path(folder)) as running,
-    ):
-        settings = running.settings()
-        asyncio.run(apply_topics(settings.need_kafka()))
-        migrate(settings.need_postgres())
+    with running_stack() as running:
         yield running
 
 
@@ -57,3 +49,26 @@ def own_database(stack: EmbeddedStack) -> PostgresSettings:
     own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of(name)})
     migrate(own)
     return own
+
+
+@pytest.fixture
+def fresh_stack() -> Iterator[EmbeddedStack]:
+    """A stack of the test's own, ready for use: for tests that break it."""
+    with running_stack() as running:
+        yield running
+
+
+@contextmanager
+def running_stack() -> Iterator[EmbeddedStack]:
+    """A stack with topics and tables in place."""
+    from esper.oona.topics import apply_topics
+    from esper.streams.migrations import migrate
+
+    with tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o711)
+        with EmbeddedStack(Path(folder)) as running:
+            settings = running.settings()
+            with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
+                pool.submit(asyncio.run, apply_topics(settings.need_kafka())).result()
+            migrate(settings.need_postgres())
+            yield running

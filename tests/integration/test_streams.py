@@ -1,0 +1,250 @@
+"""The worker against the real stack: effectively once, through kills, garbage and wiped brokers."""
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaProducer
+from processes import cli, log_of, running, worker
+from waiting import wait_until, wait_until_async
+
+from esper.embedded.stack import EmbeddedStack
+from esper.oona.cloudevents import encode
+from esper.oona.consumer import read_range
+from esper.oona.dead_letters import reason_of
+from esper.oona.producer import OonaProducer
+from esper.schemas import events, ids
+from esper.schemas.assets import LayerNode
+from esper.schemas.messages import OonaMessage
+from esper.schemas.operational import HealthSignal
+from esper.schemas.topics import TELEMETRY, TOPICS
+
+LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
+
+
+def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+    body = event(run_id=run_id, incarnation=1, sequence=sequence, **fields)
+    return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
+
+
+def story(run_id: str, num_steps: int) -> list[OonaMessage]:
+    """A run's start and its health, step by step."""
+    started = made(
+        run_id,
+        0,
+        events.RunStarted,
+        step=0,
+        model="Net",
+        layers=(LAYER,),
+        edges=(),
+        boundary_steps=10,
+        command_offset=0,
+    )
+    told = [started]
+    for step in range(1, num_steps + 1):
+        signals = tuple(
+            HealthSignal(
+                layer_id="fc1", seed_id=n, chunk_id=n, epoch=0, health_score=0.7, activation_mean=0.1 * step + n
+            )
+            for n in range(2)
+        )
+        told.append(made(run_id, step, events.LayerHealthMeasured, step=step, epoch=0, layer_id="fc1", signals=signals))
+    return told
+
+
+async def send(stack: EmbeddedStack, messages: list[OonaMessage]) -> None:
+    async with OonaProducer(stack.settings().need_kafka()) as producer:
+        await producer.send_batch(messages)
+
+
+async def signals_folded(stack: EmbeddedStack, run_id: str) -> int:
+    connection = await asyncpg.connect(stack.postgres.dsn)
+    try:
+        query = "SELECT coalesce(sum(num_signals), 0)::bigint FROM esper.health_windows WHERE run_id = $1"
+        return int(await connection.fetchval(query, run_id))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.timeout(300)
+async def test_a_killed_worker_loses_nothing_and_an_altered_row_is_seen(
+    fresh_stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    run_id, total = "killed", 6_000
+    messages = story(run_id, total)
+    sending = asyncio.create_task(send_slowly(fresh_stack, messages))
+    for n, share in enumerate((0.2, 0.5, 0.8)):
+        victim = worker(fresh_stack, tmp_path, f"victim{n}", ESPER_STREAMS__MAX_BATCH_RECORDS="50")
+        victim.start()
+
+        async def enough(share: float = share) -> bool:
+            return await signals_folded(fresh_stack, run_id) >= share * total
+
+        await wait_until_async(enough, 60, "some progress")
+        victim.kill()
+    await sending
+    with running(worker(fresh_stack, tmp_path), "worker.ready"):
+
+        async def everything() -> bool:
+            return await signals_folded(fresh_stack, run_id) == 2 * total
+
+        await wait_until_async(everything, 60, "all signals, each once")
+        await send(fresh_stack, messages[-100:])  # a resend changes nothing
+        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "verify")
+    assert code == 0, printed
+    assert "live and rebuilt are equal" in printed
+    assert await signals_folded(fresh_stack, run_id) == 2 * total
+    connection = await asyncpg.connect(fresh_stack.postgres.dsn)
+    await connection.execute(
+        "UPDATE esper.health_windows SET num_signals = num_signals + 1 WHERE seed_id = 0 AND step = 0"
+    )
+    await connection.close()
+    code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "verify")
+    assert code == 1
+    assert "live rows differ from the log in: health_windows" in printed.replace("\n", " ")
+    code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
+    assert code == 0, printed
+    code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "verify")
+    assert code == 0, printed
+
+
+async def send_slowly(stack: EmbeddedStack, messages: list[OonaMessage]) -> None:
+    async with OonaProducer(stack.settings().need_kafka()) as producer:
+        for start in range(0, len(messages), 200):
+            await producer.send_batch(messages[start : start + 200])
+            await asyncio.sleep(0.05)
+
+
+async def test_garbage_on_every_topic_is_dead_lettered_and_stalls_nothing(stack: EmbeddedStack, tmp_path: Path) -> None:
+    run_id, garbage = f"clean-{uuid.uuid4().hex[:8]}", b"\x00not an event\xff"
+    kafka = stack.settings().need_kafka()
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    for topic in TOPICS:
+        for partition in range(topic.num_partitions):
+            await producer.send_and_wait(
+                topic.name, garbage, key=b"k\xff", partition=partition, headers=[("odd", b"\xfe")]
+            )
+    await producer.stop()
+    with running(worker(stack, tmp_path), "worker.ready") as child:
+        await send(stack, story(run_id, 40))
+
+        async def clean() -> bool:
+            return await signals_folded(stack, run_id) == 80
+
+        await wait_until_async(clean, 30, "the events behind the garbage")
+        assert "partition.stopped" not in log_of(child)
+    for topic in TOPICS:
+        letters = [r async for r in read_range(kafka, topic.dead_letters)]
+        mine = [r for r in letters if r.value == garbage]
+        assert len({r.position.partition for r in mine}) >= 1
+        assert len({reason_of(r)["partition"] for r in mine}) == topic.num_partitions
+        assert {r.key for r in mine} == {b"k\xff"}
+        assert {reason_of(r)["reason"] for r in mine} == {"bad_header"}
+        assert {reason_of(r)["topic"] for r in mine} == {topic.name}
+        assert all(("odd", b"\xfe") in r.headers for r in mine)
+
+
+async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(
+    fresh_stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    kafka = fresh_stack.settings().need_kafka()
+    first, newer, behind = story("newer", 2)[1], story("newer", 2)[2], story("newer", 3)[3]
+    record = encode(newer)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    await send(fresh_stack, [first])
+    headers = [(n, v.replace(b".v1", b".v2") if n == "ce_type" else v) for n, v in record.headers]
+    await producer.send_and_wait(record.topic, record.value, key=record.key, headers=headers)
+    await producer.stop()
+    await send(fresh_stack, [behind, *story("other-run", 5)])
+    with running(worker(fresh_stack, tmp_path), "worker.ready") as child:
+
+        async def others_go_on() -> bool:
+            return await signals_folded(fresh_stack, "other-run") == 10
+
+        await wait_until_async(others_go_on, 30, "the other partitions")
+        wait_until(lambda: "partition.stopped" in log_of(child), 20, "the red partition")
+        assert "newer than v1" in log_of(child)
+    assert await signals_folded(fresh_stack, "newer") == 2
+    assert [r async for r in read_range(kafka, TELEMETRY.dead_letters)] == []
+
+
+@pytest.mark.timeout(240)
+async def test_a_worker_refuses_what_does_not_fit_with_one_clear_error(
+    fresh_stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    await send(fresh_stack, story("old", 5))
+    with running(worker(fresh_stack, tmp_path), "worker.ready"):
+
+        async def folded() -> bool:
+            return await signals_folded(fresh_stack, "old") == 10
+
+        await wait_until_async(folded)
+    fresh_stack.kafka.stop()
+    fresh_stack.kafka.wipe()
+    fresh_stack.kafka.start()
+    refused = await refusal(fresh_stack, tmp_path, "no-topics")
+    assert "topics are missing: telemetry.seed.health" in refused
+    assert "esper topics apply" in refused
+    code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "topics", "apply")
+    assert code == 0, printed
+    refused = await refusal(fresh_stack, tmp_path, "wiped")
+    assert "a wiped broker, or the wrong address" in refused
+    assert "esper projections rebuild" in refused
+    refused = await refusal(fresh_stack, tmp_path, "bad-key", ESPER_STREAMS__SLOTT="1")
+    assert "unknown setting 'streams.slott'; did you mean 'slot'?" in refused
+    refused = await refusal(fresh_stack, tmp_path, "no-broker", ESPER_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert "no Kafka broker answers at 127.0.0.1:1" in refused
+    code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
+    assert code == 0, printed
+    with running(worker(fresh_stack, tmp_path, "again"), "worker.ready"):
+        pass
+
+
+async def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> str:
+    child = worker(stack, folder, name, **env)
+    child.start()
+    await asyncio.to_thread(wait_until, lambda: not child.is_alive, 60, "the refusal")
+    assert child.returncode not in (0, None)
+    return log_of(child)
+
+
+@pytest.mark.timeout(240)
+async def test_two_workers_share_the_partitions_and_one_takes_over(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    with running(worker(fresh_stack, tmp_path, "first"), "worker.ready"):
+        second = worker(fresh_stack, tmp_path, "second")
+        with running(second, "worker.ready"):
+            assert "partitions=96" not in log_of(second)
+            assert "-1 " in log_of(second).split("instance=")[1][:200] or "-1" in log_of(second)
+            for n in range(8):
+                await send(fresh_stack, story(f"shared-{n}", 30))
+
+            async def all_folded() -> bool:
+                counts = [await signals_folded(fresh_stack, f"shared-{n}") for n in range(8)]
+                return counts == [60] * 8
+
+            await wait_until_async(all_folded, 60, "both workers' share")
+            second.kill()
+        await send(fresh_stack, [m for n in range(8, 16) for m in story(f"shared-{n}", 30)])
+
+        async def taken_over() -> bool:
+            counts = [await signals_folded(fresh_stack, f"shared-{n}") for n in range(8, 16)]
+            return counts == [60] * 8
+
+        await wait_until_async(taken_over, 90, "the survivor taking over")
+
+
+async def test_no_worker_imports_torch_or_bare_streams(stack: EmbeddedStack, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import esper.streams as s; s.app.finalize();"
+        "print([m for m in ('torch', 'streams', 'schemas', 'services') if m in sys.modules])"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert seen.stdout.strip() == "[]"
