@@ -1,0 +1,204 @@
+"""First light: a real run grows through Kafka, Faust and Postgres; the chain is read by a client that is not ours."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from processes import SCRIPTS, cli, log_of, process, running, worker
+from waiting import wait_until
+
+from esper.embedded.stack import EmbeddedStack
+
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
+SMALL = {
+    "ESPER_TRAINER__EPOCHS": "10",
+    "ESPER_TRAINER__COPIES": "14",
+    "ESPER_TRAINER__LINK__BOUNDARY_STEPS": "50",
+    "ESPER_TRAINER__CHECKPOINT_EPOCHS": "3",
+}
+CONTROLLER = {
+    "ESPER_TAMIYO__POLICY": "schedule",
+    "ESPER_TAMIYO__SCHEDULE_EVERY_EPOCHS": "1",
+    "ESPER_TAMIYO__EXPIRY_BOUNDARIES": "40",
+}
+
+
+@pytest.fixture(scope="module")
+def services(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("services")
+    esper = str(SCRIPTS / "esper")
+    with ExitStack() as exits:
+        exits.enter_context(running(worker(stack, folder), "worker.ready"))
+        urza = exits.enter_context(running(process(stack, folder, "urza", esper, "serve", "urza"), "urza.ready"))
+        tamiyo = process(stack, folder, "tamiyo", esper, "serve", "tamiyo", **CONTROLLER)
+        exits.enter_context(running(tamiyo, "tamiyo.ready"))
+        url = log_of(urza).split("url=")[1].split()[0]
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200, 30, "Urza's readiness")
+        yield {"url": url}
+
+
+@pytest.fixture(scope="module")
+def run(stack: EmbeddedStack, services: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    run_id, folder = f"first-light-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("run")
+    code, printed = cli(stack, folder, "train", str(CONFIG), "--run-id", run_id, **SMALL)
+    assert code == 0, printed
+    return run_id
+
+
+def read_all(stack: EmbeddedStack, run_id: str) -> list[dict[str, Any]]:
+    """Every event of a run on the control topics, by confluent-kafka: envelope from headers, value as JSON."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": stack.kafka.bootstrap_servers,
+            "group.id": uuid.uuid4().hex,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    names = (
+        "control.tamiyo.decisions",
+        "control.kasmina.commands",
+        "control.kasmina.lifecycle",
+        "innovation.field-reports",
+    )
+    places = [TopicPartition(name, n, 0) for name in names for n in range(12)]
+    left = sum(consumer.get_watermark_offsets(p, timeout=10)[1] for p in places)
+    consumer.assign(places)
+    found = []
+    while left:
+        for message in consumer.consume(500, timeout=10):
+            assert message.error() is None
+            left -= 1
+            if message.key() == run_id.encode():
+                headers = {name: text.decode() for name, text in message.headers()}
+                found.append({"topic": message.topic(), **headers, "data": json.loads(message.value())})
+    consumer.close()
+    return found
+
+
+@pytest.mark.timeout(240)
+def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: EmbeddedStack, run: str) -> None:
+    events = read_all(stack, run)
+    by_id = {e["ce_id"]: e for e in events}
+    reports = [e for e in events if e["topic"] == "innovation.field-reports"]
+    assert reports, "no adaptation came to its end"
+    for report in reports:
+        ended = by_id[report["ce_causationid"]]
+        assert ended["data"]["to_stage"] == report["data"]["outcome"]
+        chain = [ended]
+        while chain[-1]["topic"] == "control.kasmina.lifecycle":
+            chain.append(by_id[chain[-1]["ce_causationid"]])
+        command = chain[-1]
+        assert command["topic"] == "control.kasmina.commands"
+        decision = by_id[command["ce_causationid"]]
+        assert decision["topic"] == "control.tamiyo.decisions"
+        assert decision["ce_correlationid"] == run
+        germination = by_id[report["data"]["command_id"]]
+        assert germination["data"]["type"] == "esper.seed.germinate.v1"
+        assert germination["ce_causationid"] == report["data"]["decision_id"]
+        traces = {e["traceparent"].split("-")[1] for e in (decision, command, chain[-2])}
+        assert len(traces) == 1, "decision, command and effect are one trace"
+    with psycopg.connect(stack.postgres.dsn) as connection:
+
+        def rows(sql: str) -> list[tuple[Any, ...]]:
+            return connection.execute(sql, (run,)).fetchall()
+
+        wait_until(lambda: len(rows("SELECT 1 FROM esper.field_reports WHERE run_id = %s")) == len(reports), 30)
+        for table, topic in (
+            ("decisions", "control.tamiyo.decisions"),
+            ("lifecycle", "control.kasmina.lifecycle"),
+            ("field_reports", "innovation.field-reports"),
+        ):
+            in_kafka = {e["ce_id"] for e in events if e["topic"] == topic}
+            in_rows = {str(r[0]) for r in rows(f"SELECT event_id FROM esper.{table} WHERE run_id = %s")}
+            assert in_rows <= in_kafka
+            assert len(in_rows) == len(in_kafka)
+        causes = rows("SELECT command_id, decision_id FROM esper.commands WHERE run_id = %s")
+        assert {str(c): str(d) for c, d in causes} == {
+            e["ce_id"]: e["ce_causationid"] for e in events if e["topic"] == "control.kasmina.commands"
+        }
+        assert rows("SELECT status FROM esper.runs WHERE run_id = %s") == [("completed",)]
+        impossible = rows("SELECT count(*) FROM esper.lifecycle WHERE run_id = %s AND is_impossible")
+        assert impossible == [(0,)]
+
+
+@pytest.mark.timeout(120)
+def test_why_tells_the_story_and_verify_agrees(stack: EmbeddedStack, run: str, tmp_path: Path) -> None:
+    with psycopg.connect(stack.postgres.dsn) as connection:
+        layer, seed = connection.execute(
+            "SELECT layer_id, seed_id FROM esper.field_reports WHERE run_id = %s LIMIT 1", (run,)
+        ).fetchone() or ("", 0)
+    code, printed = cli(stack, tmp_path, "why", run, f"{layer}:{seed}", COLUMNS="200")
+    assert code == 0, printed
+    for word in ("decision", "command", "dormant -> germinated", "field report", "before_after"):
+        assert word in printed
+    code, printed = cli(
+        stack, tmp_path, "events", "tail", "control.kasmina.lifecycle", "--run", run, "--from-beginning"
+    )
+    assert code == 0
+    assert "esper.seed.transitioned.v1" in printed
+    code, printed = cli(stack, tmp_path, "projections", "verify")
+    assert code == 0, printed
+
+
+def test_every_decision_saw_the_view_that_the_log_holds(stack: EmbeddedStack, run: str) -> None:
+    import asyncio
+    import hashlib
+
+    import zstandard
+
+    from esper.oona.consumer import partition_of, read_range
+    from esper.schemas.topics import VIEWS
+
+    async def views() -> dict[int, Any]:
+        kafka, partition = stack.settings().need_kafka(), partition_of(run, VIEWS)
+        records = [r async for r in read_range(kafka, VIEWS, partition=partition) if r.key == run.encode()]
+        return {e.boundary: e for e in (r.decode().data for r in records)}
+
+    found = asyncio.run(views())
+    with psycopg.connect(stack.postgres.dsn) as connection:
+        decided = connection.execute(
+            "SELECT boundary, view_digest, probability FROM esper.decisions WHERE run_id = %s AND NOT stale", (run,)
+        ).fetchall()
+    assert decided
+    for boundary, digest, probability in decided:
+        view = zstandard.decompress(found[boundary].view_zstd)
+        assert hashlib.sha256(view).hexdigest() == found[boundary].digest == digest
+        assert json.loads(view)["boundary"] == boundary
+        assert 0.0 < probability <= 1.0
+
+
+def test_urza_answers_about_blueprints_kernels_and_runs(services: dict[str, str], run: str) -> None:
+    import hashlib
+
+    with httpx.Client(base_url=services["url"]) as api:
+        blueprints = {b["blueprint_id"]: b for b in api.get("/blueprints").json()}
+        assert {b["status"] for b in blueprints.values()} == {"certified"}
+        assert len(blueprints) >= 3
+        kernels = api.get("/kernels").json()
+        got = api.get(f"/kernels/{kernels[0]['kernel_sha256']}")
+        assert hashlib.sha256(got.content).hexdigest() == kernels[0]["kernel_sha256"]
+        cached = api.get(got.url.path, headers={"If-None-Match": got.headers["etag"]})
+        assert (cached.status_code, cached.content) == (304, b"")
+        assert api.get(f"/runs/{run}").json()["status"] == "completed"
+        for path, status in (
+            ("/runs/nobody", 404),
+            ("/kernels/xyz", 422),
+            ("/blueprints?limit=0", 422),
+            ("/nowhere", 404),
+        ):
+            problem = api.get(path)
+            assert (problem.status_code, problem.json()["status"]) == (status, status)
+            assert problem.headers["content-type"] == "application/problem+json"
+        key = {"Idempotency-Key": f"test-{uuid.uuid4()}"}
+        wrong = {"change": "retire", "expected_version": 99}
+        assert api.post("/blueprints/noop/changes", json=wrong, headers=key).json()["verdict"] == "wrong_version"
+        again = {"change": "retire", "expected_version": 3}
+        verdict = api.post("/blueprints/noop/changes", json=again, headers=key).json()
+        assert verdict["verdict"] == "wrong_version", "a known id keeps its verdict"

@@ -1,0 +1,273 @@
+"""The trainer's link on the real stack: commands applied once, kills resumed to the bit, no waiting on the bus."""
+
+import asyncio
+import hashlib
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import process
+from torch import nn
+from waiting import wait_until
+
+import esper
+from esper.connection.settings import LinkOptions
+from esper.embedded.stack import EmbeddedStack
+from esper.errors import ConflictError, ContractError, UnavailableError
+from esper.kasmina.kernels import build_kernel
+from esper.oona.consumer import partition_of, read_range
+from esper.oona.producer import OonaProducer
+from esper.schemas import events, ids, topics
+from esper.schemas.assets import BlueprintSpec
+from esper.schemas.enums import LayerKind, RejectionReason, SeedStage
+from esper.schemas.messages import OonaMessage
+from esper.storage.blobs import BlobStore
+
+SCRIPT = Path(__file__).parent / "resumable.py"
+SPEC = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(LayerKind.LINEAR,))
+
+
+async def stored_kernel(stack: EmbeddedStack, width: int) -> tuple[str, int]:
+    data = build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width)
+    async with BlobStore(stack.settings().need_s3()) as blobs:
+        return await blobs.put(data), len(data)
+
+
+async def germinate(stack: EmbeddedStack, run_id: str, kernel: tuple[str, int], **changed: Any) -> OonaMessage:
+    boundary = changed.pop("boundary", 1)
+    decision = ids.decision_id(run_id, 1, boundary)
+    fields = {
+        "run_id": run_id, "incarnation": 1, "boundary": boundary, "decision_id": decision, "layer_id": "0", "seed_id": 0,
+        "expires_at_step": 10_000, "blueprint_id": "low-rank-2", "blueprint_version": 3, "kernel_sha256": kernel[0],
+        "kernel_size_bytes": kernel[1],
+    }  # fmt: skip
+    event = events.GerminateSeed.model_validate({**fields, **changed})
+    message = OonaMessage.of(event, id=ids.command_id(decision), source="test", causation_id=decision)
+    async with OonaProducer(stack.settings().need_kafka()) as producer:
+        await producer.send(message)
+    return message
+
+
+async def told(stack: EmbeddedStack, run_id: str, *names: topics.TopicSpec) -> list[OonaMessage]:
+    found = []
+    for topic in names or (topics.RUNS, topics.LIFECYCLE, topics.FIELD_REPORTS, topics.TELEMETRY):
+        partition = partition_of(run_id, topic)
+        async for record in read_range(stack.settings().need_kafka(), topic, partition=partition):
+            if record.key == run_id.encode():
+                found.append(record.decode())
+    return found
+
+
+@pytest.mark.timeout(120)
+async def test_a_killed_run_resumes_to_the_bit_with_the_command_applied_where_it_was(
+    stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    kernel = await stored_kernel(stack, 8)
+    weights = {}
+    for name, modes in {"whole": ["whole"], "broken": ["killed", "resumed"]}.items():
+        run_id = f"{name}-{uuid.uuid4().hex[:8]}"
+        command = ids.command_id(ids.decision_id(run_id, 1, 1))
+        out = tmp_path / f"{name}.pt"
+        for mode in modes:
+            arguments = (str(SCRIPT), mode, run_id, str(tmp_path / "runs"), str(command), str(out))
+            child = process(stack, tmp_path, f"{name}-{mode}", sys.executable, *arguments)
+            child.start()
+            if mode != "resumed":
+                await asyncio.to_thread(wait_until, lambda c=child: "send" in c.log_path.read_text(), 30)
+                await germinate(stack, run_id, kernel)
+            await asyncio.to_thread(wait_until, lambda c=child: not c.is_alive, 60, "the end of the process")
+            assert child.returncode == (-9 if mode == "killed" else 0), child.tail()
+        weights[name] = torch.load(out, weights_only=True)
+        if name == "broken":
+            await check_story_of_a_resumed_run(stack, run_id, command)
+    assert weights["whole"].keys() == weights["broken"].keys()
+    for name, weight in weights["whole"].items():
+        assert torch.equal(weight, weights["broken"][name]), name
+
+
+async def check_story_of_a_resumed_run(stack: EmbeddedStack, run_id: str, command: uuid.UUID) -> None:
+    lifecycle = [m.data for m in await told(stack, run_id, topics.LIFECYCLE)]
+    germinated = [e for e in lifecycle if isinstance(e, events.SeedTransitioned) and e.command_id == command]
+    assert [(e.incarnation, e.step) for e in germinated] == [(1, 30), (2, 30)]
+    resumed = [m.data for m in await told(stack, run_id, topics.RUNS) if isinstance(m.data, events.RunResumed)]
+    assert [(e.incarnation, e.step, e.from_incarnation) for e in resumed] == [(2, 20, 1)]
+    ends = [m.data for m in await told(stack, run_id, topics.FIELD_REPORTS) if m.data.incarnation == 2]
+    assert [e.outcome for e in ends] == [SeedStage.CULLED]
+    assert (ends[0].before, ends[0].command_id) == (0.2, command)
+
+
+def training(stack: EmbeddedStack, folder: Path, run_id: str, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    link = LinkOptions.model_validate({"boundary_steps": 5, "health_every_steps": 1, "folder": folder, **options})
+    run = esper.connect(model, optimizer, run_id=run_id, settings=stack.settings(), options=link)
+
+    def one_step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(4, 6)).sum().backward()
+        optimizer.step()
+        run.step()
+
+    return run, one_step
+
+
+async def test_commands_that_do_not_fit_are_rejected_by_an_event(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    kernel, narrow = await stored_kernel(stack, 8), await stored_kernel(stack, 3)
+    run, one_step = training(stack, tmp_path, run_id)
+
+    def train() -> None:
+        with run:
+            for _n in range(7):
+                one_step()
+            sent = [
+                asyncio.run(germinate(stack, run_id, kernel, boundary=1)),
+                asyncio.run(germinate(stack, run_id, kernel, boundary=2)),
+                asyncio.run(germinate(stack, run_id, kernel, boundary=3, incarnation=7, seed_id=1)),
+                asyncio.run(germinate(stack, run_id, kernel, boundary=4, expires_at_step=6, seed_id=1)),
+                asyncio.run(germinate(stack, run_id, kernel, boundary=5, layer_id="nowhere")),
+                asyncio.run(germinate(stack, run_id, narrow, boundary=6, seed_id=1)),
+                asyncio.run(germinate(stack, run_id, ("0" * 64, 9), boundary=7, seed_id=1)),
+                asyncio.run(germinate(stack, run_id, kernel, boundary=1)),
+            ]
+            wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "all commands")
+            for _n in range(10):
+                one_step()
+
+    await asyncio.to_thread(train)
+    lifecycle = await told(stack, run_id, topics.LIFECYCLE)
+    applied = [m for m in lifecycle if isinstance(m.data, events.SeedTransitioned) and m.data.command_id]
+    assert len(applied) == 1
+    assert applied[0].causation_id == applied[0].data.command_id
+    rejected = [m.data.reason for m in lifecycle if isinstance(m.data, events.CommandRejected)]
+    assert rejected == [
+        RejectionReason.UNEXPECTED_STAGE,
+        RejectionReason.STALE_INCARNATION,
+        RejectionReason.EXPIRED,
+        RejectionReason.UNKNOWN_SEED,
+        RejectionReason.KERNEL_INVALID,
+        RejectionReason.KERNEL_UNAVAILABLE,
+    ]
+
+
+@pytest.mark.timeout(180)
+async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_afterwards(
+    fresh_stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    import time
+
+    run, one_step = training(fresh_stack, tmp_path, run_id, flush_timeout_s=60)
+
+    def train() -> float:
+        slowest = 0.0
+        with run:
+            fresh_stack.kafka.stop()
+            gone_until = time.monotonic() + 20.0
+            while time.monotonic() < gone_until:
+                began = time.monotonic()
+                one_step()
+                slowest = max(slowest, time.monotonic() - began)
+                time.sleep(0.02)
+            fresh_stack.kafka.start()
+            for _n in range(20):
+                one_step()
+        return slowest
+
+    slowest = await asyncio.to_thread(train)
+    assert slowest < 2.0, "a step waited on the bus"
+    sequences = sorted({m.data.sequence for m in await told(fresh_stack, run_id)})
+    assert len(sequences) > 1000
+    assert sequences == list(range(len(sequences)))
+
+
+async def test_a_full_disk_refuses_growth_and_training_goes_on(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    kernel = await stored_kernel(stack, 8)
+    run, one_step = training(stack, tmp_path, run_id, outbox_max_pages=16)
+
+    def train() -> None:
+        with run:
+            stuffed = run._outbox
+            blob = stuffed.oldest(1)[0][1] if len(stuffed) else None
+            one_step()
+            fill(stuffed, run_id)
+            sent = asyncio.run(germinate(stack, run_id, kernel))
+            wait_until(lambda: run._inbox.has_seen([sent.id]), 30, "the command")
+            for _n in range(9):
+                fill(stuffed, run_id)
+                one_step()
+            assert run.step_number == 10
+            assert blob is None or blob.topic == topics.RUNS.name
+
+    await asyncio.to_thread(train)
+
+
+def fill(outbox: Any, run_id: str) -> None:
+    """Leave no room in the outbox, whatever the link drains meanwhile."""
+    from esper.errors import OutboxFullError
+    from esper.oona.cloudevents import Record
+
+    junk = Record(topics.RUNS.dead_letters.name, run_id.encode(), b"x" * 1500, (), 0)
+    try:
+        while True:
+            outbox.append([junk])
+    except OutboxFullError:
+        return
+
+
+async def test_two_processes_cannot_have_one_run(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+    run, _step = training(stack, tmp_path, run_id)
+    again, _step = training(stack, tmp_path, run_id)
+
+    def both() -> None:
+        with run, pytest.raises(ConflictError, match="holds a run already"), again:
+            pass
+
+    await asyncio.to_thread(both)
+
+
+def test_no_broker_at_the_start_is_one_clear_error(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+    run, _step = training(stack, tmp_path, run_id)
+    run._link._settings = stack.settings().model_copy(
+        update={"kafka": stack.settings().need_kafka().model_copy(update={"bootstrap_servers": "127.0.0.1:1"})}
+    )
+    with pytest.raises(UnavailableError, match="no Kafka broker answers"), run:
+        pass
+
+
+async def test_a_forked_worker_never_touches_the_link(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+    import os
+
+    run, one_step = training(stack, tmp_path, run_id)
+
+    def train() -> int:
+        with run:
+            one_step()
+            child = os.fork()
+            if child == 0:
+                run.step()
+                os._exit(0 if run.step_number == 1 else 1)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert await asyncio.to_thread(train) == 0
+
+
+async def test_blobs_are_what_their_name_says(stack: EmbeddedStack) -> None:
+    data = uuid.uuid4().bytes * 100
+    async with BlobStore(stack.settings().need_s3()) as blobs:
+        digest = await blobs.put(data)
+        assert digest == hashlib.sha256(data).hexdigest()
+        assert await blobs.get(digest, max_bytes=10_000) == data
+        with pytest.raises(ContractError, match="over 10"):
+            await blobs.get(digest, max_bytes=10)
+        assert not await blobs.exists("0" * 64)
+        altered = stack.s3.root / "data" / "esper" / "kernels" / digest
+        altered.write_bytes(data[:-1] + b"?")
+        with pytest.raises(ContractError, match="it was altered"):
+            await blobs.get(digest, max_bytes=10_000)
