@@ -18,7 +18,7 @@ import structlog
 from esper.config import LoggingSettings
 
 MASK = "***"
-_SECRET_NAME = re.compile(r"(pass(word|wd)?|secret|token|credential|api_?key|access_?key|authorization)", re.I)
+_SECRET_NAME = re.compile(r"(pass(word|wd)?|secret|token|credential|api[_-]?key|access[_-]?key|authorization)", re.I)
 _URL_PASSWORD = re.compile(r"(?P<head>[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^@/\s]+(?=@)", re.I)
 _QUEUE_SIZE = 10_000  # log lines waiting for the writer; beyond it the oldest caller blocks
 

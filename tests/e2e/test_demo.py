@@ -1,0 +1,51 @@
+"""The demo leaves nothing behind, however it ends; two run side by side; nothing grown is not a success."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from waiting import wait_until
+
+ESPER = str(Path(sys.executable).parent / "esper")
+SHORT = {"ESPER_TRAINER__EPOCHS": "2", "ESPER_TRAINER__COPIES": "4", "COLUMNS": "120"}
+EXIT_NOTHING_GREW = 3
+
+
+def start(log: Path, **env: str) -> subprocess.Popen[bytes]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ESPER_")}
+    with log.open("wb") as output:
+        return subprocess.Popen([ESPER, "demo"], env={**clean, **SHORT, **env}, stdout=output, stderr=subprocess.STDOUT)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["starting oona", "starting tamiyo", "With Esper"])
+def test_killed_at_any_moment_it_leaves_no_process(tmp_path: Path, moment: str, sig: signal.Signals) -> None:
+    log = tmp_path / "demo.log"
+    demo = start(log, ESPER_TRAINER__EPOCHS="50")
+    wait_until(lambda: moment in log.read_text() or demo.poll() is not None, 90, moment)
+    assert demo.poll() is None, log.read_text()
+    everyone = psutil.Process(demo.pid).children(recursive=True)
+    assert len(everyone) > 5
+    demo.send_signal(sig)
+    demo.wait(60)
+    wait_until(lambda: not alive(everyone), 30, "the end of all its processes")
+
+
+@pytest.mark.timeout(170)
+def test_two_demos_run_side_by_side_and_say_that_nothing_grew(tmp_path: Path) -> None:
+    demos = [start(tmp_path / f"{n}.log") for n in range(2)]
+    for n, demo in enumerate(demos):
+        assert demo.wait(150) == EXIT_NOTHING_GREW, (tmp_path / f"{n}.log").read_text()
+        printed = (tmp_path / f"{n}.log").read_text()
+        assert "Nothing grew" in printed
+        assert "accuracy at the end" in printed
+        assert "system.runs" in printed
