@@ -166,7 +166,8 @@ def _installed() -> Path:
 
 def _may_enter(folder: Path) -> bool:
     """Whether a user without rights of its own gets through to a folder."""
-    return all(place.stat().st_mode & stat.S_IXOTH for place in (folder, *folder.parents))
+    real = folder.resolve()
+    return all(place.stat().st_mode & stat.S_IXOTH for place in (real, *real.parents))
 
 
 def _copied(installed: Path, root: Path) -> Path:
