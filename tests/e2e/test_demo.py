@@ -26,8 +26,15 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("moment", ["starting oona", "starting tamiyo", "With Esper"])
+@pytest.mark.parametrize(
+    ("moment", "sig"),
+    [
+        ("starting oona", signal.SIGKILL),
+        ("starting tamiyo", signal.SIGINT),
+        ("With Esper", signal.SIGKILL),
+        ("With Esper", signal.SIGINT),
+    ],
+)
 def test_killed_at_any_moment_it_leaves_no_process(tmp_path: Path, moment: str, sig: signal.Signals) -> None:
     log = tmp_path / "demo.log"
     demo = start(log, ESPER_TRAINER__EPOCHS="50")
