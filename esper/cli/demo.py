@@ -18,6 +18,7 @@ from esper.logging import configure_logging
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "digits.yaml"
 EXIT_NOTHING_GREW = 3
+RUN_ID = "digits-demo"  # fixed: Tamiyo's chance follows from it
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +70,7 @@ def _run(console: Console, config: Path, folder: Path, exits: ExitStack) -> int:
     console.print(f"\n[bold]The same loop without Esper[/bold] ({trainer.epochs} epochs, seed {trainer.rng_seed})")
     plain = train_plain(trainer, lambda p: show_epoch(console, p))
     console.print("\n[bold]With Esper[/bold]: Tamiyo decides at each boundary, the trainer never waits for it")
-    run_id, grown = train(trainer, settings, report=lambda p: show_epoch(console, p))
+    run_id, grown = train(trainer, settings, run_id=RUN_ID, report=lambda p: show_epoch(console, p))
     num_grown = asyncio.run(print_report(console, settings, run_id, plain, grown, services.health()))
     if not num_grown:
         console.print("[red]Nothing grew.[/red] The heuristic saw no plateau; docs/heuristic.md has its thresholds.")

@@ -16,25 +16,32 @@ from esper.schemas.enums import LayerKind, SeedStage
 FAILURES_TO_OPEN = 3
 """After so many failures of a seed its host's output is used until it is given up."""
 
+PULL = 1.0
+"""How strongly an isolated seed is held near zero; 1 lets it take one gradient step in activations."""
+
 _HANDLE = "_kasmina_layer"
 _awake_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 class Isolated(torch.autograd.Function):
-    """h unchanged to the bit; its gradient goes to h and to s alike.
+    """h unchanged to the bit. Its gradient g goes to h as it is, and to s as g + PULL * s / N.
 
-    So a seed in TRAINING learns as if it were added, and its host never notices.
+    So a seed in TRAINING learns as if it were added, and its host never notices. The pull is the
+    gradient of PULL * |s|^2 / 2N: nothing that s does comes back through the loss while it is
+    isolated, and without the pull it would grow without bound (docs/decisions/0004).
     """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:
-        """h, (any shape); s of the same shape."""
+        """h and s of one shape, (N, ...)."""
+        ctx.save_for_backward(s)
         return h.view_as(h)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradient, twice."""
-        return gradients[0], gradients[0]
+        """The gradient for h, and for s."""
+        (s,) = ctx.saved_tensors
+        return gradients[0], gradients[0] + PULL / s.shape[0] * s
 
 
 class AwakeSeed:
