@@ -124,11 +124,17 @@ class LinkThread:
     def stop(self) -> bool:
         """Flush within the option's time and end the thread; False where something is left."""
         is_flushed = self.drain(self._options.flush_timeout_s)
+        self.abandon()
+        return is_flushed
+
+    def abandon(self) -> None:
+        """End the thread without a flush: for a run that did not begin."""
+        if not self._thread.is_alive():
+            return
         self._wait(self._close(), START_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        return is_flushed
 
     # -- the thread's side ------------------------------------------------------------------
 

@@ -132,6 +132,7 @@ class RunLink:
             else:
                 self._resume(saved)
         except BaseException:
+            self._link.abandon()
             self._outbox.close()
             self._spill.close()
             raise

@@ -1,13 +1,13 @@
 """A real Apache Kafka of one node (KRaft), on free ports of 127.0.0.1."""
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from esper.embedded.jars import java_home, kafka_jars
+from esper.embedded.part import EmbeddedPart
 from esper.embedded.processes import ChildProcess, answers, free_port
 from esper.errors import UnavailableError
 
@@ -36,7 +36,7 @@ log.segment.bytes=16777216
 """
 
 
-class EmbeddedKafka:
+class EmbeddedKafka(EmbeddedPart):
     """Holds its ports and its data through ``stop`` and ``start``; ``wipe`` makes a new cluster.
 
     Args:
@@ -54,34 +54,14 @@ class EmbeddedKafka:
         properties: str | None = None,
         port: int | None = None,
     ) -> None:
-        self.root = root
-        self.log_path = root / "kafka.log"
+        super().__init__(root, "kafka.log", port)
         self._report = report
         self._properties = properties
-        self._port = port
-        self._process: ChildProcess | None = None
-
-    @property
-    def port(self) -> int:
-        """Where it listens; chosen at the first start."""
-        if self._port is None:
-            self._port = free_port()
-        return self._port
 
     @property
     def bootstrap_servers(self) -> str:
         """What clients connect to."""
         return f"127.0.0.1:{self.port}"
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.is_alive
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, while it runs."""
-        return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
         """Start it and wait until it answers.
@@ -106,16 +86,6 @@ class EmbeddedKafka:
         self._process.start()
         self._process.wait_until_ready(lambda: answers(self.port), START_TIMEOUT_S)
 
-    def stop(self) -> None:
-        """A clean shutdown."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
-        if self._process is not None:
-            self._process.kill()
-
     def pause(self) -> None:
         """It keeps its connections and answers nobody (SIGSTOP), until ``go_on``."""
         if self._process is not None:
@@ -125,10 +95,6 @@ class EmbeddedKafka:
         """The end of ``pause``."""
         if self._process is not None:
             self._process.send(signal.SIGCONT)
-
-    def wipe(self) -> None:
-        """Forget all topics and the cluster's id. It must be stopped."""
-        shutil.rmtree(self.root / "data", ignore_errors=True)
 
     def _own_properties(self) -> str:
         return _PROPERTIES.format(port=self.port, controller_port=free_port(), data=self.root / "data")

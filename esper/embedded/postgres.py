@@ -13,7 +13,8 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-from esper.embedded.processes import ChildProcess, answers, free_port
+from esper.embedded.part import EmbeddedPart
+from esper.embedded.processes import ChildProcess, answers
 from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 30.0
@@ -31,38 +32,18 @@ OPTIONS = {
 }
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(EmbeddedPart):
     """Holds its port and its data through ``stop`` and ``start``. ``root`` is a folder of its own."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.log_path = root / "postgres.log"
-        self._port: int | None = None
-        self._process: ChildProcess | None = None
+        super().__init__(root, "postgres.log")
         self._program = Path()
         self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
-
-    @property
-    def port(self) -> int:
-        """Where it listens; chosen at the first start."""
-        if self._port is None:
-            self._port = free_port()
-        return self._port
 
     @property
     def dsn(self) -> str:
         """How to connect to Esper's database."""
         return self.dsn_of(DATABASE)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.is_alive
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, while it runs."""
-        return self._process.pid if self._process is not None else None
 
     def dsn_of(self, database: str) -> str:
         """How to connect to another database of it."""
@@ -95,20 +76,6 @@ class EmbeddedPostgres:
         self._process.wait_until_ready(self._accepts, START_TIMEOUT_S)
         if is_new:
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER, DATABASE)
-
-    def stop(self) -> None:
-        """A clean, fast shutdown: clients are cut off."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
-        if self._process is not None:
-            self._process.kill()
-
-    def wipe(self) -> None:
-        """Forget all databases. It must be stopped."""
-        shutil.rmtree(self.root / "data", ignore_errors=True)
 
     def _find_program(self) -> Path:
         installed = _installed()

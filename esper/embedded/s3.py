@@ -2,49 +2,29 @@
 
 import os
 import secrets
-import shutil
 import sysconfig
 from pathlib import Path
 
-from esper.embedded.processes import ChildProcess, answers, free_port
+from esper.embedded.part import EmbeddedPart
+from esper.embedded.processes import ChildProcess, answers
 from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 20.0
 BUCKET = "esper"
 
 
-class EmbeddedS3:
+class EmbeddedS3(EmbeddedPart):
     """Holds port, keys and data through ``stop`` and ``start``. ``root`` is a folder of its own."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.log_path = root / "s3.log"
+        super().__init__(root, "s3.log")
         self.access_key = secrets.token_hex(8)
         self.secret_key = secrets.token_hex(16)
-        self._port: int | None = None
-        self._process: ChildProcess | None = None
-
-    @property
-    def port(self) -> int:
-        """Where it listens; chosen at the first start."""
-        if self._port is None:
-            self._port = free_port()
-        return self._port
 
     @property
     def endpoint_url(self) -> str:
         """What clients connect to."""
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.is_alive
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, while it runs."""
-        return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
         """Start it, with the bucket in it, and wait until it answers.
@@ -78,20 +58,6 @@ class EmbeddedS3:
         )
         self._process.start()
         self._process.wait_until_ready(lambda: answers(self.port), START_TIMEOUT_S)
-
-    def stop(self) -> None:
-        """A clean shutdown."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
-        if self._process is not None:
-            self._process.kill()
-
-    def wipe(self) -> None:
-        """Forget all objects. It must be stopped."""
-        shutil.rmtree(self.root / "data", ignore_errors=True)
 
 
 def _rclone() -> Path:
