@@ -13,14 +13,14 @@ from waiting import wait_until, wait_until_async
 
 from esper.embedded.stack import EmbeddedStack
 from esper.oona.cloudevents import encode
-from esper.oona.consumer import read_range
+from esper.oona.consumer import StoredRecord, read_range
 from esper.oona.dead_letters import reason_of
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
-from esper.schemas.topics import TELEMETRY, TOPICS
+from esper.schemas.topics import TELEMETRY, TOPICS, TopicSpec
 
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
 
@@ -137,15 +137,18 @@ async def test_garbage_on_every_topic_is_dead_lettered_and_stalls_nothing(stack:
 
         await wait_until_async(clean, 30, "the events behind the garbage")
         assert "partition.stopped" not in log_of(child)
-    for topic in TOPICS:
-        letters = [r async for r in read_range(kafka, topic.dead_letters)]
-        mine = [r for r in letters if r.value == garbage]
-        assert len({r.position.partition for r in mine}) >= 1
-        assert len({reason_of(r)["partition"] for r in mine}) == topic.num_partitions
-        assert {r.key for r in mine} == {b"k\xff"}
-        assert {reason_of(r)["reason"] for r in mine} == {"bad_header"}
-        assert {reason_of(r)["topic"] for r in mine} == {topic.name}
-        assert all(("odd", b"\xfe") in r.headers for r in mine)
+        for topic in TOPICS:
+
+            async def letters(topic: TopicSpec = topic) -> list[StoredRecord]:
+                found = [r async for r in read_range(kafka, topic.dead_letters) if r.value == garbage]
+                return found if len(found) >= topic.num_partitions else []
+
+            mine = await wait_until_async(letters, 30, f"the dead letters of {topic.name}")
+            assert {reason_of(r)["partition"] for r in mine} == {str(n) for n in range(topic.num_partitions)}
+            assert {r.key for r in mine} == {b"k\xff"}
+            assert {reason_of(r)["reason"] for r in mine} == {"bad_header"}
+            assert {reason_of(r)["topic"] for r in mine} == {topic.name}
+            assert all(("odd", b"\xfe") in r.headers for r in mine)
 
 
 async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(

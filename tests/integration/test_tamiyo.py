@@ -18,10 +18,10 @@ from esper.services.tamiyo.service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.services.urza.catalogue import shipping_requests
 
-LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
+LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=24, num_parameters=600, num_seeds=1)
 KERNEL = Kernel(
-    kernel_sha256="cd" * 32, blueprint_id="affine", blueprint_version=3, target="linear", num_features=8,
-    num_parameters=16, size_bytes=300,
+    kernel_sha256="cd" * 32, blueprint_id="affine", blueprint_version=3, target="linear", num_features=24,
+    num_parameters=48, size_bytes=300,
 )  # fmt: skip
 
 
