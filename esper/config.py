@@ -11,11 +11,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from esper.errors import ConfigError
 
@@ -36,10 +36,44 @@ class SectionModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class KafkaSecurity(SectionModel):
+    """How the broker lets this process in. Production wants ``SASL_SSL``, a user for each service.
+
+    ``ca_file`` is the authority that signed the broker's certificate (the system's own where it is
+    None); ``cert_file`` and ``key_file`` are for a broker that asks for a client's certificate.
+    """
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    mechanism: Literal["SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    key_password: SecretStr | None = None
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.protocol.endswith("SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether a user name and a password are asked for."""
+        return self.protocol.startswith("SASL")
+
+    @model_validator(mode="after")
+    def _sasl_has_a_user(self) -> Self:
+        if self.uses_sasl and (self.username is None or self.password is None):
+            raise ValueError(f"{self.protocol} needs username and password")
+        return self
+
+
 class KafkaSettings(SectionModel):
     """The broker. Production wants ``replication_factor`` 3 and ``min_insync_replicas`` 2."""
 
     bootstrap_servers: str
+    security: KafkaSecurity = KafkaSecurity()
     replication_factor: int = Field(1, ge=1)
     min_insync_replicas: int = Field(1, ge=1)
     telemetry_retention_h: float = Field(72.0, gt=0)

@@ -3,20 +3,18 @@
 Stream workers read through Faust (esper.streams). Nothing here ever commits an offset.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError
 from aiokafka.partitioner import murmur2
 
 from esper.config import KafkaSettings
+from esper.oona.clients import client_options, started
 from esper.oona.cloudevents import Headers, decode
 from esper.oona.producer import Position
-from esper.oona.topics import CONNECT_TIMEOUT_S, no_broker
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TopicSpec
 
@@ -58,22 +56,11 @@ async def assigned_consumer(
         UnavailableError: no broker answers.
     """
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=kafka.bootstrap_servers,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=100,
+        **client_options(kafka), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
     )
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await consumer.start()
-    except (KafkaConnectionError, TimeoutError, OSError) as error:
-        await consumer.stop()
-        raise no_broker(kafka) from error
-    try:
+    async with started(consumer, kafka):
         consumer.assign([TopicPartition(topic, partition) for topic, partition in partitions])
         yield consumer
-    finally:
-        await consumer.stop()
 
 
 async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[tuple[str, int], int]:

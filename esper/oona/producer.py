@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
+from esper.oona.clients import client_options, started
 from esper.oona.cloudevents import Record, encode
-from esper.oona.topics import CONNECT_TIMEOUT_S, no_broker
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TELEMETRY
 
@@ -94,7 +94,7 @@ class OonaProducer:
 
     async def _open(self, exits: AsyncExitStack, **options: Any) -> Any:
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._kafka.bootstrap_servers,
+            **client_options(self._kafka),
             client_id=self._client_id,
             acks="all",
             enable_idempotence=True,
@@ -102,10 +102,4 @@ class OonaProducer:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             **options,
         )
-        exits.push_async_callback(producer.stop)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await producer.start()
-        except (KafkaConnectionError, TimeoutError, OSError) as error:
-            raise no_broker(self._kafka) from error
-        return producer
+        return await exits.enter_async_context(started(producer, self._kafka))

@@ -1,19 +1,18 @@
 """Topics: made by ``esper topics apply``, checked by everybody who starts, never declared on the fly."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from esper.config import KafkaSettings
 from esper.errors import ConfigError, UnavailableError
+from esper.oona.clients import client_options, started
 from esper.schemas.topics import TELEMETRY, TopicSpec, all_topics
 
-CONNECT_TIMEOUT_S = 10.0
 MS_PER_HOUR = 3_600_000
 
 
@@ -42,25 +41,9 @@ async def admin_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClien
     Raises:
         UnavailableError: no broker answers.
     """
-    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers, request_timeout_ms=10_000)
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await client.start()
-    except (KafkaConnectionError, TimeoutError, OSError) as error:
-        await client.close()
-        raise no_broker(kafka) from error
-    try:
+    client = AIOKafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
+    async with started(client, kafka):
         yield client
-    finally:
-        await client.close()
-
-
-def no_broker(kafka: KafkaSettings) -> UnavailableError:
-    """The one error for a broker that does not answer."""
-    return UnavailableError(
-        f"no Kafka broker answers at {kafka.bootstrap_servers}: is it running (`esper status`), and is "
-        "ESPER_KAFKA__BOOTSTRAP_SERVERS right?"
-    )
 
 
 async def list_topics(kafka: KafkaSettings) -> list[TopicStatus]:
