@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from esper.config import KafkaSettings
-from esper.errors import ConfigError, UnavailableError
+from esper.errors import ConfigError, ContractError, EsperError, UnavailableError
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -74,6 +74,13 @@ async def started(client: Any, kafka: KafkaSettings) -> AsyncIterator[Any]:
         yield client
     finally:
         await stop()
+
+
+def kafka_error(error: BaseException, kafka: KafkaSettings) -> EsperError:
+    """What an error of aiokafka's means to its caller: the one place that translates them."""
+    if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
+        return ContractError(f"the broker refused a record as too large: {error}; see max.message.bytes of its topic")
+    return UnavailableError(f"Kafka at {kafka.bootstrap_servers} did not take the events: {error!r}")
 
 
 def no_broker(kafka: KafkaSettings) -> UnavailableError:
