@@ -9,6 +9,7 @@ import asyncpg
 
 from esper.config import PostgresSettings
 from esper.errors import ConfigError, UnavailableError
+from esper.streams.migrations import missing_migrations
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0  # a statement that hangs is given up and tried again
@@ -37,8 +38,8 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
             f"no Postgres answers: {error}; is it running (`esper status`), and is ESPER_POSTGRES__DSN right?"
         ) from error
     try:
-        if await pool.fetchval("SELECT to_regclass('positions')") is None:
-            raise ConfigError(f"schema {name!r} has no projections yet: run `esper migrate`")
+        if missing := await missing_migrations(pool):
+            raise ConfigError(f"schema {name!r} lacks {', '.join(missing)}: run `esper migrate`")
         yield pool
     finally:
         pool.terminate() if _is_cancelled() else await pool.close()
