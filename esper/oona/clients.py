@@ -58,7 +58,7 @@ def tls_context(kafka: KafkaSettings) -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def started(client: Any, kafka: KafkaSettings) -> AsyncIterator[Any]:
+async def started(client: Any, kafka: KafkaSettings, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncIterator[Any]:
     """Start an aiokafka client, and stop it at the end.
 
     Raises:
@@ -67,7 +67,7 @@ async def started(client: Any, kafka: KafkaSettings) -> AsyncIterator[Any]:
     stop = client.close if hasattr(client, "close") else client.stop
     try:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await client.start()
         except (KafkaConnectionError, TimeoutError, OSError) as error:
             raise no_broker(kafka) from error
