@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, Field, SerializeAsAny
 
-from esper.schemas.base import Fact
+from esper.schemas.base import Fact, Name, Text
 from esper.schemas.events import Event
 from esper.schemas.registry import Registration, registration
 
@@ -23,10 +23,10 @@ class OonaMessage(Fact):
     """
 
     id: UUID
-    source: Annotated[str, Field(min_length=1, max_length=255)]
+    source: Name
     time: AwareDatetime
     data: SerializeAsAny[Event]
-    correlation_id: Annotated[str, Field(min_length=1)]
+    correlation_id: Annotated[Text, Field(min_length=1)]
     causation_id: UUID | None = None
     traceparent: Annotated[str, Field(pattern=TRACEPARENT_PATTERN)] | None = None
 

@@ -5,11 +5,23 @@ from uuid import UUID
 
 from pydantic import Base64Bytes, Field, model_validator
 
-from esper.schemas.base import BlueprintId, Count, LayerId, PolicyId, Probability, Scalar, SeedId, Sha256
+from esper.schemas.base import (
+    BlueprintId,
+    Boundary,
+    Count,
+    LayerId,
+    PolicyId,
+    Probability,
+    Remark,
+    Scalar,
+    SeedId,
+    Sha256,
+    ShortName,
+    Text,
+    Version,
+)
 from esper.schemas.enums import Action
 from esper.schemas.events.base import Event, RunEvent
-
-Boundary = Annotated[int, Field(ge=1)]
 
 
 class ViewRecorded(RunEvent):
@@ -17,7 +29,7 @@ class ViewRecorded(RunEvent):
 
     type: Literal["esper.view.recorded.v1"] = "esper.view.recorded.v1"
     boundary: Boundary
-    view_version: Annotated[int, Field(ge=1)]
+    view_version: Version
     digest: Sha256
     view_zstd: Base64Bytes
 
@@ -39,8 +51,8 @@ class DecisionMade(RunEvent):
     blueprint_id: BlueprintId | None = None
     probability: Probability
     policy_id: PolicyId
-    policy_version: Annotated[int, Field(ge=1)]
-    reason: Annotated[str, Field(min_length=1, max_length=2000)]
+    policy_version: Version
+    reason: Annotated[Remark, Field(min_length=1)]
     view_digest: Sha256 | None = None
     stale: bool = False
 
@@ -61,8 +73,8 @@ class PolicyActivated(Event):
 
     type: Literal["esper.policy.activated.v1"] = "esper.policy.activated.v1"
     policy_id: PolicyId
-    policy_version: Annotated[int, Field(ge=1)]
-    kind: Annotated[str, Field(min_length=1, max_length=64)]
-    parameters: dict[str, Scalar] = Field(default_factory=dict)
+    policy_version: Version
+    kind: ShortName
+    parameters: dict[Text, Scalar] = Field(default_factory=dict)
     activation_id: UUID
-    reason: Annotated[str, Field(max_length=2000)]
+    reason: Remark

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from esper.schemas.base import Count, LayerId
+from esper.schemas.base import Epoch, LayerId
 from esper.schemas.events.base import TrainerEvent
 from esper.schemas.operational import HealthSignal
 
@@ -13,7 +13,7 @@ class LayerHealthMeasured(TrainerEvent):
     """One layer's signals of one step, its seeds side by side."""
 
     type: Literal["esper.layer-health.measured.v1"] = "esper.layer-health.measured.v1"
-    epoch: Count
+    epoch: Epoch
     layer_id: LayerId
     signals: Annotated[tuple[HealthSignal, ...], Field(min_length=1, max_length=1024)]
 
@@ -21,5 +21,5 @@ class LayerHealthMeasured(TrainerEvent):
     def _signals_are_of_this_layer(self) -> Self:
         strangers = {s.layer_id for s in self.signals} - {self.layer_id}
         if strangers:
-            raise ValueError(f"signals of other layers: {sorted(strangers)}")
+            raise ValueError(f"signals of other layers than {self.layer_id!r}: {min(strangers)!r}")
         return self

@@ -21,7 +21,8 @@ from esper.schemas.events import ANY_EVENT, Event
 from esper.schemas.lifecycle import ACTIVE_STAGES, STAGE_CODES, STAGES, TRANSITIONS, way_out
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
-from esper.schemas.registry import EVENT_TYPE, REGISTRY, types_on
+from esper.schemas.registry import REGISTRY, types_on
+from esper.schemas.upcasters import EVENT_TYPE
 from esper.schemas.verdicts import judge
 
 SHA = "ab" * 32
@@ -98,7 +99,7 @@ class TestEveryEvent:
 
     def test_is_keyed_and_named_by_the_registry(self, event: Event) -> None:
         entry = REGISTRY[event.type]
-        assert EVENT_TYPE.match(event.type)
+        assert EVENT_TYPE.fullmatch(event.type)
         assert encode(message(event)).key.decode() == str(getattr(event, entry.key_field))
         assert entry in types_on(entry.topic)
 
