@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from esper.schemas.base import (
     BlueprintId,
@@ -23,6 +23,7 @@ from esper.schemas.base import (
     Unit,
     Version,
 )
+from esper.schemas.conditions import GIVEN, when
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
 
 
@@ -49,6 +50,10 @@ class LayerEdge(Fact):
 
 class Seed(Contract):
     """One seed of one layer, as it stands."""
+
+    model_config = ConfigDict(
+        json_schema_extra=when("stage", "dormant", otherwise={"blueprint_id": GIVEN}, is_default=True)
+    )
 
     layer_id: LayerId
     seed_id: SeedId

@@ -9,10 +9,10 @@ from pydantic import AwareDatetime, Field, SerializeAsAny
 
 from esper.schemas.base import Fact, Name, Text
 from esper.schemas.events import Event
+from esper.schemas.json_schema import schema_id
 from esper.schemas.registry import Registration, registration
 
 TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
-SCHEMA_BASE = "https://esper.dev/schemas/"
 
 
 class OonaMessage(Fact):
@@ -38,7 +38,7 @@ class OonaMessage(Fact):
     @property
     def data_schema(self) -> str:
         """The URI of the published JSON Schema of the value."""
-        return f"{SCHEMA_BASE}{self.data.type}.json"
+        return schema_id(self.data.type)
 
     @classmethod
     def of(

@@ -9,10 +9,11 @@ before-validator would have every signal made into a dict first, and double the 
 import math
 from typing import Annotated, Any
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from esper.schemas.base import Fact, NotNegative, SeedId, Unit
+from esper.schemas.conditions import when
 
 STATISTICS = ("activation_mean", "activation_std", "dead_ratio", "gradient_norm")
 
@@ -36,12 +37,13 @@ class HealthSignal(Fact):
     A layer's output channels are divided among its seeds; ``chunk_id`` names the part that
     the seed watches. A statistic is null where it was not taken (no gradient yet) or where
     it was not finite, and then ``non_finite`` says so: JSON has no NaN, and the sickest
-    layers must not be the ones that are lost. (The pattern of a layer id is left to the layer's
-    report, whose signals all have its id.) ``health_score`` is 1 for healthy, 0 for dead;
+    layers must not be the ones that are lost. ``health_score`` is 1 for healthy, 0 for dead;
     ``esper.kasmina.health`` has its formula.
     """
 
-    layer_id: Annotated[str, Field(min_length=1, max_length=255)]
+    model_config = ConfigDict(json_schema_extra=when("non_finite", True, then={"health_score": {"const": 0}}))
+
+    layer_id: Annotated[str, Field(min_length=1, max_length=255)]  # its report's is a LayerId, and the same
     seed_id: SeedId
     chunk_id: SeedId
     epoch: Annotated[int, Field(ge=0)]

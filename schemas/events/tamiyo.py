@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Base64Bytes, Field, model_validator
+from pydantic import Base64Bytes, ConfigDict, Field, model_validator
 
 from esper.schemas.base import (
     BlueprintId,
@@ -20,6 +20,7 @@ from esper.schemas.base import (
     Text,
     Version,
 )
+from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import Action
 from esper.schemas.events.base import Event, RunEvent
 
@@ -42,6 +43,26 @@ class DecisionMade(RunEvent):
     become complete in time; it has no view.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                when(
+                    "action",
+                    "wait",
+                    then={"layer_id": NULL, "seed_id": NULL},
+                    otherwise={"layer_id": GIVEN, "seed_id": GIVEN},
+                ),
+                when("action", "germinate", then={"blueprint_id": GIVEN}, otherwise={"blueprint_id": NULL}),
+                when(
+                    "stale",
+                    True,
+                    then={"action": {"const": "wait"}, "view_digest": NULL},
+                    otherwise={"view_digest": GIVEN},
+                ),
+            ]
+        }
+    )
+
     type: Literal["esper.decision.made.v1"] = "esper.decision.made.v1"
     boundary: Boundary
     step: Count
@@ -58,8 +79,8 @@ class DecisionMade(RunEvent):
 
     @model_validator(mode="after")
     def _action_has_its_target(self) -> Self:
-        has_seed = self.layer_id is not None and self.seed_id is not None
-        if (self.action is not Action.WAIT) != has_seed:
+        has_target = (self.layer_id is not None, self.seed_id is not None)
+        if has_target != (self.action is not Action.WAIT,) * 2:
             raise ValueError(f"{self.action}: layer_id and seed_id go with every action but wait")
         if (self.action is Action.GERMINATE) != (self.blueprint_id is not None):
             raise ValueError(f"{self.action}: blueprint_id goes with germinate alone")

@@ -1,0 +1,138 @@
+"""`esper schema`: publish the contracts, say what a change breaks, release them, validate real records."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from esper.cli.conformance import PublishedSchemas, Tally
+from esper.config import load_settings
+from esper.errors import ConfigError, ContractError
+from esper.schemas.asyncapi import document
+from esper.schemas.compatibility import Finding, check
+from esper.schemas.contract_set import (
+    FOLDER,
+    PUBLISHED,
+    contracts_of,
+    files_of,
+    read_released,
+    with_released,
+    write_released,
+)
+from esper.schemas.registry import REGISTRY
+from esper.schemas.topics import TOPICS, TopicSpec
+
+ASYNCAPI_FILE = FOLDER / "asyncapi.yaml"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    schema = typer.Typer(no_args_is_help=True, help="The published contracts.")
+    schema.command()(write)
+    schema.command("check")(check_released)
+    schema.command()(release)
+    schema.command()(validate)
+    app.add_typer(schema, name="schema")
+
+
+def published() -> dict[Path, str]:
+    """Every published file and its text, as the models are: one a type, old versions too, and AsyncAPI."""
+    contracts = with_released(contracts_of(), read_released())
+    files = {PUBLISHED / name: text for name, text in files_of(contracts).items()}
+    header = "# Made by `esper schema write` from the registry; do not edit.\n"
+    body = yaml.safe_dump(document(version("esper")), sort_keys=False, allow_unicode=True, width=110)
+    return {**files, ASYNCAPI_FILE: header + body}
+
+
+def write() -> None:
+    """Write schemas/json and schemas/asyncapi.yaml from the models."""
+    files = published()
+    PUBLISHED.mkdir(exist_ok=True)
+    for stale in set(PUBLISHED.glob("*.json")) - files.keys():
+        stale.unlink()
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    typer.echo(f"{len(files)} files written: {PUBLISHED.name}/*.json and {ASYNCAPI_FILE.name}")
+
+
+def check_released() -> None:
+    """Compare the models with the released contracts: what breaks, for whom, and why. Exit 1 if anything does."""
+    findings = check(read_released(), contracts_of(), REGISTRY.upcasters)
+    print_findings(findings)
+    num_breaks = sum(f.is_break for f in findings)
+    if num_breaks:
+        raise ContractError(f"{num_breaks} breaking change(s) against the released contracts")
+    typer.echo("Nothing is broken.")
+
+
+def release() -> None:
+    """Make the contracts as they are now the released ones; refused where they break the released ones."""
+    check_released()
+    contracts = with_released(contracts_of(), read_released())
+    write_released(contracts)
+    write()
+    typer.echo(f"Released: {len(contracts.types)} event types, {len(contracts.topics)} topics.")
+
+
+def validate(
+    file: typer.FileText | None = typer.Argument(None, help="Lines of `esper events tail --json`; - for stdin."),
+    topic: list[str] = typer.Option([], help="Read the broker's log instead: this topic; may be repeated."),
+    log: bool = typer.Option(False, "--log", help="Read the broker's log instead: every topic."),
+) -> None:
+    """Validate records against the published schemas with the jsonschema library. Exit 1 if one does not conform."""
+    if (file is None) != (bool(topic) or log):
+        raise ConfigError("name a file, or a --topic, or --log")
+    tally = _validate_lines(file) if file is not None else asyncio.run(_validate_log(_topics(topic)))
+    table = Table("event type", "valid records")
+    for event_type, number in sorted(tally.num_valid.items()):
+        table.add_row(event_type, f"{number:,}")
+    Console().print(table)
+    tally.raise_if_broken()
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """One block for each: what changed where, then who breaks, why, and what to do."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for f in findings:
+        mark = "BREAKS" if f.is_break else "note"
+        console.print(f"{mark}: {f.subject}{' ' + f.path if f.path else ''}: {f.what}")
+        console.print(f"    who: {f.who}")
+        console.print(f"    why: {f.why}")
+        console.print(f"    do:  {f.remedy}")
+
+
+def _topics(names: list[str]) -> list[TopicSpec]:
+    known = {spec.name: spec for spec in TOPICS}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no topic {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in names] or list(TOPICS)
+
+
+def _validate_lines(lines: Iterable[str]) -> Tally:
+    schemas, tally = PublishedSchemas(), Tally()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            schemas.count(tally, f"line {number}", record["headers"], record["value"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"line {number} is not one of `esper events tail --json`: {error!r}") from error
+    return tally
+
+
+async def _validate_log(topics: list[TopicSpec]) -> Tally:
+    from esper.oona.consumer import read_range
+
+    kafka, schemas, tally = load_settings().need_kafka(), PublishedSchemas(), Tally()
+    for topic in topics:
+        async for record in read_range(kafka, topic):
+            headers = {name: text.decode(errors="replace") for name, text in record.headers}
+            where = f"{topic.name}[{record.position.partition}]@{record.position.offset}"
+            schemas.count(tally, where, headers, record.value)
+    return tally
