@@ -62,7 +62,7 @@ def _types(released: ContractSet, current: ContractSet, upcasters: Mapping[str, 
         if newest == name:
             for change in compare(old.schema, new.schema):
                 yield from _shape(name, change)
-    for name in current.types.keys() - released.types.keys():
+    for name in sorted(current.types.keys() - released.types.keys()):
         yield _new_type(name, released)
 
 
@@ -117,7 +117,7 @@ def _topics(released: ContractSet, current: ContractSet) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             yield from _topic(name, old, new)
-    for name in current.topics.keys() - released.topics.keys():
+    for name in sorted(current.topics.keys() - released.topics.keys()):
         remedy = "run `esper topics apply` before anything that uses it starts"
         yield Finding(name, "", "a new topic", Who.NOBODY, "a worker refuses to start while it is missing", remedy)
 

@@ -97,14 +97,13 @@ def validate(
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
-    """One block for each: what changed where, then who breaks, why, and what to do."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    """A block for each break: what changed where, whom it breaks, why, and what to do. A line for each note."""
     for f in findings:
-        mark = "BREAKS" if f.is_break else "note"
-        console.print(f"{mark}: {f.subject}{' ' + f.path if f.path else ''}: {f.what}")
-        console.print(f"    who: {f.who}")
-        console.print(f"    why: {f.why}")
-        console.print(f"    do:  {f.remedy}")
+        where = f"{f.subject} {f.path}".strip()
+        if f.is_break:
+            typer.echo(f"BREAKS {where}: {f.what}\n    whom: {f.who}\n    why:  {f.why}\n    do:   {f.remedy}")
+        else:
+            typer.echo(f"note   {where}: {f.what}; {f.why}: {f.remedy}")
 
 
 def _topics(names: list[str]) -> list[TopicSpec]:
