@@ -6,14 +6,16 @@ Reads the files in ``schemas/json`` as anybody else would. Whether Esper itself 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esper.config import KafkaSettings
 from esper.errors import ConfigError, ContractError
 from esper.schemas.asyncapi import document
 from esper.schemas.contract_set import PUBLISHED
+from esper.schemas.topics import TOPICS, TopicSpec
 
 MAX_TOLD = 20
 MAX_PROBLEM_CHARS = 300
@@ -73,6 +75,41 @@ class PublishedSchemas:
         tally.num_broken += 1
         if len(tally.problems) < MAX_TOLD:
             tally.problems.append(f"{where}: {'; '.join(found)}")
+
+
+def validate_lines(lines: Iterable[str]) -> Tally:
+    """Validate records as `esper events tail --json` prints them, one a line.
+
+    Raises:
+        ConfigError: a line is something else.
+    """
+    schemas, tally = PublishedSchemas(), Tally()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            schemas.count(tally, f"line {number}", record["headers"], record["value"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"line {number} is not one of `esper events tail --json`: {error!r}") from error
+    return tally
+
+
+async def validate_log(kafka: KafkaSettings, topics: Iterable[TopicSpec] = TOPICS, *, key: str | None = None) -> Tally:
+    """Validate what lies in the broker's log now: all of these topics, or only the records of one key (a run).
+
+    Raises:
+        UnavailableError: no broker answers.
+    """
+    from esper.oona.consumer import partition_of, read_range
+
+    schemas, tally = PublishedSchemas(), Tally()
+    for topic in topics:
+        partition = None if key is None else partition_of(key, topic)
+        async for record in read_range(kafka, topic, partition=partition):
+            if key is None or record.key == key.encode():
+                headers = {name: text.decode(errors="replace") for name, text in record.headers}
+                where = f"{topic.name}[{record.position.partition}]@{record.position.offset}"
+                schemas.count(tally, where, headers, record.value)
+    return tally
 
 
 def _told(validator: Any, value: object, name: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """`esper schema`: publish the contracts, say what a change breaks, release them, validate real records."""
 
 import asyncio
-import json
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from esper.cli.conformance import PublishedSchemas, Tally
+from esper.cli.conformance import validate_lines, validate_log
 from esper.config import load_settings
 from esper.errors import ConfigError, ContractError
 from esper.schemas.asyncapi import document
@@ -84,11 +83,15 @@ def validate(
     file: typer.FileText | None = typer.Argument(None, help="Lines of `esper events tail --json`; - for stdin."),
     topic: list[str] = typer.Option([], help="Read the broker's log instead: this topic; may be repeated."),
     log: bool = typer.Option(False, "--log", help="Read the broker's log instead: every topic."),
+    run: str | None = typer.Option(None, help="Of the log, only this run's (or blueprint's, or policy's) records."),
 ) -> None:
     """Validate records against the published schemas with the jsonschema library. Exit 1 if one does not conform."""
     if (file is None) != (bool(topic) or log):
         raise ConfigError("name a file, or a --topic, or --log")
-    tally = _validate_lines(file) if file is not None else asyncio.run(_validate_log(_topics(topic)))
+    if file is not None:
+        tally = validate_lines(file)
+    else:
+        tally = asyncio.run(validate_log(load_settings().need_kafka(), _topics(topic), key=run))
     table = Table("event type", "valid records")
     for event_type, number in sorted(tally.num_valid.items()):
         table.add_row(event_type, f"{number:,}")
@@ -112,26 +115,3 @@ def _topics(names: list[str]) -> list[TopicSpec]:
         if name not in known:
             raise ConfigError(f"there is no topic {name!r}; there are {', '.join(known)}")
     return [known[name] for name in names] or list(TOPICS)
-
-
-def _validate_lines(lines: Iterable[str]) -> Tally:
-    schemas, tally = PublishedSchemas(), Tally()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            schemas.count(tally, f"line {number}", record["headers"], record["value"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"line {number} is not one of `esper events tail --json`: {error!r}") from error
-    return tally
-
-
-async def _validate_log(topics: list[TopicSpec]) -> Tally:
-    from esper.oona.consumer import read_range
-
-    kafka, schemas, tally = load_settings().need_kafka(), PublishedSchemas(), Tally()
-    for topic in topics:
-        async for record in read_range(kafka, topic):
-            headers = {name: text.decode(errors="replace") for name, text in record.headers}
-            where = f"{topic.name}[{record.position.partition}]@{record.position.offset}"
-            schemas.count(tally, where, headers, record.value)
-    return tally

@@ -139,6 +139,7 @@ FIELDS: dict[str, Any] = {
     "note": (str | None, None),
     "parts": (tuple[Part, ...], ...),
     "marks": (dict[str, int], ...),
+    "tag": (Annotated[str, Field(json_schema_extra={"not": {"const": "x"}})], ...),
 }
 
 
@@ -195,7 +196,13 @@ LOG, OLD = Who.LOG_READERS, Who.OLD_CONSUMERS
         ({"parts": (Annotated[tuple[Part, ...], Field(max_length=3)], ...)}, "parts", "maxItems", {LOG}),
         ({"marks": (dict[str, str], ...)}, "marks{}", "integer is no longer allowed", {LOG}),
         ({"marks": (dict[Literal["a"], int], ...)}, "marks{key}", "only 'a' are allowed now", {LOG}),
-        ({"run_id": (Annotated[str, Field(json_schema_extra={"not": {"const": "x"}})], ...)}, "run_id", "'not'", {LOG}),
+        ({"tag": (Annotated[str, Field(json_schema_extra={"not": {"const": "y"}})], ...)}, "tag", "'not'", {LOG, OLD}),
+        (
+            {"tag": (Annotated[str, Field(max_length=5, json_schema_extra={"not": {"const": "x"}})], ...)},
+            "tag",
+            "maxLength none became 5",
+            {LOG},
+        ),
     ],
 )
 def test_a_change_of_shape_is_named_with_whom_it_breaks(

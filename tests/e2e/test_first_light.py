@@ -129,6 +129,29 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
 
 
 @pytest.mark.timeout(120)
+def test_every_record_of_the_run_conforms_to_the_published_schemas(stack: EmbeddedStack, run: str) -> None:
+    import asyncio
+
+    from esper.cli.conformance import validate_log
+
+    tally = asyncio.run(validate_log(stack.settings().need_kafka(), key=run))
+    tally.raise_if_broken()
+    assert set(tally.num_valid) >= {
+        "esper.layer-health.measured.v1",
+        "esper.run.started.v1",
+        "esper.boundary.reached.v1",
+        "esper.epoch.completed.v1",
+        "esper.checkpoint.saved.v1",
+        "esper.run.ended.v1",
+        "esper.view.recorded.v1",
+        "esper.decision.made.v1",
+        "esper.seed.germinate.v1",
+        "esper.seed.transitioned.v1",
+        "esper.adaptation.reported.v1",
+    }
+
+
+@pytest.mark.timeout(120)
 def test_why_tells_the_story_and_verify_agrees(stack: EmbeddedStack, run: str, tmp_path: Path) -> None:
     with psycopg.connect(stack.postgres.dsn) as connection:
         layer, seed = connection.execute(
