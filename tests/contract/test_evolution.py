@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import golden
+import jsonschema
 import pytest
 from examples import BY_TYPE, message
 from pydantic import BaseModel, Field, create_model
@@ -33,6 +34,12 @@ def test_a_golden_record_is_read_as_it_always_was(path: Path) -> None:
     assert found["headers"]["ce_type"] == path.stem
     assert golden.decoded(found) == found["expected"]
     assert found["key"] == REGISTRY.find(path.stem).key_of(decoded_event(found))
+
+
+@pytest.mark.parametrize("path", sorted(golden.FOLDER.glob("*.json")), ids=lambda p: p.stem)
+def test_a_golden_record_fits_the_schema_that_was_released(path: Path) -> None:
+    released = read_released().types.get(path.stem) or contracts_of().types[path.stem]
+    jsonschema.Draft202012Validator(released.schema).validate(json.loads(golden.read(path)["value"]))
 
 
 def decoded_event(found: dict[str, Any]) -> Event:
