@@ -65,3 +65,18 @@ class HealthSignal(Fact):
         )
         # The after-validator has to be outermost: pydantic-core builds it once then, not at each level.
         return core_schema.no_info_after_validator_function(_sick_when_non_finite, either)
+
+
+class CheckedByReport:
+    """Annotates a signal inside a report that looks for sick ones itself, all at once.
+
+    Reading JSON then calls no Python for each signal; its fields are validated as always.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        checked = handler.resolve_ref_schema(handler(source))
+        assert checked["type"] == "function-after"
+        either = checked["schema"]
+        assert either["type"] == "json-or-python"
+        return core_schema.json_or_python_schema(json_schema=either["json_schema"], python_schema=checked)

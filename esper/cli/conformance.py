@@ -30,8 +30,10 @@ class Tally:
     problems: list[str] = field(default_factory=list)
 
     def raise_if_broken(self) -> None:
-        """Raises:
-        ContractError: a record did not conform.
+        """Say which records did not conform.
+
+        Raises:
+            ContractError: there is one.
         """
         if self.num_broken:
             raise ContractError("\n  ".join([f"{self.num_broken} record(s) do not conform:", *self.problems]))
