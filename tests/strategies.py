@@ -93,7 +93,8 @@ _LIMITS = {
 
 def _ints(limits: Fields) -> st.SearchStrategy[int]:
     highest = limits["lt"] - 1 if "lt" in limits else limits.get("le")
-    return st.integers(limits.get("ge"), highest)
+    ends = [end for end in (limits.get("ge"), highest) if end is not None]
+    return st.integers(limits.get("ge"), highest) | st.sampled_from(ends or [0])
 
 
 def _floats(limits: Fields) -> st.SearchStrategy[float]:
