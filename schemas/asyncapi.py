@@ -4,12 +4,13 @@ Made from the registry and the topics, so a new type or topic is in it by itself
 references to the JSON Schemas beside it; headers are CloudEvents 1.0, Kafka binding, binary mode.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas.base import TEXT_PATTERN
 from esper.schemas.json_schema import UUID_PATTERN, schema_id
 from esper.schemas.messages import TRACEPARENT_PATTERN
-from esper.schemas.registry import REGISTRY, Registration, types_on
+from esper.schemas.registry import REGISTRY, Registration, Registry
 from esper.schemas.topics import TOPICS, TopicSpec
 
 ASYNCAPI = "3.0.0"
@@ -20,9 +21,11 @@ DEAD_LETTER = "deadLetter"
 Json = dict[str, Any]
 
 
-def document(api_version: str) -> Json:
+def document(api_version: str, registry: Registry = REGISTRY, topics: Sequence[TopicSpec] = TOPICS) -> Json:
     """The whole document; ``api_version`` is that of Esper."""
-    channels = [c for spec in TOPICS for c in (_channel(spec), _dead_letter_channel(spec.dead_letters))]
+    types = {spec: _types_on(spec, registry) for spec in topics}
+    channels = [c for spec in topics for c in (_channel(spec, types[spec]), _dead_letter_channel(spec.dead_letters))]
+    messages = {t: _message(t, registry.find(t)) for on in types.values() for t in on}
     return {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -41,21 +44,27 @@ def document(api_version: str) -> Json:
         },
         "channels": dict(channels),
         "operations": {
-            f"{action}:{spec.name}": _operation(action, spec) for spec in TOPICS for action in ("send", "receive")
+            f"{action}:{spec.name}": _operation(action, spec, registry, on)
+            for spec, on in types.items()
+            for action in ("send", "receive")
         },
         "components": {
-            "messages": {**{r.type: _message(r) for r in REGISTRY.values()}, DEAD_LETTER: _dead_letter()},
+            "messages": {**messages, DEAD_LETTER: _dead_letter()},
             "schemas": {"cloudEventHeaders": _headers()},
         },
     }
 
 
-def _channel(spec: TopicSpec) -> tuple[str, Json]:
-    entries = types_on(spec)
+def _types_on(spec: TopicSpec, registry: Registry) -> list[str]:
+    """All types whose records are on a topic: old versions too, which stay in the log."""
+    return [t for t in (*registry, *registry.upcasters) if registry.find(t).topic == spec]
+
+
+def _channel(spec: TopicSpec, types: list[str]) -> tuple[str, Json]:
     return spec.name, {
         "address": spec.name,
-        "description": f"Keyed by {entries[0].key_field}: the events of one key are in order.",
-        "messages": {r.type: {"$ref": f"#/components/messages/{r.type}"} for r in entries},
+        "description": "The events of one key are in order.",
+        "messages": {t: {"$ref": f"#/components/messages/{t}"} for t in types},
         "bindings": {"kafka": _topic(spec)},
     }
 
@@ -78,25 +87,29 @@ def _topic(spec: TopicSpec) -> Json:
     }
 
 
-def _operation(action: str, spec: TopicSpec) -> Json:
+def _operation(action: str, spec: TopicSpec, registry: Registry, types: list[str]) -> Json:
     channel = f"#/channels/{spec.name}"
-    messages = [{"$ref": f"{channel}/messages/{r.type}"} for r in types_on(spec)]
+    told = [t for t in types if action == "receive" or t in registry]  # old versions are read, never written
+    messages = [{"$ref": f"{channel}/messages/{t}"} for t in told]
     return {"action": action, "channel": {"$ref": channel}, "messages": messages}
 
 
-def _message(entry: Registration) -> Json:
+def _message(event_type: str, entry: Registration) -> Json:
+    """The message of a type, told by the model that reads it: for an old version that of the newest."""
     summary, _, rest = (entry.model.__doc__ or "").strip().partition("\n")
-    own = {"ce_type": {"const": entry.type}, "ce_dataschema": {"const": schema_id(entry.type)}}
+    if event_type != entry.type:
+        summary, rest = f"An old version; read as {entry.type}.", ""
+    own = {"ce_type": {"const": event_type}, "ce_dataschema": {"const": schema_id(event_type)}}
     described = {"description": "\n".join(line.strip() for line in rest.strip().splitlines())} if rest.strip() else {}
     return {
-        "name": entry.type,
+        "name": event_type,
         "title": entry.model.__name__,
         "summary": summary,
         **described,
         "contentType": "application/json",
         "correlationId": {"location": "$message.header#/ce_correlationid", "description": "The run, or other key."},
         "headers": {"allOf": [{"$ref": "#/components/schemas/cloudEventHeaders"}, {"properties": own}]},
-        "payload": {"schemaFormat": PAYLOAD_FORMAT, "schema": {"$ref": f"./json/{entry.type}.json"}},
+        "payload": {"schemaFormat": PAYLOAD_FORMAT, "schema": {"$ref": f"./json/{event_type}.json"}},
         "bindings": {"kafka": {"key": {"type": "string", "description": entry.key_field}, "bindingVersion": BINDING}},
     }
 

@@ -18,6 +18,7 @@ from esper.cli.app import app
 from esper.errors import ContractError, DecodeError, NewerVersionError
 from esper.oona.cloudevents import decode, encode
 from esper.schemas import topics
+from esper.schemas.asyncapi import document
 from esper.schemas.compatibility import Who, check
 from esper.schemas.contract_set import ContractSet, contracts_of, read_released, with_released, write_released
 from esper.schemas.events import Event
@@ -124,6 +125,14 @@ def test_an_upcaster_leaves_the_value_alone() -> None:
     value = {"type": V1, "run": "run-1", "text": "it grows"}
     assert upcast(V1, value, NOTES.upcasters)["type"] == V3
     assert value == {"type": V1, "run": "run-1", "text": "it grows"}
+
+
+def test_the_asyncapi_document_still_tells_of_old_versions() -> None:
+    told = document("1", NOTES, [topics.RUNS])
+    assert list(told["channels"]["system.runs"]["messages"]) == [V3, V1, V2]
+    assert told["components"]["messages"][V1]["summary"] == f"An old version; read as {V3}."
+    assert len(told["operations"]["receive:system.runs"]["messages"]) == 3
+    assert told["operations"]["send:system.runs"]["messages"] == [{"$ref": f"#/channels/system.runs/messages/{V3}"}]
 
 
 def test_an_upcaster_must_lead_to_a_model() -> None:

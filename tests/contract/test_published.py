@@ -89,7 +89,7 @@ def references(node: Any) -> list[str]:
 @pytest.mark.parametrize("event_type", list(REGISTRY))
 def test_whatever_is_written_conforms(event_type: str) -> None:
     @given(values_of(REGISTRY[event_type].model))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=20, deadline=None)
     def conforms(event: Any) -> None:
         record, tally = encode(message(event)), conformance.Tally()
         headers = {name: text.decode() for name, text in record.headers}
@@ -112,7 +112,7 @@ OTHERS: tuple[Any, ...] = (
 
 
 @given(st.sampled_from(EXAMPLES), st.data())
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObject) -> None:
     record = encode(message(event))
     value = json.loads(record.value or b"")

@@ -16,7 +16,7 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import STATISTICS, HealthSignal
 from esper.schemas.registry import REGISTRY
 
-THOROUGH = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+THOROUGH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 REASONS = {"bad_json", "invalid"}
 
 
@@ -67,7 +67,7 @@ NASTY = (
 
 
 @given(st.sampled_from(EXAMPLES), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_a_broken_value_decodes_or_is_refused_in_one_short_line(event: object, data: st.DataObject) -> None:
     record = encode(message(event))  # type: ignore[arg-type]
     value = data.draw(st.one_of(altered(record.value or b""), mangled(record.value or b"")))
@@ -120,7 +120,7 @@ HEADERS = st.sampled_from(
 @example("ce_type", b"esper.run.ended.v" + b"9" * 5000)
 @example("ce_time", b"2026-01-01T00:00:00")
 @example("ce_source", b"\x00")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_broken_header_is_refused_in_one_short_line(name: str, text: bytes) -> None:
     record = encode(message(BY_TYPE["esper.run.ended.v1"]))
     headers = [(n, text if n == name else t) for n, t in record.headers]
