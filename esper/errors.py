@@ -13,6 +13,9 @@ EsperError
     └── PositionError      the log and the projections do not fit together
 """
 
+MAX_DETAIL_CHARS = 500
+"""How much of a broken record a reason may show: it ends up in logs, headers and tables."""
+
 
 class EsperError(Exception):
     """Base of all errors that Esper raises on purpose. The message says what to do."""
@@ -27,9 +30,15 @@ class ContractError(EsperError):
 
 
 class DecodeError(ContractError):
-    """A record that cannot be decoded. ``reason`` is a short, stable word for the dead letter."""
+    """A record that cannot be decoded. ``reason`` is a short, stable word for the dead letter.
+
+    ``detail`` is made one printable line of at most ``MAX_DETAIL_CHARS``: it quotes what somebody else wrote.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
+        if len(detail) > MAX_DETAIL_CHARS:
+            detail = detail[: MAX_DETAIL_CHARS - 3] + "..."
+        detail = "".join(c if c.isprintable() else " " for c in detail)
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -2,20 +2,28 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from esper.schemas.base import (
     BlueprintId,
     Contract,
     Count,
+    Epoch,
     Fact,
     Incarnation,
     LayerId,
+    Name,
+    NotNegative,
+    NumFeatures,
+    Positive,
     RunId,
     SeedId,
     Sha256,
+    Text,
     Unit,
+    Version,
 )
+from esper.schemas.conditions import GIVEN, when
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
 
 
@@ -28,7 +36,7 @@ class LayerNode(Fact):
 
     layer_id: LayerId
     kind: LayerKind
-    num_features: Annotated[int, Field(ge=1)]
+    num_features: NumFeatures
     num_parameters: Count
     num_seeds: Annotated[int, Field(ge=1, le=1024)]
 
@@ -42,6 +50,10 @@ class LayerEdge(Fact):
 
 class Seed(Contract):
     """One seed of one layer, as it stands."""
+
+    model_config = ConfigDict(
+        json_schema_extra=when("stage", "dormant", otherwise={"blueprint_id": GIVEN}, is_default=True)
+    )
 
     layer_id: LayerId
     seed_id: SeedId
@@ -65,16 +77,16 @@ class BlueprintSpec(Fact):
     """
 
     module: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-    parameters: dict[str, int | float] = Field(default_factory=dict)
+    parameters: dict[Text, int | float] = Field(default_factory=dict)
     targets: Annotated[tuple[LayerKind, ...], Field(min_length=1)]
-    description: Annotated[str, Field(max_length=500)] = ""
+    description: Annotated[Text, Field(max_length=500)] = ""
 
 
 class Blueprint(Contract):
     """A blueprint as the log has it. ``version`` counts the accepted changes."""
 
     blueprint_id: BlueprintId
-    version: Annotated[int, Field(ge=1)]
+    version: Version
     status: BlueprintStatus
     spec: BlueprintSpec
 
@@ -84,11 +96,11 @@ class Kernel(Contract):
 
     kernel_sha256: Sha256
     blueprint_id: BlueprintId
-    blueprint_version: Annotated[int, Field(ge=1)]
+    blueprint_version: Version
     target: LayerKind
-    num_features: Annotated[int, Field(ge=1)]
+    num_features: NumFeatures
     num_parameters: Count
-    size_bytes: Annotated[int, Field(ge=1)]
+    size_bytes: Positive
 
 
 class Run(Contract):
@@ -96,10 +108,10 @@ class Run(Contract):
 
     run_id: RunId
     incarnation: Incarnation
-    model: str
+    model: Name
     status: RunStatus
     step: Count = 0
-    epoch: Count = 0
+    epoch: Epoch = 0
 
 
 class TrainingResults(Fact):
@@ -112,7 +124,7 @@ class TrainingResults(Fact):
     initial_accuracy: Unit
     final_accuracy: Unit
     adaptations_applied: Count
-    overhead_percent: Annotated[float, Field(ge=0.0)]
-    epochs: Count
+    overhead_percent: NotNegative
+    epochs: Epoch
     steps: Count
-    duration_s: Annotated[float, Field(ge=0.0)]
+    duration_s: NotNegative

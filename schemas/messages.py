@@ -7,12 +7,12 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, Field, SerializeAsAny
 
-from esper.schemas.base import Fact
+from esper.schemas.base import Fact, Name, Text
 from esper.schemas.events import Event
+from esper.schemas.json_schema import schema_id
 from esper.schemas.registry import Registration, registration
 
 TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
-SCHEMA_BASE = "https://esper.dev/schemas/"
 
 
 class OonaMessage(Fact):
@@ -23,10 +23,10 @@ class OonaMessage(Fact):
     """
 
     id: UUID
-    source: Annotated[str, Field(min_length=1, max_length=255)]
+    source: Name
     time: AwareDatetime
     data: SerializeAsAny[Event]
-    correlation_id: Annotated[str, Field(min_length=1)]
+    correlation_id: Annotated[Text, Field(min_length=1)]
     causation_id: UUID | None = None
     traceparent: Annotated[str, Field(pattern=TRACEPARENT_PATTERN)] | None = None
 
@@ -38,7 +38,7 @@ class OonaMessage(Fact):
     @property
     def data_schema(self) -> str:
         """The URI of the published JSON Schema of the value."""
-        return f"{SCHEMA_BASE}{self.data.type}.json"
+        return schema_id(self.data.type)
 
     @classmethod
     def of(

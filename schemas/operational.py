@@ -1,13 +1,34 @@
-"""What a layer says about itself: health signals."""
+"""What a layer says about itself: health signals.
+
+Owns the model and its two rules: a statistic that is not finite becomes null, and a signal
+with such a statistic is a sick one. A layer's report has many signals, so the first rule runs
+where Python makes a signal, never while JSON is read (which has no NaN): there a
+before-validator would have every signal made into a dict first, and double the time.
+"""
 
 import math
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
-from esper.schemas.base import Count, Fact, LayerId, SeedId, Unit
+from esper.schemas.base import Fact, NotNegative, SeedId, Unit
+from esper.schemas.conditions import when
 
 STATISTICS = ("activation_mean", "activation_std", "dead_ratio", "gradient_norm")
+
+
+def _non_finite_becomes_null(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    lost = [n for n in STATISTICS if isinstance(v := values.get(n), float) and not math.isfinite(v)]
+    return {**values, **dict.fromkeys(lost), "non_finite": True} if lost else values
+
+
+def _sick_when_non_finite(signal: "HealthSignal") -> "HealthSignal":
+    if signal.non_finite and signal.health_score > 0.0:
+        raise ValueError("health_score must be 0 where a statistic is not finite")
+    return signal
 
 
 class HealthSignal(Fact):
@@ -20,27 +41,42 @@ class HealthSignal(Fact):
     ``esper.kasmina.health`` has its formula.
     """
 
-    layer_id: LayerId
+    model_config = ConfigDict(json_schema_extra=when("non_finite", True, then={"health_score": {"const": 0}}))
+
+    layer_id: Annotated[str, Field(min_length=1, max_length=255)]  # its report's is a LayerId, and the same
     seed_id: SeedId
     chunk_id: SeedId
-    epoch: Count
+    epoch: Annotated[int, Field(ge=0)]
     health_score: Unit
     activation_mean: float | None = None
-    activation_std: Annotated[float, Field(ge=0.0)] | None = None
+    activation_std: NotNegative | None = None
     dead_ratio: Unit | None = None
-    gradient_norm: Annotated[float, Field(ge=0.0)] | None = None
+    gradient_norm: NotNegative | None = None
     non_finite: bool = False
 
-    @model_validator(mode="before")
     @classmethod
-    def _non_finite_becomes_null(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        lost = [n for n in STATISTICS if isinstance(v := values.get(n), float) and not math.isfinite(v)]
-        return {**values, **dict.fromkeys(lost), "non_finite": True} if lost else values
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        model = handler(source)
+        if handler.resolve_ref_schema(model)["type"] == "function-after":
+            return model  # pydantic asks again, with what is below, wherever a signal is a field
+        either = core_schema.json_or_python_schema(
+            json_schema=model,
+            python_schema=core_schema.no_info_before_validator_function(_non_finite_becomes_null, model),
+        )
+        # The after-validator has to be outermost: pydantic-core builds it once then, not at each level.
+        return core_schema.no_info_after_validator_function(_sick_when_non_finite, either)
 
-    @model_validator(mode="after")
-    def _sick_when_non_finite(self) -> Self:
-        if self.non_finite and self.health_score > 0.0:
-            raise ValueError("health_score must be 0 where a statistic is not finite")
-        return self
+
+class CheckedByReport:
+    """Annotates a signal inside a report that looks for sick ones itself, all at once.
+
+    Reading JSON then calls no Python for each signal; its fields are validated as always.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        checked = handler.resolve_ref_schema(handler(source))
+        assert checked["type"] == "function-after"
+        either = checked["schema"]
+        assert either["type"] == "json-or-python"
+        return core_schema.json_or_python_schema(json_schema=either["json_schema"], python_schema=checked)

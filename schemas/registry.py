@@ -1,20 +1,18 @@
 """The one registry: event type -> model -> topic -> key.
 
 Oona, the projections, the published schemas and the tests all read it; nothing else
-knows which topic an event belongs to.
+knows which topic an event belongs to. It holds the newest version of each type; an older
+one is found under its own name, and read through its upcasters.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from esper.schemas import events, topics
 from esper.schemas.events import Event
 from esper.schemas.topics import TopicSpec
-
-EVENT_TYPE = re.compile(r"^(?P<name>esper(?:\.[a-z0-9-]+){2})\.v(?P<version>[1-9][0-9]*)$")
-
+from esper.schemas.upcasters import EVENT_TYPE, UPCASTERS, Upcaster, versions_from
 
 EventClass = type[Event]
 
@@ -32,7 +30,7 @@ class Registration:
     """One event type: ``key_field`` names the field whose value is the record's key."""
 
     type: str
-    model: "EventClass"
+    model: EventClass
     topic: TopicSpec
     key_field: str
 
@@ -41,7 +39,7 @@ class Registration:
         return str(getattr(event, self.key_field))
 
 
-_BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[type[Event], ...]]] = {
+_BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[EventClass, ...]]] = {
     topics.TELEMETRY: ("run_id", (events.LayerHealthMeasured,)),
     topics.RUNS: (
         "run_id",
@@ -66,20 +64,64 @@ _BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[type[Event], ...]]] = {
 }
 
 
-def _type_of(model: type[Event]) -> str:
+def _type_of(model: EventClass) -> str:
     return str(model.model_fields["type"].default)
 
 
-REGISTRY: Mapping[str, Registration] = MappingProxyType(
-    {
-        _type_of(model): Registration(_type_of(model), model, topic, key_field)
+class Registry(Mapping[str, Registration]):
+    """The newest version of every type, by type, and the upcasters that lead to them.
+
+    Raises:
+        ValueError: an upcaster leads to no registered type: records would be unreadable.
+    """
+
+    def __init__(self, entries: Iterable[Registration], upcasters: Mapping[str, Upcaster]) -> None:
+        self._entries = MappingProxyType({entry.type: entry for entry in entries})
+        self.upcasters = MappingProxyType(dict(upcasters))
+        self._newest = {m["name"]: int(m["version"]) for m in map(EVENT_TYPE.fullmatch, self._entries) if m}
+        self._old = {old: self._end_of(old) for old in self.upcasters}
+
+    def __getitem__(self, event_type: str) -> Registration:
+        return self._entries[event_type]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, event_type: str) -> Registration:
+        """The registration that an event of this type is read by: that of its newest version.
+
+        Raises:
+            NewerEventVersion: the type is known, this version is not yet.
+            UnknownEventType: anything else.
+        """
+        found = self._entries.get(event_type) or self._old.get(event_type)
+        if found is not None:
+            return found
+        match = EVENT_TYPE.fullmatch(event_type)
+        newest = self._newest.get(match["name"]) if match else None
+        if match and newest is not None and int(match["version"]) > newest:
+            raise NewerEventVersion(
+                f"{event_type} is newer than v{newest}, which is what this program reads: upgrade it"
+            )
+        raise UnknownEventType(f"{event_type!r:.80} is not an event type of Esper")
+
+    def _end_of(self, old: str) -> Registration:
+        *_before, last = versions_from(old, self.upcasters)
+        if last not in self._entries:
+            raise ValueError(f"the upcaster of {old} leads to {last}, which no model is registered for")
+        return self._entries[last]
+
+
+REGISTRY = Registry(
+    (
+        Registration(_type_of(model), model, topic, key_field)
         for topic, (key_field, models) in _BY_TOPIC.items()
         for model in models
-    }
-)
-
-_LATEST: Mapping[str, int] = MappingProxyType(
-    {m["name"]: int(m["version"]) for m in map(EVENT_TYPE.match, REGISTRY) if m is not None}
+    ),
+    UPCASTERS,
 )
 
 
@@ -87,17 +129,9 @@ def registration(event_type: str) -> Registration:
     """Look an event type up.
 
     Raises:
-        NewerEventVersion: the type is known, this version is not yet.
-        UnknownEventType: anything else.
+        NewerEventVersion, UnknownEventType: as ``Registry.find``.
     """
-    found = REGISTRY.get(event_type)
-    if found is not None:
-        return found
-    match = EVENT_TYPE.match(event_type)
-    latest = _LATEST.get(match["name"]) if match else None
-    if match and latest is not None and int(match["version"]) > latest:
-        raise NewerEventVersion(f"{event_type} is newer than v{latest}, which is what this program reads: upgrade it")
-    raise UnknownEventType(f"{event_type!r} is not an event type of Esper")
+    return REGISTRY.find(event_type)
 
 
 def types_on(topic: TopicSpec) -> tuple[Registration, ...]:

@@ -32,8 +32,7 @@ def judge(blueprint: Blueprint | None, request: BlueprintChangeRequested) -> tup
     if (blueprint.status if blueprint else None) not in allowed_from:
         return Verdict.NOT_ALLOWED, blueprint
     spec = request.spec or (blueprint.spec if blueprint else None)
-    if spec is None:
-        return Verdict.NOT_ALLOWED, blueprint
+    assert spec is not None, "a proposal brings its spec, every other change has a blueprint"
     return Verdict.ACCEPTED, Blueprint(
         blueprint_id=request.blueprint_id,
         version=request.expected_version + 1,

@@ -12,7 +12,7 @@ from esper.errors import EsperError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-ROOMS = ("demo", "stack", "train", "topics", "events", "dlq", "outbox", "projections", "serve")
+ROOMS = ("demo", "stack", "train", "topics", "events", "dlq", "outbox", "schema", "projections", "serve")
 
 app = typer.Typer(
     name="esper",

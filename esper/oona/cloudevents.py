@@ -9,16 +9,19 @@ from datetime import datetime
 from uuid import UUID
 
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from esper.errors import DecodeError, NewerVersionError
 from esper.oona.records import Record
 from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
-from esper.schemas.registry import NewerEventVersion, Registration, UnknownEventType, registration
+from esper.schemas.registry import REGISTRY, NewerEventVersion, Registration, Registry, UnknownEventType
+from esper.schemas.upcasters import upcast
 
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
 MAX_ERRORS_TOLD = 3
+MAX_FIELD_CHARS, MAX_ALLOWED_CHARS, MAX_VALUE_CHARS = 120, 200, 80
 
 
 def encode(message: OonaMessage) -> Record:
@@ -47,17 +50,24 @@ def encode(message: OonaMessage) -> Record:
     )
 
 
-def decode(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> OonaMessage:
-    """The message in a record.
+def decode(
+    topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes | None]], *, registry: Registry = REGISTRY
+) -> OonaMessage:
+    """The message in a record. An old version of a type comes back as the newest one.
+
+    The value is strict JSON: no NaN, no number in quotes.
 
     Raises:
         NewerVersionError: a newer version of a type that is known: upgrade, skip nothing.
         DecodeError: anything else that is wrong with it; its ``reason`` goes into the dead letter.
     """
     texts = _texts(headers)
-    entry = _registration(topic, _needed(texts, "ce_type"))
+    event_type = _needed(texts, "ce_type")
+    entry = _registration(registry, topic, event_type)
     if value is None:
         raise DecodeError("no_value", f"a record of {entry.type} has no value")
+    if event_type != entry.type:
+        value = _upcast(registry, event_type, value)
     return _message(entry, _event(entry, value), texts)
 
 
@@ -74,9 +84,9 @@ def _needed(texts: dict[str, str], name: str) -> str:
     return texts[name]
 
 
-def _registration(topic: str, event_type: str) -> Registration:
+def _registration(registry: Registry, topic: str, event_type: str) -> Registration:
     try:
-        entry = registration(event_type)
+        entry = registry.find(event_type)
     except NewerEventVersion as error:
         raise NewerVersionError(str(error)) from error
     except UnknownEventType as error:
@@ -86,22 +96,44 @@ def _registration(topic: str, event_type: str) -> Registration:
     return entry
 
 
+def _upcast(registry: Registry, event_type: str, value: bytes) -> bytes:
+    """The value as its newest version has it. No model of an old version is left, so what is wrong shows late."""
+    try:
+        old = from_json(value, allow_inf_nan=False)
+    except ValueError as error:
+        raise DecodeError("bad_json", str(error)) from None
+    if not isinstance(old, dict) or old.get("type") != event_type:
+        raise DecodeError("invalid", f"type: must be {event_type!r}, as in the ce_type header")
+    try:
+        return to_json(upcast(event_type, old, registry.upcasters))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DecodeError("invalid", f"no {event_type}: its upcaster failed with {error!r}") from error
+
+
 def _event(entry: Registration, value: bytes) -> Event:
     try:
-        return entry.model.model_validate_json(value)
+        return entry.model.model_validate_json(value, strict=True)
     except ValidationError as error:
-        is_json = error.errors()[0]["type"] != "json_invalid"
+        is_json = error.errors(include_context=False, include_input=False)[0]["type"] != "json_invalid"
         raise DecodeError("invalid" if is_json else "bad_json", explain(error)) from None
 
 
 def explain(error: ValidationError) -> str:
-    """Field, problem and value of the first few errors, on one line."""
+    """Field, what is allowed and the value of the first few errors, each shortened."""
     told = [
-        f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']} (got {e['input']!r:.80})"
-        for e in error.errors()[:MAX_ERRORS_TOLD]
+        f"{'.'.join(str(p) for p in e['loc'])[:MAX_FIELD_CHARS] or 'value'}: {e['msg'][:MAX_ALLOWED_CHARS]} "
+        f"(got {_shown(e['input'])})"
+        for e in error.errors(include_url=False)[:MAX_ERRORS_TOLD]
     ]
     more = error.error_count() - len(told)
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.{MAX_VALUE_CHARS}}"
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return f"a {type(value).__name__} too long to show"
 
 
 def _message(entry: Registration, event: Event, texts: dict[str, str]) -> OonaMessage:

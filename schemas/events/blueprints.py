@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from esper.schemas.assets import BlueprintSpec, Kernel
-from esper.schemas.base import BlueprintId, Count
+from esper.schemas.base import MAX_INT32, BlueprintId, Remark
+from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BlueprintChange
 from esper.schemas.events.base import Event
 
@@ -16,12 +17,16 @@ class BlueprintChangeRequested(Event):
     ``expected_version`` is the version that the writer saw, 0 where the blueprint is new.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL})
+    )
+
     type: Literal["esper.blueprint-change.requested.v1"] = "esper.blueprint-change.requested.v1"
     blueprint_id: BlueprintId
     change: BlueprintChange
-    expected_version: Count
+    expected_version: Annotated[int, Field(ge=0, lt=MAX_INT32)]
     spec: BlueprintSpec | None = None
-    reason: Annotated[str, Field(max_length=2000)] = ""
+    reason: Remark = ""
 
     @model_validator(mode="after")
     def _a_proposal_has_a_spec(self) -> Self:

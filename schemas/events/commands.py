@@ -1,11 +1,9 @@
 """control.kasmina.commands: what a trainer is asked to do. Imperative, applied once, by id."""
 
-from typing import Annotated, Literal
+from typing import Literal
 from uuid import UUID
 
-from pydantic import Field
-
-from esper.schemas.base import BlueprintId, Count, LayerId, SeedId, Sha256
+from esper.schemas.base import BlueprintId, Boundary, Count, LayerId, Positive, SeedId, Sha256, Version
 from esper.schemas.enums import SeedStage
 from esper.schemas.events.base import RunEvent
 
@@ -18,7 +16,7 @@ class SeedCommand(RunEvent):
     the command's id.
     """
 
-    boundary: Annotated[int, Field(ge=1)]
+    boundary: Boundary
     decision_id: UUID
     layer_id: LayerId
     seed_id: SeedId
@@ -32,9 +30,9 @@ class GerminateSeed(SeedCommand):
     type: Literal["esper.seed.germinate.v1"] = "esper.seed.germinate.v1"
     expected_stage: Literal[SeedStage.DORMANT] = SeedStage.DORMANT
     blueprint_id: BlueprintId
-    blueprint_version: Annotated[int, Field(ge=1)]
+    blueprint_version: Version
     kernel_sha256: Sha256
-    kernel_size_bytes: Annotated[int, Field(ge=1)]
+    kernel_size_bytes: Positive
 
 
 class CullSeed(SeedCommand):

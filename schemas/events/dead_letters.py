@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from esper.schemas.base import Count
+from esper.schemas.base import MAX_INT32, MAX_INT64, Count, Remark
 from esper.schemas.events.base import Event
 
 TopicName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,200}$")]
@@ -22,9 +22,9 @@ class DeadLetterRedriven(Event):
 
     type: Literal["esper.dead-letter.redriven.v1"] = "esper.dead-letter.redriven.v1"
     topic: TopicName
-    partition: Count
+    partition: Annotated[int, Field(ge=0, le=MAX_INT32)]
     offset: Count
     letter_offset: Count
-    redriven_offset: Annotated[int, Field(ge=-1)]
+    redriven_offset: Annotated[int, Field(ge=-1, le=MAX_INT64)]
     redrive_id: UUID
-    reason: Annotated[str, Field(min_length=1, max_length=2000)]
+    reason: Remark

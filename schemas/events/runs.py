@@ -1,11 +1,23 @@
 """system.runs: the course of a training run, as the trainer tells it."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from esper.schemas.assets import LayerEdge, LayerNode, Seed, TrainingResults
-from esper.schemas.base import Count, Scalar, Sequence, Sha256
+from esper.schemas.base import (
+    Boundary,
+    Count,
+    Epoch,
+    Incarnation,
+    Name,
+    Positive,
+    Remark,
+    Scalar,
+    Sequence,
+    Sha256,
+    Text,
+)
 from esper.schemas.enums import RunStatus
 from esper.schemas.events.base import TrainerEvent
 
@@ -19,12 +31,12 @@ class RunStarted(TrainerEvent):
     """
 
     type: Literal["esper.run.started.v1"] = "esper.run.started.v1"
-    model: Annotated[str, Field(min_length=1, max_length=255)]
+    model: Name
     layers: tuple[LayerNode, ...]
     edges: tuple[LayerEdge, ...]
-    boundary_steps: Annotated[int, Field(ge=1)]
+    boundary_steps: Positive
     command_offset: Count
-    hyperparameters: dict[str, Scalar] = Field(default_factory=dict)
+    hyperparameters: dict[Text, Scalar] = Field(default_factory=dict)
 
 
 class RunResumed(TrainerEvent):
@@ -35,8 +47,8 @@ class RunResumed(TrainerEvent):
     """
 
     type: Literal["esper.run.resumed.v1"] = "esper.run.resumed.v1"
-    from_incarnation: Annotated[int, Field(ge=1)]
-    epoch: Count
+    from_incarnation: Incarnation
+    epoch: Epoch
     seeds: tuple[Seed, ...]
     command_offset: Count
 
@@ -49,26 +61,26 @@ class BoundaryReached(TrainerEvent):
     """
 
     type: Literal["esper.boundary.reached.v1"] = "esper.boundary.reached.v1"
-    boundary: Annotated[int, Field(ge=1)]
-    epoch: Count
-    last_sequences: dict[str, Sequence]
+    boundary: Boundary
+    epoch: Epoch
+    last_sequences: dict[Text, Sequence]
 
 
 class EpochCompleted(TrainerEvent):
     """An epoch ended. A metric that is not finite is null."""
 
     type: Literal["esper.epoch.completed.v1"] = "esper.epoch.completed.v1"
-    epoch: Count
-    metrics: dict[str, float | None]
+    epoch: Epoch
+    metrics: dict[Text, float | None]
 
 
 class CheckpointSaved(TrainerEvent):
     """A checkpoint is on disk, complete and verified. ``command_offset`` is the position in it."""
 
     type: Literal["esper.checkpoint.saved.v1"] = "esper.checkpoint.saved.v1"
-    epoch: Count
+    epoch: Epoch
     sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=1)]
+    size_bytes: Positive
     command_offset: Count
 
 
@@ -81,7 +93,7 @@ class TelemetryGap(TrainerEvent):
 
     type: Literal["esper.telemetry.lost.v1"] = "esper.telemetry.lost.v1"
     from_step: Count
-    num_lost: Annotated[int, Field(ge=1)]
+    num_lost: Positive
 
 
 class RunEnded(TrainerEvent):
@@ -90,4 +102,4 @@ class RunEnded(TrainerEvent):
     type: Literal["esper.run.ended.v1"] = "esper.run.ended.v1"
     status: Literal[RunStatus.COMPLETED, RunStatus.INTERRUPTED, RunStatus.FAILED]
     results: TrainingResults | None = None
-    detail: Annotated[str, Field(max_length=2000)] = ""
+    detail: Remark = ""

@@ -1,11 +1,9 @@
 """control.kasmina.lifecycle and innovation.field-reports: what became of the seeds."""
 
-from typing import Annotated, Literal
+from typing import Literal
 from uuid import UUID
 
-from pydantic import Field
-
-from esper.schemas.base import BlueprintId, Count, LayerId, SeedId, Sha256
+from esper.schemas.base import BlueprintId, Count, LayerId, Remark, SeedId, Sha256, ShortName
 from esper.schemas.enums import RejectionReason, ReportMethod, SeedStage, TransitionReason
 from esper.schemas.events.base import TrainerEvent
 
@@ -27,7 +25,7 @@ class SeedTransitioned(TrainerEvent):
     kernel_sha256: Sha256 | None = None
     command_id: UUID | None = None
     num_parameters: Count = 0
-    detail: Annotated[str, Field(max_length=2000)] = ""
+    detail: Remark = ""
 
 
 class CommandRejected(TrainerEvent):
@@ -38,7 +36,7 @@ class CommandRejected(TrainerEvent):
     seed_id: SeedId
     command_id: UUID
     reason: RejectionReason
-    detail: Annotated[str, Field(max_length=2000)] = ""
+    detail: Remark = ""
 
 
 class FieldReported(TrainerEvent):
@@ -57,7 +55,7 @@ class FieldReported(TrainerEvent):
     decision_id: UUID
     command_id: UUID
     method: ReportMethod
-    metric: Annotated[str, Field(min_length=1, max_length=64)]
+    metric: ShortName
     before: float | None
     after: float | None
     germinated_at_step: Count

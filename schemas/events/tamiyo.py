@@ -3,13 +3,26 @@
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Base64Bytes, Field, model_validator
+from pydantic import Base64Bytes, ConfigDict, Field, model_validator
 
-from esper.schemas.base import BlueprintId, Count, LayerId, PolicyId, Probability, Scalar, SeedId, Sha256
+from esper.schemas.base import (
+    BlueprintId,
+    Boundary,
+    Count,
+    LayerId,
+    PolicyId,
+    Probability,
+    Remark,
+    Scalar,
+    SeedId,
+    Sha256,
+    ShortName,
+    Text,
+    Version,
+)
+from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import Action
 from esper.schemas.events.base import Event, RunEvent
-
-Boundary = Annotated[int, Field(ge=1)]
 
 
 class ViewRecorded(RunEvent):
@@ -17,7 +30,7 @@ class ViewRecorded(RunEvent):
 
     type: Literal["esper.view.recorded.v1"] = "esper.view.recorded.v1"
     boundary: Boundary
-    view_version: Annotated[int, Field(ge=1)]
+    view_version: Version
     digest: Sha256
     view_zstd: Base64Bytes
 
@@ -30,6 +43,26 @@ class DecisionMade(RunEvent):
     become complete in time; it has no view.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                when(
+                    "action",
+                    "wait",
+                    then={"layer_id": NULL, "seed_id": NULL},
+                    otherwise={"layer_id": GIVEN, "seed_id": GIVEN},
+                ),
+                when("action", "germinate", then={"blueprint_id": GIVEN}, otherwise={"blueprint_id": NULL}),
+                when(
+                    "stale",
+                    True,
+                    then={"action": {"const": "wait"}, "view_digest": NULL},
+                    otherwise={"view_digest": GIVEN},
+                ),
+            ]
+        }
+    )
+
     type: Literal["esper.decision.made.v1"] = "esper.decision.made.v1"
     boundary: Boundary
     step: Count
@@ -39,15 +72,15 @@ class DecisionMade(RunEvent):
     blueprint_id: BlueprintId | None = None
     probability: Probability
     policy_id: PolicyId
-    policy_version: Annotated[int, Field(ge=1)]
-    reason: Annotated[str, Field(min_length=1, max_length=2000)]
+    policy_version: Version
+    reason: Annotated[Remark, Field(min_length=1)]
     view_digest: Sha256 | None = None
     stale: bool = False
 
     @model_validator(mode="after")
     def _action_has_its_target(self) -> Self:
-        has_seed = self.layer_id is not None and self.seed_id is not None
-        if (self.action is not Action.WAIT) != has_seed:
+        has_target = (self.layer_id is not None, self.seed_id is not None)
+        if has_target != (self.action is not Action.WAIT,) * 2:
             raise ValueError(f"{self.action}: layer_id and seed_id go with every action but wait")
         if (self.action is Action.GERMINATE) != (self.blueprint_id is not None):
             raise ValueError(f"{self.action}: blueprint_id goes with germinate alone")
@@ -61,8 +94,8 @@ class PolicyActivated(Event):
 
     type: Literal["esper.policy.activated.v1"] = "esper.policy.activated.v1"
     policy_id: PolicyId
-    policy_version: Annotated[int, Field(ge=1)]
-    kind: Annotated[str, Field(min_length=1, max_length=64)]
-    parameters: dict[str, Scalar] = Field(default_factory=dict)
+    policy_version: Version
+    kind: ShortName
+    parameters: dict[Text, Scalar] = Field(default_factory=dict)
     activation_id: UUID
-    reason: Annotated[str, Field(max_length=2000)]
+    reason: Remark

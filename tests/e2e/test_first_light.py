@@ -129,6 +129,28 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
 
 
 @pytest.mark.timeout(120)
+def test_every_record_of_the_run_conforms_to_the_published_schemas(
+    stack: EmbeddedStack, run: str, tmp_path: Path
+) -> None:
+    code, printed = cli(stack, tmp_path, "schema", "validate", "--log", "--run", run, COLUMNS="120")
+    assert code == 0, printed
+    for event_type in (
+        "esper.layer-health.measured.v1",
+        "esper.run.started.v1",
+        "esper.boundary.reached.v1",
+        "esper.epoch.completed.v1",
+        "esper.checkpoint.saved.v1",
+        "esper.run.ended.v1",
+        "esper.view.recorded.v1",
+        "esper.decision.made.v1",
+        "esper.seed.germinate.v1",
+        "esper.seed.transitioned.v1",
+        "esper.adaptation.reported.v1",
+    ):
+        assert event_type in printed
+
+
+@pytest.mark.timeout(120)
 def test_why_tells_the_story_and_verify_agrees(stack: EmbeddedStack, run: str, tmp_path: Path) -> None:
     with psycopg.connect(stack.postgres.dsn) as connection:
         layer, seed = connection.execute(

@@ -1,0 +1,182 @@
+"""The published schemas are in step with the models, valid to tools that are not ours, and say what is accepted."""
+
+import copy
+import gzip
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import golden
+import jsonschema
+import pytest
+import yaml
+from examples import BY_TYPE, EXAMPLES, message, tried
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import values_of
+from typer.testing import CliRunner
+
+from esper.cli import conformance, schema
+from esper.cli.app import app
+from esper.errors import ConfigError, ContractError, DecodeError
+from esper.oona.cloudevents import encode
+from esper.schemas import topics
+from esper.schemas.contract_set import PUBLISHED
+from esper.schemas.registry import REGISTRY, types_on
+
+HERE = Path(__file__).parent
+BEYOND_SCHEMAS = ("signals of other layers", "must be the kernel's")
+
+
+@cache
+def validator(event_type: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((PUBLISHED / f"{event_type}.json").read_text()))
+
+
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(schema.ASYNCAPI_FILE.read_text())
+    return found
+
+
+def test_what_is_published_is_what_the_models_are() -> None:
+    in_step = {p: p.read_text() if p.exists() else None for p in schema.published()}
+    assert in_step == schema.published(), "run `esper schema write`"
+    assert set(PUBLISHED.glob("*.json")) == {p for p in in_step if p.suffix == ".json"}
+
+
+def test_every_file_is_a_json_schema_to_check_jsonschema() -> None:
+    files = sorted(map(str, PUBLISHED.glob("*.json")))
+    command = [str(Path(sys.executable).parent / "check-jsonschema"), "--check-metaschema", *files]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_the_document_is_asyncapi_to_asyncapis_own_schema() -> None:
+    with gzip.open(HERE / "asyncapi" / "3.0.0.json.gz") as file:
+        asyncapi = json.load(file)
+    jsonschema.Draft7Validator(asyncapi).validate(document())
+    broken = document()
+    broken["channels"]["system.runs"]["bindings"]["kafka"]["partitions"] = 0
+    assert not jsonschema.Draft7Validator(asyncapi).is_valid(broken)
+
+
+def test_the_document_has_every_topic_and_type_and_names_only_what_is_there() -> None:
+    told = document()
+    for spec in topics.all_topics():
+        binding = told["channels"][spec.name]["bindings"]["kafka"]
+        kept = binding["topicConfiguration"]["retention.ms"]
+        assert (binding["topic"], binding["partitions"], kept) == (spec.name, spec.num_partitions, spec.retention_ms)
+    assert len(told["channels"]) == len(topics.all_topics())
+    for spec in topics.TOPICS:
+        assert list(told["channels"][spec.name]["messages"]) == [r.type for r in types_on(spec)]
+    for name in references(told):
+        here: Any = told
+        if name.startswith("./"):
+            assert (schema.ASYNCAPI_FILE.parent / name).exists()
+        for part in name.removeprefix("#/").split("/") if name.startswith("#/") else ():
+            here = here[part]
+
+
+def references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [node["$ref"]] if "$ref" in node else [r for v in node.values() for r in references(v)]
+    return [r for v in node for r in references(v)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize("event_type", list(REGISTRY))
+def test_whatever_is_written_conforms(event_type: str) -> None:
+    @given(values_of(REGISTRY[event_type].model))
+    @settings(max_examples=20, deadline=None)
+    def conforms(event: Any) -> None:
+        record, tally = encode(message(event)), conformance.Tally()
+        headers = {name: text.decode() for name, text in record.headers}
+        schemas().count(tally, "here", headers, record.value)
+        tally.raise_if_broken()
+
+    conforms()
+
+
+@cache
+def schemas() -> conformance.PublishedSchemas:
+    return conformance.PublishedSchemas()
+
+
+OTHERS: tuple[Any, ...] = (
+    None, True, False, 0, 1, 2, -1, 0.5, -0.5, 1023, 1024, 2**31 - 1, 2**31, 2**63 - 1, 2**63, "", "x", "noop", "a\0b",
+    "x" * 64, "ab" * 32, "y" * 256, "z" * 2001, [], ["linear"], {}, {"a": 1}, {"a": None}, {"a\0": 1}, {"a": "b\0"},
+    "wait", "cull", "germinate", "propose", "retire", "dormant", "evaluating", "completed", "YWJj", "YWJ",
+)  # fmt: skip
+
+
+@given(st.sampled_from(EXAMPLES), st.data())
+@settings(max_examples=500, deadline=None)
+def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObject) -> None:
+    record = encode(message(event))
+    value = json.loads(record.value or b"")
+    changed(value, data)
+    is_valid = validator(event.type).is_valid(value)
+    read = tried(record.topic, json.dumps(value).encode(), record.headers)
+    if isinstance(read, DecodeError):
+        assert not is_valid or any(rule in read.detail for rule in BEYOND_SCHEMAS), read
+    else:
+        assert is_valid, list(validator(event.type).iter_errors(value))
+
+
+def changed(value: Any, data: st.DataObject) -> None:
+    """Change one member of a value, at any depth: another one, one less, one more."""
+    holders = list(inner(value))
+    holder = data.draw(st.sampled_from(holders))
+    keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+    key = data.draw(st.sampled_from(keys))
+    what = data.draw(st.sampled_from(["replace", "drop", "add"]))
+    if what == "drop":
+        del holder[key]
+    elif what == "add" and isinstance(holder, dict):
+        holder["surprise"] = 1
+    else:
+        holder[key] = copy.deepcopy(data.draw(st.sampled_from(OTHERS)))
+
+
+def inner(value: Any) -> list[Any]:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return ([value] if isinstance(value, dict | list) and value else []) + [v for c in children for v in inner(c)]
+
+
+def lines(*event_types: str) -> str:
+    wanted = (
+        {k: v for k, v in golden.read(golden.FOLDER / f"{t}.json").items() if k != "expected"} for t in event_types
+    )
+    return "".join(json.dumps(record) + "\n" for record in wanted)
+
+
+def test_records_that_somebody_saved_are_validated() -> None:
+    ran = CliRunner().invoke(app, ["schema", "validate", "-"], input=lines(*BY_TYPE))
+    assert ran.exit_code == 0
+    assert "esper.run.ended.v1" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('\\"step\\":40', '\\"step\\":-4', "value.step: -4 is less than the minimum of 0"),
+        ("esper.run.ended.v1", "esper.run.gone.v1", "no schema is published"),
+        ('\\"step\\":40', '\\"step\\":NaN', "NaN is no JSON"),
+        ('"ce_specversion": "1.0"', '"ce_specversion": "2.0"', "headers.ce_specversion"),
+    ],
+)
+def test_a_record_that_does_not_conform_is_told(old: str, new: str, says: str) -> None:
+    ran = CliRunner().invoke(app, ["schema", "validate", "-"], input=lines("esper.run.ended.v1").replace(old, new))
+    assert isinstance(ran.exception, ContractError)
+    assert says in str(ran.exception)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-", "--log"], ["--topic", "no.such"]])
+def test_validate_says_what_it_needs(arguments: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(app, ["schema", "validate", *arguments], input="").exception, ConfigError)
+
+
+def test_validate_refuses_lines_of_another_kind() -> None:
+    assert isinstance(CliRunner().invoke(app, ["schema", "validate", "-"], input="{}\n").exception, ConfigError)

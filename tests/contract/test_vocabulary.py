@@ -1,0 +1,169 @@
+"""The contracts fit each other: enums, stage codes, tables, registry, union, topics, projectors, commands."""
+
+import ast
+import inspect
+import sys
+from typing import get_args
+
+import pytest
+
+from esper.kasmina.catalogue import CATALOGUE
+from esper.oona.dead_letters import DEAD_LETTER_SUFFIX
+from esper.schemas import events, ids, topics
+from esper.schemas.assets import Seed
+from esper.schemas.enums import (
+    Action,
+    BlueprintChange,
+    BlueprintStatus,
+    LayerKind,
+    RejectionReason,
+    RunStatus,
+    SeedStage,
+    TransitionReason,
+)
+from esper.schemas.events import AnyEvent, FieldReported, RunEvent
+from esper.schemas.lifecycle import (
+    ACTIVE_STAGES,
+    EMBARGO_STAGES,
+    STAGE_CODES,
+    STAGES,
+    TRANSITIONS,
+    is_allowed,
+    way_out,
+)
+from esper.schemas.operational import STATISTICS, HealthSignal
+from esper.schemas.registry import REGISTRY, Registration, types_on
+from esper.schemas.verdicts import CHANGES
+from esper.streams.projectors import PROJECTORS
+
+CODES_IN_CHECKPOINTS = (
+    "dormant", "germinated", "training", "grafting", "stabilizing", "evaluating", "fossilized", "cancelled", "culled",
+    "rolled_back",
+)  # fmt: skip
+PINNED_IDS = (
+    "5a85ecab-0d56-5119-97f4-8328ba13b4a7",
+    "b5dd6d3b-6299-5dd3-9d36-204bb881ba94",
+    "a0632460-bb64-546d-95a9-47cdddecbb80",
+    "992e5b5e-2623-5ac1-bade-7343cbcb8e75",
+    "8dff4b8e-693d-5765-9289-e2e61303abc4",
+    "286a53a7-a5cd-5f50-9707-fae6e7673b5a",
+)
+COMMANDS = {
+    Action.GERMINATE: events.GerminateSeed,
+    Action.CULL: events.CullSeed,
+    Action.FOSSILIZE: events.FossilizeSeed,
+}
+
+
+def test_stage_codes_are_those_that_checkpoints_hold() -> None:
+    assert tuple(STAGES[: len(CODES_IN_CHECKPOINTS)]) == CODES_IN_CHECKPOINTS, "append only"
+    assert [STAGE_CODES[stage] for stage in STAGES] == list(range(len(SeedStage)))
+    assert len(SeedStage) <= 256
+
+
+def test_every_stage_is_waiting_under_way_permanent_or_under_embargo() -> None:
+    kinds = [ACTIVE_STAGES, EMBARGO_STAGES, {SeedStage.DORMANT}, {SeedStage.FOSSILIZED}]
+    assert sum(len(kind) for kind in kinds) == len(SeedStage)
+    assert set().union(*kinds) == set(TRANSITIONS) == set(SeedStage)
+
+
+def test_a_seed_can_come_to_every_stage_and_back() -> None:
+    reached = {SeedStage.DORMANT}
+    for _stage in SeedStage:
+        reached |= {to for stage in reached for to in TRANSITIONS[stage]}
+    assert reached == set(SeedStage)
+    assert all(TRANSITIONS[stage] == {SeedStage.DORMANT} for stage in EMBARGO_STAGES)
+    assert all(is_allowed(stage, way_out(stage)) for stage in ACTIVE_STAGES)
+    assert {way_out(stage) for stage in ACTIVE_STAGES} == {SeedStage.CANCELLED, SeedStage.CULLED}
+    with pytest.raises(ValueError, match="cannot be given up"):
+        way_out(SeedStage.FOSSILIZED)
+
+
+def test_registry_union_and_topics_hold_the_same_events() -> None:
+    members = get_args(get_args(AnyEvent)[0])
+    assert {r.model for r in REGISTRY.values()} == set(members)
+    assert len(REGISTRY) == len(members)
+    assert {r.topic for r in REGISTRY.values()} == set(topics.TOPICS)
+    assert sum(len(types_on(spec)) for spec in topics.TOPICS) == len(REGISTRY)
+    assert {event.__name__ for event in members} <= set(events.__all__)
+
+
+@pytest.mark.parametrize("entry", REGISTRY.values(), ids=lambda r: r.type)
+def test_an_event_has_the_key_of_its_topic(entry: Registration) -> None:
+    field = entry.model.model_fields[entry.key_field]
+    assert field.is_required()
+    assert field.annotation is str
+    assert {r.key_field for r in types_on(entry.topic)} == {entry.key_field}
+    assert issubclass(entry.model, RunEvent) == (entry.key_field == "run_id")
+
+
+def test_what_is_keyed_by_the_run_is_in_partitions_of_one_count() -> None:
+    counts = {r.topic.num_partitions for r in REGISTRY.values() if r.key_field == "run_id"}
+    assert len(counts) == 1
+    assert all(spec.dead_letters.name == spec.name + DEAD_LETTER_SUFFIX for spec in topics.TOPICS)
+
+
+def test_every_topic_has_a_projector_that_knows_its_events() -> None:
+    assert set(PROJECTORS) == {spec.name for spec in topics.TOPICS}
+    for name, projector in PROJECTORS.items():
+        tree = ast.parse(inspect.getsource(sys.modules[projector.__module__]))
+        named = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        named |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        for entry in REGISTRY.values():
+            if entry.topic.name == name:
+                assert named & {c.__name__ for c in entry.model.__mro__[:-1]}, entry.type
+
+
+def test_every_action_but_wait_has_a_command_that_the_lifecycle_allows() -> None:
+    assert set(COMMANDS) == set(Action) - {Action.WAIT}
+    assert set(COMMANDS.values()) == set(get_args(events.AnyCommand))
+    assert is_allowed(events.GerminateSeed.model_fields["expected_stage"].default, SeedStage.GERMINATED)
+    assert is_allowed(events.FossilizeSeed.model_fields["expected_stage"].default, SeedStage.FOSSILIZED)
+    assert all(f"esper.seed.{action}.v" in COMMANDS[action].model_fields["type"].default for action in COMMANDS)
+
+
+def test_a_field_report_is_written_at_every_end_but_a_rollback() -> None:
+    outcomes = set(get_args(FieldReported.model_fields["outcome"].annotation))
+    assert outcomes == {SeedStage.FOSSILIZED} | EMBARGO_STAGES - {SeedStage.ROLLED_BACK}
+
+
+def test_a_run_ends_in_every_state_but_running() -> None:
+    ends = set(get_args(events.RunEnded.model_fields["status"].annotation))
+    assert ends == set(RunStatus) - {RunStatus.RUNNING}
+
+
+def test_every_blueprint_change_leads_somewhere_and_every_status_is_led_to() -> None:
+    assert set(CHANGES) == set(BlueprintChange)
+    assert {status for _from, status in CHANGES.values()} == set(BlueprintStatus)
+
+
+def test_every_blueprint_module_is_for_layers_that_hold_seeds() -> None:
+    assert {kind for module in CATALOGUE.values() for kind in module.targets} == set(LayerKind)
+
+
+def test_statistics_are_the_fields_that_can_be_null() -> None:
+    nullable = {n for n, f in HealthSignal.model_fields.items() if f.default is None}
+    assert nullable == set(STATISTICS)
+
+
+def test_a_seed_starts_dormant() -> None:
+    assert Seed(layer_id="fc1", seed_id=0).stage is SeedStage.DORMANT
+
+
+def test_ids_are_the_same_in_every_program_for_ever() -> None:
+    decision = ids.decision_id("run-1", 1, 2)
+    told = [
+        ids.trainer_event_id("run-1", 1, 2),
+        ids.view_id("run-1", 1, 2),
+        decision,
+        ids.command_id(decision),
+        ids.request_id("key"),
+        ids.kernel_event_id("ab" * 32),
+    ]
+    assert [str(i) for i in told] == list(PINNED_IDS)
+    assert ids.trainer_event_id("run-1", 11, 2) != ids.trainer_event_id("run-1", 1, 12)
+
+
+def test_words_on_the_wire_are_lower_case_and_never_mean_two_things() -> None:
+    for words in (SeedStage, TransitionReason, RejectionReason, Action, RunStatus):
+        assert all(word.value == word.name.lower() for word in words)
