@@ -8,6 +8,7 @@ the spellings that URLs, JSON and repr give it.
 
 import functools
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ _WORDS = (
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)
 _BARE_NAME = re.compile(r"-{0,2}[A-Za-z][\w.-]{0,63}[:=]?")
 
-_URL_PASSWORD = re.compile(rf"(?P<head>[a-z][a-z0-9+.-]{{0,30}}://[^/\s:@'\"]*:)[^/\s]+(?=@)", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?P<head>[a-z][a-z0-9+.-]{0,30}://[^/\s:@'\"]*:)[^/\s]+(?=@)", re.IGNORECASE)
 _PEM = re.compile(r"(?P<head>-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)", re.DOTALL)
 _AUTHORIZATION = re.compile(
     r"(?P<head>authorization\\*[\"']?\s*[:=,]\s*(?:[bru]{1,2}(?=[\"']))?)(?:\\*\"[^\"\r\n]*|\\*'[^'\r\n]*|[^\r\n]+)",
@@ -49,6 +50,7 @@ _WORTH_A_LOOK = re.compile(rf"{_WORDS}|://|basic|PRIVATE|A[KS]IA|gh[pousr]_|eyJ"
 _lock = threading.RLock()
 _secrets: frozenset[str] = frozenset()
 _spellings: tuple[str, ...] = ()  # longest first: a secret may hold another one
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @functools.lru_cache(maxsize=4096)
