@@ -23,6 +23,7 @@ MAX_DEPTH = 8
 MAX_VALUES = 500  # in all the containers of one field; a copy of more would be felt in a training step
 MAX_TEXT_CHARS = 16_000
 OVERLAP_CHARS = 4_000  # longer than a secret: text is masked before the cut, and none is cut in two
+MAX_BITS = 4_096  # of an integer: Python refuses to write out much longer ones
 LEFT_OUT = "..."
 
 CONSTANTS = frozenset(
@@ -54,7 +55,7 @@ def mask_snapshot(value: Any, name: str = "") -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)  # JSON has no NaN
     if isinstance(value, int):
-        return value
+        return value if value.bit_length() <= MAX_BITS else f"an integer of {value.bit_length()} bits"
     return masked_text(value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value))
 
 
