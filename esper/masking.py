@@ -33,18 +33,18 @@ _AUTHORIZATION = re.compile(
 _BEARER = re.compile(r"(?P<head>\bbearer\s+)[\w.~+/=-]+", re.IGNORECASE)
 _BASIC = re.compile(r"(?P<head>\bBasic\s+)(?=\S*[A-Z0-9+/=])[A-Za-z0-9+/=]{8,}")
 _NAMED = re.compile(
-    rf"""(?P<head>(?:{_WORDS})[\w.-]*       # the name, or its end
+    rf"""(?P<head>(?:{_WORDS})[\w.-]{{0,64}}  # the name, or its end
         \\*["']?\s*[=:]\s*(?:[bru]{{1,2}}(?=["']))?)   # is
         (?!(?:none|null|true|false)\b)
         (?:
-            (?P<slash>\\+)(?P<inner>["']).*?(?P=slash)(?P=inner)   # a quoted word in quoted text
+            (?P<slash>\\{{1,8}})(?P<inner>["']).*?(?P=slash)(?P=inner)   # a quoted word in quoted text
           | "(?:\\.|[^"\\])*"?
           | '(?:\\.|[^'\\])*'?
           | [^\s&"'\\][^\s&]*
         )""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-_KNOWN_SHAPES = re.compile(r"\b(?:A[KS]IA[A-Z0-9]{16}|gh[pousr]_\w{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)")
+_KNOWN_SHAPES = re.compile(r"(?<![\w-])(?:A[KS]IA[A-Z0-9]{16}|gh[pousr]_\w{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)")
 _WORTH_A_LOOK = re.compile(rf"{_WORDS}|://|basic|PRIVATE|A[KS]IA|gh[pousr]_|eyJ", re.IGNORECASE)
 
 _lock = threading.RLock()

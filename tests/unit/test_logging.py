@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,6 +213,16 @@ def tell(text: str, way: str) -> None:
 )
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece", ["password", "a://:", "authorization:", "-eyJaaaaaaaa.", "\\", 'token="', "-----BEGIN PRIVATE KEY-----"]
+)
+def test_masking_takes_time_in_proportion_to_the_text(piece: str) -> None:
+    text = "password=" + piece * (100_000 // len(piece))
+    began = time.perf_counter()
+    masking.mask_text(text)
+    assert time.perf_counter() - began < 5  # in quadratic time it would be minutes
 
 
 # -- by value
