@@ -45,9 +45,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Sourced:
-    """Nested values, and the origin of each key path."""
+    """Nested values, secrets in the clear, and the origin of each key path."""
 
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     origins: Mapping[KeyPath, Origin] = field(default_factory=dict)
 
     def origin_of(self, path: KeyPath) -> Origin | None:

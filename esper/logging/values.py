@@ -130,7 +130,9 @@ def _pairs_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, BaseModel):
-        return {**value.__dict__, **(value.__pydantic_extra__ or {})}.items()
+        hidden = {name for name, field in type(value).model_fields.items() if not field.repr}
+        held = {**value.__dict__, **(value.__pydantic_extra__ or {})}
+        return [(name, v) for name, v in held.items() if name not in hidden]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr]
     if isinstance(value, tuple) and hasattr(value, "_fields"):

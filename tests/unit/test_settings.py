@@ -23,6 +23,7 @@ from esper.config import (
 from esper.config.listing import DEFAULT, check_all, list_settings, markdown, named_sections
 from esper.config.sources import ENV_PREFIX
 from esper.errors import ConfigError
+from esper.logging import redact
 from esper.services.tolaria.settings import TrainerSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -253,7 +254,14 @@ def test_no_secret_shows_in_settings_or_their_listing(secret: str) -> None:
     settings = load_settings(None, variables)
     rows = list_settings(settings, named_sections(settings))
     assert sum(row.value == "***" for row in rows) == len(PLACES) == 5
-    shown = [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json(), str(rows)]
+    shown = [
+        repr(settings),
+        repr(settings.sourced),
+        repr(redact(settings)),
+        str(settings.model_dump()),
+        settings.model_dump_json(),
+        str(rows),
+    ]
     for section in (settings.kafka, settings.postgres, settings.s3):
         assert section is not None
         shown += [repr(section), str(section), str(section.model_dump()), section.model_dump_json()]
