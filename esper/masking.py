@@ -18,7 +18,7 @@ MASK = "***"
 MIN_SECRET_CHARS = 6  # shorter ones would blank out ordinary words; they are masked by name and shape alone
 
 _WORDS = (
-    r"(?<!by)pass(?:word|wd|phrase)?s?(?![a-z])|pwd|secret|token|credential|bearer|cookie|authorization|signature"
+    r"pass(?:word|wd|phrase)|(?<!by)(?<!com)pass(?![a-z])|pwd|secret|token|credential|bearer|cookie|authorization|signature"
     r"|(?:api|access|private|auth|encryption|signing)[_-]?key"
 )
 _SECRET_NAME = re.compile(_WORDS, re.IGNORECASE)

@@ -32,7 +32,7 @@ WORD = st.text(st.sampled_from("abcXYZ019+/_-.~"), min_size=6).map(lambda s: f"Q
 NAMES = st.sampled_from(
     ["password", "db_passwd", "PWD", "passphrase", "secret_key", "clientSecret", "API-KEY", "apiKey", "token",
      "auth_token", "authorization", "Proxy-Authorization", "aws_secret_access_key", "AccessKey", "privateKey",
-     "sasl_plain_password", "ssl_key_password", "credentials", "Set-Cookie", "X-Amz-Signature", "bearer", "auth_key"]
+     "sasl_plain_password", "ssl_key_password", "credentials", "newPasswordHash", "dbpass", "PGPASSWORD", "Set-Cookie", "X-Amz-Signature", "bearer", "auth_key"]
 )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def tell(text: str, way: str) -> None:
         "ESPER_S3__SECRET_KEYY (variable): unknown setting 's3.secret_keyy'; did you mean 'secret_key'?",
         "http://127.0.0.1:8080/blueprints",
         "s3://bucket/kernels/abc",
-        "passed: 12, bypass: 1",
+        "passed: 12, bypass: 1, num_passes=3",
         "password=None",
         "Basic arithmetic",
         "kernel.registered sha256=0f3a",
