@@ -9,10 +9,12 @@ import typer
 
 from esper.config import CONFIG_VARIABLE
 from esper.errors import EsperError
+from esper.logging import install_crash_hooks
+from esper.masking import mask_text
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-ROOMS = ("demo", "stack", "train", "topics", "events", "dlq", "outbox", "schema", "projections", "serve")
+ROOMS = ("config", "demo", "stack", "train", "topics", "events", "dlq", "outbox", "schema", "projections", "serve")
 
 app = typer.Typer(
     name="esper",
@@ -36,11 +38,12 @@ for _room in ROOMS:
 
 
 def main() -> None:
-    """Run the command line; an error of Esper's is one message on stderr and exit code 1."""
+    """Run the command line; an error of Esper's is one message on stderr and exit code 1. No secret is printed."""
+    install_crash_hooks()
     try:
         app()
     except EsperError as error:
-        print(f"esper: {error}", file=sys.stderr)  # noqa: T201
+        print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         print("esper: interrupted", file=sys.stderr)  # noqa: T201

@@ -10,29 +10,34 @@ from esper.config import SectionModel
 class HeuristicSettings(SectionModel):
     """Thresholds of the heuristic policy; docs/heuristic.md explains each."""
 
-    metric: str = "val_accuracy"
-    patience: int = Field(3, ge=1)
-    min_gain: float = Field(0.02, ge=0)
-    tolerance: float = Field(0.02, ge=0)
-    max_active: int = Field(1, ge=1)
-    cooldown_epochs: int = Field(1, ge=0)
-    max_growth: float = Field(4.0, gt=0)
+    metric: str = Field("val_accuracy", description="The metric that is watched.")
+    patience: int = Field(3, ge=1, description="The last so many epochs are compared with those before them.")
+    min_gain: float = Field(0.02, ge=0, description="Less gain than this is a plateau, and a seed is germinated.")
+    tolerance: float = Field(
+        0.02, ge=0, description="A seed may cost so much of the metric and still become permanent."
+    )
+    max_active: int = Field(1, ge=1, description="Seeds awake at once, at most.")
+    cooldown_epochs: int = Field(1, ge=0, description="Epochs between two germinations, at least.")
+    max_growth: float = Field(
+        4.0, gt=0, description="Parameters of a new kernel, at most, as a multiple of its layer's own."
+    )
 
 
 class TamiyoSettings(SectionModel):
-    """How Tamiyo decides.
+    """How Tamiyo decides."""
 
-    ``epsilon``: share of decisions drawn from all legal choices. ``stale_after_s``: how long a
-    boundary may stay incomplete before the decision is WAIT. ``expiry_boundaries``: how many
-    boundaries a command stays valid.
-    """
-
-    policy: Literal["heuristic", "wait", "random", "schedule"] = "heuristic"
-    policy_version: int = Field(1, ge=1)
-    epsilon: float = Field(0.05, ge=0.05, le=1.0)
-    rng_seed: int = 0
-    poll_s: float = Field(0.05, gt=0)
-    stale_after_s: float = Field(5.0, gt=0)
-    expiry_boundaries: int = Field(6, ge=1)
-    schedule_every_epochs: int = Field(4, ge=1)
-    heuristic: HeuristicSettings = HeuristicSettings.model_validate({})
+    policy: Literal["heuristic", "wait", "random", "schedule"] = Field("heuristic", description="Which policy decides.")
+    policy_version: int = Field(1, ge=1, description="The version that decisions name.")
+    epsilon: float = Field(0.05, ge=0.05, le=1.0, description="Share of decisions drawn from all legal choices.")
+    rng_seed: int = Field(0, description="Where the policy's chance starts.")
+    poll_s: float = Field(0.05, gt=0, description="Pause between two looks for complete boundaries, in seconds.")
+    stale_after_s: float = Field(
+        5.0, gt=0, description="How long a boundary may stay incomplete before the decision is WAIT, in seconds."
+    )
+    expiry_boundaries: int = Field(6, ge=1, description="How many boundaries a command stays valid.")
+    schedule_every_epochs: int = Field(
+        4, ge=1, description="The `schedule` policy germinates a seed every so many epochs."
+    )
+    heuristic: HeuristicSettings = Field(
+        HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
+    )

@@ -6,10 +6,12 @@ from esper.config import SectionModel
 
 
 class UrzaSettings(SectionModel):
-    """``port`` 0 takes a free one, which the log names. ``kernel_seed`` makes kernels reproducible."""
+    """How the library of blueprints and kernels is served."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65535)
-    kernel_seed: int = 0
-    poll_s: float = Field(0.2, gt=0)
-    change_timeout_s: float = Field(5.0, gt=0)
+    host: str = Field("127.0.0.1", description="The address that the API listens on.")
+    port: int = Field(0, ge=0, le=65535, description="Its port; 0 takes a free one, which the log names.")
+    kernel_seed: int = Field(0, description="Makes the weights of new kernels reproducible.")
+    poll_s: float = Field(0.2, gt=0, description="Pause between two looks at the projection, in seconds.")
+    change_timeout_s: float = Field(
+        5.0, gt=0, description="How long a change waits for its projection before the API answers 202, in seconds."
+    )
