@@ -12,7 +12,7 @@ from esper.errors import EsperError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-ROOMS = ("demo", "stack", "train", "topics", "events", "projections", "serve")
+ROOMS = ("demo", "stack", "train", "topics", "acls", "events", "projections", "serve")
 
 app = typer.Typer(
     name="esper",
