@@ -14,10 +14,10 @@ import asyncpg
 import stamina
 
 from esper.config import Settings, state_dir
-from esper.errors import NewerVersionError, PositionError, UnavailableError
+from esper.errors import NewerVersionError, NotAllowedError, PositionError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.producer import OonaProducer
-from esper.oona.topics import verify_topics
+from esper.oona.topics import verify_group, verify_topics
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.metrics import WorkerMetrics
@@ -38,9 +38,10 @@ TRANSIENT = (
     asyncpg.UndefinedTableError,
     asyncpg.InternalServerError,
     UnavailableError,
+    NotAllowedError,
     OSError,
 )
-"""What a retry can mend: Postgres or Kafka is away, full or busy."""
+"""What a retry can mend: Postgres or Kafka is away, full or busy, or a right is given back."""
 
 _log = get_logger(__name__)
 
@@ -62,11 +63,12 @@ class LogFolder:
         """Check that topics, log and projections fit, then open everything.
 
         Raises:
-            ConfigError, UnavailableError, PositionError, ConflictError: with what to do.
+            ConfigError, NotAllowedError, UnavailableError, PositionError, ConflictError: with what to do.
         """
         kafka, postgres = self._settings.need_kafka(), self._settings.need_postgres()
         async with AsyncExitStack() as exits:
             await verify_topics(kafka)
+            await verify_group(kafka, self._streams.group)
             self._pool = await exits.enter_async_context(connect_pool(postgres))
             async with self._pool.acquire() as connection:
                 await verify_log(connection, kafka)

@@ -10,14 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
-
 from esper.config import PostgresSettings, Settings
 from esper.oona.cloudevents import Record
 from esper.oona.consumer import StoredRecord, beginning_offsets, end_offsets, read_range
 from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS, TopicSpec
-from esper.streams.database import connect_pool
+from esper.streams.database import connect, connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.migrations import migrate
 from esper.streams.positions import claim_cluster, stored_positions
@@ -51,7 +49,7 @@ async def rebuild(settings: Settings, progress: Progress = lambda _topic, _count
     postgres, kafka = settings.need_postgres(), settings.need_kafka()
     async with _scratch_schema(postgres, "rebuild") as schema, connect_pool(postgres, schema) as fresh:
         count = await _fold_log(settings, fresh, await end_offsets(kafka, TOPICS), progress)
-        connection = await asyncpg.connect(postgres.dsn.get_secret_value())
+        connection = await connect(postgres)
         try:
             async with connection.transaction():
                 live = _quoted(postgres.schema_name)
@@ -150,7 +148,7 @@ async def _scratch_schema(postgres: PostgresSettings, purpose: str) -> AsyncIter
 
 
 async def _drop(postgres: PostgresSettings, schema: str) -> None:
-    connection = await asyncpg.connect(postgres.dsn.get_secret_value())
+    connection = await connect(postgres)
     try:
         await connection.execute(f"DROP SCHEMA IF EXISTS {_quoted(schema)} CASCADE")
     finally:

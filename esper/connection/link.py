@@ -19,7 +19,14 @@ from aiokafka import TopicPartition
 from esper.config import Settings
 from esper.connection.commands import CommandInbox, ReceivedCommand
 from esper.connection.settings import LinkOptions
-from esper.errors import ContractError, EsperError, KernelError, OutboxFullError, UnavailableError
+from esper.errors import (
+    ContractError,
+    EsperError,
+    KernelError,
+    NotAllowedError,
+    OutboxFullError,
+    UnavailableError,
+)
 from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
 from esper.logging import get_logger
 from esper.oona.cloudevents import Record, encode
@@ -37,6 +44,8 @@ IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is lo
 RETRY_S = (0.2, 2.0)  # first and longest wait after the broker refused
 KERNEL_ATTEMPTS = 3
 START_TIMEOUT_S = 30.0
+AWAY = (UnavailableError, NotAllowedError)
+"""Training goes on, and events wait: a right that was taken can be given back."""
 
 _log = get_logger(__name__)
 
@@ -76,6 +85,7 @@ class LinkThread:
         """Connect. The only wait on the network, before training begins.
 
         Raises:
+            NotAllowedError: the broker refuses this user.
             UnavailableError: no broker answers.
         """
         self._thread.start()
@@ -180,7 +190,7 @@ class LinkThread:
                 wait_s = RETRY_S[0]
                 if not sent:
                     await asyncio.sleep(IDLE_S)
-            except UnavailableError as error:
+            except AWAY as error:
                 _log.warning("outbox.waiting", error=str(error), retry_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RETRY_S[1])
@@ -204,7 +214,7 @@ class LinkThread:
                     await self._producer.send_records(batch)
                 else:
                     await asyncio.sleep(IDLE_S)
-            except UnavailableError:
+            except AWAY:
                 self._spill_over(batch)
                 await asyncio.sleep(RETRY_S[0])
             self._in_flight = 0
@@ -276,7 +286,7 @@ class LinkThread:
                         pass
                 while len(self._outbox) or (self._tasks and self._has_telemetry()):
                     await asyncio.sleep(IDLE_S)
-        except (TimeoutError, UnavailableError):
+        except (TimeoutError, *AWAY):
             return False
         return True
 
