@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.errors import DecodeError, NewerVersionError, PositionError
-from esper.oona.cloudevents import Record
 from esper.oona.consumer import StoredRecord
 from esper.oona.dead_letters import dead_letter
+from esper.oona.records import Record
 from esper.schemas.events import TrainerEvent
 from esper.streams.projected import Projected
 from esper.streams.projectors import PROJECTORS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from esper.oona.producer import Position
+from esper.oona.records import Position
 from esper.schemas.messages import OonaMessage
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.config import PostgresSettings, Settings
-from esper.oona.cloudevents import Record
 from esper.oona.consumer import StoredRecord, beginning_offsets, end_offsets, read_range
+from esper.oona.records import Record
 from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS, TopicSpec
 from esper.streams.database import connect, connect_pool

@@ -29,10 +29,11 @@ from esper.errors import (
 )
 from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
 from esper.logging import get_logger
-from esper.oona.cloudevents import Record, encode
+from esper.oona.cloudevents import encode
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
 from esper.oona.outbox import Outbox
 from esper.oona.producer import OonaProducer
+from esper.oona.records import Record
 from esper.schemas.enums import RejectionReason
 from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
 from esper.schemas.messages import OonaMessage

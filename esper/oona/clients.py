@@ -17,7 +17,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from esper.config import KafkaSettings
 from esper.errors import ConfigError, EsperError, NotAllowedError
-from esper.oona.refusals import hidden, kafka_error, no_broker, wants_a_user, wants_no_tls
+from esper.oona.refusals import hidden, no_broker, wants_a_user, wants_no_tls
+from esper.oona.refusals import kafka_error as kafka_error  # whoever starts a client has to explain its errors
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_MS = 5_000  # a broker that took the connection and says nothing this long is away

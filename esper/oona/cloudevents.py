@@ -5,13 +5,13 @@ writes the other reads; nothing else in Esper knows the header names.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from pydantic import ValidationError
 
 from esper.errors import DecodeError, NewerVersionError
+from esper.oona.records import Record
 from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import NewerEventVersion, Registration, UnknownEventType, registration
@@ -19,19 +19,6 @@ from esper.schemas.registry import NewerEventVersion, Registration, UnknownEvent
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
 MAX_ERRORS_TOLD = 3
-
-Headers = tuple[tuple[str, bytes], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A Kafka record that is to be written. ``timestamp_ms`` is the event's time."""
-
-    topic: str
-    key: bytes
-    value: bytes
-    headers: Headers
-    timestamp_ms: int
 
 
 def encode(message: OonaMessage) -> Record:

@@ -5,16 +5,14 @@ Stream workers read through Faust (esper.streams). Nothing here ever commits an 
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.partitioner import murmur2
 
 from esper.config import KafkaSettings
 from esper.oona.clients import client_options, started
-from esper.oona.cloudevents import Headers, decode
-from esper.oona.producer import Position
+from esper.oona.cloudevents import decode
+from esper.oona.records import Headers, Position, partition_for
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TopicSpec
 
@@ -22,9 +20,8 @@ POLL_MS = 200
 MAX_RECORDS = 5_000
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
-    """A record as it lies in the log."""
+class StoredRecord(NamedTuple):
+    """A record as it lies in the log. ``timestamp_ms`` is when the broker took it."""
 
     position: Position
     key: bytes | None
@@ -42,8 +39,8 @@ class StoredRecord:
 
 
 def partition_of(key: str, topic: TopicSpec) -> int:
-    """The partition that holds a key: murmur2, as every client of Kafka's own kind."""
-    return int((murmur2(key.encode()) & 0x7FFFFFFF) % topic.num_partitions)
+    """The partition that holds a key."""
+    return partition_for(key.encode(), topic.num_partitions)
 
 
 @asynccontextmanager

@@ -3,8 +3,8 @@
 import traceback
 
 from esper.errors import DecodeError
-from esper.oona.cloudevents import Record
 from esper.oona.consumer import StoredRecord
+from esper.oona.records import Record
 from esper.schemas.topics import DEAD_LETTER_SUFFIX
 
 PREFIX = "esper_dlq_"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.errors import OutboxFullError, UnavailableError
-from esper.oona.cloudevents import Record
+from esper.oona.records import Record
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS outbox (

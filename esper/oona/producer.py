@@ -1,54 +1,45 @@
-"""Writes events: idempotent, acknowledged by all in-sync replicas, one partitioner (murmur2)."""
+"""Writes events: idempotent, acknowledged by all in-sync replicas, a result for every one.
+
+Two lanes with a connection each, so that a large batch of telemetry never stands in the way of a
+command. Delivery is at least once: what was not acknowledged may have arrived all the same, and is
+sent again. Readers know a resend by its id and sequence.
+"""
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+import stamina
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
-from esper.oona.clients import client_options, started
-from esper.oona.cloudevents import Record, encode
+from esper.oona.cloudevents import encode
+from esper.oona.deliveries import Deliveries
+from esper.oona.lane import Lane
+from esper.oona.records import Position, Record
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TELEMETRY
 
-TELEMETRY_LINGER_MS = 10  # how long a health signal may wait for company
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
-REQUEST_TIMEOUT_MS = 30_000  # then a send fails, and its owner sends it again
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a record is in the log."""
-
-    topic: str
-    partition: int
-    offset: int
+TELEMETRY_LINGER_MS = 10  # how long a health signal that comes alone may wait for company
+DELIVERY_TIMEOUT_S = 30.0  # then a send fails, and its owner decides
+RETRY_S = (0.1, 2.0)  # first and longest wait before what failed is sent again, with as much jitter
 
 
 class OonaProducer:
-    """Async context manager. Control topics go out at once, telemetry in batches.
-
-    Delivery is at least once: a send that fails may have arrived. Readers know a resend by
-    its id and sequence.
-    """
+    """Async context manager. Control topics go out at once; telemetry lingers and is compressed."""
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str = "esper") -> None:
-        self._kafka = kafka
-        self._client_id = client_id
+        self._control = Lane(kafka, client_id)
+        self._telemetry = Lane(kafka, client_id, linger_ms=TELEMETRY_LINGER_MS, compression="zstd")
         self._exits = AsyncExitStack()
-        self._control: Any = None
-        self._telemetry: Any = None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
-            self._control = await self._open(exits, linger_ms=0, compression_type=None)
-            self._telemetry = await self._open(exits, linger_ms=TELEMETRY_LINGER_MS, compression_type="zstd")
+            for lane in (self._control, self._telemetry):
+                await lane.open()
+                exits.push_async_callback(lane.close)
             self._exits = exits.pop_all()
         return self
 
@@ -62,44 +53,56 @@ class OonaProducer:
 
         Raises:
             UnavailableError: it was not acknowledged in time.
+            ContractError: no broker would take it.
         """
-        return (await self.send_records([encode(message)]))[0]
+        return (await self.deliver([encode(message)])).positions()[0]
 
     async def send_batch(self, messages: Sequence[OonaMessage]) -> list[Position]:
-        """Write several, in this order within each partition, and wait for all of them."""
-        return await self.send_records([encode(m) for m in messages])
-
-    async def send_records(self, records: Sequence[Record]) -> list[Position]:
-        """Write records that are encoded already.
+        """Write several, in this order within each partition, and wait for all of them.
 
         Raises:
-            UnavailableError: one was not acknowledged in time; others may have arrived.
+            UnavailableError, ContractError: as ``send``, for one of them; others may have arrived.
         """
+        return (await self.deliver([encode(m) for m in messages])).positions()
+
+    async def send_records(self, records: Sequence[Record]) -> list[Position]:
+        """The same for records that are encoded already."""
+        return (await self.deliver(records)).positions()
+
+    async def deliver(self, records: Sequence[Record], *, timeout_s: float = DELIVERY_TIMEOUT_S) -> Deliveries:
+        """Write records and say of each what became of it.
+
+        What a retry can mend is tried again, with exponential waits and jitter, until ``timeout_s``.
+        """
+        deliveries = Deliveries(records)
+        retries = stamina.retry_context(
+            on=UnavailableError,
+            attempts=None,
+            timeout=None,
+            wait_initial=RETRY_S[0],
+            wait_max=RETRY_S[1],
+            wait_jitter=RETRY_S[0],
+        )
         try:
-            sent = [await self._enqueue(record) for record in records]
-            done = await asyncio.gather(*sent)
-        except (KafkaError, OSError) as error:
-            raise UnavailableError(f"Kafka did not take the events: {error!r}") from error
-        return [Position(d.topic, d.partition, d.offset) for d in done]
+            async with asyncio.timeout(timeout_s):
+                async for attempt in retries:
+                    with attempt:
+                        await self._attempt(deliveries)
+        except TimeoutError:
+            late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s")
+            deliveries.failed(deliveries.waiting(), late)
+        return deliveries
 
-    async def _enqueue(self, record: Record) -> Any:
-        producer = self._telemetry if record.topic == TELEMETRY.name else self._control
-        return await producer.send(
-            record.topic,
-            record.value,
-            key=record.key,
-            timestamp_ms=record.timestamp_ms,
-            headers=list(record.headers),
-        )
-
-    async def _open(self, exits: AsyncExitStack, **options: Any) -> Any:
-        producer = AIOKafkaProducer(
-            **client_options(self._kafka),
-            client_id=self._client_id,
-            acks="all",
-            enable_idempotence=True,
-            max_request_size=MAX_REQUEST_BYTES,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-            **options,
-        )
-        return await exits.enter_async_context(started(producer, self._kafka))
+    async def _attempt(self, deliveries: Deliveries) -> None:
+        waiting = deliveries.waiting()
+        telemetry = [n for n in waiting if deliveries.records[n].topic == TELEMETRY.name]
+        if len(telemetry) in (0, len(waiting)):
+            await (self._telemetry if telemetry else self._control).attempt(deliveries, waiting)
+        else:
+            others = sorted({*waiting}.difference(telemetry))
+            await asyncio.gather(
+                self._control.attempt(deliveries, others), self._telemetry.attempt(deliveries, telemetry)
+            )
+        for error in deliveries.errors:
+            if isinstance(error, UnavailableError):
+                raise error

@@ -11,10 +11,12 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAlre
 from esper.config import KafkaSettings
 from esper.errors import ConfigError
 from esper.oona.clients import client_options, hidden_topics, started
+from esper.oona.records import RECORD_LIMIT_BYTES
 from esper.oona.refusals import hidden, kafka_error
 from esper.schemas.topics import TELEMETRY, TopicSpec, all_topics
 
 MS_PER_HOUR = 3_600_000
+BATCH_LIMIT_BYTES = RECORD_LIMIT_BYTES + 65_536  # the largest record in a batch of its own
 
 
 class TopicState(StrEnum):
@@ -123,7 +125,13 @@ def _new_topic(spec: TopicSpec, kafka: KafkaSettings) -> NewTopic:
     retention_ms = spec.retention_ms
     if spec in (TELEMETRY, TELEMETRY.dead_letters):
         retention_ms = int(kafka.telemetry_retention_h * MS_PER_HOUR)
-    config = {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}
+    config = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(retention_ms),
+        "max.message.bytes": str(BATCH_LIMIT_BYTES),
+        # the broker's clock: a trainer whose own is wrong is neither refused nor forgotten too early
+        "message.timestamp.type": "LogAppendTime",
+    }
     if kafka.min_insync_replicas > 1:
         config["min.insync.replicas"] = str(kafka.min_insync_replicas)
     return NewTopic(spec.name, spec.num_partitions, kafka.replication_factor, topic_configs=config)

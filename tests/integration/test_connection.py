@@ -211,7 +211,7 @@ async def test_a_full_disk_refuses_growth_and_training_goes_on(
 def fill(outbox: Any, run_id: str) -> None:
     """Leave no room in the outbox, whatever the link drains meanwhile."""
     from esper.errors import OutboxFullError
-    from esper.oona.cloudevents import Record
+    from esper.oona.records import Record
 
     junk = Record(topics.RUNS.dead_letters.name, run_id.encode(), b"x" * 1500, (), 0)
     try:

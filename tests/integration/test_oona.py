@@ -13,10 +13,10 @@ from waiting import wait_until
 from esper.config import KafkaSettings
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import OutboxFullError, UnavailableError
-from esper.oona.cloudevents import Record
 from esper.oona.consumer import partition_of, read_range
 from esper.oona.outbox import Outbox
 from esper.oona.producer import OonaProducer
+from esper.oona.records import Record
 from esper.oona.topics import TopicState, apply_topics, list_topics
 from esper.schemas.events import RunEnded
 from esper.schemas.messages import OonaMessage
@@ -25,7 +25,7 @@ from esper.schemas.topics import RUNS
 APPEND = """
 import sys
 from pathlib import Path
-from esper.oona.cloudevents import Record
+from esper.oona.records import Record
 from esper.oona.outbox import Outbox
 outbox = Outbox(Path(sys.argv[1]))
 outbox.open()
