@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from esper.config import KafkaSettings
 from esper.errors import ConfigError
@@ -117,6 +123,8 @@ async def verify_group(kafka: KafkaSettings, group: str) -> None:
             await client.find_coordinator(group)
         except GroupAuthorizationFailedError as error:
             raise kafka_error(GroupAuthorizationFailedError(group), kafka) from error
+        except GroupCoordinatorNotAvailableError:
+            return  # the first group of a broker: who joins it waits for its coordinator
         except KafkaError as error:
             raise kafka_error(error, kafka) from error
 
