@@ -16,8 +16,10 @@ import stamina
 from esper.config import Settings, state_dir
 from esper.errors import NewerVersionError, NotAllowedError, PositionError, UnavailableError
 from esper.logging import get_logger
+from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
-from esper.oona.topics import verify_group, verify_topics
+from esper.oona.topics import verify_topics
+from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.metrics import WorkerMetrics
@@ -69,6 +71,7 @@ class LogFolder:
         async with AsyncExitStack() as exits:
             await verify_topics(kafka)
             await verify_group(kafka, self._streams.group)
+            await verify_readable(kafka, [t.name for t in TOPICS])
             self._pool = await exits.enter_async_context(connect_pool(postgres))
             async with self._pool.acquire() as connection:
                 await verify_log(connection, kafka)

@@ -119,7 +119,6 @@ def _of_topics() -> Iterator[Right]:
 
 def _beside_topics(group: str) -> Iterator[Right]:
     yield Right(Service.WORKER, Resource.GROUP, group, Operation.READ)
-    yield Right(Service.OPERATOR, Resource.GROUP, group, Operation.DESCRIBE)
     yield Right(Service.OPERATOR, Resource.CLUSTER, CLUSTER, Operation.DESCRIBE)  # `esper acls list`
 
 

@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    GroupCoordinatorNotAvailableError,
-    KafkaError,
-    TopicAlreadyExistsError,
-    for_code,
-)
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from esper.config import KafkaSettings
 from esper.errors import ConfigError
@@ -109,24 +103,6 @@ async def cluster_id(kafka: KafkaSettings) -> str:
     """The id that the cluster was formatted with: a wiped broker has a new one."""
     async with admin_client(kafka) as client:
         return str((await client.describe_cluster())["cluster_id"])
-
-
-async def verify_group(kafka: KafkaSettings, group: str) -> None:
-    """Make sure that this user may be in a consumer group: a worker would find out only after its start.
-
-    Raises:
-        NotAllowedError: it may not.
-        UnavailableError: no broker answers.
-    """
-    async with admin_client(kafka) as client:
-        try:
-            await client.find_coordinator(group)
-        except GroupAuthorizationFailedError as error:
-            raise kafka_error(GroupAuthorizationFailedError(group), kafka) from error
-        except GroupCoordinatorNotAvailableError:
-            return  # the first group of a broker: who joins it waits for its coordinator
-        except KafkaError as error:
-            raise kafka_error(error, kafka) from error
 
 
 def _new_topic(spec: TopicSpec, kafka: KafkaSettings) -> NewTopic:

@@ -6,7 +6,7 @@ import secrets
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from esper.errors import EsperError, NotAllowedError
 from esper.oona.acls import Acl, AclPlan, AclState, apply_acls, list_acls
 from esper.oona.clients import client_options, started
 from esper.oona.consumer import read_range
+from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.rights import Operation, Service, default_principals, rights
-from esper.oona.topics import apply_topics, list_topics, verify_group, verify_topics
+from esper.oona.topics import apply_topics, list_topics, verify_topics
 from esper.schemas import ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.events import DecisionMade, RunStarted
@@ -98,7 +99,7 @@ async def test_each_service_sees_all_topics_and_only_the_worker_its_group(
 ) -> None:
     kafka = secure.settings(user(service))
     await verify_topics(kafka)
-    if service in (Service.WORKER, Service.OPERATOR):
+    if service is Service.WORKER:
         await verify_group(kafka, GROUP)
     else:
         with pytest.raises(NotAllowedError, match=f"User:esper-{service} lacks a right on consumer group {GROUP}"):
@@ -115,11 +116,7 @@ async def test_a_password_is_changed_without_a_restart(secure: SecureKafka) -> N
 
 
 async def is_let_in(kafka: KafkaSettings) -> bool:
-    try:
-        await list_topics(kafka)
-    except NotAllowedError:
-        return False
-    return True
+    return await is_allowed(list_topics(kafka), "refuses user 'rotated'")
 
 
 # -- refused --------------------------------------------------------------------------------
@@ -189,14 +186,24 @@ async def test_a_certificate_is_asked_for_where_the_broker_wants_one(secure: Sec
 # -- rights ---------------------------------------------------------------------------------
 
 
-async def test_who_may_write_what_is_exactly_what_the_rights_say(secure: SecureKafka) -> None:
-    written = {
-        (service, topic.name)
-        for service in Service
-        for topic in all_topics()
-        if await may_write(secure.settings(user(service)), topic.name)
+@pytest.mark.parametrize("service", Service)
+async def test_who_may_read_and_write_what_is_exactly_what_the_rights_say(
+    secure: SecureKafka, service: Service
+) -> None:
+    kafka, names = secure.settings(user(service)), [t.name for t in all_topics()]
+    may = {
+        Operation.READ: await asyncio.gather(*(may_read(kafka, name) for name in names)),
+        Operation.WRITE: await asyncio.gather(*(may_write(kafka, name) for name in names)),
     }
-    assert written == {(r.service, r.name) for r in rights(GROUP) if r.operation is Operation.WRITE}
+    for operation, answers in may.items():
+        allowed = {name for name, answer in zip(names, answers, strict=True) if answer}
+        assert allowed == {
+            r.name for r in rights(GROUP) if (r.service, r.operation) == (service, operation) and r.name in names
+        }
+
+
+async def may_read(kafka: KafkaSettings, topic: str) -> bool:
+    return await is_allowed(verify_readable(kafka, [topic]), f"lacks a right on topic {topic}")
 
 
 async def may_write(kafka: KafkaSettings, topic: str) -> bool:
@@ -208,6 +215,17 @@ async def may_write(kafka: KafkaSettings, topic: str) -> bool:
         except TopicAuthorizationFailedError:
             return False
         return True
+
+
+async def is_allowed(attempt: Awaitable[object], told: str) -> bool:
+    try:
+        await attempt
+    except NotAllowedError as error:
+        refusal = str(error)
+    else:
+        return True
+    assert told in refusal
+    return False
 
 
 async def test_only_tamiyo_decides(secure: SecureKafka, run_id: str) -> None:
