@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from esper.config import Settings
 from esper.connection.commands import CommandInbox, ReceivedCommand
@@ -32,8 +33,10 @@ from esper.logging import get_logger
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
 from esper.oona.outbox import Outbox
+from esper.oona.permissions import verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Record
+from esper.oona.refusals import kafka_error
 from esper.schemas.enums import RejectionReason
 from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
 from esper.schemas.messages import OonaMessage
@@ -160,6 +163,7 @@ class LinkThread:
     async def _open(self) -> None:
         async with AsyncExitStack() as exits:
             kafka = self._settings.need_kafka()
+            await verify_readable(kafka, [COMMANDS.name, LIFECYCLE.name])
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id=self._run_id))
             pairs = [(COMMANDS.name, self._partition), (LIFECYCLE.name, self._partition)]
             self._consumer = await exits.enter_async_context(assigned_consumer(kafka, pairs))
@@ -237,7 +241,13 @@ class LinkThread:
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
         while True:
-            fetched = await self._consumer.getmany(timeout_ms=200)
+            try:
+                fetched = await self._consumer.getmany(timeout_ms=200)
+            except KafkaError as error:
+                explained = kafka_error(error, self._settings.need_kafka())
+                _log.warning("commands.waiting", error=str(explained), retry_s=RETRY_S[1])
+                await asyncio.sleep(RETRY_S[1])
+                continue
             for records in fetched.values():
                 for record in records:
                     await self._receive(record, inbox, replay)

@@ -9,6 +9,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, GroupCoordinatorNotAvailableError, KafkaError
 
 from esper.config import KafkaSettings
+from esper.oona.clients import knock
 from esper.oona.consumer import assigned_consumer
 from esper.oona.refusals import kafka_error
 from esper.oona.topics import admin_client
@@ -35,12 +36,13 @@ async def verify_group(kafka: KafkaSettings, group: str) -> None:
 
 
 async def verify_readable(kafka: KafkaSettings, topics: Collection[str]) -> None:
-    """Make sure that this user may read these topics, which it can see.
+    """Make sure that this user may see and read these topics.
 
     Raises:
-        NotAllowedError: names one that it may not read.
+        NotAllowedError: names one that it may not.
         UnavailableError: no broker answers.
     """
+    await knock(kafka, topics)
     places = [TopicPartition(topic, 0) for topic in topics]
     async with assigned_consumer(kafka, [(p.topic, p.partition) for p in places]) as consumer:
         try:

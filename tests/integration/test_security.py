@@ -183,6 +183,30 @@ async def test_a_certificate_is_asked_for_where_the_broker_wants_one(secure: Sec
         await list_topics(without)
 
 
+def test_a_trainer_is_refused_before_its_run_begins(secure: SecureKafka, stack: EmbeddedStack, tmp_path: Path) -> None:
+    import torch
+
+    import esper
+    from esper.connection.settings import LinkOptions
+
+    model = esper.wrap(torch.nn.Sequential(torch.nn.Linear(4, 2)), seeds_per_layer=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = LinkOptions.model_validate({"folder": tmp_path})
+    for kafka, told in (
+        (secure.settings("stranger"), "User:stranger has no right to see"),
+        (secure.settings(user(Service.URZA)), "User:esper-urza lacks a right on topic control.kasmina"),
+        (secure.settings(user(Service.TRAINER), password="wrong"), "refuses user 'esper-trainer'"),
+    ):
+        settings = stack.settings().model_copy(update={"kafka": kafka})
+        before = time.monotonic()
+        with (
+            pytest.raises(NotAllowedError, match=told),
+            esper.connect(model, optimizer, settings=settings, options=options),
+        ):
+            pass
+        assert time.monotonic() - before < REFUSED_WITHIN_S
+
+
 # -- rights ---------------------------------------------------------------------------------
 
 
