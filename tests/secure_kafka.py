@@ -7,7 +7,7 @@ file: users are made through the admin API, by the administrator's certificate.
 
 import secrets
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,7 +49,7 @@ listener.name.internal.ssl.client.auth=required
 listener.name.controller.ssl.client.auth=required
 ssl.principal.mapping.rules=RULE:^.*CN=([a-z]+).*$/$1/
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
-super.users=User:{broker};User:{administrator}
+super.users={super_users}
 allow.everyone.if.no.acl.found=false
 log.dirs={data}
 auto.create.topics.enable=false
@@ -65,9 +65,14 @@ log.segment.bytes=16777216
 
 
 class SecureKafka:
-    """The broker, its authority and its users. ``root`` is a folder of its own."""
+    """The broker, its authority and its users.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: a folder of its own.
+        super_users: users who may do everything, beside the administrator.
+    """
+
+    def __init__(self, root: Path, super_users: Sequence[str] = ()) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self.passwords: dict[str, str] = {}
@@ -83,8 +88,7 @@ class SecureKafka:
             keystore=self.certificate(BROKER),
             ca=self.ca_file,
             data=root / "kafka" / "data",
-            broker=BROKER,
-            administrator=ADMINISTRATOR,
+            super_users=";".join(f"User:{name}" for name in (BROKER, ADMINISTRATOR, *super_users)),
         )
         self.broker = EmbeddedKafka(root / "kafka", properties=properties, port=port)
 
@@ -148,9 +152,9 @@ class SecureKafka:
 
 
 @contextmanager
-def secure_kafka(root: Path) -> Iterator[SecureKafka]:
-    """The broker, started and stopped; nobody but the administrator has rights yet."""
-    kafka = SecureKafka(root)
+def secure_kafka(root: Path, super_users: Sequence[str] = ()) -> Iterator[SecureKafka]:
+    """The broker, started and stopped; nobody else has rights yet."""
+    kafka = SecureKafka(root, super_users)
     kafka.broker.start()
     try:
         yield kafka

@@ -1,6 +1,7 @@
 """The `esper` command: collects the commands of every room, and turns errors into one clear line."""
 
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ for _room in ROOMS:
 
 def main() -> None:
     """Run the command line; an error of Esper's is one message on stderr and exit code 1."""
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it reports reaches us as an error
     try:
         app()
     except EsperError as error:
