@@ -38,3 +38,8 @@ def request_id(idempotency_key: str) -> UUID:
 def kernel_event_id(kernel_sha256: str) -> UUID:
     """The id of the registration of a kernel."""
     return _id("kernel", kernel_sha256)
+
+
+def redriven_id(topic: str, partition: int, letter_offset: int) -> UUID:
+    """The id of the event that a dead letter was redriven: one letter, one event."""
+    return _id("redriven", topic, partition, letter_offset)

@@ -62,6 +62,7 @@ _BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[type[Event], ...]]] = {
     topics.FIELD_REPORTS: ("run_id", (events.FieldReported,)),
     topics.BLUEPRINTS: ("blueprint_id", (events.BlueprintChangeRequested, events.KernelRegistered)),
     topics.POLICIES: ("policy_id", (events.PolicyActivated,)),
+    topics.REDRIVES: ("topic", (events.DeadLetterRedriven,)),
 }
 
 

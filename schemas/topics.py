@@ -31,6 +31,7 @@ LIFECYCLE = TopicSpec("control.kasmina.lifecycle", 12)
 FIELD_REPORTS = TopicSpec("innovation.field-reports", 12)
 BLUEPRINTS = TopicSpec("innovation.blueprints", 6)
 POLICIES = TopicSpec("control.tamiyo.policies", 6)
+REDRIVES = TopicSpec("system.redrives", 6)
 
 TOPICS: tuple[TopicSpec, ...] = (
     TELEMETRY,
@@ -42,6 +43,7 @@ TOPICS: tuple[TopicSpec, ...] = (
     FIELD_REPORTS,
     BLUEPRINTS,
     POLICIES,
+    REDRIVES,
 )
 
 

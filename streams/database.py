@@ -10,6 +10,7 @@ import asyncpg
 from esper.config import PostgresSettings
 from esper.errors import ConfigError
 from esper.streams.access import CONNECT_ERRORS, database_address, postgres_error
+from esper.streams.migrations import missing_migrations
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0  # a statement that hangs is given up and tried again
@@ -38,8 +39,8 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
     except CONNECT_ERRORS as error:
         raise postgres_error(error, postgres) from error
     try:
-        if await pool.fetchval("SELECT to_regclass('positions')") is None:
-            raise ConfigError(f"schema {name!r} has no projections yet: run `esper migrate`")
+        if missing := await missing_migrations(pool):
+            raise ConfigError(f"schema {name!r} lacks {', '.join(missing)}: run `esper migrate`")
         yield pool
     finally:
         pool.terminate() if _is_cancelled() else await pool.close()

@@ -22,8 +22,10 @@ from esper.oona.topics import verify_topics
 from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
+from esper.streams.letters import send_pending
 from esper.streams.metrics import WorkerMetrics
 from esper.streams.positions import check_position, stored_positions, verify_log
+from esper.streams.queries import queries
 from esper.streams.settings import StreamsSettings
 from esper.streams.slots import take_slot
 
@@ -126,6 +128,7 @@ class LogFolder:
         """
         async with self._pool.acquire() as connection:
             stored = await stored_positions(connection)
+            await self._send_left_letters(connection, assigned)
         positions = {}
         for place in sorted(assigned):
             self._red.pop(place, None)
@@ -136,12 +139,27 @@ class LogFolder:
                 self._stop(place, str(error))
         return positions
 
+    async def _send_left_letters(self, connection: Any, assigned: set[Place]) -> None:
+        """Send what an earlier owner of these partitions decided on and did not get to send."""
+        assert self._producer is not None
+        rows = [row async for row in queries("letters").all_pending(connection)]
+        for place in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
+            try:
+                await send_pending(connection, *place, self._producer.send_records)
+            except (
+                UnavailableError,
+                NotAllowedError,
+            ) as error:  # they wait on; the next letter or assignment takes them along
+                _log.warning("letters.waiting", topic=place[0], partition=place[1], error=str(error))
+
     async def _fold_once(self, batch: Batch) -> None:
         assert self._producer is not None
         with self.metrics.folding(batch.topic):
             async with self._pool.acquire() as connection:
-                count = await fold(connection, batch, self._producer.send_records)
-        self.metrics.folded(batch, count)
+                folded = await fold(connection, batch)
+                if folded.has_letters:
+                    await send_pending(connection, batch.topic, batch.partition, self._producer.send_records)
+        self.metrics.folded(batch, folded.num_events)
 
     def _stop(self, place: Place, reason: str) -> None:
         topic, partition = place

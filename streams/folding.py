@@ -2,26 +2,29 @@
 
 The order is the design:
 1. decode every record; what cannot be decoded is set aside with its reason;
-2. send the dead letters (again, after a crash: readers know them by their origin);
-3. in one transaction: lock the partition's position; drop what lies below it; refuse a gap;
-   drop resends by their sequence; project; move the position past the batch.
+2. in one transaction: lock the partition's position; drop what lies below it; refuse a gap;
+   drop resends by their sequence, and redriven records whose origin was folded; project; note what
+   was set aside, with its letter; move the position past the batch;
+3. the caller sends the letters (``esper.streams.letters``).
 A newer version of a known type ends the batch before it and stops the partition.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from esper.errors import DecodeError, NewerVersionError, PositionError
 from esper.oona.consumer import StoredRecord
-from esper.oona.dead_letters import dead_letter
-from esper.oona.records import Record
+from esper.oona.dead_letters import origin_of
+from esper.oona.records import Position
 from esper.schemas.events import TrainerEvent
+from esper.streams.letters import Broken, note_letters
 from esper.streams.projected import Projected
 from esper.streams.projectors import PROJECTORS
 from esper.streams.queries import queries
 
-SendRecords = Callable[[Sequence[Record]], Awaitable[object]]
+NO_LETTERS: Mapping[Position, DecodeError] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +51,32 @@ class Decoded:
     """What decoding made of a batch: ``end`` is where a newer version cut it short."""
 
     events: tuple[Projected, ...]
-    broken: tuple[tuple[StoredRecord, DecodeError], ...]
+    broken: tuple[Broken, ...]
     end: int
     newer: NewerVersionError | None
 
 
-def decode_batch(batch: Batch) -> Decoded:
-    """Decode records up to the first that needs a newer program."""
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What folding did: events that were new, and whether letters may wait to be sent."""
+
+    num_events: int
+    has_letters: bool
+
+
+def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> Decoded:
+    """Decode records up to the first that needs a newer program.
+
+    Args:
+        skipped: records that count as broken whatever is in them, and why.
+    """
     events: list[Projected] = []
-    broken: list[tuple[StoredRecord, DecodeError]] = []
+    broken: list[Broken] = []
     for record in batch.records:
         try:
-            events.append(Projected(record.decode(), record.position))
+            if record.position in skipped:
+                raise skipped[record.position]
+            events.append(Projected(record.decode(), record.position, _origin(record)))
         except DecodeError as error:
             broken.append((record, error))
         except NewerVersionError as error:
@@ -67,33 +84,39 @@ def decode_batch(batch: Batch) -> Decoded:
     return Decoded(tuple(events), tuple(broken), batch.end, None)
 
 
-async def fold(connection: Any, batch: Batch, send: SendRecords) -> int:
+async def fold(connection: Any, batch: Batch, replayed: Mapping[Position, DecodeError] | None = None) -> Folded:
     """Fold a batch. Doing it again, in whole or in part, changes nothing.
 
-    Returns:
-        The number of events that were new.
+    Args:
+        replayed: in a replay, the records that live workers passed over; no letter is written then.
 
     Raises:
         PositionError: the batch starts beyond the stored position.
         NewerVersionError: after all before it was folded.
     """
-    decoded = decode_batch(batch)
-    if decoded.broken:
-        await send([dead_letter(record, error) for record, error in decoded.broken])
+    decoded = decode_batch(batch, replayed or NO_LETTERS)
     async with connection.transaction():
         stored = await _lock_position(connection, batch)
         events = [e for e in decoded.events if e.position.offset >= stored]
-        fresh = await _without_resends(connection, batch.topic, events)
+        fresh = await _without_resends(connection, batch.topic, await _without_redriven(connection, events))
         if fresh:
             await PROJECTORS[batch.topic](connection, fresh)
-        await _note_dead_letters(connection, decoded, stored)
+        broken = [b for b in decoded.broken if b[0].position.offset >= stored]
+        await note_letters(connection, broken, to_be_sent=replayed is None)
         if decoded.end > stored:
             await queries("positions").move_position(
                 connection, topic=batch.topic, log_partition=batch.partition, next_offset=decoded.end
             )
     if decoded.newer is not None:
         raise decoded.newer
-    return len(fresh)
+    return Folded(len(fresh), bool(decoded.broken))
+
+
+def _origin(record: StoredRecord) -> Position | None:
+    """Where a redriven record lay first; a header that names no earlier place of its own partition is ignored."""
+    origin, here = origin_of(record.headers), record.position
+    is_earlier = origin is not None and origin[:2] == here[:2] and origin.offset < here.offset
+    return origin if is_earlier else None
 
 
 async def _lock_position(connection: Any, batch: Batch) -> int:
@@ -108,8 +131,30 @@ async def _lock_position(connection: Any, batch: Batch) -> int:
     return stored
 
 
+async def _without_redriven(connection: Any, events: Sequence[Projected]) -> list[Projected]:
+    """Drop redriven records whose origin was folded by an earlier redrive, and note the others."""
+    fresh = []
+    for projected in events:
+        if projected.origin is not None:
+            topic, partition, offset = projected.origin
+            noted = await queries("letters").note_redriven(
+                connection,
+                topic=topic,
+                log_partition=partition,
+                log_offset=offset,
+                redriven_offset=projected.position.offset,
+            )
+            if noted is None:
+                continue
+        fresh.append(projected)
+    return fresh
+
+
 async def _without_resends(connection: Any, topic: str, events: Sequence[Projected]) -> list[Projected]:
-    """Drop trainers' events that are not beyond the highest sequence seen, and note the new one."""
+    """Drop trainers' events that are not beyond the highest sequence seen, and note the new one.
+
+    A redriven event is not measured by its sequence: it comes late by nature, and once by its origin.
+    """
     sql = queries("positions")
     run_ids = sorted({e.message.data.run_id for e in events if isinstance(e.message.data, TrainerEvent)})
     if not run_ids:
@@ -119,7 +164,7 @@ async def _without_resends(connection: Any, topic: str, events: Sequence[Project
     fresh = []
     for projected in events:
         event = projected.message.data
-        if isinstance(event, TrainerEvent):
+        if isinstance(event, TrainerEvent) and projected.origin is None:
             key = (event.run_id, event.incarnation)
             if event.sequence <= highest.get(key, -1):
                 continue
@@ -133,19 +178,3 @@ async def _without_resends(connection: Any, topic: str, events: Sequence[Project
         ],
     )
     return fresh
-
-
-async def _note_dead_letters(connection: Any, decoded: Decoded, stored: int) -> None:
-    rows = [
-        {
-            "topic": record.position.topic,
-            "log_partition": record.position.partition,
-            "log_offset": record.position.offset,
-            "reason": error.reason,
-            "detail": error.detail.replace("\x00", "\\0"),
-        }
-        for record, error in decoded.broken
-        if record.position.offset >= stored
-    ]
-    if rows:
-        await queries("positions").note_dead_letter(connection, rows)

@@ -2,6 +2,7 @@
 
 import logging
 from importlib.resources import as_file, files
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -42,6 +43,16 @@ def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
             return [m.id for m in wanted]
     except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
         raise postgres_error(error, postgres) from error
+
+
+async def missing_migrations(connection: Any) -> list[str]:
+    """The migrations that the schema of an asyncpg connection lacks, in order; all where it is empty."""
+    folder = files("esper.streams").joinpath("migrations_sql")
+    wanted = sorted(f.name.removesuffix(".sql") for f in folder.iterdir() if f.name.endswith(".sql"))
+    if await connection.fetchval("SELECT to_regclass('_yoyo_migration')") is None:
+        return wanted
+    rows = await connection.fetch("SELECT migration_id FROM _yoyo_migration")
+    return sorted(set(wanted) - {row["migration_id"] for row in rows})
 
 
 def _with_schema(dsn: str, schema: str) -> str:

@@ -9,10 +9,11 @@ from esper.schemas.messages import OonaMessage
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """One decoded record."""
+    """One decoded record. ``origin`` is where it lay before it was redriven, None for most."""
 
     message: OonaMessage
     position: Position
+    origin: Position | None = None
 
     @property
     def columns(self) -> dict[str, Any]:

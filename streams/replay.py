@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.config import PostgresSettings, Settings
+from esper.errors import DecodeError
 from esper.oona.consumer import StoredRecord, beginning_offsets, end_offsets, read_range
-from esper.oona.records import Record
+from esper.oona.records import Position
 from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS, TopicSpec
 from esper.streams.database import connect, connect_pool
-from esper.streams.folding import Batch, fold
+from esper.streams.folding import NO_LETTERS, Batch, fold
+from esper.streams.letters import known_letters
 from esper.streams.migrations import migrate
 from esper.streams.positions import claim_cluster, stored_positions
 
 BATCH_RECORDS = 2_000
-NOT_COMPARED = ("_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
+NOT_COMPARED = ("pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
 
 Offsets = Mapping[tuple[str, int], int]
+Letters = Mapping[Position, DecodeError]
 Progress = Callable[[str, int], None]
 
 
@@ -48,7 +51,7 @@ async def rebuild(settings: Settings, progress: Progress = lambda _topic, _count
     """
     postgres, kafka = settings.need_postgres(), settings.need_kafka()
     async with _scratch_schema(postgres, "rebuild") as schema, connect_pool(postgres, schema) as fresh:
-        count = await _fold_log(settings, fresh, await end_offsets(kafka, TOPICS), progress)
+        count = await _fold_log(settings, fresh, await end_offsets(kafka, TOPICS), await _letters(settings), progress)
         connection = await connect(postgres)
         try:
             async with connection.transaction():
@@ -56,7 +59,8 @@ async def rebuild(settings: Settings, progress: Progress = lambda _topic, _count
                 await connection.execute(f"LOCK TABLE {live}.positions IN EXCLUSIVE MODE")
                 covered = await _positions_of(connection, postgres.schema_name)
                 covered = covered if await _is_same_cluster(connection, settings) else {}
-                count += await _fold_log(settings, fresh, covered, progress)
+                count += await _fold_log(settings, fresh, covered, await _letters(settings), progress)
+                await connection.execute(f"INSERT INTO {_quoted(schema)}.pending_letters TABLE {live}.pending_letters")
                 await connection.execute(f"DROP SCHEMA {live} CASCADE")
                 await connection.execute(f"ALTER SCHEMA {_quoted(schema)} RENAME TO {live}")
         finally:
@@ -75,13 +79,19 @@ async def verify(settings: Settings, progress: Progress = lambda _topic, _count:
         positions = await stored_positions(connection)
         live = await _hashes(connection, postgres.schema_name)
     async with _scratch_schema(postgres, "verify") as schema, connect_pool(postgres, schema) as fresh:
-        await _fold_log(settings, fresh, positions, progress)
+        await _fold_log(settings, fresh, positions, await _letters(settings), progress)
         async with fresh.acquire() as connection:
             rebuilt = await _hashes(connection, schema)
     return [TableComparison(t, live.get(t, (0, "")), rebuilt.get(t, (0, ""))) for t in sorted({*live, *rebuilt})]
 
 
-async def _fold_log(settings: Settings, pool: Any, end: Offsets, progress: Progress) -> int:
+async def _letters(settings: Settings) -> Letters:
+    """The records that live workers passed over; read after the positions that a fold goes up to."""
+    async with connect_pool(settings.need_postgres()) as pool, pool.acquire() as connection:
+        return await known_letters(connection, settings.need_kafka())
+
+
+async def _fold_log(settings: Settings, pool: Any, end: Offsets, letters: Letters, progress: Progress) -> int:
     kafka, total = settings.need_kafka(), 0
     first = await beginning_offsets(kafka, TOPICS)
     async with pool.acquire() as connection:
@@ -91,7 +101,7 @@ async def _fold_log(settings: Settings, pool: Any, end: Offsets, progress: Progr
             starts = {n: stored.get((topic.name, n), first[topic.name, n]) for n in range(topic.num_partitions)}
             ends = {n: end.get((topic.name, n), 0) for n in range(topic.num_partitions)}
             async for batch in _batches(settings, topic, starts, ends):
-                await fold(connection, batch, _send_nothing)
+                await fold(connection, batch, letters)
                 total += len(batch.records)
                 progress(topic.name, total)
             await _reach(connection, topic, starts, ends)
@@ -123,17 +133,13 @@ async def _reach(connection: Any, topic: TopicSpec, starts: Mapping[int, int], e
     for partition, end in ends.items():
         known = stored.get((topic.name, partition))
         if end > starts[partition] and (known is None or known < end):
-            await fold(connection, Batch(topic.name, partition, known or starts[partition], ()), _send_nothing)
+            await fold(connection, Batch(topic.name, partition, known or starts[partition], ()), NO_LETTERS)
             await connection.execute(
                 "UPDATE positions SET next_offset = $3 WHERE topic = $1 AND log_partition = $2",
                 topic.name,
                 partition,
                 end,
             )
-
-
-async def _send_nothing(_records: Sequence[Record]) -> None:
-    """Dead letters were sent when the records were first met."""
 
 
 @asynccontextmanager

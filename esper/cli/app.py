@@ -13,7 +13,7 @@ from esper.errors import EsperError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-ROOMS = ("demo", "stack", "train", "topics", "acls", "events", "projections", "serve")
+ROOMS = ("demo", "stack", "train", "topics", "acls", "events", "dlq", "outbox", "projections", "serve")
 
 app = typer.Typer(
     name="esper",

@@ -71,7 +71,7 @@ def _as_json(record: StoredRecord) -> str:
             "partition": record.position.partition,
             "offset": record.position.offset,
             "key": record.key.decode(errors="replace") if record.key else None,
-            "headers": {name: text.decode(errors="replace") for name, text in record.headers},
+            "headers": {n: None if t is None else t.decode(errors="replace") for n, t in record.headers},
             "value": value,
         }
     )

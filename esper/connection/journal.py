@@ -23,6 +23,7 @@ class Journal:
         self.last_sequences: dict[str, int] = {}
         self._outbox = outbox
         self._next = 0
+        self._marks: dict[str, str] = {}
 
     def make(self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any) -> OonaMessage:
         """The next event, in its envelope; it counts only once ``note`` or ``record`` is called."""
@@ -47,9 +48,14 @@ class Journal:
             OutboxFullError: the disk is full; nothing was written, no number was used.
         """
         message = self.make(model, cause, **fields)
-        self._outbox.append([encode(message)])
+        self._outbox.append([encode(message)], self._marks)
+        self._marks = {}
         self.note(message)
         return message
+
+    def mark(self, name: str, value: str) -> None:
+        """Keep a small text beside the events; it is on disk with the next event that is recorded."""
+        self._marks[name] = value
 
     def try_record(
         self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any

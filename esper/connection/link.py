@@ -6,8 +6,7 @@ outbox and to bounded queues and reads the inbox: it never waits on anything her
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from aiokafka.errors import KafkaError
 from esper.config import Settings
 from esper.connection.commands import CommandInbox, ReceivedCommand
 from esper.connection.settings import LinkOptions
+from esper.connection.telemetry import TelemetryPipe
 from esper.errors import (
     ContractError,
     EsperError,
@@ -30,22 +30,19 @@ from esper.errors import (
 )
 from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
 from esper.logging import get_logger
-from esper.oona.cloudevents import encode
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
 from esper.oona.outbox import Outbox
 from esper.oona.permissions import verify_readable
 from esper.oona.producer import OonaProducer
-from esper.oona.records import Record
 from esper.oona.refusals import kafka_error
 from esper.schemas.enums import RejectionReason
 from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
-from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, LIFECYCLE
 from esper.storage.blobs import BlobStore
 
 BATCH = 500
 IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is looked for
-RETRY_S = (0.2, 2.0)  # first and longest wait after the broker refused
+RETRY_S = (0.2, 2.0)  # after the broker refused, and after something broke
 KERNEL_ATTEMPTS = 3
 START_TIMEOUT_S = 30.0
 AWAY = (UnavailableError, NotAllowedError)
@@ -70,12 +67,8 @@ class LinkThread:
         self._run_id = run_id
         self._partition = partition_of(run_id, COMMANDS)
         self._outbox = outbox
-        self._spill = spill
         self._options = options
-        self._telemetry: deque[OonaMessage] = deque()
-        self._num_lost = 0
-        self._in_flight = 0  # telemetry records taken from the queue and not yet acknowledged
-        self._lock = threading.Lock()
+        self.telemetry = TelemetryPipe(spill, options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="esper-link", daemon=True)
         self._exits = AsyncExitStack()
@@ -117,28 +110,11 @@ class LinkThread:
         """Begin to fill the inbox, from this offset."""
         self._wait(self._start_tasks(inbox, offset, replay), START_TIMEOUT_S)
 
-    def send_telemetry(self, message: OonaMessage) -> None:
-        """Queue a health event; counted as lost where the queue is full."""
-        if len(self._telemetry) >= self._options.max_queued_telemetry:
-            self.lose(1)
-        else:
-            self._telemetry.append(message)
-
-    def lose(self, count: int) -> None:
-        """Count telemetry records that are gone."""
-        with self._lock:
-            self._num_lost += count
-
-    def take_lost(self) -> int:
-        """How many were lost since the last call."""
-        with self._lock:
-            lost, self._num_lost = self._num_lost, 0
-            return lost
-
     def stop(self) -> bool:
         """Flush within the option's time and end the thread; False where something is left."""
         is_flushed = self.drain(self._options.flush_timeout_s)
         self.abandon()
+        self.telemetry.save_rest()
         return is_flushed
 
     def abandon(self) -> None:
@@ -184,60 +160,40 @@ class LinkThread:
     async def _start_tasks(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
         self._consumer.pause(TopicPartition(LIFECYCLE.name, self._partition))
         self._consumer.seek(TopicPartition(COMMANDS.name, self._partition), offset)
-        works = (self._keep_sending(), self._keep_sending_telemetry(), self._keep_receiving(inbox, replay))
-        self._tasks = [asyncio.create_task(work) for work in works]
+        assert self._producer is not None
+        producer = self._producer
+        works: dict[str, Callable[[], Awaitable[None]]] = {
+            "outbox": self._keep_sending,
+            "telemetry": lambda: self.telemetry.keep_sending(producer),
+            "spill": lambda: self.telemetry.keep_emptying_spill(producer),
+            "commands": lambda: self._keep_receiving(inbox, replay),
+        }
+        self._tasks = [asyncio.create_task(_for_ever(n, w), name=f"link-{n}") for n, w in works.items()]
 
     async def _keep_sending(self) -> None:
-        wait_s = RETRY_S[0]
         while True:
             try:
-                sent = await self._send_oldest(self._outbox)
-                wait_s = RETRY_S[0]
-                if not sent:
+                if not await self._send_oldest():
                     await asyncio.sleep(IDLE_S)
-            except AWAY as error:
-                _log.warning("outbox.waiting", error=str(error), retry_s=wait_s)
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, RETRY_S[1])
-
-    async def _send_oldest(self, outbox: Outbox) -> int:
-        assert self._producer is not None
-        waiting = outbox.oldest(BATCH)
-        if waiting:
-            await self._producer.send_records([record for _id, record in waiting])
-            outbox.remove_up_to(waiting[-1][0])
-        return len(waiting)
-
-    async def _keep_sending_telemetry(self) -> None:
-        assert self._producer is not None
-        while True:
-            batch = self._next_telemetry()
-            try:
-                while await self._send_oldest(self._spill):
-                    pass
-                if batch:
-                    await self._producer.send_records(batch)
-                else:
-                    await asyncio.sleep(IDLE_S)
-            except AWAY:
-                self._spill_over(batch)
+            except (*AWAY, OutboxFullError) as error:
+                _log.warning("outbox.waiting", events=len(self._outbox), error=str(error))
                 await asyncio.sleep(RETRY_S[0])
-            self._in_flight = 0
 
-    def _next_telemetry(self) -> list[Record]:
-        self._in_flight = min(BATCH, len(self._telemetry))
-        return [encode(self._telemetry.popleft()) for _n in range(self._in_flight)]
-
-    def _spill_over(self, batch: Sequence[Record]) -> None:
-        if not batch:
-            return
-        try:
-            if len(self._spill) + len(batch) > self._options.max_spilled_telemetry:
-                raise OutboxFullError("the telemetry spill is full")
-            self._spill.append(batch)
-        except OutboxFullError as error:
-            self.lose(len(batch))
-            _log.warning("telemetry.lost", records=len(batch), error=str(error))
+    async def _send_oldest(self) -> int:
+        """Send a batch of the outbox; what no broker takes is set aside, so that it holds nothing up."""
+        assert self._producer is not None
+        waiting = self._outbox.oldest(BATCH)
+        if not waiting:
+            return 0
+        deliveries = await self._producer.deliver([record for _id, record in waiting])
+        for (record_id, record), delivery in zip(waiting, deliveries, strict=True):
+            if isinstance(delivery.error, AWAY):
+                raise delivery.error  # in this order, or not at all: all of it again
+            if delivery.error is not None:
+                self._outbox.set_aside(record_id, str(delivery.error))
+                _log.error("outbox.refused", topic=record.topic, error=str(delivery.error))
+        self._outbox.remove_up_to(waiting[-1][0])
+        return len(waiting)
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
         while True:
@@ -293,16 +249,13 @@ class LinkThread:
         try:
             async with asyncio.timeout(timeout_s):
                 if not self._tasks:
-                    while await self._send_oldest(self._outbox):
+                    while await self._send_oldest():
                         pass
-                while len(self._outbox) or (self._tasks and self._has_telemetry()):
+                while len(self._outbox) or (self._tasks and not self.telemetry.is_empty):
                     await asyncio.sleep(IDLE_S)
         except (TimeoutError, *AWAY):
             return False
         return True
-
-    def _has_telemetry(self) -> bool:
-        return bool(self._telemetry or self._in_flight or len(self._spill))
 
     async def _read_replay(self, incarnation: int, step: int, lifecycle_offset: int) -> Replay:
         applied: dict[UUID, int] = {}
@@ -322,3 +275,13 @@ class LinkThread:
                 case CommandRejected() if event.incarnation < incarnation:
                     rejected.add(event.command_id)
         return Replay(applied, frozenset(rejected - applied.keys()))
+
+
+async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do a piece of work that never ends; what breaks it is told, and it begins again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            _log.exception("link.failed", task=name)
+            await asyncio.sleep(RETRY_S[1])

@@ -26,7 +26,7 @@ from esper.connection.commands import CommandInbox
 from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
-from esper.connection.settings import LinkOptions
+from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.errors import UnavailableError
 from esper.kasmina.model import MorphableModel
 from esper.logging import get_logger
@@ -36,7 +36,7 @@ from esper.schemas.assets import TrainingResults
 from esper.schemas.base import Scalar
 from esper.schemas.enums import RunStatus
 
-OUTBOX_FILE, SPILL_FILE = "outbox.sqlite", "telemetry.sqlite"
+TELEMETRY_MARK = "telemetry_safe"  # kept in the outbox: incarnation, and how many records need no memory any more
 
 _log = get_logger(__name__)
 
@@ -107,6 +107,7 @@ class RunLink:
         self._book = AdaptationBook(options.metric)
         self._lifecycle_offset = 0
         self._gap_from = 0
+        self._num_telemetry = 0
 
     @property
     def incarnation(self) -> int:
@@ -155,7 +156,13 @@ class RunLink:
             detail=repr(value)[:2000] if value is not None else "",
         )
         if not self._link.stop():
-            _log.error("run.left_in_outbox", run=self.run_id, events=len(self._outbox), folder=str(self._store))
+            _log.error(
+                "run.left_on_disk",
+                run=self.run_id,
+                events=len(self._outbox),
+                telemetry=len(self._spill),
+                todo=f"`esper outbox send {self._outbox.path.parent}` sends them once Kafka is back",
+            )
         self._outbox.close()
         self._spill.close()
 
@@ -171,6 +178,7 @@ class RunLink:
                 self._measure(step)
             if step % self._options.boundary_steps == 0:
                 self._tell_gap(step)
+                self._mark_telemetry()
                 self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
             if self._is_sampled(step + 1):
                 self._model.probe.arm()
@@ -200,6 +208,7 @@ class RunLink:
             except UnavailableError as error:
                 _log.error("checkpoint.failed", error=str(error))
                 return False
+            self._mark_telemetry()
             self._journal.try_record(
                 events.CheckpointSaved,
                 step=self.step_number,
@@ -244,6 +253,7 @@ class RunLink:
             seeds=self._model.seeds_not_dormant(),
             command_offset=offset,
         )
+        self._tell_what_died(*saved.get("telemetry", (0, 0)))
         self._link.receive(self._inbox, offset, replay)
         self._await_replayed(replay.applied_at)
 
@@ -273,6 +283,7 @@ class RunLink:
             "command_offset": offset,
             "lifecycle_offset": self._lifecycle_offset,
             "applied": applied,
+            "telemetry": [self._journal.incarnation, self._num_telemetry],
             "book": self._book.to_dict(),
             "extra": dict(extra or {}),
         }
@@ -300,17 +311,30 @@ class RunLink:
             message = self._journal.make(
                 events.LayerHealthMeasured, step=step, epoch=self.epoch, layer_id=layer_id, signals=signals
             )
-            self._journal.note(message)
-            self._link.send_telemetry(message)
+            if self._link.telemetry.put(message):
+                self._journal.note(message)
+                self._num_telemetry += 1
 
     def _tell_gap(self, step: int) -> None:
-        lost = self._link.take_lost()
+        lost = self._link.telemetry.take_lost()
         if lost:
             told = self._journal.try_record(events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost)
             if told is None:
-                self._link.lose(lost)
+                self._link.telemetry.lose(lost)
                 return
         self._gap_from = step
+
+    def _mark_telemetry(self) -> None:
+        self._journal.mark(TELEMETRY_MARK, f"{self._journal.incarnation} {self._link.telemetry.num_safe}")
+
+    def _tell_what_died(self, incarnation: int, num_made: int) -> None:
+        """Telemetry of before the checkpoint that was in the memory of a killed process: at most so much."""
+        marked, num_safe = (int(n) for n in self._outbox.marks().get(TELEMETRY_MARK, "0 0").split())
+        num_lost = num_made - (num_safe if marked == incarnation else 0)
+        if num_lost > 0:
+            num_samples = -(-num_lost // max(1, len(self._model.layers)))
+            from_step = max(0, self.step_number - num_samples * self._options.health_every_steps)
+            self._journal.try_record(events.TelemetryGap, step=self.step_number, from_step=from_step, num_lost=num_lost)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from esper.config import SectionModel
 
+OUTBOX_FILE, SPILL_FILE = "outbox.sqlite", "telemetry.sqlite"
+
 
 class LinkOptions(SectionModel):
     """Options of ``esper.connect``.

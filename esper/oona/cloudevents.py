@@ -47,7 +47,7 @@ def encode(message: OonaMessage) -> Record:
     )
 
 
-def decode(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> OonaMessage:
+def decode(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> OonaMessage:
     """The message in a record.
 
     Raises:
@@ -61,7 +61,7 @@ def decode(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes]]
     return _message(entry, _event(entry, value), texts)
 
 
-def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+def _texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
     try:
         return {name: text.decode() for name, text in headers if text is not None}
     except UnicodeDecodeError as error:

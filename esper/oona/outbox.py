@@ -1,28 +1,49 @@
 """The outbox: a trainer's events wait on its own disk until Kafka has them.
 
-SQLite in WAL mode with full syncs. Invariant: what ``append`` has returned from survives
-SIGKILL and goes out in the order of appending, at least once.
+SQLite in WAL mode. Invariant: what ``append`` has returned from survives SIGKILL and a power cut, and
+goes out in the order of appending, at least once. Two connections: one appends, with full syncs; one
+reads and removes, so that the trainer never waits for whoever sends.
+
+On a full disk ``append`` refuses and nothing else breaks: what was sent and could not be removed is
+remembered here, and sent once more only if the process dies before there is room again.
 """
 
+import base64
 import json
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from esper.errors import OutboxFullError, UnavailableError
-from esper.oona.records import Record
+from esper.errors import ContractError, OutboxFullError, UnavailableError
+from esper.logging import get_logger
+from esper.oona.records import RECORD_LIMIT_BYTES, Record
 
-_TABLE = """
+BUSY_S = 5.0  # how long one connection waits for the other's transaction
+
+_TABLES = """
 CREATE TABLE IF NOT EXISTS outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    topic TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL,
+    topic TEXT NOT NULL, key BLOB, value BLOB,
     headers TEXT NOT NULL, timestamp_ms INTEGER NOT NULL
-)
+);
+CREATE TABLE IF NOT EXISTS refused (
+    id INTEGER PRIMARY KEY, topic TEXT NOT NULL, key BLOB, value BLOB,
+    headers TEXT NOT NULL, timestamp_ms INTEGER NOT NULL, reason TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _INSERT = "INSERT INTO outbox (topic, key, value, headers, timestamp_ms) VALUES (?, ?, ?, ?, ?)"
-_OLDEST = "SELECT id, topic, key, value, headers, timestamp_ms FROM outbox ORDER BY id LIMIT ?"
+_MARK = "INSERT INTO marks (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+_OLDEST = "SELECT id, topic, key, value, headers, timestamp_ms FROM outbox WHERE id > ? ORDER BY id LIMIT ?"
+_SET_ASIDE = """
+INSERT OR REPLACE INTO refused
+SELECT id, topic, key, value, headers, timestamp_ms, ? FROM outbox WHERE id = ?
+"""
+
+_log = get_logger(__name__)
 
 
 class Outbox:
@@ -34,10 +55,14 @@ class Outbox:
     """
 
     def __init__(self, path: Path, *, max_pages: int | None = None) -> None:
-        self._path = path
+        self.path = path
         self._max_pages = max_pages
-        self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
+        self._appending, self._sending = threading.Lock(), threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._sender: sqlite3.Connection | None = None
+        self._num_appended = 0
+        self._num_removed = 0
+        self._sent_up_to = 0
 
     def open(self) -> None:
         """Open the file and recover what an earlier process left in it.
@@ -46,67 +71,126 @@ class Outbox:
             UnavailableError: the file cannot be used.
         """
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
-            database.execute(_TABLE)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer, self._sender = self._connect("FULL"), self._connect("NORMAL")
+            self._writer.executescript(_TABLES)
+            self._num_appended = int(self._writer.execute("SELECT count(*) FROM outbox").fetchone()[0])
         except (sqlite3.Error, OSError) as error:
-            raise UnavailableError(f"the outbox {self._path} cannot be used: {error}") from error
-        if self._max_pages is not None:
-            database.execute(f"PRAGMA max_page_count={int(self._max_pages)}")
-        self._database = database
+            self.close()
+            raise UnavailableError(
+                f"the outbox {self.path} cannot be used: {error}. Is the disk full, or is it no file of Esper's? "
+                "Free some disk, or move it aside: the events in it that Kafka does not have are lost then"
+            ) from error
+        self._num_removed = self._sent_up_to = 0
 
     def close(self) -> None:
         """Close the file. What is in it stays."""
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        for database in (self._writer, self._sender):
+            if database is not None:
+                database.close()
+        self._writer = self._sender = None
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[Record], marks: Mapping[str, str] | None = None) -> None:
         """Add records, all or none, and return when they are on disk.
+
+        Args:
+            marks: small texts kept with them by name, in the same transaction.
 
         Raises:
             OutboxFullError: there is no room; nothing was added.
+            ContractError: a record is too large for any broker.
         """
+        for record in records:
+            if record.size_bytes > RECORD_LIMIT_BYTES:
+                raise ContractError(f"an event of {record.size_bytes:,} bytes for {record.topic} is too large")
         rows = [(r.topic, r.key, r.value, _headers_to_text(r), r.timestamp_ms) for r in records]
-        with self._lock:
-            database = self._opened()
+        with self._appending:
+            database = self._opened(self._writer)
             try:
                 database.execute("BEGIN IMMEDIATE")
                 database.executemany(_INSERT, rows)
+                if marks:
+                    database.executemany(_MARK, list(marks.items()))
                 database.execute("COMMIT")
             except sqlite3.OperationalError as error:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
-                raise OutboxFullError(f"the outbox {self._path} took nothing: {error}; free some disk") from error
+                raise OutboxFullError(f"the outbox {self.path} took nothing: {error}; free some disk") from error
+            self._num_appended += len(rows)
+
+    def marks(self) -> dict[str, str]:
+        """The newest mark of each name."""
+        with self._appending:
+            return dict(self._opened(self._writer).execute("SELECT name, value FROM marks").fetchall())
 
     def oldest(self, limit: int) -> list[tuple[int, Record]]:
         """The next records to send, with their ids, oldest first."""
-        with self._lock:
-            rows = self._opened().execute(_OLDEST, (limit,)).fetchall()
+        with self._sending:
+            rows = self._opened(self._sender).execute(_OLDEST, (self._sent_up_to, limit)).fetchall()
         return [(row[0], _to_record(row[1:])) for row in rows]
 
     def remove_up_to(self, last_id: int) -> None:
-        """Forget the records up to and with ``last_id``: Kafka has them."""
-        with self._lock:
-            self._opened().execute("DELETE FROM outbox WHERE id <= ?", (last_id,))
+        """Forget the records up to and with ``last_id``: Kafka has them. Never fails for a full disk."""
+        with self._sending:
+            database = self._opened(self._sender)
+            between = "SELECT count(*) FROM outbox WHERE id > ? AND id <= ?"
+            self._num_removed += int(database.execute(between, (self._sent_up_to, last_id)).fetchone()[0])
+            self._sent_up_to = last_id
+            try:
+                database.execute("DELETE FROM outbox WHERE id <= ?", (last_id,))
+            except sqlite3.OperationalError as error:
+                _log.warning("outbox.kept", path=str(self.path), up_to=last_id, error=str(error))
+
+    def set_aside(self, record_id: int, reason: str) -> None:
+        """Move a record that no broker takes to the table ``refused``, where it is kept with the reason.
+
+        Raises:
+            OutboxFullError: there is no room to keep it; it stays where it is.
+        """
+        with self._sending:
+            try:
+                self._opened(self._sender).execute(_SET_ASIDE, (reason, record_id))
+            except sqlite3.OperationalError as error:
+                raise OutboxFullError(f"the outbox {self.path} could not set a record aside: {error}") from error
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._opened().execute("SELECT count(*) FROM outbox").fetchone()[0])
+        """How many records wait."""
+        return self._num_appended - self._num_removed
 
-    def _opened(self) -> sqlite3.Connection:
-        if self._database is None:
-            raise UnavailableError(f"the outbox {self._path} is not open")
-        return self._database
+    def _connect(self, synchronous: str) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(f"PRAGMA synchronous={synchronous}")
+        if self._max_pages is not None:
+            database.execute(f"PRAGMA max_page_count={int(self._max_pages)}")
+        return database
+
+    def _opened(self, database: sqlite3.Connection | None) -> sqlite3.Connection:
+        if database is None:
+            raise UnavailableError(f"the outbox {self.path} is not open")
+        return database
+
+
+def waiting_in(path: Path) -> int:
+    """How many records wait in an outbox that may be in use; read only, 0 where there is no file.
+
+    Raises:
+        UnavailableError: it is no outbox.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)) as database:
+            return int(database.execute("SELECT count(*) FROM outbox").fetchone()[0])
+    except sqlite3.Error as error:
+        raise UnavailableError(f"{path} is no outbox that can be read: {error}") from error
 
 
 def _headers_to_text(record: Record) -> str:
-    return json.dumps([[name, text.decode()] for name, text in record.headers])
+    return json.dumps([[n, None if t is None else base64.b64encode(t).decode()] for n, t in record.headers])
 
 
 def _to_record(row: Sequence[Any]) -> Record:
     topic, key, value, headers, timestamp_ms = row
-    named = tuple((name, text.encode()) for name, text in json.loads(headers))
+    named = tuple((n, None if t is None else base64.b64decode(t)) for n, t in json.loads(headers))
     return Record(topic, key, value, named, timestamp_ms)

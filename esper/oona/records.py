@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from aiokafka.partitioner import murmur2
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 RECORD_LIMIT_BYTES = 4 * 1024 * 1024
 """The largest record that is sent, with its key and headers; topics are made to take it."""

@@ -15,6 +15,7 @@ from esper.schemas.topics import (
     FIELD_REPORTS,
     LIFECYCLE,
     POLICIES,
+    REDRIVES,
     RUNS,
     TELEMETRY,
     TOPICS,
@@ -74,6 +75,7 @@ WRITER: Mapping[TopicSpec, Service] = {
     COMMANDS: Service.TAMIYO,
     POLICIES: Service.TAMIYO,
     BLUEPRINTS: Service.URZA,
+    REDRIVES: Service.OPERATOR,
 }
 """Topic -> the one service whose events it holds."""
 

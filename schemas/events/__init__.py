@@ -7,6 +7,7 @@ from pydantic import Field, TypeAdapter
 from esper.schemas.events.base import Event, RunEvent, TrainerEvent
 from esper.schemas.events.blueprints import BlueprintChangeRequested, KernelRegistered
 from esper.schemas.events.commands import CullSeed, FossilizeSeed, GerminateSeed, SeedCommand
+from esper.schemas.events.dead_letters import DeadLetterRedriven
 from esper.schemas.events.runs import (
     BoundaryReached,
     CheckpointSaved,
@@ -41,7 +42,8 @@ AnyEvent = Annotated[
     | FieldReported
     | BlueprintChangeRequested
     | KernelRegistered
-    | PolicyActivated,
+    | PolicyActivated
+    | DeadLetterRedriven,
     Field(discriminator="type"),
 ]
 
@@ -56,6 +58,7 @@ __all__ = [
     "CheckpointSaved",
     "CommandRejected",
     "CullSeed",
+    "DeadLetterRedriven",
     "DecisionMade",
     "EpochCompleted",
     "Event",

@@ -73,7 +73,11 @@ class CheckpointSaved(TrainerEvent):
 
 
 class TelemetryGap(TrainerEvent):
-    """Telemetry of the steps ``from_step`` to ``step`` was dropped; ``num_lost`` records."""
+    """Telemetry of the steps ``from_step`` to ``step`` is missing: ``num_lost`` records.
+
+    Of a process that was killed nobody knows exactly what was in its memory: told by the incarnation
+    after it, ``num_lost`` is the most that it can be.
+    """
 
     type: Literal["esper.telemetry.lost.v1"] = "esper.telemetry.lost.v1"
     from_step: Count

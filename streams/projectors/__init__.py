@@ -10,7 +10,7 @@ from typing import Any
 
 from esper.schemas import topics
 from esper.streams.projected import Projected
-from esper.streams.projectors import blueprints, runs, seeds, tamiyo, telemetry
+from esper.streams.projectors import blueprints, redrives, runs, seeds, tamiyo, telemetry
 
 Projector = Callable[[Any, Sequence[Projected]], Awaitable[None]]
 
@@ -25,6 +25,7 @@ PROJECTORS: Mapping[str, Projector] = MappingProxyType(
         topics.LIFECYCLE.name: seeds.project,
         topics.FIELD_REPORTS.name: seeds.project,
         topics.BLUEPRINTS.name: blueprints.project,
+        topics.REDRIVES.name: redrives.project,
     }
 )
 """Topic -> its projector."""

@@ -26,11 +26,6 @@ INSERT INTO progress (run_id, incarnation, topic, last_sequence)
 VALUES (:run_id, :incarnation, :topic, :last_sequence)
 ON CONFLICT (run_id, incarnation, topic) DO UPDATE SET last_sequence = EXCLUDED.last_sequence;
 
--- name: note_dead_letter*!
-INSERT INTO dead_letters (topic, log_partition, log_offset, reason, detail)
-VALUES (:topic, :log_partition, :log_offset, :reason, :detail)
-ON CONFLICT DO NOTHING;
-
 -- name: cluster_id$
 SELECT cluster_id FROM cluster;
 

@@ -30,8 +30,9 @@ UPDATE runs SET
 WHERE run_id = :run_id AND incarnation < :incarnation;
 
 -- name: advance_run!
+-- Never backwards: a redriven event tells of the past.
 UPDATE runs SET step = :step, epoch = :epoch
-WHERE run_id = :run_id AND incarnation = :incarnation;
+WHERE run_id = :run_id AND incarnation = :incarnation AND step <= :step;
 
 -- name: end_run!
 UPDATE runs SET status = :status, step = :step, results = :results, detail = :detail, ended_at = :at

@@ -20,7 +20,8 @@ INSERT INTO seeds (
 )
 ON CONFLICT (run_id, incarnation, layer_id, seed_id) DO UPDATE SET
     stage = EXCLUDED.stage, since_step = EXCLUDED.since_step, blueprint_id = EXCLUDED.blueprint_id,
-    kernel_sha256 = EXCLUDED.kernel_sha256, num_parameters = EXCLUDED.num_parameters;
+    kernel_sha256 = EXCLUDED.kernel_sha256, num_parameters = EXCLUDED.num_parameters
+WHERE seeds.since_step <= EXCLUDED.since_step; -- a redriven event tells of the past
 
 -- name: insert_rejection!
 INSERT INTO rejections (

@@ -66,6 +66,10 @@ EXAMPLES: tuple[Event, ...] = (
     events.PolicyActivated(
         policy_id="wait", policy_version=1, kind="wait", activation_id=uuid.uuid4(), reason="test"
     ),
+    events.DeadLetterRedriven(
+        topic="system.runs", partition=3, offset=9, letter_offset=0, redriven_offset=12, redrive_id=uuid.uuid4(),
+        reason="the reader was mended",
+    ),
 )  # fmt: skip
 
 
@@ -234,7 +238,7 @@ def test_topics_are_those_of_the_design() -> None:
     counts = {t.name: (t.num_partitions, t.retention_ms) for t in topics.TOPICS}
     assert counts["telemetry.seed.health"] == (12, 72 * 3600 * 1000)
     assert counts["innovation.blueprints"] == (6, -1)
-    assert len(topics.all_topics()) == 2 * len(counts) == 18
+    assert len(topics.all_topics()) == 2 * len(counts) == 20
     assert all(t.dead_letters.num_partitions == t.num_partitions for t in topics.TOPICS)
 
 

@@ -110,7 +110,7 @@ def test_up_status_down(public_folder: Path) -> None:
         assert "runs already" in run("up")[1]
         assert run("status")[0] == 0
         code, printed = run("topics", "list")
-        assert (code, printed.count("present")) == (0, 18), printed
+        assert (code, printed.count("present")) == (0, 20), printed
         assert (public_folder / "state" / "stack.json").stat().st_mode & 0o077 == 0
     finally:
         assert run("down") == (0, "stopped\n")

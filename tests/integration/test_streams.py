@@ -14,7 +14,7 @@ from waiting import wait_until, wait_until_async
 from esper.embedded.stack import EmbeddedStack
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import StoredRecord, read_range
-from esper.oona.dead_letters import reason_of
+from esper.oona.dead_letters import read_letter
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids
 from esper.schemas.assets import LayerNode
@@ -144,11 +144,15 @@ async def test_garbage_on_every_topic_is_dead_lettered_and_stalls_nothing(stack:
                 return found if len(found) >= topic.num_partitions else []
 
             mine = await wait_until_async(letters, 30, f"the dead letters of {topic.name}")
-            assert {reason_of(r)["partition"] for r in mine} == {str(n) for n in range(topic.num_partitions)}
-            assert {r.key for r in mine} == {b"k\xff"}
-            assert {reason_of(r)["reason"] for r in mine} == {"bad_header"}
-            assert {reason_of(r)["topic"] for r in mine} == {topic.name}
-            assert all(("odd", b"\xfe") in r.headers for r in mine)
+            letters = [read_letter(r) for r in mine]
+            assert {r.origin.partition for r in letters} == set(range(topic.num_partitions))
+            assert all(r.position.partition == r.origin.partition for r in letters)
+            assert {(r.reason, r.error, r.origin.topic, r.attempts) for r in letters} == {
+                ("bad_header", "DecodeError", topic.name, 1)
+            }
+            assert {(r.record.key, r.record.value, r.record.headers) for r in letters} == {
+                (b"k\xff", garbage, (("odd", b"\xfe"),))
+            }
 
 
 async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(

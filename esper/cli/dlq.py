@@ -1,0 +1,154 @@
+"""`esper dlq list | show | redrive`: the records that nobody could read."""
+
+import asyncio
+import uuid
+from collections import Counter
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from esper.config import KafkaSettings, load_settings
+from esper.errors import ConfigError
+from esper.oona.dead_letters import DeadLetter
+from esper.oona.producer import OonaProducer
+from esper.oona.redrive import Where, already_redriven, find_letters, is_redriven, redrive, why_unreadable
+from esper.schemas.topics import TOPICS, TopicSpec
+
+EXIT_LEFT = 1
+MAX_SHOWN_BYTES = 4_000
+
+_WHERE = typer.Option(
+    [],
+    "--where",
+    help="FIELD=TEXT or FIELD~PART; several must all hold. Fields: topic, partition, "
+    "offset, reason, error, type, key, source.",
+)
+_TOPIC = typer.Option(None, "--topic", help="Only this topic's letters.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    dlq = typer.Typer(no_args_is_help=True, help="Dead letters: the records that nobody could read.")
+    dlq.command("list")(list_letters)
+    dlq.command()(show)
+    dlq.command("redrive")(redrive_letters)
+    app.add_typer(dlq, name="dlq")
+
+
+def list_letters(
+    topic: str | None = _TOPIC,
+    where: list[str] = _WHERE,
+    number: int = typer.Option(50, "-n", help="Show at most so many; the counts are of all."),
+) -> None:
+    """List dead letters with their reasons, and whether they were sent again."""
+    letters, redriven = asyncio.run(_found(load_settings().need_kafka(), topic, where))
+    console = Console()
+    if not letters:
+        console.print("no dead letters")
+        return
+    table = Table("topic", "place", "type", "key", "reason", "tries", "")
+    for letter in letters[:number]:
+        state = "redriven" if is_redriven(letter, redriven) else ""
+        place = f"{letter.position.partition}@{letter.position.offset}"
+        table.add_row(
+            *map(escape, (letter.origin.topic, place, *_named(letter), letter.reason, str(letter.attempts), state))
+        )
+    console.print(table)
+    reasons = Counter((letter.origin.topic, letter.reason) for letter in letters)
+    for (name, reason), count in sorted(reasons.items()):
+        console.print(f"{count:>8,} {name}: {reason}", highlight=False)
+    console.print("`esper dlq show TOPIC PLACE` shows one, `esper dlq redrive` sends them again")
+
+
+def show(
+    topic: str = typer.Argument(..., help="The topic that the record was meant for."),
+    place: str = typer.Argument(..., help="PARTITION@OFFSET of the letter, as `esper dlq list` has it."),
+) -> None:
+    """Show one dead letter whole: why, whence, headers, value."""
+    partition, sign, offset = place.partition("@")
+    if not (sign and partition.isdecimal() and offset.isdecimal()):
+        raise ConfigError(f"{place!r} is no place: write PARTITION@OFFSET, e.g. 3@17")
+    letters, redriven = asyncio.run(_found(load_settings().need_kafka(), topic, []))
+    wanted = (int(partition), int(offset))
+    letter = next((x for x in letters if (x.position.partition, x.position.offset) == wanted), None)
+    if letter is None:
+        raise ConfigError(f"{topic} has no dead letter at {place}; `esper dlq list --topic {topic}` has them all")
+    origin = letter.origin
+    typer.echo(f"origin    {origin.topic}[{origin.partition}] offset {origin.offset}")
+    if letter.first_origin != origin:
+        typer.echo(f"first at  offset {letter.first_origin.offset}, redriven since")
+    typer.echo(f"reason    {letter.reason}: {letter.detail}")
+    typer.echo(f"error     {letter.error}, attempt {letter.attempts}, at {letter.at}")
+    typer.echo(f"now       {why_unreadable(letter) or 'this program can read it: redrive it'}")
+    typer.echo(f"redriven  {'yes' if is_redriven(letter, redriven) else 'no'}")
+    typer.echo(f"key       {letter.record.key!r}")
+    for name, text in letter.record.headers:
+        typer.echo(f"header    {name}: {text!r}")
+    typer.echo(f"value     {_shown(letter.record.value)}")
+    typer.echo(letter.trace.rstrip())
+
+
+def redrive_letters(
+    topic: str | None = _TOPIC,
+    where: list[str] = _WHERE,
+    reason: str = typer.Option("redriven by hand", help="Kept with the events that tell of it."),
+    limit: int = typer.Option(1_000, min=1, help="Send at most so many."),
+    again: bool = typer.Option(False, "--again", help="Also those that were redriven before."),
+    unreadable: bool = typer.Option(False, "--unreadable", help="Also those that this program still cannot read."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be sent."),
+) -> None:
+    """Send dead letters again to the topics that they were meant for. Each is folded once, however often it is sent."""
+    kafka, console = load_settings().need_kafka(), Console()
+    letters, redriven = asyncio.run(_found(kafka, topic, where))
+    fresh = [x for x in letters if again or not is_redriven(x, redriven)]
+    readable = [x for x in fresh if unreadable or not why_unreadable(x)]
+    chosen = readable[:limit]
+    console.print(
+        f"{len(letters):,} letters meet the conditions; {len(letters) - len(fresh):,} were redriven before, "
+        f"{len(fresh) - len(readable):,} still cannot be read, {len(readable) - len(chosen):,} are over the limit"
+    )
+    for letter in [x for x in fresh if x not in readable][:3]:
+        console.print(
+            f"  left: {letter.origin.topic}[{letter.origin.partition}] offset {letter.origin.offset}: "
+            f"{escape(why_unreadable(letter))}",
+            highlight=False,
+        )
+    if dry_run or not chosen:
+        console.print(f"{len(chosen):,} would be sent" if dry_run else "nothing to send")
+        return
+    sent = asyncio.run(_redrive(kafka, chosen, reason))
+    console.print(f"{sent:,} sent again, and told of on system.redrives")
+
+
+async def _redrive(kafka: KafkaSettings, letters: list[DeadLetter], reason: str) -> int:
+    async with OonaProducer(kafka, client_id="esper-dlq") as producer:
+        return len(await redrive(producer, letters, uuid.uuid4(), reason))
+
+
+async def _found(kafka: KafkaSettings, topic: str | None, where: list[str]) -> tuple[list[DeadLetter], frozenset]:
+    conditions = [Where.parse(w) for w in where]
+    letters = [x async for x in find_letters(kafka, _topics(topic), conditions)]
+    return letters, await already_redriven(kafka)
+
+
+def _topics(name: str | None) -> tuple[TopicSpec, ...]:
+    chosen = tuple(t for t in TOPICS if name is None or t.name == name.removesuffix(".dlq"))
+    if not chosen:
+        raise ConfigError(f"there is no topic {name!r}; there are {', '.join(t.name for t in TOPICS)}")
+    return chosen
+
+
+def _named(letter: DeadLetter) -> tuple[str, str]:
+    from esper.oona.redrive import describe
+
+    described = describe(letter)
+    return described["type"], described["key"]
+
+
+def _shown(value: bytes | None) -> str:
+    if value is None:
+        return "none"
+    more = f" ... ({len(value):,} bytes)" if len(value) > MAX_SHOWN_BYTES else ""
+    return value[:MAX_SHOWN_BYTES].decode(errors="backslashreplace") + more

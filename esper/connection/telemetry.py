@@ -1,0 +1,129 @@
+"""Telemetry on its way to Kafka: a bounded queue in memory, and a spill on disk while the broker is away.
+
+The trainer puts records in and never waits. Bound: what dies with the process is at most
+``max_queued_telemetry`` records and the one batch that is under way; what does not fit is counted as
+lost, and a `telemetry lost` event says so. Order: while anything lies in the spill, what is new goes
+behind it.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from esper.connection.settings import LinkOptions
+from esper.errors import NotAllowedError, OutboxFullError, UnavailableError
+from esper.logging import get_logger
+from esper.oona.cloudevents import encode
+from esper.oona.outbox import Outbox
+from esper.oona.producer import OonaProducer
+from esper.oona.records import Record
+from esper.schemas.messages import OonaMessage
+
+FULL_BATCH = 100  # records that are sent without waiting for more
+LINGER_S = 0.010  # how long fewer than that may wait
+MAX_BATCH = 1_000  # records taken from the queue at once
+AWAY_AFTER_S = 5.0  # a broker that has not taken a batch by then is away: the spill takes over
+RETRY_S = 0.2  # between attempts to empty the spill
+
+_log = get_logger(__name__)
+
+
+class TelemetryPipe:
+    """The trainer's thread calls ``put``, ``lose`` and ``take_lost``; the link's thread the rest.
+
+    ``num_safe`` counts the records that need this process no more: taken by Kafka, or on disk, or
+    counted as lost. They become safe in the order in which they were put.
+    """
+
+    def __init__(self, spill: Outbox, options: LinkOptions) -> None:
+        self.num_safe = 0
+        self._spill = spill
+        self._options = options
+        self._queue: deque[OonaMessage] = deque()
+        self._num_under_way = 0
+        self._is_spilling = True  # until the spill of an earlier process is seen to be empty
+        self._num_lost = 0
+        self._lock = threading.Lock()
+
+    def put(self, message: OonaMessage) -> bool:
+        """Queue an event; False where the queue is full, and then it is counted as lost."""
+        if len(self._queue) >= self._options.max_queued_telemetry:
+            self.lose(1)
+            return False
+        self._queue.append(message)
+        return True
+
+    def lose(self, count: int) -> None:
+        """Count records that are gone."""
+        with self._lock:
+            self._num_lost += count
+
+    def take_lost(self) -> int:
+        """How many were lost since the last call."""
+        with self._lock:
+            lost, self._num_lost = self._num_lost, 0
+            return lost
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether Kafka has everything."""
+        return not (self._queue or self._num_under_way or len(self._spill))
+
+    async def keep_sending(self, producer: OonaProducer) -> None:
+        """Send what is queued, in batches of ``FULL_BATCH`` or after ``LINGER_S``."""
+        while True:
+            if len(self._queue) < FULL_BATCH:
+                await asyncio.sleep(LINGER_S)
+            batch = self._take()
+            if not batch:
+                continue
+            if not self._is_spilling:
+                deliveries = await producer.deliver(batch, timeout_s=AWAY_AFTER_S)
+                batch = [d.record for d in deliveries if d.position is None]
+            if batch:
+                self._spill_over(batch)
+            self._settled()
+
+    async def keep_emptying_spill(self, producer: OonaProducer) -> None:
+        """Send what is in the spill, for as long as there is something."""
+        while True:
+            waiting = self._spill.oldest(MAX_BATCH)
+            if not waiting:
+                self._is_spilling = False  # nothing can come between: one thread does both
+                await asyncio.sleep(RETRY_S)
+                continue
+            try:
+                await producer.send_records([record for _id, record in waiting])
+                self._spill.remove_up_to(waiting[-1][0])
+            except (UnavailableError, NotAllowedError) as error:
+                _log.warning("telemetry.waiting", spilled=len(self._spill), error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    def save_rest(self) -> None:
+        """At the end: put on disk what Kafka did not take. Nothing may be sending any more."""
+        if self._queue:
+            self._spill_over([encode(message) for message in self._queue])
+            self._queue.clear()
+
+    def _take(self) -> list[Record]:
+        self._num_under_way = min(MAX_BATCH, len(self._queue))
+        return [encode(self._queue.popleft()) for _n in range(self._num_under_way)]
+
+    def _settled(self) -> None:
+        self.num_safe += self._num_under_way
+        self._num_under_way = 0
+
+    def _spill_over(self, batch: Sequence[Record]) -> None:
+        self._is_spilling = True
+        room = self._options.max_spilled_telemetry - len(self._spill)
+        kept = batch[: max(0, room)]
+        try:
+            if kept:
+                self._spill.append(kept)
+        except OutboxFullError as error:
+            kept = []
+            _log.warning("telemetry.disk_full", error=str(error))
+        if len(kept) < len(batch):
+            self.lose(len(batch) - len(kept))
+            _log.warning("telemetry.lost", records=len(batch) - len(kept), spilled=len(self._spill))

@@ -1,0 +1,264 @@
+"""Subscriber: a member of a consumer group that loses nothing, and says so when it does not get on.
+
+Owns fetching, backpressure, rebalances and the end; ``PartitionReader`` owns what happens to a batch.
+Invariants: a partition is read by one reader, from the committed position (or the handler's own), and
+before it is given away its batch under way is finished or given up, never left running.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import stamina
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from esper.config import KafkaSettings
+from esper.errors import ConflictError
+from esper.logging import get_logger
+from esper.oona.clients import client_options, kafka_error, started
+from esper.oona.consumer import StoredRecord, stored
+from esper.oona.partitions import Handler, PartitionReader, SendRecords
+from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall
+from esper.schemas.topics import TopicSpec
+
+POLL_MS = 200
+WATCH_S = 1.0  # how often a stall is looked for
+HEARD_S = 10.0  # an end of the log that is older counts as not known
+STOP_S = 5.0  # for leaving the group; a broker that is away must not hold a process up
+
+_log = get_logger(__name__)
+
+ANY_PARTITION = -1
+START_RETRY_MAX_S = 5.0  # longest wait before a position is asked for again
+LOST = "offsets {} to {} expired before they were read and are lost"
+
+LoadPositions = Callable[[Sequence[Place]], Awaitable[Mapping[Place, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberOptions:
+    """How a subscriber reads.
+
+    ``max_batch_records``: what a handler gets at once; three times as many wait in memory for each
+    partition, then its fetching pauses. ``finish_s``: how long a batch under way may take when its
+    partition is given away, or at the end. ``stalled_after_s``: how long a partition with records
+    left may stand still before the subscriber is unhealthy. ``instance_id``: static membership.
+    """
+
+    max_batch_records: int = 500
+    finish_s: float = 10.0
+    session_timeout_s: float = 10.0
+    stalled_after_s: float = STALLED_AFTER_S
+    instance_id: str | None = None
+
+
+class Subscriber(ConsumerRebalanceListener):
+    """Async context manager; ``run`` until ``stop`` or cancellation.
+
+    Args:
+        handler: gets each batch; when it returns the batch is committed, when it raises the batch
+            comes again.
+        load_positions: where the handler itself keeps its positions; asked at each assignment.
+            Kafka's committed offsets count for partitions that it does not name.
+        dead_letters: sends what cannot be decoded; without it such a record stops its partition.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        group: str,
+        topics: Sequence[TopicSpec],
+        handler: Handler,
+        *,
+        load_positions: LoadPositions | None = None,
+        dead_letters: SendRecords | None = None,
+        options: SubscriberOptions | None = None,
+    ) -> None:
+        self._kafka, self._group, self._topics = kafka, group, topics
+        self._handler, self._load_positions, self._dead_letters = handler, load_positions, dead_letters
+        self._options = options or SubscriberOptions()
+        self._watch = ProgressWatch(self._options.stalled_after_s)
+        self._readers: dict[TopicPartition, PartitionReader] = {}
+        self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._told: set[Place] = set()
+        self._unassigned_since: float | None = time.monotonic()
+        self._is_stopping = asyncio.Event()
+        self._exits = AsyncExitStack()
+        self._consumer: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._consumer = AIOKafkaConsumer(
+            **client_options(self._kafka),
+            group_id=self._group,
+            group_instance_id=self._options.instance_id,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=int(self._options.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self._options.session_timeout_s * 250),
+            rebalance_timeout_ms=int(1000 * (self._options.finish_s + self._options.session_timeout_s)),
+            fetch_max_wait_ms=100,
+        )
+        self._consumer.subscribe([t.name for t in self._topics], listener=self)
+        await self._exits.enter_async_context(started(self._consumer, self._kafka))  # waits for the first assignment
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        await self._finish(list(self._tasks))
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._exits.aclose()
+        except TimeoutError:
+            _log.warning("subscriber.left_late", group=self._group, reason="no broker answers")
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether every partition gets on."""
+        return not self.stalls()
+
+    def stalls(self) -> list[Stall]:
+        """The partitions that do not get on: with offset, lag and the reason."""
+        found = self._watch.stalls({(tp.topic, tp.partition): self._end_of(tp) for tp in self._readers})
+        waited_s = time.monotonic() - self._unassigned_since if self._unassigned_since is not None else 0.0
+        if waited_s > self._options.stalled_after_s:
+            names = ",".join(t.name for t in self._topics)
+            found.append(Stall(names, ANY_PARTITION, 0, None, waited_s, "the group has assigned nothing"))
+        return found
+
+    def stop(self) -> None:
+        """End ``run``; what is under way is finished first."""
+        self._is_stopping.set()
+
+    async def run(self) -> None:
+        """Read until ``stop``.
+
+        Raises:
+            UnavailableError, NotAllowedError: the broker refuses this reader for good.
+        """
+        watching = asyncio.create_task(self._keep_watching(), name=f"watch-{self._group}")
+        try:
+            while not self._is_stopping.is_set():
+                fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
+                for tp, records in fetched.items():
+                    if tp in self._readers:  # else it was given away just now
+                        await self._offer(tp, [stored(r) for r in records])
+                self._balance()
+        except KafkaError as error:
+            raise kafka_error(error, self._kafka) from error
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    # -- the group's side -------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        """Finish what is under way; after this another member may read on."""
+        await self._finish(revoked)
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        """Begin to read each partition; nothing is waited for here, so that the group can go on."""
+        self._unassigned_since = None
+        for tp in assigned:
+            self._consumer.pause(tp)  # until its reader knows where to start
+            place = (tp.topic, tp.partition)
+            self._watch.begin(place)
+            self._tasks[tp] = asyncio.create_task(self._read(tp, place), name=f"read-{tp.topic}-{tp.partition}")
+        _log.info("subscriber.assigned", group=self._group, partitions=len(assigned))
+
+    async def _read(self, tp: TopicPartition, place: Place) -> None:
+        retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
+        start, first, last = 0, 0, 0
+        async for attempt in retries:
+            with attempt:
+                try:
+                    start, first, last = await self._start_of(tp, place)
+                except Exception as error:
+                    self._watch.troubled(place, f"its position cannot be read: {error!r:.200}")
+                    raise
+        reader = PartitionReader(
+            place, start, self._handler, self._commit, self._dead_letters, self._watch, self._options.max_batch_records
+        )
+        self._watch.begin(place, start)
+        if start < first:
+            reader.stop(LOST.format(start, first - 1))
+        elif start > last:
+            reader.stop(f"the log ends at {last}, before the position {start}: a wiped broker, or the wrong one")
+        else:
+            self._consumer.seek(tp, start)
+            self._readers[tp] = reader
+            self._consumer.resume(tp)
+            await reader.run()
+
+    async def _start_of(self, tp: TopicPartition, place: Place) -> tuple[int, int, int]:
+        """Where to start, where the log starts, where it ends."""
+        own = await self._load_positions([place]) if self._load_positions else {}
+        first = (await self._consumer.beginning_offsets([tp]))[tp]
+        last = (await self._consumer.end_offsets([tp]))[tp]
+        committed = None if place in own else await self._consumer.committed(tp)
+        return own.get(place, first if committed is None else committed), first, last
+
+    async def _offer(self, tp: TopicPartition, records: Sequence[StoredRecord]) -> None:
+        reader = self._readers[tp]
+        if records[0].position.offset > reader.expected:  # a hole, or retention was faster than we
+            first = (await self._consumer.beginning_offsets([tp]))[tp]
+            if first > reader.expected:
+                reader.stop(LOST.format(reader.expected, first - 1))
+                return
+        reader.offer(records)
+
+    async def _finish(self, partitions: Sequence[TopicPartition]) -> None:
+        self._unassigned_since = time.monotonic()
+        for tp in partitions:
+            if tp in self._readers:
+                self._readers.pop(tp).finish()
+            elif tp in self._tasks:
+                self._tasks[tp].cancel()
+        tasks = [self._tasks.pop(tp) for tp in partitions if tp in self._tasks]
+        if tasks:
+            _done, late = await asyncio.wait(tasks, timeout=self._options.finish_s)
+            for task in late:
+                task.cancel()  # its transaction rolls back; nothing was committed
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for tp in partitions:
+            self._watch.end((tp.topic, tp.partition))
+
+    async def _commit(self, place: Place, offset: int) -> None:
+        try:
+            await self._consumer.commit({TopicPartition(*place): offset})
+        except (CommitFailedError, IllegalStateError) as error:
+            raise ConflictError(f"{place[0]}[{place[1]}] went to another member of {self._group}: {error}") from error
+        except KafkaError as error:
+            raise kafka_error(error, self._kafka) from error
+
+    # -- backpressure and health ------------------------------------------------------------
+
+    def _balance(self) -> None:
+        paused = self._consumer.paused()
+        for tp, reader in self._readers.items():
+            if reader.is_full and tp not in paused:
+                self._consumer.pause(tp)
+            elif reader.has_room and tp in paused:
+                self._consumer.resume(tp)
+
+    def _end_of(self, tp: TopicPartition) -> int | None:
+        heard_ms = self._consumer.last_poll_timestamp(tp)
+        is_old = heard_ms is None or time.time() - heard_ms / 1000 > HEARD_S
+        end: int | None = self._consumer.highwater(tp)
+        return None if is_old and tp not in self._consumer.paused() else end
+
+    async def _keep_watching(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            stalls = {(s.topic, s.partition): s for s in self.stalls()}
+            for place, stall in stalls.items():
+                if place not in self._told:
+                    _log.error("subscriber.stalled", group=self._group, **asdict(stall))
+            for topic, partition in self._told - stalls.keys():
+                _log.info("subscriber.recovered", group=self._group, topic=topic, partition=partition)
+            self._told = set(stalls)
