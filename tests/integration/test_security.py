@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
-from processes import SCRIPTS, WORKER, cli, log_of, process, running
+from processes import WORKER, cli, log_of, process, running
 from secure_kafka import SecureKafka, foreign_authority, secure_kafka
 from waiting import wait_until, wait_until_async
 
@@ -348,7 +348,7 @@ def test_a_worker_folds_with_its_own_credentials_and_shows_no_secret(
     assert not [s for s in all_secrets(stack, secure) if s in shown]
 
 
-@pytest.mark.parametrize("command", ["worker", "topics", "acls", "urza", "tamiyo"])
+@pytest.mark.parametrize("command", ["worker", "topics", "urza"])
 def test_a_wrong_password_ends_every_command_with_one_line(
     stack: EmbeddedStack, secure: SecureKafka, database: dict[str, str], tmp_path: Path, command: str
 ) -> None:
@@ -360,7 +360,7 @@ def test_a_wrong_password_ends_every_command_with_one_line(
         wait_until(lambda: not child.is_alive, REFUSED_WITHIN_S + 15, "the worker's end")
         code, printed = child.returncode, log_of(child)
     else:
-        words = ("serve", command) if command in ("urza", "tamiyo") else (command, "list")
+        words = ("serve", command) if command == "urza" else (command, "list")
         code, printed = cli(stack, tmp_path, *words, **env)
     told = [line for line in printed.splitlines() if "refuses user 'esper-worker' (SCRAM-SHA-512)" in line]
     assert (code, len(told)) == (1, 1), printed
@@ -370,9 +370,7 @@ def test_a_wrong_password_ends_every_command_with_one_line(
     assert not [s for s in all_secrets(stack, secure, secret) if s in printed + command_lines()]
 
 
-def test_the_acls_command_applies_lists_and_says_who_is_wrong(
-    stack: EmbeddedStack, secure: SecureKafka, tmp_path: Path
-) -> None:
+def test_the_acls_command_applies_and_lists(stack: EmbeddedStack, secure: SecureKafka, tmp_path: Path) -> None:
     secured = secure.administrator.security
     env = {
         "ESPER_KAFKA__BOOTSTRAP_SERVERS": secure.administrator.bootstrap_servers,
@@ -386,7 +384,3 @@ def test_the_acls_command_applies_lists_and_says_who_is_wrong(
     assert (code, f"{len(PLAN.wanted)} present" in printed) == (0, True), printed
     code, printed = cli(stack, tmp_path, "acls", "list", "--principal", "trainer=alice", **env)
     assert (code, "User:alice" in printed, "missing" in printed) == (0, True, True), printed
-    code, printed = cli(stack, tmp_path, "acls", "list", "--principal", "nobody=alice", **env)
-    assert code == 1
-    assert printed.startswith("esper: --principal nobody=alice: write SERVICE=USER")
-    assert str(SCRIPTS) not in printed

@@ -1,7 +1,10 @@
 """Rights: every topic has its one writer and a reader, and only Tamiyo writes what decides over a run."""
 
 import pytest
+from typer.testing import CliRunner
 
+from esper.cli.app import app
+from esper.errors import ConfigError
 from esper.oona.acls import Acl, AclPlan
 from esper.oona.rights import CLUSTER, Operation, Resource, Right, Service, default_principals, rights
 from esper.schemas.topics import COMMANDS, DECISIONS, POLICIES, REDRIVES, TOPICS, VIEWS, TopicSpec, all_topics
@@ -53,3 +56,12 @@ def test_prune_takes_what_bears_on_esper_and_leaves_patterns_of_others() -> None
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("option", ["nobody=alice", "trainer", "trainer="])
+def test_a_principal_that_says_nothing_is_told_how_to(option: str) -> None:
+    done = CliRunner().invoke(
+        app, ["acls", "list", "--principal", option], env={"ESPER_KAFKA__BOOTSTRAP_SERVERS": "h:1"}
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert f"--principal {option}: write SERVICE=USER, SERVICE one of trainer, worker" in str(done.exception)
