@@ -5,29 +5,24 @@ and its administrator, ``CONTROLLER``. No password is ever on a command line or 
 file: users are made through the admin API, by the administrator's certificate.
 """
 
+import asyncio
 import secrets
 import ssl
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import trustme
-from confluent_kafka.admin import (
-    AdminClient,
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialUpsertion,
-)
 from cryptography.hazmat.primitives import serialization
+from pydantic import SecretStr
 
 from esper.config import KafkaSettings
 from esper.embedded.kafka import EmbeddedKafka
 from esper.embedded.processes import free_port
-from esper.oona.clients import librdkafka_options
+from esper.oona.users import set_passwords
 
 BROKER, ADMINISTRATOR = "broker", "administrator"
-SCRAM_ITERATIONS = 4096  # the least that Kafka takes
-REQUEST_S = 20.0
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -122,17 +117,9 @@ class SecureKafka:
         """Make users with passwords that nobody else knows, or give them new ones."""
         for name in names:
             self.passwords[name] = secrets.token_urlsafe(24)
-        admin = AdminClient(librdkafka_options(self.administrator))
-        changes = [
-            UserScramCredentialUpsertion(
-                name,
-                ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, SCRAM_ITERATIONS),
-                self.passwords[name].encode(),
-            )
-            for name in names
-        ]
-        for done in admin.alter_user_scram_credentials(changes, request_timeout=REQUEST_S).values():
-            done.result()
+        made = {name: SecretStr(self.passwords[name]) for name in names}
+        with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
+            pool.submit(asyncio.run, set_passwords(self.administrator, made)).result()
 
     def section(self, user: str, **changed: object) -> dict[str, object]:
         """The ``kafka.security`` section of a user, in the clear."""

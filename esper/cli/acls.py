@@ -1,9 +1,11 @@
-"""`esper acls`: give each service its rights on the broker, look at who has which."""
+"""`esper acls`: give each service its user and its rights on the broker, look at who has which."""
 
 import asyncio
+import sys
 from collections import Counter
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +13,7 @@ from esper.config import Settings, load_settings
 from esper.errors import ConfigError
 from esper.oona.acls import AclPlan, AclState, AclStatus, apply_acls, list_acls
 from esper.oona.rights import Service, default_principals
+from esper.oona.users import set_passwords
 from esper.streams.settings import StreamsSettings
 
 _STYLES = {AclState.CREATED: "green", AclState.MISSING: "red", AclState.EXTRA: "yellow", AclState.REMOVED: "yellow"}
@@ -25,6 +28,7 @@ def register(app: typer.Typer) -> None:
     acls = typer.Typer(no_args_is_help=True, help="Who may do what on the broker.")
     acls.command("apply")(apply)
     acls.command("list")(list_all)
+    acls.command("password")(set_password)
     app.add_typer(acls, name="acls")
 
 
@@ -48,6 +52,20 @@ def list_all(principal: list[str] | None = _PRINCIPALS) -> None:
     _show(found)
     if all(s.state is AclState.MISSING for s in found):
         Console().print("the broker reports no ACL: without authorizer.class.name everybody may do everything")
+
+
+def set_password(
+    user: str = typer.Argument(..., help="e.g. esper-tamiyo; made where the broker does not know it."),
+    mechanism: str = typer.Option("SCRAM-SHA-512", help="How the user says who it is."),
+) -> None:
+    """Make a user, or change its password: asked for here, or the first line of stdin."""
+    if sys.stdin.isatty():
+        password = typer.prompt("password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    kafka = load_settings().need_kafka()
+    asyncio.run(set_passwords(kafka, {user: SecretStr(password)}, mechanism))
+    typer.echo(f"{user} has the new password; what is connected stays so until it connects again")
 
 
 def _plan(settings: Settings, named: list[str] | None) -> AclPlan:

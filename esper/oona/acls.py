@@ -1,24 +1,20 @@
 """ACLs on the broker: what ``esper.oona.rights`` asks for against what is there.
 
-Through confluent-kafka (extra ``esper[admin]``), as aiokafka's admin client knows no ACLs. Invariant:
-what Esper did not make is never removed unless ``prune`` asks for it, and then only where it
-bears on Esper's own topics, group or users.
+Invariant: what Esper did not make is never removed unless ``prune`` asks for it, and then only where
+it bears on Esper's own topics, group or users.
 """
 
 import asyncio
-import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from esper.config import KafkaSettings
-from esper.errors import ConfigError, EsperError, NotAllowedError, UnavailableError
-from esper.oona.clients import knock, librdkafka_options
-from esper.oona.refusals import principal
+from esper.errors import UnavailableError
+from esper.oona.administrator import REQUEST_TIMEOUT_S, admin_names, answers_of, not_for, open_admin
 from esper.oona.rights import CLUSTER, Service, rights
 
-REQUEST_TIMEOUT_S = 10.0
 IN_FORCE_TIMEOUT_S = 10.0
 POLL_S = 0.1
 ANY_HOST = "*"
@@ -89,7 +85,7 @@ async def list_acls(kafka: KafkaSettings, plan: AclPlan) -> list[AclStatus]:
         ConfigError: the extra is not installed.
         UnavailableError: no broker answers.
     """
-    return _statuses(plan, await _described(await _admin(kafka), kafka))
+    return _statuses(plan, await _described(await open_admin(kafka), kafka))
 
 
 async def apply_acls(kafka: KafkaSettings, plan: AclPlan, *, prune: bool = False) -> list[AclStatus]:
@@ -102,16 +98,16 @@ async def apply_acls(kafka: KafkaSettings, plan: AclPlan, *, prune: bool = False
         ConfigError: the broker keeps none, or the extra is not installed.
         UnavailableError: no broker answers.
     """
-    admin = await _admin(kafka)
+    admin = await open_admin(kafka)
     before = _statuses(plan, await _described(admin, kafka))
     missing = [s.acl for s in before if s.state is AclState.MISSING]
     doomed = [s.acl for s in before if prune and s.state is AclState.EXTRA and plan.may_prune(s.acl)]
     if missing:
         made = admin.create_acls([_binding(a) for a in missing], request_timeout=REQUEST_TIMEOUT_S)
-        await _all_of(made.values(), kafka)
+        await answers_of(made.values(), kafka)
     if doomed:
         gone = admin.delete_acls([_binding(a, as_filter=True) for a in doomed], request_timeout=REQUEST_TIMEOUT_S)
-        await _all_of(gone.values(), kafka)
+        await answers_of(gone.values(), kafka)
     await _wait_until_in_force(admin, kafka, frozenset(missing), frozenset(doomed))
     changed = {**dict.fromkeys(missing, AclState.CREATED), **dict.fromkeys(doomed, AclState.REMOVED)}
     return [AclStatus(s.acl, changed.get(s.acl, s.state)) for s in before]
@@ -147,26 +143,12 @@ def _covers(acl: Acl, wanted: Acl) -> bool:
     return acl.name in (wanted.name, WILDCARD)
 
 
-async def _admin(kafka: KafkaSettings) -> Any:
-    made = _confluent().AdminClient({**librdkafka_options(kafka), "log_level": 0})
-    await knock(kafka)  # librdkafka would try again until its time is up, and not say why
-    return made
-
-
-def _confluent() -> Any:
-    """confluent_kafka.admin, which does not declare its names."""
-    try:
-        return importlib.import_module("confluent_kafka.admin")
-    except ImportError as error:
-        raise ConfigError("ACLs need confluent-kafka: pip install 'esper[admin]'") from error
-
-
 async def _described(admin: Any, kafka: KafkaSettings) -> frozenset[Acl]:
-    of = _confluent()
+    of = admin_names()
     cluster = admin.describe_cluster(include_authorized_operations=True, request_timeout=REQUEST_TIMEOUT_S)
-    (known,) = await _all_of([cluster], kafka)
+    (known,) = await answers_of([cluster], kafka)
     if of.AclOperation.DESCRIBE not in (known.authorized_operations or ()):
-        raise _not_for(kafka)  # librdkafka drops this error of the next request, and would give no ACLs
+        raise not_for(kafka)  # librdkafka drops this error of the next request, and would give no ACLs
     everything = of.AclBindingFilter(
         of.ResourceType.ANY,
         None,
@@ -176,41 +158,12 @@ async def _described(admin: Any, kafka: KafkaSettings) -> frozenset[Acl]:
         of.AclOperation.ANY,
         of.AclPermissionType.ANY,
     )
-    (found,) = await _all_of([admin.describe_acls(everything, request_timeout=REQUEST_TIMEOUT_S)], kafka)
+    (found,) = await answers_of([admin.describe_acls(everything, request_timeout=REQUEST_TIMEOUT_S)], kafka)
     return frozenset(_acl(binding) for binding in found)
 
 
-async def _all_of(futures: Iterable[Any], kafka: KafkaSettings) -> list[Any]:
-    """What librdkafka's futures give. The first that fails is told."""
-    from confluent_kafka import KafkaException
-
-    try:
-        return await asyncio.gather(*(asyncio.wrap_future(f) for f in futures))
-    except KafkaException as error:
-        raise _explain(error.args[0], kafka) from None  # its text is the broker's whole request
-
-
-def _explain(error: Any, kafka: KafkaSettings) -> EsperError:
-    match error.name():
-        case "CLUSTER_AUTHORIZATION_FAILED":
-            return _not_for(kafka)
-        case "SECURITY_DISABLED":
-            return ConfigError(
-                f"Kafka at {kafka.bootstrap_servers} keeps no ACLs: everybody may do everything; "
-                "set authorizer.class.name on the broker"
-            )
-    return UnavailableError(f"Kafka at {kafka.bootstrap_servers} did not do it: {error.name()}")
-
-
-def _not_for(kafka: KafkaSettings) -> NotAllowedError:
-    return NotAllowedError(
-        f"{principal(kafka)} may not see or change the ACLs of Kafka at {kafka.bootstrap_servers}: "
-        "do it as the broker's administrator (super.users)"
-    )
-
-
 def _binding(acl: Acl, *, as_filter: bool = False) -> Any:
-    of = _confluent()
+    of = admin_names()
     is_cluster = acl.resource == "cluster"  # librdkafka's older name for it is broker
     return (of.AclBindingFilter if as_filter else of.AclBinding)(
         of.ResourceType.BROKER if is_cluster else of.ResourceType[acl.resource.upper()],

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import subprocess
 import time
 import traceback
 import uuid
@@ -16,12 +17,13 @@ import psycopg
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
-from processes import WORKER, cli, log_of, process, running
+from processes import SCRIPTS, WORKER, cli, log_of, process, running
+from pydantic import SecretStr
 from secure_kafka import SecureKafka, foreign_authority, secure_kafka
 from waiting import wait_until, wait_until_async
 
 from esper.config import KafkaSettings, PostgresSettings
-from esper.embedded.stack import EmbeddedStack
+from esper.embedded.stack import EmbeddedStack, inherited_environment
 from esper.errors import EsperError, NotAllowedError
 from esper.oona.acls import Acl, AclPlan, AclState, apply_acls, list_acls
 from esper.oona.clients import client_options, started
@@ -30,6 +32,7 @@ from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.rights import Operation, Service, default_principals, rights
 from esper.oona.topics import apply_topics, list_topics, verify_topics
+from esper.oona.users import set_passwords
 from esper.schemas import ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.events import DecisionMade, RunStarted
@@ -116,7 +119,7 @@ async def test_a_password_is_changed_without_a_restart(secure: SecureKafka) -> N
 
 
 async def is_let_in(kafka: KafkaSettings) -> bool:
-    return await is_allowed(list_topics(kafka), "refuses user 'rotated'")
+    return await is_allowed(list_topics(kafka), "refuses user '")
 
 
 # -- refused --------------------------------------------------------------------------------
@@ -281,8 +284,10 @@ async def test_a_stranger_sees_nothing_and_is_told_so(secure: SecureKafka) -> No
     for attempt in (verify_topics(kafka), apply_topics(kafka)):
         with pytest.raises(NotAllowedError, match="User:stranger has no right to see"):
             await attempt
-    with pytest.raises(NotAllowedError, match="User:stranger may not see or change the ACLs"):
-        await list_acls(kafka, PLAN)
+    password = {"stranger": SecretStr(secrets.token_urlsafe(24))}
+    for attempt in (list_acls(kafka, PLAN), apply_acls(kafka, PLAN), set_passwords(kafka, password)):
+        with pytest.raises(NotAllowedError, match="User:stranger may not see or change ACLs and users"):
+            await attempt
 
 
 async def test_extra_rights_are_shown_and_go_only_when_asked(secure: SecureKafka) -> None:
@@ -370,9 +375,10 @@ def test_a_wrong_password_ends_every_command_with_one_line(
     assert not [s for s in all_secrets(stack, secure, secret) if s in printed + command_lines()]
 
 
-def test_the_acls_command_applies_and_lists(stack: EmbeddedStack, secure: SecureKafka, tmp_path: Path) -> None:
+@pytest.fixture
+def as_administrator(secure: SecureKafka) -> dict[str, str]:
     secured = secure.administrator.security
-    env = {
+    return {
         "ESPER_KAFKA__BOOTSTRAP_SERVERS": secure.administrator.bootstrap_servers,
         "ESPER_KAFKA__SECURITY__PROTOCOL": "SSL",
         "ESPER_KAFKA__SECURITY__CA_FILE": str(secured.ca_file),
@@ -380,7 +386,29 @@ def test_the_acls_command_applies_and_lists(stack: EmbeddedStack, secure: Secure
         "ESPER_KAFKA__SECURITY__KEY_FILE": str(secured.key_file),
         "COLUMNS": "200",
     }
-    code, printed = cli(stack, tmp_path, "acls", "apply", **env)
+
+
+def test_the_acls_command_applies_and_lists(
+    stack: EmbeddedStack, as_administrator: dict[str, str], tmp_path: Path
+) -> None:
+    code, printed = cli(stack, tmp_path, "acls", "apply", **as_administrator)
     assert (code, f"{len(PLAN.wanted)} present" in printed) == (0, True), printed
-    code, printed = cli(stack, tmp_path, "acls", "list", "--principal", "trainer=alice", **env)
+    code, printed = cli(stack, tmp_path, "acls", "list", "--principal", "trainer=alice", **as_administrator)
     assert (code, "User:alice" in printed, "missing" in printed) == (0, True, True), printed
+
+
+async def test_the_password_command_takes_it_from_stdin_alone(
+    secure: SecureKafka, as_administrator: dict[str, str]
+) -> None:
+    secure.passwords["typed"] = secrets.token_urlsafe(24)
+    done = subprocess.run(
+        [str(SCRIPTS / "esper"), "acls", "password", "typed"],
+        input=secure.passwords["typed"] + "\n",
+        env={**inherited_environment(), **as_administrator},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert secure.passwords["typed"] not in done.stdout + done.stderr
+    await wait_until_async(lambda: is_let_in(secure.settings("typed")), 10, "the new user's entry")
