@@ -1,6 +1,7 @@
 """The Faust app: one agent per topic, each handing its batches to the ``LogFolder``."""
 
 import logging
+import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
@@ -62,8 +63,15 @@ class EsperApp(faust.App):
 
 
 def make_app() -> EsperApp:
-    """The app of this process, by its environment. Connects to nothing yet."""
-    return build_app(load_settings())
+    """The app of this process, by its environment. Connects to nothing yet.
+
+    A setting that is wrong ends the process with one line: Faust would print its traceback.
+    """
+    try:
+        return build_app(load_settings())
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_REFUSED) from None
 
 
 def build_app(settings: Settings) -> EsperApp:

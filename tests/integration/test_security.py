@@ -375,6 +375,18 @@ def test_a_wrong_password_ends_every_command_with_one_line(
     assert not [s for s in all_secrets(stack, secure, secret) if s in printed + command_lines()]
 
 
+def test_a_worker_without_its_ca_file_ends_with_one_line(
+    stack: EmbeddedStack, secure: SecureKafka, tmp_path: Path
+) -> None:
+    env = secure.environment(user(Service.WORKER), ca_file=tmp_path / "gone.pem")
+    child = process(stack, tmp_path, "worker", *WORKER, **env)
+    child.start()
+    wait_until(lambda: not child.is_alive, REFUSED_WITHIN_S + 15, "the worker's end")
+    (told,) = log_of(child).splitlines()
+    assert "a certificate file cannot be used" in told
+    assert (child.returncode, str(tmp_path / "gone.pem") in told) == (1, True)
+
+
 @pytest.fixture
 def as_administrator(secure: SecureKafka) -> dict[str, str]:
     secured = secure.administrator.security
