@@ -1,6 +1,7 @@
 """What all tests share: one embedded stack a session, one fresh database a test."""
 
 import asyncio
+import random
 import sys
 import tempfile
 import uuid
@@ -17,6 +18,11 @@ from esper.config import PostgresSettings, Settings
 from esper.embedded.stack import EmbeddedStack
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault suite")
+    parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="which faults, and when")
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from esper.config import KafkaSettings, load_settings
 from esper.errors import ConfigError
 from esper.oona.dead_letters import DeadLetter
 from esper.oona.producer import OonaProducer
-from esper.oona.redrive import Where, already_redriven, find_letters, is_redriven, redrive, why_unreadable
+from esper.oona.records import Position
+from esper.oona.redrive import Where, already_redriven, describe, find_letters, is_redriven, redrive, why_unreadable
 from esper.schemas.topics import TOPICS, TopicSpec
 
-EXIT_LEFT = 1
 MAX_SHOWN_BYTES = 4_000
 
 _WHERE = typer.Option(
@@ -50,11 +50,10 @@ def list_letters(
         return
     table = Table("topic", "place", "type", "key", "reason", "tries", "")
     for letter in letters[:number]:
+        seen, place = describe(letter), f"{letter.position.partition}@{letter.position.offset}"
         state = "redriven" if is_redriven(letter, redriven) else ""
-        place = f"{letter.position.partition}@{letter.position.offset}"
-        table.add_row(
-            *map(escape, (letter.origin.topic, place, *_named(letter), letter.reason, str(letter.attempts), state))
-        )
+        cells = (seen["topic"], place, seen["type"], seen["key"], letter.reason, str(letter.attempts), state)
+        table.add_row(*map(escape, cells))
     console.print(table)
     reasons = Counter((letter.origin.topic, letter.reason) for letter in letters)
     for (name, reason), count in sorted(reasons.items()):
@@ -118,16 +117,18 @@ def redrive_letters(
     if dry_run or not chosen:
         console.print(f"{len(chosen):,} would be sent" if dry_run else "nothing to send")
         return
-    sent = asyncio.run(_redrive(kafka, chosen, reason))
-    console.print(f"{sent:,} sent again, and told of on system.redrives")
+    asyncio.run(_redrive(kafka, chosen, reason))
+    console.print(f"{len(chosen):,} sent again, and told of on system.redrives")
 
 
-async def _redrive(kafka: KafkaSettings, letters: list[DeadLetter], reason: str) -> int:
+async def _redrive(kafka: KafkaSettings, letters: list[DeadLetter], reason: str) -> None:
     async with OonaProducer(kafka, client_id="esper-dlq") as producer:
-        return len(await redrive(producer, letters, uuid.uuid4(), reason))
+        await redrive(producer, letters, uuid.uuid4(), reason)
 
 
-async def _found(kafka: KafkaSettings, topic: str | None, where: list[str]) -> tuple[list[DeadLetter], frozenset]:
+async def _found(
+    kafka: KafkaSettings, topic: str | None, where: list[str]
+) -> tuple[list[DeadLetter], frozenset[Position]]:
     conditions = [Where.parse(w) for w in where]
     letters = [x async for x in find_letters(kafka, _topics(topic), conditions)]
     return letters, await already_redriven(kafka)
@@ -138,13 +139,6 @@ def _topics(name: str | None) -> tuple[TopicSpec, ...]:
     if not chosen:
         raise ConfigError(f"there is no topic {name!r}; there are {', '.join(t.name for t in TOPICS)}")
     return chosen
-
-
-def _named(letter: DeadLetter) -> tuple[str, str]:
-    from esper.oona.redrive import describe
-
-    described = describe(letter)
-    return described["type"], described["key"]
 
 
 def _shown(value: bytes | None) -> str:

@@ -79,7 +79,9 @@ def tls_context(kafka: KafkaSettings) -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def started(client: Any, kafka: KafkaSettings, topics: Collection[str] = ()) -> AsyncIterator[Any]:
+async def started(
+    client: Any, kafka: KafkaSettings, timeout_s: float = CONNECT_TIMEOUT_S, *, topics: Collection[str] = ()
+) -> AsyncIterator[Any]:
     """Start an aiokafka client, and stop it at the end.
 
     Args:
@@ -92,7 +94,7 @@ async def started(client: Any, kafka: KafkaSettings, topics: Collection[str] = (
     stop = client.close if hasattr(client, "close") else client.stop
     try:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await knock(kafka, topics)
                 await client.start()
         except (KafkaError, OSError) as error:  # a TimeoutError is an OSError

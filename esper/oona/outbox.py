@@ -4,12 +4,13 @@ SQLite in WAL mode. Invariant: what ``append`` has returned from survives SIGKIL
 goes out in the order of appending, at least once. Two connections: one appends, with full syncs; one
 reads and removes, so that the trainer never waits for whoever sends.
 
-On a full disk ``append`` refuses and nothing else breaks: what was sent and could not be removed is
-remembered here, and sent once more only if the process dies before there is room again.
+On a full disk ``append`` refuses and nothing else breaks. SQLite needs room even to remove, so some is
+held in reserve in a file beside; given up when a removal fails, taken again when there is room.
 """
 
 import base64
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from esper.errors import ContractError, OutboxFullError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.records import RECORD_LIMIT_BYTES, Record
 
+CHECKPOINT_PAGES = 128  # the WAL goes back to its start after so many pages of 4 KiB
+RESERVE_BYTES = 4 * 1024 * 1024  # room for a checkpoint of the largest WAL, which a removal may need
+REMOVED_AT_ONCE = 200  # on a full disk: the more, the larger the WAL gets
 BUSY_S = 5.0  # how long one connection waits for the other's transaction
 
 _TABLES = """
@@ -38,6 +42,8 @@ CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 _INSERT = "INSERT INTO outbox (topic, key, value, headers, timestamp_ms) VALUES (?, ?, ?, ?, ?)"
 _MARK = "INSERT INTO marks (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
 _OLDEST = "SELECT id, topic, key, value, headers, timestamp_ms FROM outbox WHERE id > ? ORDER BY id LIMIT ?"
+_REMOVE = "DELETE FROM outbox WHERE id <= ?"
+_CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
 _SET_ASIDE = """
 INSERT OR REPLACE INTO refused
 SELECT id, topic, key, value, headers, timestamp_ms, ? FROM outbox WHERE id = ?
@@ -74,6 +80,7 @@ class Outbox:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer, self._sender = self._connect("FULL"), self._connect("NORMAL")
             self._writer.executescript(_TABLES)
+            self._take_reserve()
             self._num_appended = int(self._writer.execute("SELECT count(*) FROM outbox").fetchone()[0])
         except (sqlite3.Error, OSError) as error:
             self.close()
@@ -137,9 +144,10 @@ class Outbox:
             self._num_removed += int(database.execute(between, (self._sent_up_to, last_id)).fetchone()[0])
             self._sent_up_to = last_id
             try:
-                database.execute("DELETE FROM outbox WHERE id <= ?", (last_id,))
-            except sqlite3.OperationalError as error:
-                _log.warning("outbox.kept", path=str(self.path), up_to=last_id, error=str(error))
+                database.execute(_REMOVE, (last_id,))
+                self._take_reserve()
+            except sqlite3.OperationalError:
+                self._remove_on_full_disk(database, last_id)
 
     def set_aside(self, record_id: int, reason: str) -> None:
         """Move a record that no broker takes to the table ``refused``, where it is kept with the reason.
@@ -153,6 +161,34 @@ class Outbox:
             except sqlite3.OperationalError as error:
                 raise OutboxFullError(f"the outbox {self.path} could not set a record aside: {error}") from error
 
+    def _remove_on_full_disk(self, database: sqlite3.Connection, last_id: int) -> None:
+        """Give the reserve up and remove with it; where that fails too, the records are sent again after a crash."""
+        try:
+            self._reserve.unlink(missing_ok=True)
+            database.execute(_CHECKPOINT).fetchall()
+            first = database.execute("SELECT min(id) FROM outbox").fetchone()[0]
+            for up_to in (*range(first or last_id, last_id, REMOVED_AT_ONCE), last_id):
+                database.execute(_REMOVE, (up_to,))
+                database.execute(_CHECKPOINT).fetchall()
+            self._take_reserve()
+        except (sqlite3.OperationalError, OSError) as error:
+            _log.warning("outbox.kept", path=str(self.path), up_to=last_id, error=str(error))
+
+    @property
+    def _reserve(self) -> Path:
+        return self.path.with_suffix(".reserve")
+
+    def _take_reserve(self) -> None:
+        """Hold room on the disk, where there is some."""
+        if self._reserve.exists():
+            return
+        try:
+            with self._reserve.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError as error:
+            self._reserve.unlink(missing_ok=True)
+            _log.warning("outbox.no_reserve", path=str(self._reserve), error=str(error))
+
     def __len__(self) -> int:
         """How many records wait."""
         return self._num_appended - self._num_removed
@@ -161,6 +197,7 @@ class Outbox:
         database = sqlite3.connect(self.path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
         database.execute("PRAGMA journal_mode=WAL")
         database.execute(f"PRAGMA synchronous={synchronous}")
+        database.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         if self._max_pages is not None:
             database.execute(f"PRAGMA max_page_count={int(self._max_pages)}")
         return database

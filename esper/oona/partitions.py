@@ -115,8 +115,12 @@ class PartitionReader:
         topic, partition = self.place
         _log.error("partition.stopped", topic=topic, partition=partition, offset=self._next, reason=reason)
 
-    async def run(self) -> None:
-        """Handle batches until ``finish``. Raises nothing but cancellation."""
+    async def run(self) -> bool:
+        """Handle batches until ``finish``. Raises nothing but cancellation.
+
+        Returns:
+            False where somebody else moved the position meanwhile: it has to be read anew.
+        """
         while not self._is_finishing:
             if not self._waiting:
                 self._changed.clear()
@@ -124,9 +128,10 @@ class PartitionReader:
                 continue
             batch, broken, problem = self._decoded()
             if batch.end > batch.start and not await self._is_done_with(batch, broken):
-                return
+                return self._is_finishing
             if problem is not None and not self._is_finishing:
                 self.stop(str(problem))
+        return True
 
     def _decoded(self) -> tuple[ReceivedBatch, list[tuple[StoredRecord, DecodeError]], ContractError | None]:
         """The next batch, what of it is broken, and what stops the partition behind it."""
@@ -149,7 +154,7 @@ class PartitionReader:
         return ReceivedBatch(*self.place, self._next, end, tuple(events)), broken, problem
 
     async def _is_done_with(self, batch: ReceivedBatch, broken: Sequence[tuple[StoredRecord, DecodeError]]) -> bool:
-        """Take the steps of the design; False where the partition was given away before the last."""
+        """Take the steps of the design; False where the position was moved or given away before the last."""
         letters = [dead_letter(record, error) for record, error in broken]
         if batch.events and not await self._try(lambda: self._handler(batch), "the handler"):
             return False

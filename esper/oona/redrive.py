@@ -20,7 +20,7 @@ from esper.schemas.events import DeadLetterRedriven
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import REDRIVES, TOPICS, TopicSpec
 
-BATCH = 100  # letters between two events' worth of work that a crash can repeat
+BATCH = 100  # letters that a crash may send twice
 SOURCE = "esper/dlq"
 FIELDS = ("topic", "partition", "offset", "reason", "error", "type", "key", "source")
 
@@ -50,15 +50,6 @@ class Where:
         """Whether a letter is meant."""
         value = describe(letter)[self.field]
         return self.text in value if self.is_part else self.text == value
-
-
-@dataclass(frozen=True, slots=True)
-class Redrive:
-    """One letter's part in a redrive: where its record is now, or why it was left."""
-
-    letter: DeadLetter
-    sent_to: Position | None
-    left_because: str = ""
 
 
 def describe(letter: DeadLetter) -> Mapping[str, str]:
@@ -118,22 +109,17 @@ def why_unreadable(letter: DeadLetter) -> str:
     return ""
 
 
-async def redrive(
-    producer: OonaProducer, letters: Sequence[DeadLetter], redrive_id: UUID, reason: str
-) -> list[Redrive]:
+async def redrive(producer: OonaProducer, letters: Sequence[DeadLetter], redrive_id: UUID, reason: str) -> None:
     """Send letters again and tell so, in their order.
 
     Raises:
         UnavailableError: Kafka is away; what was told of is done, calling it again does the rest.
     """
-    done: list[Redrive] = []
     for start in range(0, len(letters), BATCH):
         batch = letters[start : start + BATCH]
         sent = await producer.send_records([redriven(letter) for letter in batch])
-        pairs = list(zip(batch, sent, strict=True))
-        await producer.send_batch([_told(letter, place, redrive_id, reason) for letter, place in pairs])
-        done += [Redrive(letter, place) for letter, place in pairs]
-    return done
+        told = [_told(letter, place, redrive_id, reason) for letter, place in zip(batch, sent, strict=True)]
+        await producer.send_batch(told)
 
 
 def _told(letter: DeadLetter, sent_to: Position, redrive_id: UUID, reason: str) -> OonaMessage:

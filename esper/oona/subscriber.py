@@ -20,7 +20,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from esper.config import KafkaSettings
 from esper.errors import ConflictError
 from esper.logging import get_logger
-from esper.oona.clients import client_options, kafka_error, started
+from esper.oona.clients import CONNECT_TIMEOUT_S, client_options, kafka_error, started
 from esper.oona.consumer import StoredRecord, stored
 from esper.oona.partitions import Handler, PartitionReader, SendRecords
 from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall
@@ -35,6 +35,7 @@ _log = get_logger(__name__)
 
 ANY_PARTITION = -1
 START_RETRY_MAX_S = 5.0  # longest wait before a position is asked for again
+MOVED_S = 0.5  # before a position that somebody else moved is read anew: a rebalance may be on its way
 LOST = "offsets {} to {} expired before they were read and are lost"
 
 LoadPositions = Callable[[Sequence[Place]], Awaitable[Mapping[Place, int]]]
@@ -104,7 +105,8 @@ class Subscriber(ConsumerRebalanceListener):
             fetch_max_wait_ms=100,
         )
         self._consumer.subscribe([t.name for t in self._topics], listener=self)
-        await self._exits.enter_async_context(started(self._consumer, self._kafka))  # waits for the first assignment
+        joining_s = CONNECT_TIMEOUT_S + self._options.finish_s + self._options.session_timeout_s  # of a whole rebalance
+        await self._exits.enter_async_context(started(self._consumer, self._kafka, joining_s))
         return self
 
     async def __aexit__(
@@ -172,28 +174,43 @@ class Subscriber(ConsumerRebalanceListener):
         _log.info("subscriber.assigned", group=self._group, partitions=len(assigned))
 
     async def _read(self, tp: TopicPartition, place: Place) -> None:
-        retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
-        start, first, last = 0, 0, 0
-        async for attempt in retries:
-            with attempt:
-                try:
-                    start, first, last = await self._start_of(tp, place)
-                except Exception as error:
-                    self._watch.troubled(place, f"its position cannot be read: {error!r:.200}")
-                    raise
-        reader = PartitionReader(
-            place, start, self._handler, self._commit, self._dead_letters, self._watch, self._options.max_batch_records
-        )
-        self._watch.begin(place, start)
-        if start < first:
-            reader.stop(LOST.format(start, first - 1))
-        elif start > last:
-            reader.stop(f"the log ends at {last}, before the position {start}: a wiped broker, or the wrong one")
-        else:
+        while True:
+            start, first, last = await self._tried_start_of(tp, place)
+            reader = PartitionReader(
+                place,
+                start,
+                self._handler,
+                self._commit,
+                self._dead_letters,
+                self._watch,
+                self._options.max_batch_records,
+            )
+            self._watch.begin(place, start)
+            if start < first:
+                reader.stop(LOST.format(start, first - 1))
+                return
+            if start > last:
+                reader.stop(f"the log ends at {last}, before the position {start}: a wiped broker, or the wrong one")
+                return
             self._consumer.seek(tp, start)
             self._readers[tp] = reader
             self._consumer.resume(tp)
-            await reader.run()
+            if await reader.run():
+                return
+            self._consumer.pause(tp)
+            self._readers.pop(tp, None)
+            await asyncio.sleep(MOVED_S)
+
+    async def _tried_start_of(self, tp: TopicPartition, place: Place) -> tuple[int, int, int]:
+        retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
+        async for attempt in retries:
+            with attempt:
+                try:
+                    return await self._start_of(tp, place)
+                except Exception as error:
+                    self._watch.troubled(place, f"its position cannot be read: {error!r:.200}")
+                    raise
+        raise AssertionError("stamina gives up never")
 
     async def _start_of(self, tp: TopicPartition, place: Place) -> tuple[int, int, int]:
         """Where to start, where the log starts, where it ends."""

@@ -236,7 +236,7 @@ async def may_read(kafka: KafkaSettings, topic: str) -> bool:
 async def may_write(kafka: KafkaSettings, topic: str) -> bool:
     # not idempotent: a refused batch would end an idempotent producer's sequence
     options = client_options(kafka)
-    async with started(AIOKafkaProducer(**options, acks="all"), kafka, [topic]) as producer:
+    async with started(AIOKafkaProducer(**options, acks="all"), kafka, topics=[topic]) as producer:
         try:
             await producer.send_and_wait(topic, b"not an event", key=b"rights")
         except TopicAuthorizationFailedError:

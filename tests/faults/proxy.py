@@ -1,0 +1,109 @@
+"""A small TCP proxy that misbehaves on demand: cuts, slows, half-closes and stalls what passes through it."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+CHUNK = 64 * 1024
+
+
+class FaultProxy:
+    """Context manager; runs in a thread of its own. All methods may be called from any thread."""
+
+    def __init__(self, port: int, target_port: int) -> None:
+        self.port = port
+        self._target_port = target_port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+        self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
+        self._bytes_per_s: float | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._do(self._serve())
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self._do(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        self._do(self._cut())
+
+    def stall(self) -> None:
+        """Keep connections, pass nothing on: what a partition of the network looks like."""
+        self._loop.call_soon_threadsafe(self._open.clear)
+
+    def slow(self, bytes_per_s: float) -> None:
+        """Pass on no more than this, in each direction of each connection."""
+        self._bytes_per_s = bytes_per_s
+
+    def half_close(self) -> None:
+        """The broker's answers end, while clients may still send."""
+        self._do(self._half_close())
+
+    def heal(self) -> None:
+        """Behave again. Connections that were half-closed stay so until their client gives them up."""
+        self._bytes_per_s = None
+        self._loop.call_soon_threadsafe(self._open.set)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    async def _serve(self) -> None:
+        self._open.set()
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+    async def _end(self) -> None:
+        self._server.close()
+        await self._cut()
+        for pump in list(self._pumps):
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _accept(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        try:
+            broker_reader, broker = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            client.transport.abort()
+            return
+        pair = (client, broker)
+        self._pairs.add(pair)
+        for source, sink in ((client_reader, broker), (broker_reader, client)):
+            pump = self._loop.create_task(self._pump(source, sink, pair))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: tuple[Any, Any]) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(CHUNK):
+                await self._open.wait()
+                if self._bytes_per_s:
+                    await asyncio.sleep(len(data) / self._bytes_per_s)
+                sink.write(data)
+                await sink.drain()
+        self._drop(pair)
+
+    def _drop(self, pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
+        self._pairs.discard(pair)
+        for writer in pair:
+            writer.transport.abort()
+
+    async def _cut(self) -> None:
+        for pair in list(self._pairs):
+            self._drop(pair)
+
+    async def _half_close(self) -> None:
+        for client, _broker in self._pairs:
+            with contextlib.suppress(OSError, RuntimeError):
+                client.write_eof()

@@ -1,0 +1,153 @@
+"""Dead letters through their life: written by a worker with a bug, looked at, redriven, folded once, replayed."""
+
+import asyncio
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from processes import WORKER, cli, process, running, worker
+from waiting import wait_until_async
+
+from esper.embedded.stack import EmbeddedStack
+from esper.oona.cloudevents import encode
+from esper.oona.consumer import read_range
+from esper.oona.dead_letters import origin_of, read_letter
+from esper.oona.producer import OonaProducer
+from esper.oona.records import Record
+from esper.schemas import events, ids
+from esper.schemas.assets import LayerNode
+from esper.schemas.messages import OonaMessage
+from esper.schemas.topics import REDRIVES, RUNS
+
+# a worker as it was before a bug was mended: it refuses epochs, whatever is in them
+BUGGY = """
+import sys
+from esper.errors import DecodeError
+from esper.oona import cloudevents
+whole = cloudevents._event
+def with_a_bug(entry, *rest):
+    if entry.type.startswith("esper.epoch.completed"):
+        raise DecodeError("invalid", "this reader has a bug")
+    return whole(entry, *rest)
+cloudevents._event = with_a_bug
+sys.argv[0] = "faust"
+from faust.cli.faust import cli
+cli()
+"""
+LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
+
+
+def told(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+    body = event(run_id=run_id, incarnation=1, sequence=sequence, step=sequence, **fields)
+    return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
+
+
+def story(run_id: str) -> list[OonaMessage]:
+    """A run with three epochs, one boundary behind them."""
+    started = told(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
+                   command_offset=0)  # fmt: skip
+    epochs = [told(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 10}) for n in (1, 2, 3)]
+    return [started, *epochs, told(run_id, 4, events.BoundaryReached, boundary=1, epoch=3, last_sequences={})]
+
+
+async def rows(stack: EmbeddedStack, query: str, *arguments: object) -> list[Any]:
+    connection = await asyncpg.connect(stack.postgres.dsn)
+    try:
+        return [tuple(r) for r in await connection.fetch(query, *arguments)]
+    finally:
+        await connection.close()
+
+
+@pytest.mark.timeout(240)
+async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    kafka, run_id = fresh_stack.settings().need_kafka(), f"epochs-{uuid.uuid4().hex[:8]}"
+    garbage = Record(RUNS.name, None, b"\x00\xff", (), 0, partition=0)
+    async with OonaProducer(kafka) as producer:
+        await producer.send_batch(story(run_id))
+        await producer.send_records([garbage, garbage._replace(value=None)])
+
+    async def boundary_is_folded() -> bool:
+        return bool(await rows(fresh_stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id))
+
+    buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
+    with running(buggy, "worker.ready"):
+        await wait_until_async(boundary_is_folded, 30, "what the bug does not touch")
+
+    def run(*arguments: str) -> str:
+        code, printed = cli(fresh_stack, tmp_path, *arguments, COLUMNS="200")
+        assert code == 0, printed
+        return printed
+
+    async def esper(*arguments: str) -> str:
+        return await asyncio.to_thread(run, *arguments)
+
+    letters = [read_letter(r) async for r in read_range(kafka, RUNS.dead_letters)]
+    mine = [x for x in letters if x.record.key == run_id.encode()]
+    originals = {r.position: r async for r in read_range(kafka, RUNS)}
+    assert len(mine) == 3
+    for letter in letters:
+        origin = originals[letter.origin]
+        assert letter.record[1:4] == (origin.key, origin.value, origin.headers), "byte for byte"
+        assert letter.position.partition == letter.origin.partition
+    assert {(x.reason, x.error, x.attempts) for x in mine} == {("invalid", "DecodeError", 1)}
+    assert all("this reader has a bug" in x.trace for x in mine)
+
+    listed = await esper("dlq", "list")
+    assert listed.count(run_id) == 3
+    place = f"{mine[0].position.partition}@{mine[0].position.offset}"
+    shown = await esper("dlq", "show", RUNS.name, place)
+    assert "this program can read it: redrive it" in shown
+    assert f"{RUNS.name}[{mine[0].origin.partition}] offset {mine[0].origin.offset}" in shown
+    assert "3 would be sent" in await esper("dlq", "redrive", "--dry-run")
+    assert [r async for r in read_range(kafka, REDRIVES)] == []
+
+    with running(worker(fresh_stack, tmp_path), "worker.ready"):
+        assert "2 still cannot be read" in await esper("dlq", "redrive", "--where", "topic=system.runs", "--limit", "2")
+        assert "1 sent again" in await esper("dlq", "redrive", "--where", f"key~{run_id[:9]}", "--reason", "mended")
+        assert "nothing to send" in await esper("dlq", "redrive")
+        assert "3 sent again" in await esper("dlq", "redrive", "--again", "--where", f"key={run_id}")
+        async with OonaProducer(kafka) as producer:
+            await producer.send(told(run_id, 5, events.CheckpointSaved, epoch=3, sha256="0" * 64, size_bytes=1,
+                                     command_offset=0))  # fmt: skip
+
+        async def all_is_folded() -> bool:
+            saved = await rows(fresh_stack, "SELECT 1 FROM esper.checkpoints WHERE run_id = $1", run_id)
+            return bool(saved) and len(await rows(fresh_stack, "SELECT 1 FROM esper.redrives")) == 3
+
+        await wait_until_async(all_is_folded, 30, "what came after the redrive")
+        folded = await rows(fresh_stack, "SELECT epoch, step FROM esper.epochs WHERE run_id = $1 ORDER BY 1", run_id)
+        assert folded == [(1, 1), (2, 2), (3, 3)]
+        assert await rows(fresh_stack, "SELECT step FROM esper.runs WHERE run_id = $1", run_id) == [(4,)]
+        assert await rows(fresh_stack, "SELECT 1 FROM esper.pending_letters") == []
+        assert "live and rebuilt are equal" in await esper("projections", "verify")
+        assert "rebuilt from" in await esper("projections", "rebuild")
+        assert "live and rebuilt are equal" in await esper("projections", "verify")
+    again = await rows(fresh_stack, "SELECT epoch, step FROM esper.epochs WHERE run_id = $1 ORDER BY 1", run_id)
+    assert again == folded
+    sent = [origin_of(r.headers) async for r in read_range(kafka, RUNS) if origin_of(r.headers)]
+    assert sorted(sent) == sorted([x.origin for x in mine] * 2)
+
+
+async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_and_one_attempt_more(
+    fresh_stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    kafka = fresh_stack.settings().need_kafka()
+    broken = encode(story("broken")[1])._replace(value=b'{"type": "esper.epoch.completed.v1"}')
+    async with OonaProducer(kafka) as producer:
+        await producer.send_records([broken])
+    with running(worker(fresh_stack, tmp_path), "worker.ready"):
+
+        async def letters(count: int) -> list[Any]:
+            found = [read_letter(r) async for r in read_range(kafka, RUNS.dead_letters)]
+            return found if len(found) == count else []
+
+        (first,) = await wait_until_async(lambda: letters(1), 30, "the letter")
+        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", "redrive", "--unreadable")
+        assert code == 0, printed
+        _first, second = await wait_until_async(lambda: letters(2), 30, "the letter of the letter")
+    assert (second.attempts, second.first_origin) == (2, first.origin)
+    assert second.origin.offset > first.origin.offset
+    assert (second.record.key, second.record.value) == (first.record.key, first.record.value)
