@@ -8,6 +8,7 @@ EsperError
 │   └── KernelError        a kernel that is corrupt, too large or does not fit
 ├── ConflictError          somebody else was first: read again, then decide
 ├── UnavailableError       a service is away: retry later
+├── NotAllowedError        a service refuses who asks: fix the credentials or the rights
 ├── OutboxFullError        no room on disk: free some
 └── InvariantError         Esper's own promise is broken: stop, and report it
     └── PositionError      the log and the projections do not fit together
@@ -58,6 +59,10 @@ class ConflictError(EsperError):
 
 class UnavailableError(EsperError):
     """A service did not answer. Trying again later may help."""
+
+
+class NotAllowedError(EsperError):
+    """A service answers, and refuses who asks. Trying again helps once credentials or rights are mended."""
 
 
 class OutboxFullError(EsperError):

@@ -8,7 +8,8 @@ from typing import Any
 import asyncpg
 
 from esper.config import PostgresSettings
-from esper.errors import ConfigError, UnavailableError
+from esper.errors import ConfigError
+from esper.streams.access import CONNECT_ERRORS, database_address, postgres_error
 from esper.streams.migrations import missing_migrations
 
 CONNECT_TIMEOUT_S = 10.0
@@ -20,29 +21,41 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
     """A pool whose connections see one schema of projections.
 
     Raises:
+        NotAllowedError: the database refuses this user.
         UnavailableError: the database does not answer.
-        ConfigError: the schema is not migrated.
+        ConfigError: the DSN cannot be read, or the schema is not migrated.
     """
     name = schema or postgres.schema_name
+    address = database_address(postgres)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             pool = await asyncpg.create_pool(
-                postgres.dsn.get_secret_value(),
+                address.dsn,
                 min_size=1,
                 max_size=postgres.pool_size,
                 command_timeout=COMMAND_TIMEOUT_S,
                 server_settings={"search_path": name, "application_name": "esper"},
             )
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise UnavailableError(
-            f"no Postgres answers: {error}; is it running (`esper status`), and is ESPER_POSTGRES__DSN right?"
-        ) from error
+    except CONNECT_ERRORS as error:
+        raise postgres_error(error, postgres) from error
     try:
         if missing := await missing_migrations(pool):
             raise ConfigError(f"schema {name!r} lacks {', '.join(missing)}: run `esper migrate`")
         yield pool
     finally:
         pool.terminate() if _is_cancelled() else await pool.close()
+
+
+async def connect(postgres: PostgresSettings) -> Any:
+    """One connection, for work on whole schemas. The caller closes it.
+
+    Raises:
+        NotAllowedError, UnavailableError, ConfigError: as ``connect_pool``.
+    """
+    try:
+        return await asyncpg.connect(database_address(postgres).dsn, timeout=CONNECT_TIMEOUT_S)
+    except CONNECT_ERRORS as error:
+        raise postgres_error(error, postgres) from error
 
 
 def _is_cancelled() -> bool:

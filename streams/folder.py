@@ -14,10 +14,12 @@ import asyncpg
 import stamina
 
 from esper.config import Settings, state_dir
-from esper.errors import NewerVersionError, PositionError, UnavailableError
+from esper.errors import NewerVersionError, NotAllowedError, PositionError, UnavailableError
 from esper.logging import get_logger
+from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.topics import verify_topics
+from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.letters import send_pending
@@ -40,9 +42,10 @@ TRANSIENT = (
     asyncpg.UndefinedTableError,
     asyncpg.InternalServerError,
     UnavailableError,
+    NotAllowedError,
     OSError,
 )
-"""What a retry can mend: Postgres or Kafka is away, full or busy."""
+"""What a retry can mend: Postgres or Kafka is away, full or busy, or a right is given back."""
 
 _log = get_logger(__name__)
 
@@ -64,11 +67,13 @@ class LogFolder:
         """Check that topics, log and projections fit, then open everything.
 
         Raises:
-            ConfigError, UnavailableError, PositionError, ConflictError: with what to do.
+            ConfigError, NotAllowedError, UnavailableError, PositionError, ConflictError: with what to do.
         """
         kafka, postgres = self._settings.need_kafka(), self._settings.need_postgres()
         async with AsyncExitStack() as exits:
             await verify_topics(kafka)
+            await verify_group(kafka, self._streams.group)
+            await verify_readable(kafka, [t.name for t in TOPICS])
             self._pool = await exits.enter_async_context(connect_pool(postgres))
             async with self._pool.acquire() as connection:
                 await verify_log(connection, kafka)
@@ -141,7 +146,10 @@ class LogFolder:
         for place in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
             try:
                 await send_pending(connection, *place, self._producer.send_records)
-            except UnavailableError as error:  # they wait on; the next letter or assignment takes them along
+            except (
+                UnavailableError,
+                NotAllowedError,
+            ) as error:  # they wait on; the next letter or assignment takes them along
                 _log.warning("letters.waiting", topic=place[0], partition=place[1], error=str(error))
 
     async def _fold_once(self, batch: Batch) -> None:

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from esper.config import PostgresSettings
-from esper.errors import UnavailableError
+from esper.streams.access import database_address, postgres_error
 
 CONNECT_TIMEOUT_S = 10
 
@@ -23,26 +23,26 @@ def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
         The names of those applied now, in order.
 
     Raises:
+        NotAllowedError: the database refuses this user, or it lacks a right.
         UnavailableError: the database does not answer.
+        ConfigError: the DSN cannot be read, or names no database.
     """
     import yoyo
 
     logging.getLogger("yoyo").setLevel(logging.WARNING)
     name = schema or postgres.schema_name
-    dsn = postgres.dsn.get_secret_value()
+    dsn = database_address(postgres).dsn
     try:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name)))
-    except psycopg.OperationalError as error:
-        raise UnavailableError(
-            f"no Postgres answers: {error}; is it running (`esper status`), and is ESPER_POSTGRES__DSN right?"
-        ) from error
-    backend = yoyo.get_backend(_with_schema(dsn, name))
-    with backend, as_file(files("esper.streams").joinpath("migrations_sql")) as folder:
-        wanted = backend.to_apply(yoyo.read_migrations(str(folder)))
-        with backend.lock():
-            backend.apply_migrations(wanted)
-        return [m.id for m in wanted]
+        backend = yoyo.get_backend(_with_schema(dsn, name))
+        with backend, as_file(files("esper.streams").joinpath("migrations_sql")) as folder:
+            wanted = backend.to_apply(yoyo.read_migrations(str(folder)))
+            with backend.lock():
+                backend.apply_migrations(wanted)
+            return [m.id for m in wanted]
+    except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+        raise postgres_error(error, postgres) from error
 
 
 async def missing_migrations(connection: Any) -> list[str]:

@@ -10,15 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
-
 from esper.config import PostgresSettings, Settings
 from esper.errors import DecodeError
 from esper.oona.consumer import StoredRecord, beginning_offsets, end_offsets, read_range
 from esper.oona.records import Position
 from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS, TopicSpec
-from esper.streams.database import connect_pool
+from esper.streams.database import connect, connect_pool
 from esper.streams.folding import NO_LETTERS, Batch, fold
 from esper.streams.letters import known_letters
 from esper.streams.migrations import migrate
@@ -54,7 +52,7 @@ async def rebuild(settings: Settings, progress: Progress = lambda _topic, _count
     postgres, kafka = settings.need_postgres(), settings.need_kafka()
     async with _scratch_schema(postgres, "rebuild") as schema, connect_pool(postgres, schema) as fresh:
         count = await _fold_log(settings, fresh, await end_offsets(kafka, TOPICS), await _letters(settings), progress)
-        connection = await asyncpg.connect(postgres.dsn.get_secret_value())
+        connection = await connect(postgres)
         try:
             async with connection.transaction():
                 live = _quoted(postgres.schema_name)
@@ -156,7 +154,7 @@ async def _scratch_schema(postgres: PostgresSettings, purpose: str) -> AsyncIter
 
 
 async def _drop(postgres: PostgresSettings, schema: str) -> None:
-    connection = await asyncpg.connect(postgres.dsn.get_secret_value())
+    connection = await connect(postgres)
     try:
         await connection.execute(f"DROP SCHEMA IF EXISTS {_quoted(schema)} CASCADE")
     finally:

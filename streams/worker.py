@@ -1,16 +1,19 @@
 """The Faust app: one agent per topic, each handing its batches to the ``LogFolder``."""
 
 import logging
+import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import faust
+from faust.auth import SASLCredentials, SSLCredentials
 from faust.types import TP
 from yarl import URL
 
-from esper.config import Settings, load_settings
+from esper.config import KafkaSettings, Settings, load_settings
 from esper.errors import EsperError
 from esper.logging import configure_logging, get_logger
+from esper.oona.clients import tls_context
 from esper.schemas.topics import TOPICS
 from esper.streams.batching import BatchSchema, BatchTransport
 from esper.streams.folder import LogFolder
@@ -60,8 +63,15 @@ class EsperApp(faust.App):
 
 
 def make_app() -> EsperApp:
-    """The app of this process, by its environment. Connects to nothing yet."""
-    return build_app(load_settings())
+    """The app of this process, by its environment. Connects to nothing yet.
+
+    A setting that is wrong ends the process with one line: Faust would print its traceback.
+    """
+    try:
+        return build_app(load_settings())
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_REFUSED) from None
 
 
 def build_app(settings: Settings) -> EsperApp:
@@ -71,6 +81,7 @@ def build_app(settings: Settings) -> EsperApp:
     app = EsperApp(
         streams.group,
         broker=[URL(f"kafka://{server.strip()}") for server in brokers.split(",")],
+        broker_credentials=broker_credentials(settings.kafka) if settings.kafka else None,
         store="memory://",
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -89,6 +100,25 @@ def build_app(settings: Settings) -> EsperApp:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
     app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
     return app
+
+
+def broker_credentials(kafka: KafkaSettings) -> SSLCredentials | SASLCredentials | None:
+    """How Faust's own clients are let in: what ``esper.oona.clients`` gives the others, in Faust's words.
+
+    Raises:
+        ConfigError: a certificate file cannot be used.
+    """
+    security = kafka.security
+    context = tls_context(kafka) if security.uses_tls else None
+    if not security.uses_sasl:
+        return SSLCredentials(context) if context is not None else None
+    assert security.password is not None
+    return SASLCredentials(
+        username=security.username,
+        password=security.password.get_secret_value(),
+        ssl_context=context,
+        mechanism=security.mechanism,
+    )
 
 
 def _folding_agent(app: EsperApp) -> Any:

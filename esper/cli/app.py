@@ -1,6 +1,7 @@
 """The `esper` command: collects the commands of every room, and turns errors into one clear line."""
 
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,20 @@ from esper.masking import mask_text
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-ROOMS = ("config", "demo", "stack", "train", "topics", "events", "dlq", "outbox", "schema", "projections", "serve")
+ROOMS = (
+    "config",
+    "demo",
+    "stack",
+    "train",
+    "topics",
+    "acls",
+    "events",
+    "dlq",
+    "outbox",
+    "schema",
+    "projections",
+    "serve",
+)
 
 app = typer.Typer(
     name="esper",
@@ -40,6 +54,7 @@ for _room in ROOMS:
 def main() -> None:
     """Run the command line; an error of Esper's is one message on stderr and exit code 1. No secret is printed."""
     install_crash_hooks()
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it reports reaches us as an error
     try:
         app()
     except EsperError as error:

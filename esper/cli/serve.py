@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -25,27 +27,34 @@ def urza() -> None:
 
     from esper.embedded.processes import free_port
     from esper.services.urza.api import make_api
+    from esper.services.urza.service import open_urza
     from esper.services.urza.settings import UrzaSettings
 
     settings = load_settings()
     configure_logging(settings.logging)
     own = settings.section("urza", UrzaSettings)
     port = own.port or free_port()
-    config = uvicorn.Config(
-        make_api(settings), host=own.host, port=port, log_config=None, access_log=False, lifespan="on"
-    )
-    server = uvicorn.Server(config)
 
-    async def serve() -> None:
-        running = asyncio.create_task(server.serve())
-        while not server.started and not running.done():
-            await asyncio.sleep(0.05)
-        if server.started:
-            _log.info("urza.ready", url=f"http://{own.host}:{port}")
-        await running
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Nothing: uvicorn would raise them again at its end, before Urza is closed."""
+            yield
 
-    asyncio.run(serve())
-    if not server.started:
+    async def serve() -> bool:
+        async with open_urza(settings) as opened:
+            api = make_api(opened)
+            server = Server(uvicorn.Config(api, host=own.host, port=port, log_config=None, access_log=False))
+            _on_stop_signals(lambda: setattr(server, "should_exit", True))
+            running = asyncio.create_task(server.serve())
+            while not server.started and not running.done():
+                await asyncio.sleep(0.05)
+            if server.started:
+                _log.info("urza.ready", url=f"http://{own.host}:{port}")
+            await running
+            return server.started
+
+    if not asyncio.run(serve()):
         raise typer.Exit(1)
 
 
@@ -61,9 +70,14 @@ def tamiyo() -> None:
     async def decide() -> None:
         async with DecisionService(settings, own) as service:
             deciding = asyncio.create_task(service.run())
-            loop = asyncio.get_running_loop()
-            for sig in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(sig, deciding.cancel)
-            await asyncio.gather(deciding, return_exceptions=True)
+            _on_stop_signals(deciding.cancel)
+            with suppress(asyncio.CancelledError):
+                await deciding
 
     asyncio.run(decide())
+
+
+def _on_stop_signals(stop: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stop)

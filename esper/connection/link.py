@@ -14,17 +14,27 @@ from typing import Any
 from uuid import UUID
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from esper.config import Settings
 from esper.connection.commands import CommandInbox, ReceivedCommand
 from esper.connection.settings import LinkOptions
 from esper.connection.telemetry import TelemetryPipe
-from esper.errors import ContractError, EsperError, KernelError, OutboxFullError, UnavailableError
+from esper.errors import (
+    ContractError,
+    EsperError,
+    KernelError,
+    NotAllowedError,
+    OutboxFullError,
+    UnavailableError,
+)
 from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
 from esper.logging import get_logger
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
 from esper.oona.outbox import Outbox
+from esper.oona.permissions import verify_readable
 from esper.oona.producer import OonaProducer
+from esper.oona.refusals import kafka_error
 from esper.schemas.enums import RejectionReason
 from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
 from esper.schemas.topics import COMMANDS, LIFECYCLE
@@ -35,6 +45,8 @@ IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is lo
 RETRY_S = (0.2, 2.0)  # after the broker refused, and after something broke
 KERNEL_ATTEMPTS = 3
 START_TIMEOUT_S = 30.0
+AWAY = (UnavailableError, NotAllowedError)
+"""Training goes on, and events wait: a right that was taken can be given back."""
 
 _log = get_logger(__name__)
 
@@ -70,6 +82,7 @@ class LinkThread:
         """Connect. The only wait on the network, before training begins.
 
         Raises:
+            NotAllowedError: the broker refuses this user.
             UnavailableError: no broker answers.
         """
         self._thread.start()
@@ -126,6 +139,7 @@ class LinkThread:
     async def _open(self) -> None:
         async with AsyncExitStack() as exits:
             kafka = self._settings.need_kafka()
+            await verify_readable(kafka, [COMMANDS.name, LIFECYCLE.name])
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id=self._run_id))
             pairs = [(COMMANDS.name, self._partition), (LIFECYCLE.name, self._partition)]
             self._consumer = await exits.enter_async_context(assigned_consumer(kafka, pairs))
@@ -161,7 +175,7 @@ class LinkThread:
             try:
                 if not await self._send_oldest():
                     await asyncio.sleep(IDLE_S)
-            except (UnavailableError, OutboxFullError) as error:
+            except (*AWAY, OutboxFullError) as error:
                 _log.warning("outbox.waiting", events=len(self._outbox), error=str(error))
                 await asyncio.sleep(RETRY_S[0])
 
@@ -173,7 +187,7 @@ class LinkThread:
             return 0
         deliveries = await self._producer.deliver([record for _id, record in waiting])
         for (record_id, record), delivery in zip(waiting, deliveries, strict=True):
-            if isinstance(delivery.error, UnavailableError):
+            if isinstance(delivery.error, AWAY):
                 raise delivery.error  # in this order, or not at all: all of it again
             if delivery.error is not None:
                 self._outbox.set_aside(record_id, str(delivery.error))
@@ -183,7 +197,13 @@ class LinkThread:
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
         while True:
-            fetched = await self._consumer.getmany(timeout_ms=200)
+            try:
+                fetched = await self._consumer.getmany(timeout_ms=200)
+            except KafkaError as error:
+                explained = kafka_error(error, self._settings.need_kafka())
+                _log.warning("commands.waiting", error=str(explained), retry_s=RETRY_S[1])
+                await asyncio.sleep(RETRY_S[1])
+                continue
             for records in fetched.values():
                 for record in records:
                     await self._receive(record, inbox, replay)
@@ -233,7 +253,7 @@ class LinkThread:
                         pass
                 while len(self._outbox) or (self._tasks and not self.telemetry.is_empty):
                     await asyncio.sleep(IDLE_S)
-        except (TimeoutError, UnavailableError):
+        except (TimeoutError, *AWAY):
             return False
         return True
 

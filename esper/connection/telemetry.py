@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from esper.connection.settings import LinkOptions
-from esper.errors import OutboxFullError, UnavailableError
+from esper.errors import NotAllowedError, OutboxFullError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.cloudevents import encode
 from esper.oona.outbox import Outbox
@@ -96,7 +96,7 @@ class TelemetryPipe:
             try:
                 await producer.send_records([record for _id, record in waiting])
                 self._spill.remove_up_to(waiting[-1][0])
-            except UnavailableError as error:
+            except (UnavailableError, NotAllowedError) as error:
                 _log.warning("telemetry.waiting", spilled=len(self._spill), error=str(error))
                 await asyncio.sleep(RETRY_S)
 

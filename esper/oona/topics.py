@@ -9,9 +9,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from esper.config import KafkaSettings
-from esper.errors import ConfigError, UnavailableError
-from esper.oona.clients import client_options, started
+from esper.errors import ConfigError
+from esper.oona.clients import client_options, hidden_topics, started
 from esper.oona.records import RECORD_LIMIT_BYTES
+from esper.oona.refusals import hidden, kafka_error
 from esper.schemas.topics import TELEMETRY, TopicSpec, all_topics
 
 MS_PER_HOUR = 3_600_000
@@ -24,12 +25,13 @@ class TopicState(StrEnum):
     PRESENT = "present"
     CREATED = "created"
     MISSING = "missing"
+    HIDDEN = "hidden: no right to see it"
     WRONG_COUNT = "wrong partition count"
 
 
 @dataclass(frozen=True, slots=True)
 class TopicStatus:
-    """One topic; ``num_partitions`` is what it has, None where it is missing."""
+    """One topic; ``num_partitions`` is what it has, None where it is missing or hidden."""
 
     spec: TopicSpec
     state: TopicState
@@ -41,6 +43,7 @@ async def admin_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClien
     """A connected admin client.
 
     Raises:
+        NotAllowedError: the broker refuses this user.
         UnavailableError: no broker answers.
     """
     client = AIOKafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
@@ -52,27 +55,30 @@ async def list_topics(kafka: KafkaSettings) -> list[TopicStatus]:
     """Every topic of Esper, and how it stands.
 
     Raises:
+        NotAllowedError: the broker refuses this user.
         UnavailableError: no broker answers.
     """
     async with admin_client(kafka) as client:
-        return await _statuses(client)
+        return await _statuses(client, kafka)
 
 
 async def apply_topics(kafka: KafkaSettings) -> list[TopicStatus]:
     """Make the topics that are missing; what is there is never changed.
 
     Raises:
+        NotAllowedError: this user may not see or make topics.
         UnavailableError: no broker answers, or it refuses.
         ConfigError: a topic is there with another partition count.
     """
     async with admin_client(kafka) as client:
-        before = await _statuses(client)
+        before = await _statuses(client, kafka)
+        _refuse_hidden(before, kafka)
         missing = [s.spec for s in before if s.state is TopicState.MISSING]
         if missing:
             response = await client.create_topics([_new_topic(spec, kafka) for spec in missing])
             for topic, code, *_rest in response.topic_errors:
                 if code and for_code(code) is not TopicAlreadyExistsError:
-                    raise UnavailableError(f"the broker refused to make {topic}: {for_code(code).__name__}")
+                    raise kafka_error(for_code(code)(topic), kafka)
     _refuse_wrong_counts(before)
     return [TopicStatus(s.spec, TopicState.CREATED, s.spec.num_partitions) if s.spec in missing else s for s in before]
 
@@ -81,10 +87,12 @@ async def verify_topics(kafka: KafkaSettings) -> None:
     """Make sure that every topic exists with its partition count.
 
     Raises:
+        NotAllowedError: names each topic that this user may not see.
         UnavailableError: no broker answers.
         ConfigError: names each topic that is missing or wrong, and what to do.
     """
     statuses = await list_topics(kafka)
+    _refuse_hidden(statuses, kafka)
     missing = [s.spec.name for s in statuses if s.state is TopicState.MISSING]
     if missing:
         raise ConfigError(f"topics are missing: {', '.join(missing)}; run `esper topics apply`")
@@ -113,20 +121,28 @@ def _new_topic(spec: TopicSpec, kafka: KafkaSettings) -> NewTopic:
     return NewTopic(spec.name, spec.num_partitions, kafka.replication_factor, topic_configs=config)
 
 
-async def _statuses(client: AIOKafkaAdminClient) -> list[TopicStatus]:
+async def _statuses(client: AIOKafkaAdminClient, kafka: KafkaSettings) -> list[TopicStatus]:
     try:
         found = await client.describe_topics()
     except KafkaError as error:
-        raise UnavailableError(f"the broker did not list its topics: {error}") from error
+        raise kafka_error(error, kafka) from error
     counts = {t["topic"]: len(t["partitions"]) for t in found if not t["error_code"]}
-    return [_status(spec, counts.get(spec.name)) for spec in all_topics()]
+    unseen = [spec.name for spec in all_topics() if spec.name not in counts]
+    not_shown = await hidden_topics(kafka, unseen) if unseen else []
+    return [_status(spec, counts.get(spec.name), spec.name in not_shown) for spec in all_topics()]
 
 
-def _status(spec: TopicSpec, count: int | None) -> TopicStatus:
+def _status(spec: TopicSpec, count: int | None, is_hidden: bool) -> TopicStatus:
     if count is None:
-        return TopicStatus(spec, TopicState.MISSING, None)
+        return TopicStatus(spec, TopicState.HIDDEN if is_hidden else TopicState.MISSING, None)
     state = TopicState.PRESENT if count == spec.num_partitions else TopicState.WRONG_COUNT
     return TopicStatus(spec, state, count)
+
+
+def _refuse_hidden(statuses: list[TopicStatus], kafka: KafkaSettings) -> None:
+    unseen = [s.spec.name for s in statuses if s.state is TopicState.HIDDEN]
+    if unseen:
+        raise hidden(unseen, kafka)
 
 
 def _refuse_wrong_counts(statuses: list[TopicStatus]) -> None:

@@ -10,13 +10,14 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from esper.config import S3Settings
-from esper.errors import ContractError, UnavailableError
+from esper.errors import ContractError, NotAllowedError, UnavailableError
 
 PREFIX = "kernels/"
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
 MAX_ATTEMPTS = 6
 _ABSENT = ("404", "NoSuchKey", "NotFound")
+_REFUSED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
 
 
 class BlobStore:
@@ -56,6 +57,7 @@ class BlobStore:
         """Store bytes and give their SHA-256 back. Storing them again changes nothing.
 
         Raises:
+            NotAllowedError: S3 refuses these keys.
             UnavailableError: S3 did not take them.
         """
         digest = hashlib.sha256(data).hexdigest()
@@ -68,6 +70,7 @@ class BlobStore:
         Raises:
             ContractError: there is no such blob, it is larger than ``max_bytes``, or its bytes
                 are not those of its name.
+            NotAllowedError: S3 refuses these keys.
             UnavailableError: S3 did not answer.
         """
         found = await self._call("get_object", digest)
@@ -95,6 +98,15 @@ class BlobStore:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _ABSENT:
                 raise ContractError(f"there is no blob {digest[:12]} in {self._s3.bucket}") from error
+            if code in _REFUSED:
+                raise self._not_allowed(operation, code) from error
             raise UnavailableError(f"S3 refused {operation} of {digest[:12]}: {error}") from error
         except (BotoCoreError, OSError) as error:
             raise UnavailableError(f"no S3 answers at {self._s3.endpoint_url}: {error}") from error
+
+    def _not_allowed(self, operation: str, code: str) -> NotAllowedError:
+        where = f"S3 at {self._s3.endpoint_url or self._s3.region}"
+        return NotAllowedError(
+            f"{where} refuses {operation} in bucket {self._s3.bucket!r} ({code}): check ESPER_S3__ACCESS_KEY and "
+            "ESPER_S3__SECRET_KEY, and what that key may do"
+        )

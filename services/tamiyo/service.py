@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from esper.config import Settings
-from esper.errors import UnavailableError
+from esper.errors import NotAllowedError, UnavailableError
 from esper.graph.view import assemble
 from esper.logging import get_logger
 from esper.oona.producer import OonaProducer
@@ -39,7 +39,7 @@ from esper.streams.views import (
 
 RESEND_AFTER_S = 2.0  # a command may take this long to be projected before it is sent again
 RETRY_S = (0.2, 5.0)
-TRANSIENT = (UnavailableError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+TRANSIENT = (UnavailableError, NotAllowedError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _log = get_logger(__name__)
 

@@ -18,8 +18,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from esper.config import Settings
-from esper.errors import ContractError, UnavailableError
+from esper.errors import ContractError, EsperError, NotAllowedError, UnavailableError
 from esper.kasmina.kernels import MAX_KERNEL_BYTES
 from esper.oona.cloudevents import explain
 from esper.schemas import ids
@@ -29,7 +28,7 @@ from esper.schemas.enums import BlueprintChange
 from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.catalogue import SOURCE
-from esper.services.urza.service import Urza, open_urza
+from esper.services.urza.service import Urza
 from esper.streams.queries import queries
 
 POLL_S = 0.02
@@ -49,13 +48,12 @@ class ChangeBody(Fact):
     reason: str = ""
 
 
-def make_api(settings: Settings) -> FastAPI:
-    """The API. Opens nothing before it starts."""
+def make_api(urza: Urza) -> FastAPI:
+    """The API of an Urza that is open, and that its opener closes once the API has ended."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Urza]]:
-        async with open_urza(settings) as urza:
-            yield {"urza": urza}
+        yield {"urza": urza}
 
     api = FastAPI(title="Urza", version="1", lifespan=lifespan)
     api.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES)
@@ -78,7 +76,8 @@ def _add_problems(api: FastAPI) -> None:
         return _problem(422, told)
 
     @api.exception_handler(UnavailableError)
-    async def unavailable(_request: Request, error: UnavailableError) -> JSONResponse:
+    @api.exception_handler(NotAllowedError)  # it is Urza that a service refuses, not who asked Urza
+    async def unavailable(_request: Request, error: EsperError) -> JSONResponse:
         return _problem(503, str(error))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from esper.config import Settings
-from esper.errors import ContractError, UnavailableError
+from esper.errors import ContractError, NotAllowedError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.producer import OonaProducer
 from esper.oona.topics import verify_topics
@@ -20,7 +20,7 @@ from esper.storage.blobs import BlobStore
 from esper.streams.database import connect_pool
 
 RETRY_S = (0.2, 5.0)
-TRANSIENT = (UnavailableError, ContractError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+TRANSIENT = (UnavailableError, NotAllowedError, ContractError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _log = get_logger(__name__)
 
@@ -41,7 +41,7 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
     """Open everything, and keep catalogue and kernels complete while it is open.
 
     Raises:
-        ConfigError, UnavailableError: with what to do.
+        ConfigError, NotAllowedError, UnavailableError: with what to do.
     """
     own = settings.section("urza", UrzaSettings)
     kafka = settings.need_kafka()

@@ -1,0 +1,80 @@
+"""How Postgres is asked for, and what its refusals mean: driver errors told once, in one line.
+
+Owns the check of the DSN before a driver sees it: drivers repeat what they cannot parse, and a
+password with a character that should have been encoded would be among it.
+"""
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+import asyncpg
+import psycopg
+
+from esper.config import PostgresSettings
+from esper.errors import ConfigError, EsperError, NotAllowedError, UnavailableError
+
+SCHEMES = ("postgresql", "postgres")
+DSN = "ESPER_POSTGRES__DSN"
+HOST = re.compile(r"^([^:\[\]]*|\[[0-9a-fA-F:.]+\])(:[0-9]+)?$")
+NO_SUCH_USER, NO_RIGHT, NO_SUCH_DATABASE = ("28000", "28P01"), "42501", "3D000"  # SQLSTATE
+# libpq gives no SQLSTATE for a connection that failed
+REFUSED_TEXT = re.compile(r"authentication failed|no password supplied|pg_hba\.conf|role .* does not exist", re.I)
+NO_DATABASE_TEXT = re.compile(r"FATAL: +database .* does not exist", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseAddress:
+    """A DSN that was checked. Only ``place`` is ever shown."""
+
+    dsn: str = field(repr=False)
+    place: str
+    user: str
+
+
+def database_address(postgres: PostgresSettings) -> DatabaseAddress:
+    """The address in the settings.
+
+    Raises:
+        ConfigError: it is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE; the message does not repeat it.
+    """
+    dsn = postgres.dsn.get_secret_value()
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        raise _malformed() from None
+    user, _, hosts = parts.netloc.rpartition("@")
+    is_clear = "@" not in user + parts.path and not parts.fragment
+    if parts.scheme not in SCHEMES or not is_clear or not all(HOST.match(h) for h in hosts.split(",")):
+        raise _malformed()
+    return DatabaseAddress(dsn, f"{hosts}{parts.path}", unquote(user.partition(":")[0]))
+
+
+def postgres_error(error: BaseException, postgres: PostgresSettings) -> EsperError:
+    """The error of Esper's that stands for one of asyncpg's or psycopg's; raise it ``from`` that."""
+    address = database_address(postgres)
+    state, text = getattr(error, "sqlstate", None), " ".join(str(error).split())
+    if state in NO_SUCH_USER or REFUSED_TEXT.search(text):
+        return NotAllowedError(
+            f"Postgres at {address.place} refuses user {address.user!r}: the user is unknown, the password is wrong, "
+            f"or it may not connect from here; check {DSN}"
+        )
+    if state == NO_RIGHT:
+        return NotAllowedError(f"user {address.user!r} lacks a right at Postgres {address.place}: {text}")
+    if state == NO_SUCH_DATABASE or NO_DATABASE_TEXT.search(text):
+        return ConfigError(f"Postgres has no database {address.place}: create it, or check {DSN}")
+    return UnavailableError(
+        f"no Postgres answers at {address.place}: {text or type(error).__name__}; "
+        f"is it running (`esper status`), and is {DSN} right?"
+    )
+
+
+CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)
+"""What a driver raises when a connection cannot be had; a TimeoutError is an OSError."""
+
+
+def _malformed() -> ConfigError:
+    return ConfigError(
+        f"{DSN} cannot be read: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %40, %2F, %3A, %3F and %23 "
+        "for @, /, :, ? and # in the password"
+    )
