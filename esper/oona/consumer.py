@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
-from esper.oona.clients import client_options, started
+from esper.oona.clients import client_options, kafka_error, started
 from esper.oona.cloudevents import decode
 from esper.oona.records import Headers, Position, partition_for
 from esper.schemas.messages import OonaMessage
@@ -50,14 +51,18 @@ async def assigned_consumer(
     """A consumer that is assigned these (topic, partition) pairs, with no group.
 
     Raises:
+        NotAllowedError: the broker does not let this process in, or hides a topic.
         UnavailableError: no broker answers.
     """
     consumer = AIOKafkaConsumer(
         **client_options(kafka), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
     )
-    async with started(consumer, kafka):
+    async with started(consumer, kafka, topics={topic for topic, _partition in partitions}):
         consumer.assign([TopicPartition(topic, partition) for topic, partition in partitions])
-        yield consumer
+        try:
+            yield consumer
+        except KafkaError as error:
+            raise kafka_error(error, kafka) from error
 
 
 async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[tuple[str, int], int]:

@@ -23,6 +23,7 @@ from esper.logging import get_logger
 from esper.oona.clients import CONNECT_TIMEOUT_S, client_options, kafka_error, started
 from esper.oona.consumer import StoredRecord, stored
 from esper.oona.partitions import Handler, PartitionReader, SendRecords
+from esper.oona.permissions import verify_group
 from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall
 from esper.schemas.topics import TopicSpec
 
@@ -106,7 +107,9 @@ class Subscriber(ConsumerRebalanceListener):
         )
         self._consumer.subscribe([t.name for t in self._topics], listener=self)
         joining_s = CONNECT_TIMEOUT_S + self._options.finish_s + self._options.session_timeout_s  # of a whole rebalance
-        await self._exits.enter_async_context(started(self._consumer, self._kafka, joining_s))
+        names = {t.name for t in self._topics}
+        await verify_group(self._kafka, self._group)
+        await self._exits.enter_async_context(started(self._consumer, self._kafka, joining_s, topics=names))
         return self
 
     async def __aexit__(
