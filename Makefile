@@ -1,6 +1,9 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install lock format check test demo up down status bench wheel-check clean
+.PHONY: help install lock format check test coverage faults soak demo up down status bench bench-bus wheel-check clean
+ROUNDS ?= 50
+MINUTES ?= 10
+HOLD ?= 300
 export TORCH
 BIN := .venv/bin
 PYTHON ?= python3
@@ -21,17 +24,31 @@ format: install ## write the code in its one form
 	@$(BIN)/ruff check -q --fix-only .
 	@$(BIN)/ruff format .
 
-check: install ## linters, types, import directions
+check: install ## linters, types, import directions, released contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/esper schema check
+
+coverage: install ## the contracts are covered whole
+	@$(BIN)/coverage run --branch --source=schemas -m pytest -q tests/contract
+	@$(BIN)/coverage report --fail-under=100 --skip-covered
+
+faults: install ## kills, cuts and stalls, ROUNDS=50 of them: nothing lost, nothing applied twice
+	@exec $(BIN)/python -m pytest -q -s tests/faults --fault-rounds $(ROUNDS)
+
+soak: install ## MINUTES=10 of writing and reading: memory and descriptors flat
+	@exec $(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
 
 wheel-check: install ## build the wheel, run the worker's help from it in an empty environment
 	@exec $(BIN)/python scripts/wheel_check.py
 
 bench: install ## the benchmarks: they print, they judge nothing
 	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10,000 events a second
+	@exec $(BIN)/python tests/benchmarks/bench_bus.py --hold $(HOLD)
 
 up: install ## the embedded Kafka, Postgres and S3, kept running
 	@exec $(BIN)/esper up
@@ -46,4 +63,4 @@ lock: install ## new pins from the ranges in pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/lock.py --upgrade
 
 clean: ## remove what was built here
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

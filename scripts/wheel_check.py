@@ -1,6 +1,6 @@
 """Build the wheel and use it in an empty environment, without torch: run by ``make wheel-check``.
 
-Shows that the packages behind the symlinks and their SQL are in the wheel, and that a
+Shows that the packages behind the symlinks their SQL and schemas are in the wheel, and that a
 stream worker starts without torch.
 """
 
@@ -23,9 +23,9 @@ def run(*command: object, cwd: Path = ROOT) -> str:
 
 
 def sources() -> set[str]:
-    """Every module and SQL file that the wheel must hold, named as in it."""
+    """Every module, SQL file and schema that the wheel must hold, named as in it."""
     listed = run("git", "ls-files", "esper", "schemas", "streams", "services", "infra/migrations").split()
-    kept = [p for p in listed if p.endswith((".py", ".sql"))]
+    kept = [p for p in listed if p.endswith((".py", ".sql", ".json", ".yaml"))]
     renamed = (p.replace("infra/migrations", "streams/migrations_sql") for p in kept)
     return {p if p.startswith("esper/") else f"esper/{p}" for p in renamed}
 
