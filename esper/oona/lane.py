@@ -10,12 +10,13 @@ that is written to; who has more to write waits.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, ProducerClosed
+from aiokafka.errors import KafkaError, KafkaTimeoutError, ProducerClosed
 
 from esper.config import KafkaSettings
 from esper.errors import ContractError, EsperError
@@ -25,7 +26,7 @@ from esper.oona.deliveries import Deliveries
 from esper.oona.records import RECORD_LIMIT_BYTES, Record, partition_for
 
 BATCH_BYTES = 512 * 1024
-FEW_RECORDS = 16  # up to here records share batches with those of other callers
+FEW_RECORDS = 3  # up to here records share batches with those of other callers
 SETTLE_S = 5.0  # what is under way at the end gets this long; then it is given up
 GIVE_UP_S = 2.0  # for a broken producer's own tasks to end, once its connections are closed
 METADATA_S = 3.0  # for a broker to say how many partitions a topic has
@@ -52,6 +53,7 @@ class Lane:
         self._options = {"client_id": client_id, "linger_ms": linger_ms, "compression_type": compression}
         self._exits = AsyncExitStack()
         self._renewing = asyncio.Lock()
+        self._turns: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._producer: Any = None
 
     async def open(self) -> None:
@@ -93,7 +95,7 @@ class Lane:
                 producer = await self._renewed(None)
             groups = await _grouped(producer, deliveries, numbers)
             sends = [self._send_group(producer, *group, deliveries) for group in groups.items()]
-            is_sound = all(await asyncio.gather(*sends))
+            is_sound = await sends[0] if len(sends) == 1 else all(await asyncio.gather(*sends))
         except (KafkaError, OSError, EsperError) as error:
             deliveries.failed(numbers, self._explained(error))
             is_sound = False
@@ -101,28 +103,73 @@ class Lane:
             await self._retire(producer)
 
     async def _send_group(self, producer: Any, place: Place, numbers: list[int], deliveries: Deliveries) -> bool:
-        """Send one partition's records. From the first batch that fails all count as failed; then it is False."""
+        """Send one partition's records; from the first that fails on, all count as failed.
+
+        Returns:
+            False where the producer lost a batch and must not be used again.
+        """
         error: EsperError | None = None
         under_way: list[tuple[list[int], Any]] = []
         try:
-            async for members, future in _submitted(producer, place, numbers, deliveries.records):
-                future.add_done_callback(_seen)
-                under_way.append((members, future))
+            if len(numbers) <= FEW_RECORDS and all(deliveries.records[n].key is not None for n in numbers):
+                await self._submit_few(producer, place, numbers, deliveries.records, under_way)
+            else:
+                async with self._turns[place]:  # who waits for room waits in line, not in a crowd
+                    await self._submit_batches(producer, place, numbers, deliveries.records, under_way)
         except (KafkaError, OSError) as raised:
             error = self._explained(raised)
+        is_sound = error is None or isinstance(error.__cause__, KafkaTimeoutError)  # that is: no room yet
         if under_way:
             await asyncio.wait([future for _members, future in under_way])
         for members, future in under_way:
             if future.exception() is not None:
+                is_sound = False
                 error = error or self._explained(future.exception())
-            if error is None:
+            if error is None or not future.exception():
                 deliveries.arrived(members, place[1], future.result().offset)
         if error is not None:
             deliveries.failed(numbers, error)
-        return error is None
+        return is_sound
+
+    async def _submit_few(
+        self, producer: Any, place: Place, numbers: list[int], records: Sequence[Record], under_way: list[Any]
+    ) -> None:
+        """Hand records over one by one: they share batches with those of other callers."""
+        for number in numbers:
+            topic, key, value, headers, timestamp_ms, _partition = records[number]
+            future = await producer.send(
+                topic, value, key=key, partition=place[1], timestamp_ms=timestamp_ms, headers=list(headers)
+            )
+            under_way.append(([number], _noted(future)))
+
+    async def _submit_batches(
+        self, producer: Any, place: Place, numbers: list[int], records: Sequence[Record], under_way: list[Any]
+    ) -> None:
+        """Hand records over in batches of their own, which costs a tenth for each."""
+        builder, members = producer.create_batch(), list[int]()
+
+        async def submit() -> None:
+            builder.close()
+            future = await producer.send_batch(builder, place[0], partition=place[1])
+            under_way.append((members, _noted(future)))
+
+        for number in numbers:
+            _topic, key, value, headers, timestamp_ms, _partition = records[number]
+            fields = {"timestamp": timestamp_ms, "key": key, "value": value, "headers": list(headers)}
+            if builder.append(**fields) is None:
+                await submit()
+                builder, members = producer.create_batch(), []
+                builder.append(**fields)
+            members.append(number)
+        if members:
+            await submit()
 
     def _explained(self, error: BaseException) -> EsperError:
-        return error if isinstance(error, EsperError) else kafka_error(error, self._kafka)
+        if isinstance(error, EsperError):
+            return error
+        explained = kafka_error(error, self._kafka)
+        explained.__cause__ = error
+        return explained
 
     async def _retire(self, broken: Any) -> None:
         """Put a new producer in the place of one that lost a batch."""
@@ -167,55 +214,24 @@ def _too_large(topic: str, num_bytes: int) -> ContractError:
     return ContractError(f"a record of {num_bytes:,} bytes for {topic} is over the limit of {RECORD_LIMIT_BYTES:,}")
 
 
-async def _submitted(
-    producer: Any, place: Place, numbers: Sequence[int], records: Sequence[Record]
-) -> AsyncIterator[tuple[list[int], Any]]:
-    """Hand records to the producer; gives the members of each batch and the future of its place."""
-    topic, partition = place
-    if len(numbers) <= FEW_RECORDS and all(records[n].key is not None for n in numbers):
-        for number in numbers:
-            _topic, key, value, headers, timestamp_ms, _partition = records[number]
-            yield (
-                [number],
-                await producer.send(
-                    topic, value, key=key, partition=partition, timestamp_ms=timestamp_ms, headers=list(headers)
-                ),
-            )
-        return
-    builder, members = producer.create_batch(), list[int]()
-    for number in numbers:
-        _topic, key, value, headers, timestamp_ms, _partition = records[number]
-        fields = {"timestamp": timestamp_ms, "key": key, "value": value, "headers": list(headers)}
-        if builder.append(**fields) is None:
-            yield members, await _submit(producer, builder, place)
-            builder, members = producer.create_batch(), []
-            builder.append(**fields)
-        members.append(number)
-    if members:
-        yield members, await _submit(producer, builder, place)
-
-
-async def _submit(producer: Any, builder: Any, place: Place) -> Any:
-    builder.close()
-    return await producer.send_batch(builder, place[0], partition=place[1])
-
-
-def _seen(future: Any) -> None:
-    """Look at a result that nobody may wait for any more, lest asyncio reports it as overlooked."""
-    if not future.cancelled():
-        future.exception()
+def _noted(future: Any) -> Any:
+    """The future, which asyncio will not report as overlooked where nobody waits for it any more."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 async def _give_up(producer: Any) -> None:
     """End a producer that cannot deliver. aiokafka would wait for ever, so its batches are told to fail."""
-    accumulator = producer._message_accumulator
+    accumulator, sender = producer._message_accumulator, producer._sender.sender_task
     accumulator.reenqueue = _forget
+    sender.cancel()
     accumulator.fail_all(ProducerClosed())
     await producer.client.close()  # what is under way ends now, not at its request's timeout
-    try:
-        async with asyncio.timeout(GIVE_UP_S):
-            await producer.stop()
-    except TimeoutError:
+    await asyncio.wait([sender], timeout=GIVE_UP_S)
+    if sender.done():
+        await producer.stop()
+    else:
+        producer._closed = True
         _log.warning("producer.abandoned", reason="it did not stop in time; its connections are closed")
 
 

@@ -5,9 +5,9 @@ The order is the design:
 2. the handler gets the rest, with the position that the batch moves to, and returns when its own
    transaction is over;
 3. what was set aside goes to the dead letters;
-4. the position is committed.
-A step that fails is tried again, with growing waits, for as long as the partition is ours; until 4 is
-done the batch comes again. A newer version of a known type stops the partition before it.
+4. the position moves, and is committed a moment later.
+A step that fails is tried again, with growing waits, for as long as the partition is ours; until 4 the
+batch comes again. A newer version of a known type stops the partition before it.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class ReceivedBatch:
 
 Handler = Callable[[ReceivedBatch], Awaitable[object]]
 SendRecords = Callable[[Sequence[Record]], Awaitable[object]]
-Commit = Callable[[Place, int], Awaitable[None]]
+Done = Callable[[Place, int], None]
 
 
 class PartitionReader:
@@ -73,7 +73,7 @@ class PartitionReader:
         place: Place,
         start: int,
         handler: Handler,
-        commit: Commit,
+        done: Done,
         send: SendRecords | None,
         watch: ProgressWatch,
         max_batch_records: int,
@@ -81,7 +81,7 @@ class PartitionReader:
         self.place = place
         self.expected = start  # the offset that the next record offered should have
         self._next = start
-        self._handler, self._commit, self._send, self._watch = handler, commit, send, watch
+        self._handler, self._done, self._send, self._watch = handler, done, send, watch
         self._max_batch_records = max_batch_records
         self._waiting: deque[StoredRecord] = deque()
         self._changed = asyncio.Event()
@@ -104,7 +104,7 @@ class PartitionReader:
         self._changed.set()
 
     def finish(self) -> None:
-        """Begin no other batch; the one under way is handled and committed."""
+        """Begin no other batch; the one under way is finished."""
         self._is_finishing = True
         self._changed.set()
 
@@ -162,8 +162,7 @@ class PartitionReader:
             send = self._send
             if not await self._try(lambda: send(letters), "sending dead letters"):
                 return False
-        if not await self._try(lambda: self._commit(self.place, batch.end), "the commit"):
-            return False
+        self._done(self.place, batch.end)
         self._next = batch.end
         while self._waiting and self._waiting[0].position.offset < batch.end:
             self._waiting.popleft()

@@ -75,6 +75,18 @@ class OonaProducer:
         What a retry can mend is tried again, with exponential waits and jitter, until ``timeout_s``.
         """
         deliveries = Deliveries(records)
+        try:
+            async with asyncio.timeout(timeout_s):
+                try:
+                    await self._attempt(deliveries)
+                except UnavailableError:
+                    await self._try_again(deliveries)
+        except TimeoutError:
+            late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s")
+            deliveries.failed(deliveries.waiting(), late)
+        return deliveries
+
+    async def _try_again(self, deliveries: Deliveries) -> None:
         retries = stamina.retry_context(
             on=UnavailableError,
             attempts=None,
@@ -83,15 +95,9 @@ class OonaProducer:
             wait_max=RETRY_S[1],
             wait_jitter=RETRY_S[0],
         )
-        try:
-            async with asyncio.timeout(timeout_s):
-                async for attempt in retries:
-                    with attempt:
-                        await self._attempt(deliveries)
-        except TimeoutError:
-            late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s")
-            deliveries.failed(deliveries.waiting(), late)
-        return deliveries
+        async for attempt in retries:
+            with attempt:
+                await self._attempt(deliveries)
 
     async def _attempt(self, deliveries: Deliveries) -> None:
         waiting = deliveries.waiting()

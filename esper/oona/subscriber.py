@@ -10,17 +10,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import stamina
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
-from esper.errors import ConflictError
 from esper.logging import get_logger
 from esper.oona.clients import CONNECT_TIMEOUT_S, client_options, kafka_error, started
+from esper.oona.commits import Commits
 from esper.oona.consumer import StoredRecord, stored
 from esper.oona.partitions import Handler, PartitionReader, SendRecords
 from esper.oona.permissions import verify_group
@@ -59,13 +60,13 @@ class SubscriberOptions:
     instance_id: str | None = None
 
 
-class Subscriber(ConsumerRebalanceListener):
+class Subscriber:
     """Async context manager; ``run`` until ``stop`` or cancellation.
 
     Args:
-        handler: gets each batch; when it returns the batch is committed, when it raises the batch
-            comes again.
-        load_positions: where the handler itself keeps its positions; asked at each assignment.
+        handler: gets each batch; when it returns the batch is committed a moment later, when it raises
+            the batch comes again.
+        load_positions: where the handler itself keeps its positions: asked for each partition that is assigned.
             Kafka's committed offsets count for partitions that it does not name.
         dead_letters: sends what cannot be decoded; without it such a record stops its partition.
     """
@@ -105,7 +106,8 @@ class Subscriber(ConsumerRebalanceListener):
             rebalance_timeout_ms=int(1000 * (self._options.finish_s + self._options.session_timeout_s)),
             fetch_max_wait_ms=100,
         )
-        self._consumer.subscribe([t.name for t in self._topics], listener=self)
+        self._commits = Commits(self._consumer, self._group)
+        self._consumer.subscribe([t.name for t in self._topics], listener=_Listener(self._revoked, self._assigned))
         joining_s = CONNECT_TIMEOUT_S + self._options.finish_s + self._options.session_timeout_s  # of a whole rebalance
         names = {t.name for t in self._topics}
         await verify_group(self._kafka, self._group)
@@ -131,9 +133,11 @@ class Subscriber(ConsumerRebalanceListener):
         """The partitions that do not get on: with offset, lag and the reason."""
         found = self._watch.stalls({(tp.topic, tp.partition): self._end_of(tp) for tp in self._readers})
         waited_s = time.monotonic() - self._unassigned_since if self._unassigned_since is not None else 0.0
+        names = ",".join(t.name for t in self._topics)
         if waited_s > self._options.stalled_after_s:
-            names = ",".join(t.name for t in self._topics)
             found.append(Stall(names, ANY_PARTITION, 0, None, waited_s, "the group has assigned nothing"))
+        if self._commits.failing_s > self._options.stalled_after_s:
+            found.append(Stall(names, ANY_PARTITION, 0, None, self._commits.failing_s, "no position can be committed"))
         return found
 
     def stop(self) -> None:
@@ -146,7 +150,8 @@ class Subscriber(ConsumerRebalanceListener):
         Raises:
             UnavailableError, NotAllowedError: the broker refuses this reader for good.
         """
-        watching = asyncio.create_task(self._keep_watching(), name=f"watch-{self._group}")
+        works = {"watch": self._keep_watching, "commit": self._commits.keep_committing}
+        beside = [asyncio.create_task(work(), name=f"{name}-{self._group}") for name, work in works.items()]
         try:
             while not self._is_stopping.is_set():
                 fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
@@ -157,23 +162,26 @@ class Subscriber(ConsumerRebalanceListener):
         except KafkaError as error:
             raise kafka_error(error, self._kafka) from error
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     # -- the group's side -------------------------------------------------------------------
 
-    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+    async def _revoked(self, revoked: Sequence[TopicPartition]) -> None:
         """Finish what is under way; after this another member may read on."""
         await self._finish(revoked)
 
-    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+    async def _assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """Begin to read each partition; nothing is waited for here, so that the group can go on."""
         self._unassigned_since = None
         for tp in assigned:
             self._consumer.pause(tp)  # until its reader knows where to start
             place = (tp.topic, tp.partition)
             self._watch.begin(place)
-            self._tasks[tp] = asyncio.create_task(self._read(tp, place), name=f"read-{tp.topic}-{tp.partition}")
+            task = asyncio.create_task(self._read(tp, place), name=f"read-{tp.topic}-{tp.partition}")
+            task.add_done_callback(partial(self._look_at_end, place))
+            self._tasks[tp] = task
         _log.info("subscriber.assigned", group=self._group, partitions=len(assigned))
 
     async def _read(self, tp: TopicPartition, place: Place) -> None:
@@ -183,7 +191,7 @@ class Subscriber(ConsumerRebalanceListener):
                 place,
                 start,
                 self._handler,
-                self._commit,
+                self._commits.done,
                 self._dead_letters,
                 self._watch,
                 self._options.max_batch_records,
@@ -203,6 +211,11 @@ class Subscriber(ConsumerRebalanceListener):
             self._consumer.pause(tp)
             self._readers.pop(tp, None)
             await asyncio.sleep(MOVED_S)
+
+    def _look_at_end(self, place: Place, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._watch.stopped(place, f"its reader broke: {error!r:.200}")
+            _log.error("subscriber.broke", topic=place[0], partition=place[1], exc_info=error)
 
     async def _tried_start_of(self, tp: TopicPartition, place: Place) -> tuple[int, int, int]:
         retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
@@ -245,16 +258,10 @@ class Subscriber(ConsumerRebalanceListener):
             for task in late:
                 task.cancel()  # its transaction rolls back; nothing was committed
             await asyncio.gather(*tasks, return_exceptions=True)
-        for tp in partitions:
-            self._watch.end((tp.topic, tp.partition))
-
-    async def _commit(self, place: Place, offset: int) -> None:
-        try:
-            await self._consumer.commit({TopicPartition(*place): offset})
-        except (CommitFailedError, IllegalStateError) as error:
-            raise ConflictError(f"{place[0]}[{place[1]}] went to another member of {self._group}: {error}") from error
-        except KafkaError as error:
-            raise kafka_error(error, self._kafka) from error
+        places = [(tp.topic, tp.partition) for tp in partitions]
+        await self._commits.leave(places)
+        for place in places:
+            self._watch.end(place)
 
     # -- backpressure and health ------------------------------------------------------------
 
@@ -282,3 +289,19 @@ class Subscriber(ConsumerRebalanceListener):
             for topic, partition in self._told - stalls.keys():
                 _log.info("subscriber.recovered", group=self._group, topic=topic, partition=partition)
             self._told = set(stalls)
+
+
+OnPartitions = Callable[[Sequence[TopicPartition]], Awaitable[None]]
+
+
+class _Listener(ConsumerRebalanceListener):
+    """What aiokafka calls; kept apart, because a class with its base is not type-checked."""
+
+    def __init__(self, revoked: OnPartitions, assigned: OnPartitions) -> None:
+        self._revoked, self._assigned = revoked, assigned
+
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        await self._revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        await self._assigned(assigned)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from esper.schemas import events
 from esper.streams.projected import Projected
 from esper.streams.queries import queries
 
@@ -10,5 +11,7 @@ from esper.streams.queries import queries
 async def project(connection: Any, batch: Sequence[Projected]) -> None:
     """Record what was sent again, and why."""
     for projected in batch:
-        origin = {"log_partition": projected.columns["partition"], "log_offset": projected.columns["offset"]}
+        event = projected.message.data
+        assert isinstance(event, events.DeadLetterRedriven)
+        origin = {"log_partition": event.partition, "log_offset": event.offset}
         await queries("letters").insert_redrive(connection, **{**projected.columns, **origin})

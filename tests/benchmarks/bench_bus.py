@@ -20,7 +20,7 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewTopic
 from bus_hold import hold
-from bus_latency import measure_latency
+from bus_latency import RAW, measure_latency
 from confluent_kafka import Consumer, Producer
 from rich.console import Console
 from rich.table import Table
@@ -196,6 +196,13 @@ def _add_row(table: Table, size: int, num_partitions: int, rates: dict[str, list
     )
 
 
+async def make_topics(kafka: KafkaSettings) -> None:
+    """Esper's own, and one for what is no event of Esper's."""
+    await apply_topics(kafka)
+    async with admin_client(kafka) as client:
+        await client.create_topics([NewTopic(RAW.name, RAW.num_partitions, 1)])
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -209,7 +216,7 @@ def main() -> None:
         kafka.start()
         settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers)
         try:
-            asyncio.run(apply_topics(settings))
+            asyncio.run(make_topics(settings))
             if not options.no_throughput:
                 asyncio.run(throughput(console, settings))
             if options.latency:

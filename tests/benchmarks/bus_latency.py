@@ -12,6 +12,7 @@ import multiprocessing
 import time
 import uuid
 from collections.abc import Callable
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,8 +27,9 @@ from esper.oona.producer import OonaProducer
 from esper.oona.subscriber import Subscriber
 from esper.schemas.events import EpochCompleted
 from esper.schemas.messages import OonaMessage
-from esper.schemas.topics import RUNS
+from esper.schemas.topics import RUNS, TopicSpec
 
+RAW = TopicSpec("bench-control", RUNS.num_partitions)  # where the other clients write what is no event of Esper's
 RATES = (100, 500)  # events a second
 SLOW_MS = 5.0
 LOOP_TICK_S = 0.001  # how often a loop is asked whether it still turns
@@ -103,10 +105,15 @@ def read_with_aiokafka(servers: str, pipe: Connection) -> None:
 
     async def read() -> None:
         consumer = AIOKafkaConsumer(
-            RUNS.name, bootstrap_servers=servers, auto_offset_reset="latest", fetch_max_wait_ms=100
+            RAW.name,
+            bootstrap_servers=servers,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            metadata_max_age_ms=500,
         )
         await consumer.start()
-        await consumer.getmany(timeout_ms=500)
+        while len(consumer.assignment()) < RAW.num_partitions:  # a topic that was just made
+            await consumer.getmany(timeout_ms=100)
         watching, stopping = asyncio.create_task(watch.watch()), asyncio.create_task(asyncio.to_thread(pipe.recv))
         pipe.send("ready")
         while not stopping.done():
@@ -122,9 +129,9 @@ def read_with_aiokafka(servers: str, pipe: Connection) -> None:
 
 def read_with_confluent(servers: str, pipe: Connection) -> None:
     arrived: Times = {}
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": str(uuid.uuid4()), "auto.offset.reset": "latest",
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": str(uuid.uuid4()), "auto.offset.reset": "earliest",
                          "fetch.wait.max.ms": 100})  # fmt: skip
-    consumer.subscribe([RUNS.name])
+    consumer.subscribe([RAW.name])
     while not consumer.assignment():
         consumer.poll(0.1)
     consumer.poll(0.5)
@@ -141,7 +148,7 @@ def read_with_confluent(servers: str, pipe: Connection) -> None:
 # -- senders -------------------------------------------------------------------------------------
 
 
-async def paced(rate: float, seconds: float, send: Callable[[int], Any]) -> tuple[Times, Times, LoopWatch]:
+async def paced(first: int, rate: float, seconds: float, send: Callable[[int], Any]) -> tuple[Times, Times, LoopWatch]:
     """Call ``send(number)`` at a steady rate; when each was called, and when it was acknowledged."""
     called, acknowledged, watch = Times(), Times(), LoopWatch()
     watching, sends = asyncio.create_task(watch.watch()), set[asyncio.Task[None]]()
@@ -152,9 +159,9 @@ async def paced(rate: float, seconds: float, send: Callable[[int], Any]) -> tupl
         acknowledged[number] = time.monotonic()
 
     began = time.monotonic()
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        task = asyncio.create_task(one(number))
+    for place in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + place / rate - time.monotonic()))
+        task = asyncio.create_task(one(first + place))
         sends.add(task)
         task.add_done_callback(sends.discard)
     await asyncio.gather(*sends)
@@ -162,25 +169,25 @@ async def paced(rate: float, seconds: float, send: Callable[[int], Any]) -> tupl
     return called, acknowledged, watch
 
 
-async def send_with_oona(servers: str, rate: float, seconds: float) -> tuple[Times, Times, LoopWatch]:
+async def send_with_oona(servers: str, first: int, rate: float, seconds: float) -> tuple[Times, Times, LoopWatch]:
     async with OonaProducer(KafkaSettings(bootstrap_servers=servers)) as producer:
         await producer.send_batch([event(10**9 + n) for n in range(40)])
-        return await paced(rate, seconds, lambda n: producer.send(event(n)))
+        return await paced(first, rate, seconds, lambda n: producer.send(event(n)))
 
 
-async def send_with_aiokafka(servers: str, rate: float, seconds: float) -> tuple[Times, Times, LoopWatch]:
+async def send_with_aiokafka(servers: str, first: int, rate: float, seconds: float) -> tuple[Times, Times, LoopWatch]:
     producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True)
     await producer.start()
-    await producer.send_and_wait(RUNS.name, _value(10**9))
+    await producer.send_and_wait(RAW.name, _value(10**9))
     try:
         return await paced(
-            rate, seconds, lambda n: producer.send_and_wait(RUNS.name, _value(n), f"run-{n % 7}".encode())
+            first, rate, seconds, lambda n: producer.send_and_wait(RAW.name, _value(n), f"run-{n % 7}".encode())
         )
     finally:
         await producer.stop()
 
 
-async def send_with_confluent(servers: str, rate: float, seconds: float) -> tuple[Times, Times, LoopWatch]:
+async def send_with_confluent(servers: str, first: int, rate: float, seconds: float) -> tuple[Times, Times, LoopWatch]:
     producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True, "linger.ms": 0})
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -192,7 +199,7 @@ async def send_with_confluent(servers: str, rate: float, seconds: float) -> tupl
     async def send(number: int) -> None:
         done = loop.create_future()
         producer.produce(
-            RUNS.name,
+            RAW.name,
             _value(number),
             f"run-{number % 7}",
             on_delivery=lambda _e, _m: loop.call_soon_threadsafe(done.set_result, None),
@@ -202,7 +209,7 @@ async def send_with_confluent(servers: str, rate: float, seconds: float) -> tupl
     polling = asyncio.create_task(poll())
     await send(10**9)
     try:
-        return await paced(rate, seconds, send)
+        return await paced(first, rate, seconds, send)
     finally:
         stopping.set()
         await polling
@@ -220,7 +227,7 @@ def measure_latency(console: Console, kafka: KafkaSettings, seconds: float) -> N
     table = Table(title="latency of control events, ms: send call to reader")
     for column in ("events/s", "client", "p50", "p99", "p99.9", "worst", "acknowledged p99", f"over {SLOW_MS:g} ms"):
         table.add_column(column, justify="right")
-    traces = []
+    traces, firsts = [], count(step=10**6)  # no number twice: readers begin at the beginning of the log
     for rate in RATES:
         for name, (send, read) in CLIENTS.items():
             context = multiprocessing.get_context("spawn")
@@ -228,12 +235,15 @@ def measure_latency(console: Console, kafka: KafkaSettings, seconds: float) -> N
             reader = context.Process(target=read, args=(kafka.bootstrap_servers, there), daemon=True)
             reader.start()
             here.recv()
-            called, acknowledged, watch = asyncio.run(send(kafka.bootstrap_servers, rate, seconds + WARM_UP_S))
+            called, acknowledged, watch = asyncio.run(
+                send(kafka.bootstrap_servers, next(firsts), rate, seconds + WARM_UP_S)
+            )
             time.sleep(0.5)
             here.send("stop")
             arrived, stops, collections = here.recv()
             reader.join()
-            warm = [n for n in called if n >= rate * WARM_UP_S]
+            first = min(called)
+            warm = [n for n in called if n - first >= rate * WARM_UP_S]
             missing = [n for n in warm if n not in arrived]
             assert not missing, f"{name} lost {len(missing)} events"
             taken = sorted(1000 * (arrived[n] - called[n]) for n in warm)
@@ -262,7 +272,7 @@ def _trace(
     reader_stops: list[tuple[float, float]],
     reader_collections: list[tuple[float, float]],
 ) -> str:
-    counts: dict[str, int] = {}
+    found: dict[str, int] = {}
     for n in slow:
         span = (called[n], arrived[n])
         if _touches(span, sender.collections, 0.002) or _touches(span, reader_collections, 0.002):
@@ -275,8 +285,8 @@ def _trace(
             where = "broker: late acknowledgement"
         else:
             where = "broker or network: late fetch"
-        counts[where] = counts.get(where, 0) + 1
-    return ", ".join(f"{count} {where}" for where, count in sorted(counts.items()))
+        found[where] = found.get(where, 0) + 1
+    return ", ".join(f"{number} {where}" for where, number in sorted(found.items()))
 
 
 def _touches(span: tuple[float, float], stops: list[tuple[float, float]], at_least_s: float = 0.0) -> bool:

@@ -1,6 +1,6 @@
 """Writer, broker and reader for as long as asked: are memory, file descriptors and the outbox flat?
 
-    soak.py --minutes 10        prints a table, and exits 1 where something grew
+soak.py --minutes 10        prints a table, and exits 1 where something grew
 """
 
 import argparse
@@ -61,9 +61,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     minutes = parser.parse_args().minutes
     console, samples = Console(width=110), list[Sample]()
-    with tempfile.TemporaryDirectory(prefix="esper-soak-", dir="/var/tmp") as folder, storm(
-        Path(folder), random.Random(0)
-    ) as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="esper-soak-", dir="/var/tmp") as folder,
+        storm(Path(folder), random.Random(0)) as stage,
+    ):
         stage.begin()
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
