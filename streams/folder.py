@@ -18,6 +18,7 @@ from esper.errors import NewerVersionError, NotAllowedError, PositionError, Unav
 from esper.logging import get_logger
 from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
+from esper.oona.progress import ProgressWatch, StallTeller
 from esper.oona.topics import verify_topics
 from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
@@ -60,6 +61,8 @@ class LogFolder:
         self._streams = streams
         self._exits = AsyncExitStack()
         self._red: dict[Place, str] = {}
+        self._watch = ProgressWatch(streams.stalled_after_s)
+        self._teller = StallTeller("worker")
         self._pool: Any = None
         self._producer: OonaProducer | None = None
 
@@ -107,6 +110,7 @@ class LogFolder:
             async for attempt in retries:
                 with attempt:
                     await self._fold_once(batch)
+            self._watch.reached(place, batch.end)
         except PositionError as error:
             if is_current:
                 self._stop(place, str(error))
@@ -130,14 +134,28 @@ class LogFolder:
             stored = await stored_positions(connection)
             await self._send_left_letters(connection, assigned)
         positions = {}
+        for place in self._watch.places - assigned:
+            self._watch.end(place)
+            self.metrics.forget(place)
         for place in sorted(assigned):
             self._red.pop(place, None)
             positions[place] = stored.get(place, first.get(place, 0))
+            self._watch.begin(place, positions[place])
             try:
                 check_position(place, positions[place], first, last)
             except PositionError as error:
                 self._stop(place, str(error))
         return positions
+
+    def watch(self, ends: Mapping[Place, int | None]) -> None:
+        """Tell of the partitions that do not get on: in the log, and to Prometheus.
+
+        Args:
+            ends: the end of each partition's log; None where the broker did not say.
+        """
+        stalls = self._watch.stalls(ends)
+        self._teller.tell(stalls)
+        self.metrics.stalled(self._watch.places, stalls)
 
     async def _send_left_letters(self, connection: Any, assigned: set[Place]) -> None:
         """Send what an earlier owner of these partitions decided on and did not get to send."""
@@ -146,23 +164,26 @@ class LogFolder:
         for place in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
             try:
                 await send_pending(connection, *place, self._producer.send_records)
-            except (
-                UnavailableError,
-                NotAllowedError,
-            ) as error:  # they wait on; the next letter or assignment takes them along
+            except (UnavailableError, NotAllowedError) as error:
+                # they wait on; the next letter or assignment takes them along
                 _log.warning("letters.waiting", topic=place[0], partition=place[1], error=str(error))
 
     async def _fold_once(self, batch: Batch) -> None:
         assert self._producer is not None
-        with self.metrics.folding(batch.topic):
-            async with self._pool.acquire() as connection:
-                folded = await fold(connection, batch)
-                if folded.has_letters:
-                    await send_pending(connection, batch.topic, batch.partition, self._producer.send_records)
+        try:
+            with self.metrics.folding(batch.topic):
+                async with self._pool.acquire() as connection:
+                    folded = await fold(connection, batch)
+                    if folded.has_letters:
+                        await send_pending(connection, batch.topic, batch.partition, self._producer.send_records)
+        except TRANSIENT as error:
+            self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
+            raise
         self.metrics.folded(batch, folded.num_events)
 
     def _stop(self, place: Place, reason: str) -> None:
         topic, partition = place
         self._red[place] = reason
+        self._watch.stopped(place, reason)
         self.metrics.red(topic, partition)
         _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

@@ -1,11 +1,13 @@
 """What a worker shows to Prometheus, on a port of its own."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from esper.oona.progress import Place, Stall
 from esper.streams.folding import Batch
 
 
@@ -20,6 +22,12 @@ class WorkerMetrics:
         self._red = Gauge(
             "esper_partition_red",
             "1 where a partition stopped",
+            ["topic", "partition"],
+            registry=self.registry,
+        )
+        self._stalled = Gauge(
+            "esper_partition_stalled",
+            "1 where a partition with records left does not get on",
             ["topic", "partition"],
             registry=self.registry,
         )
@@ -50,3 +58,16 @@ class WorkerMetrics:
     def red(self, topic: str, partition: int) -> None:
         """Marks a partition as stopped."""
         self._red.labels(topic, str(partition)).set(1)
+
+    def stalled(self, places: Iterable[Place], stalls: Iterable[Stall]) -> None:
+        """Marks which of this worker's partitions do not get on."""
+        stuck = {(s.topic, s.partition) for s in stalls}
+        for topic, partition in places:
+            self._stalled.labels(topic, str(partition)).set((topic, partition) in stuck)
+
+    def forget(self, place: Place) -> None:
+        """A partition went to another worker, which tells of it from now on."""
+        topic, partition = place
+        for gauge in (self._stalled, self._red):
+            with contextlib.suppress(KeyError):
+                gauge.remove(topic, str(partition))

@@ -23,6 +23,9 @@ class StreamsSettings(SectionModel):
     retry_max_delay_s: float = Field(
         5.0, gt=0, description="Longest pause between two tries while Postgres or Kafka is away, in seconds."
     )
+    stalled_after_s: float = Field(
+        30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
+    )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
     )

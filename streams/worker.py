@@ -1,11 +1,13 @@
 """The Faust app: one agent per topic, each handing its batches to the ``LogFolder``."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.types import TP
 from yarl import URL
@@ -20,6 +22,7 @@ from esper.streams.folder import LogFolder
 from esper.streams.settings import StreamsSettings
 
 EXIT_REFUSED = 1
+WATCH_S = 5.0  # between two looks at how far each partition is
 UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
 
 _log = get_logger(__name__)
@@ -98,6 +101,7 @@ def build_app(settings: Settings) -> EsperApp:
     app.folder = LogFolder(settings, streams)
     for spec in TOPICS:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
+    app.task(_keep_watching)
     app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
     return app
 
@@ -130,6 +134,20 @@ def _folding_agent(app: EsperApp) -> Any:
             yield
 
     return agent
+
+
+async def _keep_watching(app: Any) -> None:
+    """Look every few seconds whether each partition gets on; a worker is never silent about it."""
+    while not app.should_stop:
+        await asyncio.sleep(WATCH_S)
+        assigned = app.consumer.assignment()
+        ends: dict[tuple[str, int], int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
+        try:
+            async with asyncio.timeout(WATCH_S):
+                ends |= _by_place(await app.consumer.highwaters(*assigned))
+        except (KafkaError, OSError):
+            pass  # the ends stay unknown, which is what is told
+        app.folder.watch(ends)
 
 
 async def _say_ready(app: Any, **_fields: Any) -> None:

@@ -1,10 +1,14 @@
 """Watches that reading gets on: whoever has something to read and does not is named, never silent."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+from esper.logging import get_logger
 
 STALLED_AFTER_S = 30.0  # longer than a rebalance and one long transaction; a stall is known this late
+
+_log = get_logger(__name__)
 
 Place = tuple[str, int]
 """(topic, partition)."""
@@ -50,6 +54,11 @@ class ProgressWatch:
         self._clock = clock
         self._standings: dict[Place, _Standing] = {}
 
+    @property
+    def places(self) -> frozenset[Place]:
+        """The partitions that are watched."""
+        return frozenset(self._standings)
+
     def begin(self, place: Place, offset: int = 0) -> None:
         """A partition was assigned, to be read from this offset (0 until that is known)."""
         self._standings[place] = _Standing(offset, self._clock())
@@ -93,3 +102,25 @@ class ProgressWatch:
                 )
                 found.append(Stall(*place, standing.offset, lag, idle_s, reason))
         return found
+
+
+class StallTeller:
+    """Tells of each stall once, and of its end.
+
+    Args:
+        reader: who reads; the first word of the log's events.
+    """
+
+    def __init__(self, reader: str, **fields: str) -> None:
+        self._reader, self._fields = reader, fields
+        self._told: set[Place] = set()
+
+    def tell(self, stalls: Iterable[Stall]) -> None:
+        """Log what is new since the last call."""
+        current = {(s.topic, s.partition): s for s in stalls}
+        for place, stall in current.items():
+            if place not in self._told:
+                _log.error(f"{self._reader}.stalled", **self._fields, **asdict(stall))
+        for topic, partition in sorted(self._told - current.keys()):
+            _log.info(f"{self._reader}.recovered", **self._fields, topic=topic, partition=partition)
+        self._told = set(current)

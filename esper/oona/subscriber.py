@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ from esper.oona.commits import Commits
 from esper.oona.consumer import StoredRecord, stored
 from esper.oona.partitions import Handler, PartitionReader, SendRecords
 from esper.oona.permissions import verify_group
-from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall
+from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall, StallTeller
 from esper.schemas.topics import TopicSpec
 
 POLL_MS = 200
@@ -88,7 +88,6 @@ class Subscriber:
         self._watch = ProgressWatch(self._options.stalled_after_s)
         self._readers: dict[TopicPartition, PartitionReader] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
-        self._told: set[Place] = set()
         self._unassigned_since: float | None = time.monotonic()
         self._is_stopping = asyncio.Event()
         self._exits = AsyncExitStack()
@@ -280,15 +279,10 @@ class Subscriber:
         return None if is_old and tp not in self._consumer.paused() else end
 
     async def _keep_watching(self) -> None:
+        teller = StallTeller("subscriber", group=self._group)
         while True:
             await asyncio.sleep(WATCH_S)
-            stalls = {(s.topic, s.partition): s for s in self.stalls()}
-            for place, stall in stalls.items():
-                if place not in self._told:
-                    _log.error("subscriber.stalled", group=self._group, **asdict(stall))
-            for topic, partition in self._told - stalls.keys():
-                _log.info("subscriber.recovered", group=self._group, topic=topic, partition=partition)
-            self._told = set(stalls)
+            teller.tell(self.stalls())
 
 
 OnPartitions = Callable[[Sequence[TopicPartition]], Awaitable[None]]

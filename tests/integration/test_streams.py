@@ -245,6 +245,25 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(fresh_stack: 
         await wait_until_async(taken_over, 90, "the survivor taking over")
 
 
+async def test_a_partition_that_does_not_get_on_is_told_with_offset_and_lag(
+    stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    run_id = f"stuck-{uuid.uuid4().hex[:8]}"
+    connection = await asyncpg.connect(stack.postgres.dsn)
+    child = worker(stack, tmp_path, ESPER_STREAMS__STALLED_AFTER_S="1")
+    with running(child, "worker.ready"):
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE esper.health_windows IN ACCESS EXCLUSIVE MODE")
+            await send(stack, story(run_id, 5))
+            wait_until(lambda: "worker.stalled" in log_of(child), 30, "the stall")
+        told = next(line for line in log_of(child).splitlines() if "worker.stalled" in line)
+        assert f"topic='{TELEMETRY.name}'" in told
+        assert "lag=5" in told
+        wait_until(lambda: "worker.recovered" in log_of(child), 30, "its end")
+    assert await signals_folded(stack, run_id) == 10
+    await connection.close()
+
+
 async def test_no_worker_imports_torch_or_bare_streams(stack: EmbeddedStack, tmp_path: Path) -> None:
     import subprocess
     import sys
