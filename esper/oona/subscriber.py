@@ -38,6 +38,8 @@ ANY_PARTITION = -1
 START_RETRY_MAX_S = 5.0  # longest wait before a position is asked for again
 MOVED_S = 0.5  # before a position that somebody else moved is read anew: a rebalance may be on its way
 LOST = "offsets {} to {} expired before they were read and are lost"
+SHRUNK = "the log ends at {}, before the position {}: a wiped broker, or the wrong one"
+WENT_BACK = "the log gave offset {} where {} was due: it was wiped, and filled anew"
 
 LoadPositions = Callable[[Sequence[Place]], Awaitable[Mapping[Place, int]]]
 
@@ -150,9 +152,11 @@ class Subscriber(ConsumerRebalanceListener):
         try:
             while not self._is_stopping.is_set():
                 fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
+                meant = {tp: self._readers.get(tp) for tp in fetched}
                 for tp, records in fetched.items():
-                    if tp in self._readers:  # else it was given away just now
-                        await self._offer(tp, [stored(r) for r in records])
+                    reader = self._readers.get(tp)
+                    if reader is not None and reader is meant[tp]:  # else it was given away just now, or begun anew
+                        await self._offer(tp, reader, [stored(r) for r in records])
                 self._balance()
         except KafkaError as error:
             raise kafka_error(error, self._kafka) from error
@@ -193,7 +197,7 @@ class Subscriber(ConsumerRebalanceListener):
                 reader.stop(LOST.format(start, first - 1))
                 return
             if start > last:
-                reader.stop(f"the log ends at {last}, before the position {start}: a wiped broker, or the wrong one")
+                reader.stop(SHRUNK.format(last, start))
                 return
             self._consumer.seek(tp, start)
             self._readers[tp] = reader
@@ -223,14 +227,26 @@ class Subscriber(ConsumerRebalanceListener):
         committed = None if place in own else await self._consumer.committed(tp)
         return own.get(place, first if committed is None else committed), first, last
 
-    async def _offer(self, tp: TopicPartition, records: Sequence[StoredRecord]) -> None:
-        reader = self._readers[tp]
-        if records[0].position.offset > reader.expected:  # a hole, or retention was faster than we
+    async def _offer(self, tp: TopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]) -> None:
+        if reader.is_finishing:
+            return
+        if records[0].position.offset == reader.expected:
+            reader.offer(records)
+            return
+        # a hole; or what was due is not in the log, and the consumer went to its start
+        try:
             first = (await self._consumer.beginning_offsets([tp]))[tp]
-            if first > reader.expected:
-                reader.stop(LOST.format(reader.expected, first - 1))
-                return
-        reader.offer(records)
+        except KafkaError as error:
+            _log.warning("subscriber.asks_again", topic=tp.topic, partition=tp.partition, error=repr(error))
+            if self._readers.get(tp) is reader:
+                self._consumer.seek(tp, records[0].position.offset)
+            return
+        if first > reader.expected:
+            reader.stop(LOST.format(reader.expected, first - 1))
+        elif records[0].position.offset < reader.expected:
+            reader.stop(WENT_BACK.format(records[0].position.offset, reader.expected))
+        else:
+            reader.offer(records)
 
     async def _finish(self, partitions: Sequence[TopicPartition]) -> None:
         self._unassigned_since = time.monotonic()
@@ -261,9 +277,9 @@ class Subscriber(ConsumerRebalanceListener):
     def _balance(self) -> None:
         paused = self._consumer.paused()
         for tp, reader in self._readers.items():
-            if reader.is_full and tp not in paused:
+            if (reader.is_full or reader.is_finishing) and tp not in paused:
                 self._consumer.pause(tp)
-            elif reader.has_room and tp in paused:
+            elif reader.has_room and not reader.is_finishing and tp in paused:
                 self._consumer.resume(tp)
 
     def _end_of(self, tp: TopicPartition) -> int | None:
