@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed
 
 from esper.config import KafkaSettings
-from esper.errors import ContractError, EsperError
+from esper.errors import ContractError, EsperError, InvariantError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.clients import client_options, kafka_error, started
 from esper.oona.deliveries import Deliveries
@@ -51,8 +51,9 @@ class Lane:
         self._kafka = kafka
         self._options = {"client_id": client_id, "linger_ms": linger_ms, "compression_type": compression}
         self._exits = AsyncExitStack()
-        self._renewing = asyncio.Lock()
         self._producer: Any = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def open(self) -> None:
         """Connect.
@@ -74,16 +75,21 @@ class Lane:
             self._exits, self._producer = exits.pop_all(), producer
 
     async def close(self) -> None:
-        """Let what is under way arrive, for ``SETTLE_S``, and end."""
+        """Let what is under way arrive, for ``SETTLE_S``, and end for good."""
+        self._is_closed = True
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal], timeout=SETTLE_S)
+            self._renewal.cancel()
+            await asyncio.wait([self._renewal])
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
         try:
-            async with asyncio.timeout(SETTLE_S):
-                await producer.flush()
+            if producer is not None:
+                async with asyncio.timeout(SETTLE_S):
+                    await producer.flush()
         except TimeoutError:
             await _give_up(producer)
-        await self._exits.aclose()
+        finally:
+            await self._exits.aclose()
 
     async def attempt(self, deliveries: Deliveries, numbers: Sequence[int]) -> None:
         """Send these records once, and note what became of each. Raises nothing of Kafka's."""
@@ -101,25 +107,27 @@ class Lane:
             await self._retire(producer)
 
     async def _send_group(self, producer: Any, place: Place, numbers: list[int], deliveries: Deliveries) -> bool:
-        """Send one partition's records. From the first batch that fails all count as failed; then it is False."""
-        error: EsperError | None = None
+        """Send one partition's records. From the first batch that fails none counts as sent; then it is False."""
+        raised: EsperError | None = None
         under_way: list[tuple[list[int], Any]] = []
         try:
             async for members, future in _submitted(producer, place, numbers, deliveries.records):
                 future.add_done_callback(_seen)
                 under_way.append((members, future))
-        except (KafkaError, OSError) as raised:
-            error = self._explained(raised)
+        except (KafkaError, OSError) as error:
+            raised = self._explained(error)
         if under_way:
             await asyncio.wait([future for _members, future in under_way])
+        num_arrived = 0
         for members, future in under_way:
             if future.exception() is not None:
-                error = error or self._explained(future.exception())
-            if error is None:
-                deliveries.arrived(members, place[1], future.result().offset)
-        if error is not None:
-            deliveries.failed(numbers, error)
-        return error is None
+                _note_failed(deliveries, numbers[num_arrived:], members, self._explained(future.exception()))
+                return False
+            deliveries.arrived(members, place[1], future.result().offset)
+            num_arrived += len(members)
+        if raised is not None:
+            _note_failed(deliveries, numbers[num_arrived:], numbers[num_arrived : num_arrived + 1], raised)
+        return raised is None
 
     def _explained(self, error: BaseException) -> EsperError:
         return error if isinstance(error, EsperError) else kafka_error(error, self._kafka)
@@ -130,14 +138,32 @@ class Lane:
             await self._renewed(broken)
 
     async def _renewed(self, broken: Any) -> Any:
-        async with self._renewing:
-            if self._producer is broken:
-                self._producer = None
-                if broken is not None:
-                    await _give_up(broken)
-                    await self._exits.aclose()
-                await self.open()
-            return self._producer
+        """The producer in the place of ``broken``; a caller that gives up does not break the renewal off."""
+        if not self._is_closed and self._producer is broken and (self._renewal is None or self._renewal.done()):
+            self._producer = None
+            self._renewal = asyncio.create_task(self._renew(broken), name="renew-producer")
+            self._renewal.add_done_callback(_seen)
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal])
+        if self._is_closed or self._renewal is None:
+            raise InvariantError("the producer is closed: nothing can be sent any more")
+        self._renewal.result()
+        return self._producer
+
+    async def _renew(self, broken: Any) -> None:
+        if broken is not None:
+            await _give_up(broken)
+            await self._exits.aclose()
+        await self.open()
+
+
+def _note_failed(deliveries: Deliveries, numbers: Sequence[int], culprits: Sequence[int], error: EsperError) -> None:
+    """Note a failure; what a broker refuses for what is in it is refused alone, the others go again."""
+    deliveries.failed(culprits, error)
+    if isinstance(error, ContractError):
+        error = UnavailableError("not sent: a record before it was refused")
+    refused = frozenset(culprits)
+    deliveries.failed([n for n in numbers if n not in refused], error)
 
 
 async def _grouped(producer: Any, deliveries: Deliveries, numbers: Iterable[int]) -> dict[Place, list[int]]:
