@@ -180,9 +180,9 @@ class Outbox:
 
     def _take_reserve(self) -> None:
         """Hold room on the disk, where there is some."""
-        if self._reserve.exists():
-            return
         try:
+            if self._reserve.exists() and self._reserve.stat().st_size >= RESERVE_BYTES:
+                return
             with self._reserve.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         except OSError as error:
