@@ -28,6 +28,7 @@ from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall
 from esper.schemas.topics import TopicSpec
 
 POLL_MS = 200
+METADATA_MS = 10_000  # how late a topic that was made anew is noticed; until then its readers have no partitions
 WATCH_S = 1.0  # how often a stall is looked for
 HEARD_S = 10.0  # an end of the log that is older counts as not known
 STOP_S = 5.0  # for leaving the group; a broker that is away must not hold a process up
@@ -106,6 +107,7 @@ class Subscriber(ConsumerRebalanceListener):
             heartbeat_interval_ms=int(self._options.session_timeout_s * 250),
             rebalance_timeout_ms=int(1000 * (self._options.finish_s + self._options.session_timeout_s)),
             fetch_max_wait_ms=100,
+            metadata_max_age_ms=METADATA_MS,
         )
         self._consumer.subscribe([t.name for t in self._topics], listener=self)
         joining_s = CONNECT_TIMEOUT_S + self._options.finish_s + self._options.session_timeout_s  # of a whole rebalance
