@@ -42,7 +42,8 @@ def settings_of(broker: EmbeddedKafka) -> KafkaSettings:
 async def make_topics(kafka: KafkaSettings, *specs: TopicSpec) -> None:
     """Make topics as `esper topics apply` does, but only these."""
     async with admin_client(kafka) as client:
-        wanted = {"max.message.bytes": str(BATCH_LIMIT_BYTES)}
+        # with times of the records' own, a broker that restarts forgets producers whose records look old
+        wanted = {"max.message.bytes": str(BATCH_LIMIT_BYTES), "message.timestamp.type": "LogAppendTime"}
         response = await client.create_topics(
             [NewTopic(s.name, s.num_partitions, 1, topic_configs=wanted) for s in specs]
         )
