@@ -5,7 +5,7 @@ resends apart: an idempotent producer numbers its batches, so that none is taken
 lost, and a producer that lost one is never used again.
 
 Bound: a lane holds two batches (one waiting, one under way) of ``BATCH_BYTES`` for each partition
-that is written to; who has more to write waits.
+that is written to. Who has more to write waits, with one more batch of its own for each partition.
 """
 
 import asyncio
@@ -155,6 +155,7 @@ class Lane:
             await _give_up(broken)
             await self._exits.aclose()
         await self.open()
+        _log.info("producer.renewed", **self._options)
 
 
 def _note_failed(deliveries: Deliveries, numbers: Sequence[int], culprits: Sequence[int], error: EsperError) -> None:
@@ -228,7 +229,7 @@ async def _submit(producer: Any, builder: Any, place: Place) -> Any:
 
 def _seen(future: Any) -> None:
     """Look at a result that nobody may wait for any more, lest asyncio reports it as overlooked."""
-    if not future.cancelled():
+    if future.done() and not future.cancelled():
         future.exception()
 
 
@@ -237,6 +238,9 @@ async def _give_up(producer: Any) -> None:
     accumulator = producer._message_accumulator
     accumulator.reenqueue = _forget
     accumulator.fail_all(ProducerClosed())
+    for batch in (*accumulator._pending_batches, *(b for waiting in accumulator._batches.values() for b in waiting)):
+        _seen(batch.future)
+        _seen(batch._drain_waiter)
     await producer.client.close()  # what is under way ends now, not at its request's timeout
     try:
         async with asyncio.timeout(GIVE_UP_S):
