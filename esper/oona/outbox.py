@@ -117,9 +117,11 @@ class Outbox:
 
         Raises:
             OutboxFullError: there is no room; nothing was added.
-            ContractError: a record is too large for any broker.
+            ContractError: a record is too large for any broker, or names a partition, which is not kept.
         """
         for record in records:
+            if record.partition is not None:
+                raise ContractError(f"an outbox keeps no partition, and a record for {record.topic} names one")
             if record.size_bytes > RECORD_LIMIT_BYTES:
                 raise ContractError(f"an event of {record.size_bytes:,} bytes for {record.topic} is too large")
         rows = [(r.topic, r.key, r.value, _headers_to_text(r), r.timestamp_ms) for r in records]
