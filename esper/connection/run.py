@@ -120,9 +120,9 @@ class RunLink:
         return self._book.num_adaptations
 
     def __enter__(self) -> Self:
-        self._outbox.open()
-        self._spill.open()
         try:
+            self._outbox.open()
+            self._spill.open()
             self._link.start()
             self._model.boundary_steps = self._options.boundary_steps
             saved = self._store.load_newest() if self._is_resumed else None
@@ -148,6 +148,7 @@ class RunLink:
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
         self._model.probe.disarm()
+        self._account_for_telemetry(self.step_number)
         self._journal.try_record(
             events.RunEnded,
             step=self.step_number,
@@ -177,8 +178,7 @@ class RunLink:
             if self._model.probe.is_armed:
                 self._measure(step)
             if step % self._options.boundary_steps == 0:
-                self._tell_gap(step)
-                self._mark_telemetry()
+                self._account_for_telemetry(step)
                 self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
             if self._is_sampled(step + 1):
                 self._model.probe.arm()
@@ -208,7 +208,7 @@ class RunLink:
             except UnavailableError as error:
                 _log.error("checkpoint.failed", error=str(error))
                 return False
-            self._mark_telemetry()
+            self._account_for_telemetry(self.step_number)
             self._journal.try_record(
                 events.CheckpointSaved,
                 step=self.step_number,
@@ -315,7 +315,9 @@ class RunLink:
                 self._journal.note(message)
                 self._num_telemetry += 1
 
-    def _tell_gap(self, step: int) -> None:
+    def _account_for_telemetry(self, step: int) -> None:
+        """Tell what was lost. The mark comes first: what it counts as safe because it was lost is told with it."""
+        self._mark_telemetry()
         lost = self._link.telemetry.take_lost()
         if lost:
             told = self._journal.try_record(events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost)
@@ -330,10 +332,13 @@ class RunLink:
     def _tell_what_died(self, incarnation: int, num_made: int) -> None:
         """Telemetry of before the checkpoint that was in the memory of a killed process: at most so much."""
         marked, num_safe = (int(n) for n in self._outbox.marks().get(TELEMETRY_MARK, "0 0").split())
+        if marked > incarnation:  # an incarnation between resumed from the same checkpoint, and told it
+            return
         num_lost = num_made - (num_safe if marked == incarnation else 0)
         if num_lost > 0:
             num_samples = -(-num_lost // max(1, len(self._model.layers)))
             from_step = max(0, self.step_number - num_samples * self._options.health_every_steps)
+            self._mark_telemetry()
             self._journal.try_record(events.TelemetryGap, step=self.step_number, from_step=from_step, num_lost=num_lost)
 
     @contextmanager

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from esper.connection.settings import LinkOptions
-from esper.errors import NotAllowedError, OutboxFullError, UnavailableError
+from esper.errors import ContractError, EsperError, NotAllowedError, OutboxFullError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.cloudevents import encode
 from esper.oona.outbox import Outbox
@@ -25,6 +25,8 @@ LINGER_S = 0.010  # how long fewer than that may wait
 MAX_BATCH = 1_000  # records taken from the queue at once
 AWAY_AFTER_S = 5.0  # a broker that has not taken a batch by then is away: the spill takes over
 RETRY_S = 0.2  # between attempts to empty the spill
+AWAY = (UnavailableError, NotAllowedError)
+"""Telemetry waits: a broker comes back, and a right that was taken can be given back."""
 
 _log = get_logger(__name__)
 
@@ -41,7 +43,7 @@ class TelemetryPipe:
         self._spill = spill
         self._options = options
         self._queue: deque[OonaMessage] = deque()
-        self._num_under_way = 0
+        self._under_way: list[Record] = []
         self._is_spilling = True  # until the spill of an earlier process is seen to be empty
         self._num_lost = 0
         self._lock = threading.Lock()
@@ -68,22 +70,17 @@ class TelemetryPipe:
     @property
     def is_empty(self) -> bool:
         """Whether Kafka has everything."""
-        return not (self._queue or self._num_under_way or len(self._spill))
+        return not (self._queue or self._under_way or len(self._spill))
 
     async def keep_sending(self, producer: OonaProducer) -> None:
         """Send what is queued, in batches of ``FULL_BATCH`` or after ``LINGER_S``."""
         while True:
-            if len(self._queue) < FULL_BATCH:
-                await asyncio.sleep(LINGER_S)
-            batch = self._take()
-            if not batch:
-                continue
-            if not self._is_spilling:
-                deliveries = await producer.deliver(batch, timeout_s=AWAY_AFTER_S)
-                batch = [d.record for d in deliveries if d.position is None]
-            if batch:
-                self._spill_over(batch)
-            self._settled()
+            if not self._under_way:  # else something broke, and they go again
+                if len(self._queue) < FULL_BATCH:
+                    await asyncio.sleep(LINGER_S)
+                self._take()
+            if self._under_way:
+                await self._send_or_spill(producer)
 
     async def keep_emptying_spill(self, producer: OonaProducer) -> None:
         """Send what is in the spill, for as long as there is something."""
@@ -93,37 +90,58 @@ class TelemetryPipe:
                 self._is_spilling = False  # nothing can come between: one thread does both
                 await asyncio.sleep(RETRY_S)
                 continue
-            try:
-                await producer.send_records([record for _id, record in waiting])
-                self._spill.remove_up_to(waiting[-1][0])
-            except (UnavailableError, NotAllowedError) as error:
-                _log.warning("telemetry.waiting", spilled=len(self._spill), error=str(error))
+            deliveries = await producer.deliver([record for _id, record in waiting])
+            away = next((error for error in deliveries.errors if isinstance(error, AWAY)), None)
+            if away is not None:  # in this order, or not at all: all of it again
+                _log.warning("telemetry.waiting", spilled=len(self._spill), error=str(away))
                 await asyncio.sleep(RETRY_S)
+                continue
+            self._refused(deliveries.errors)
+            self._spill.remove_up_to(waiting[-1][0])
 
     def save_rest(self) -> None:
         """At the end: put on disk what Kafka did not take. Nothing may be sending any more."""
-        if self._queue:
-            self._spill_over([encode(message) for message in self._queue])
-            self._queue.clear()
+        self._spill_over(self._under_way)
+        self._settled()
+        self._take(len(self._queue))
+        self._spill_over(self._under_way)
+        self._settled()
 
-    def _take(self) -> list[Record]:
-        self._num_under_way = min(MAX_BATCH, len(self._queue))
-        return [encode(self._queue.popleft()) for _n in range(self._num_under_way)]
+    async def _send_or_spill(self, producer: OonaProducer) -> None:
+        batch = self._under_way
+        if not self._is_spilling:
+            deliveries = await producer.deliver(batch, timeout_s=AWAY_AFTER_S)
+            self._refused([error for error in deliveries.errors if not isinstance(error, AWAY)])
+            batch = [d.record for d in deliveries if isinstance(d.error, AWAY)]
+        self._spill_over(batch)
+        self._settled()
+
+    def _refused(self, errors: Sequence[EsperError]) -> None:
+        """What no broker takes is lost, and must hold nothing up."""
+        if errors:
+            self.lose(len(errors))
+            _log.error("telemetry.refused", records=len(errors), error=str(errors[0]))
+
+    def _take(self, limit: int = MAX_BATCH) -> None:
+        count = min(limit, len(self._queue))
+        self._under_way = [encode(self._queue.popleft()) for _n in range(count)]
 
     def _settled(self) -> None:
-        self.num_safe += self._num_under_way
-        self._num_under_way = 0
+        self.num_safe += len(self._under_way)
+        self._under_way = []
 
     def _spill_over(self, batch: Sequence[Record]) -> None:
+        if not batch:
+            return
         self._is_spilling = True
         room = self._options.max_spilled_telemetry - len(self._spill)
         kept = batch[: max(0, room)]
         try:
             if kept:
                 self._spill.append(kept)
-        except OutboxFullError as error:
+        except (OutboxFullError, ContractError) as error:
             kept = []
-            _log.warning("telemetry.disk_full", error=str(error))
+            _log.warning("telemetry.not_spilled", error=str(error))
         if len(kept) < len(batch):
             self.lose(len(batch) - len(kept))
             _log.warning("telemetry.lost", records=len(batch) - len(kept), spilled=len(self._spill))

@@ -5,7 +5,7 @@ resends apart: an idempotent producer numbers its batches, so that none is taken
 lost, and a producer that lost one is never used again.
 
 Bound: a lane holds two batches (one waiting, one under way) of ``BATCH_BYTES`` for each partition
-that is written to; who has more to write waits.
+that is written to. Who has more to write waits, with one more batch of its own for each partition.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, ProducerClosed
 
 from esper.config import KafkaSettings
-from esper.errors import ContractError, EsperError
+from esper.errors import ContractError, EsperError, InvariantError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.clients import client_options, kafka_error, started
 from esper.oona.deliveries import Deliveries
@@ -52,9 +52,10 @@ class Lane:
         self._kafka = kafka
         self._options = {"client_id": client_id, "linger_ms": linger_ms, "compression_type": compression}
         self._exits = AsyncExitStack()
-        self._renewing = asyncio.Lock()
         self._turns: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._producer: Any = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def open(self) -> None:
         """Connect.
@@ -76,16 +77,21 @@ class Lane:
             self._exits, self._producer = exits.pop_all(), producer
 
     async def close(self) -> None:
-        """Let what is under way arrive, for ``SETTLE_S``, and end."""
+        """Let what is under way arrive, for ``SETTLE_S``, and end for good."""
+        self._is_closed = True
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal], timeout=SETTLE_S)
+            self._renewal.cancel()
+            await asyncio.wait([self._renewal])
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
         try:
-            async with asyncio.timeout(SETTLE_S):
-                await producer.flush()
+            if producer is not None:
+                async with asyncio.timeout(SETTLE_S):
+                    await producer.flush()
         except TimeoutError:
             await _give_up(producer)
-        await self._exits.aclose()
+        finally:
+            await self._exits.aclose()
 
     async def attempt(self, deliveries: Deliveries, numbers: Sequence[int]) -> None:
         """Send these records once, and note what became of each. Raises nothing of Kafka's."""
@@ -103,12 +109,13 @@ class Lane:
             await self._retire(producer)
 
     async def _send_group(self, producer: Any, place: Place, numbers: list[int], deliveries: Deliveries) -> bool:
-        """Send one partition's records; from the first that fails on, all count as failed.
+        """Send one partition's records. From the first batch that fails none counts as sent.
 
         Returns:
             False where the producer lost a batch and must not be used again.
         """
-        error: EsperError | None = None
+        raised: EsperError | None = None
+        is_sound = True
         under_way: list[tuple[list[int], Any]] = []
         try:
             if len(numbers) <= FEW_RECORDS and all(deliveries.records[n].key is not None for n in numbers):
@@ -116,19 +123,20 @@ class Lane:
             else:
                 async with self._turns[place]:  # who waits for room waits in line, not in a crowd
                     await self._submit_batches(producer, place, numbers, deliveries.records, under_way)
-        except (KafkaError, OSError) as raised:
-            error = self._explained(raised)
-        is_sound = error is None or isinstance(error.__cause__, KafkaTimeoutError)  # that is: no room yet
+        except (KafkaError, OSError) as error:
+            raised = self._explained(error)
+            is_sound = isinstance(error, KafkaTimeoutError)  # there was no room yet: nothing is lost
         if under_way:
             await asyncio.wait([future for _members, future in under_way])
+        num_arrived = 0
         for members, future in under_way:
             if future.exception() is not None:
-                is_sound = False
-                error = error or self._explained(future.exception())
-            if error is None or not future.exception():
-                deliveries.arrived(members, place[1], future.result().offset)
-        if error is not None:
-            deliveries.failed(numbers, error)
+                _note_failed(deliveries, numbers[num_arrived:], members, self._explained(future.exception()))
+                return False
+            deliveries.arrived(members, place[1], future.result().offset)
+            num_arrived += len(members)
+        if raised is not None:
+            _note_failed(deliveries, numbers[num_arrived:], numbers[num_arrived : num_arrived + 1], raised)
         return is_sound
 
     async def _submit_few(
@@ -167,9 +175,7 @@ class Lane:
     def _explained(self, error: BaseException) -> EsperError:
         if isinstance(error, EsperError):
             return error
-        explained = kafka_error(error, self._kafka)
-        explained.__cause__ = error
-        return explained
+        return kafka_error(error, self._kafka)
 
     async def _retire(self, broken: Any) -> None:
         """Put a new producer in the place of one that lost a batch."""
@@ -177,14 +183,33 @@ class Lane:
             await self._renewed(broken)
 
     async def _renewed(self, broken: Any) -> Any:
-        async with self._renewing:
-            if self._producer is broken:
-                self._producer = None
-                if broken is not None:
-                    await _give_up(broken)
-                    await self._exits.aclose()
-                await self.open()
-            return self._producer
+        """The producer in the place of ``broken``; a caller that gives up does not break the renewal off."""
+        if not self._is_closed and self._producer is broken and (self._renewal is None or self._renewal.done()):
+            self._producer = None
+            self._renewal = asyncio.create_task(self._renew(broken), name="renew-producer")
+            self._renewal.add_done_callback(_seen)
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal])
+        if self._is_closed or self._renewal is None:
+            raise InvariantError("the producer is closed: nothing can be sent any more")
+        self._renewal.result()
+        return self._producer
+
+    async def _renew(self, broken: Any) -> None:
+        if broken is not None:
+            await _give_up(broken)
+            await self._exits.aclose()
+        await self.open()
+        _log.info("producer.renewed", **self._options)
+
+
+def _note_failed(deliveries: Deliveries, numbers: Sequence[int], culprits: Sequence[int], error: EsperError) -> None:
+    """Note a failure; what a broker refuses for what is in it is refused alone, the others go again."""
+    deliveries.failed(culprits, error)
+    if isinstance(error, ContractError):
+        error = UnavailableError("not sent: a record before it was refused")
+    refused = frozenset(culprits)
+    deliveries.failed([n for n in numbers if n not in refused], error)
 
 
 async def _grouped(producer: Any, deliveries: Deliveries, numbers: Iterable[int]) -> dict[Place, list[int]]:
@@ -216,8 +241,13 @@ def _too_large(topic: str, num_bytes: int) -> ContractError:
 
 def _noted(future: Any) -> Any:
     """The future, which asyncio will not report as overlooked where nobody waits for it any more."""
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    future.add_done_callback(_seen)
     return future
+
+
+def _seen(future: Any) -> None:
+    if future.done() and not future.cancelled():
+        future.exception()
 
 
 async def _give_up(producer: Any) -> None:
@@ -226,6 +256,9 @@ async def _give_up(producer: Any) -> None:
     accumulator.reenqueue = _forget
     sender.cancel()
     accumulator.fail_all(ProducerClosed())
+    for batch in (*accumulator._pending_batches, *(b for waiting in accumulator._batches.values() for b in waiting)):
+        _seen(batch.future)
+        _seen(batch._drain_waiter)
     await producer.client.close()  # what is under way ends now, not at its request's timeout
     await asyncio.wait([sender], timeout=GIVE_UP_S)
     if sender.done():

@@ -5,7 +5,7 @@ goes out in the order of appending, at least once. Two connections: one appends,
 reads and removes, so that the trainer never waits for whoever sends.
 
 On a full disk ``append`` refuses and nothing else breaks. SQLite needs room even to remove, so some is
-held in reserve in a file beside; given up when a removal fails, taken again when there is room.
+held in reserve in a file beside; given up when a removal or ``open`` fails, taken again when there is room.
 """
 
 import base64
@@ -69,19 +69,25 @@ class Outbox:
         self._num_appended = 0
         self._num_removed = 0
         self._sent_up_to = 0
+        self._has_reserve = True  # so that its absence is told once
 
     def open(self) -> None:
-        """Open the file and recover what an earlier process left in it.
+        """Open the file and recover what an earlier process left in it; on a full disk with the reserve.
 
         Raises:
             UnavailableError: the file cannot be used.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer, self._sender = self._connect("FULL"), self._connect("NORMAL")
-            self._writer.executescript(_TABLES)
+            try:
+                self._open()
+            except sqlite3.OperationalError:
+                if not self._reserve.exists():
+                    raise
+                self.close()
+                self._reserve.unlink()
+                self._open()
             self._take_reserve()
-            self._num_appended = int(self._writer.execute("SELECT count(*) FROM outbox").fetchone()[0])
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise UnavailableError(
@@ -89,6 +95,12 @@ class Outbox:
                 "Free some disk, or move it aside: the events in it that Kafka does not have are lost then"
             ) from error
         self._num_removed = self._sent_up_to = 0
+
+    def _open(self) -> None:
+        self._writer = self._connect("FULL")
+        self._sender = self._connect("NORMAL")
+        self._writer.executescript(_TABLES)
+        self._num_appended = int(self._writer.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
     def close(self) -> None:
         """Close the file. What is in it stays."""
@@ -105,9 +117,11 @@ class Outbox:
 
         Raises:
             OutboxFullError: there is no room; nothing was added.
-            ContractError: a record is too large for any broker.
+            ContractError: a record is too large for any broker, or names a partition, which is not kept.
         """
         for record in records:
+            if record.partition is not None:
+                raise ContractError(f"an outbox keeps no partition, and a record for {record.topic} names one")
             if record.size_bytes > RECORD_LIMIT_BYTES:
                 raise ContractError(f"an event of {record.size_bytes:,} bytes for {record.topic} is too large")
         rows = [(r.topic, r.key, r.value, _headers_to_text(r), r.timestamp_ms) for r in records]
@@ -180,14 +194,16 @@ class Outbox:
 
     def _take_reserve(self) -> None:
         """Hold room on the disk, where there is some."""
-        if self._reserve.exists():
-            return
         try:
-            with self._reserve.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            if not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
+                with self._reserve.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            self._has_reserve = True
         except OSError as error:
             self._reserve.unlink(missing_ok=True)
-            _log.warning("outbox.no_reserve", path=str(self._reserve), error=str(error))
+            if self._has_reserve:
+                _log.warning("outbox.no_reserve", path=str(self._reserve), error=str(error))
+            self._has_reserve = False
 
     def __len__(self) -> int:
         """How many records wait."""

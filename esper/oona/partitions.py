@@ -88,6 +88,11 @@ class PartitionReader:
         self._is_finishing = False
 
     @property
+    def is_finishing(self) -> bool:
+        """Whether nothing more will be handled: it was stopped, or is given away."""
+        return self._is_finishing
+
+    @property
     def is_full(self) -> bool:
         """Whether nothing more should be fetched for now."""
         return len(self._waiting) >= 3 * self._max_batch_records

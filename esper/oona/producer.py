@@ -37,9 +37,9 @@ class OonaProducer:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
+            exits.push_async_callback(self._close)
             for lane in (self._control, self._telemetry):
                 await lane.open()
-                exits.push_async_callback(lane.close)
             self._exits = exits.pop_all()
         return self
 
@@ -47,6 +47,10 @@ class OonaProducer:
         self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
     ) -> None:
         await self._exits.aclose()
+
+    async def _close(self) -> None:
+        """Both at once, lest a broker that is away is waited for twice."""
+        await asyncio.gather(self._control.close(), self._telemetry.close())
 
     async def send(self, message: OonaMessage) -> Position:
         """Write one event and wait until the broker has it.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from esper.logging import get_logger
 
 STALLED_AFTER_S = 30.0  # longer than a rebalance and one long transaction; a stall is known this late
+NO_PROGRESS = "no progress"
 
 _log = get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Stall:
 class _Standing:
     offset: int
     since: float
-    reason: str = "no progress"
+    reason: str = NO_PROGRESS
     is_red: bool = False
 
 
@@ -68,9 +69,13 @@ class ProgressWatch:
         self._standings.pop(place, None)
 
     def reached(self, place: Place, offset: int) -> None:
-        """Everything below ``offset`` is done with."""
-        if place in self._standings and offset > self._standings[place].offset:
-            self._standings[place] = _Standing(offset, self._clock())
+        """Everything below ``offset`` is done with. A partition that was stopped stays so."""
+        standing = self._standings.get(place)
+        if standing is None or offset <= standing.offset:
+            return
+        standing.offset, standing.since = offset, self._clock()
+        if not standing.is_red:
+            standing.reason = NO_PROGRESS
 
     def troubled(self, place: Place, reason: str) -> None:
         """What keeps a partition from getting on, for now."""

@@ -29,6 +29,7 @@ from esper.oona.progress import STALLED_AFTER_S, Place, ProgressWatch, Stall, St
 from esper.schemas.topics import TopicSpec
 
 POLL_MS = 200
+METADATA_MS = 10_000  # how late a topic that was made anew is noticed; until then its readers have no partitions
 WATCH_S = 1.0  # how often a stall is looked for
 HEARD_S = 10.0  # an end of the log that is older counts as not known
 STOP_S = 5.0  # for leaving the group; a broker that is away must not hold a process up
@@ -39,6 +40,8 @@ ANY_PARTITION = -1
 START_RETRY_MAX_S = 5.0  # longest wait before a position is asked for again
 MOVED_S = 0.5  # before a position that somebody else moved is read anew: a rebalance may be on its way
 LOST = "offsets {} to {} expired before they were read and are lost"
+SHRUNK = "the log ends at {}, before the position {}: a wiped broker, or the wrong one"
+WENT_BACK = "the log gave offset {} where {} was due: it was wiped, and filled anew"
 
 LoadPositions = Callable[[Sequence[Place]], Awaitable[Mapping[Place, int]]]
 
@@ -104,6 +107,7 @@ class Subscriber:
             heartbeat_interval_ms=int(self._options.session_timeout_s * 250),
             rebalance_timeout_ms=int(1000 * (self._options.finish_s + self._options.session_timeout_s)),
             fetch_max_wait_ms=100,
+            metadata_max_age_ms=METADATA_MS,
         )
         self._commits = Commits(self._consumer, self._group)
         self._consumer.subscribe([t.name for t in self._topics], listener=_Listener(self._revoked, self._assigned))
@@ -154,9 +158,11 @@ class Subscriber:
         try:
             while not self._is_stopping.is_set():
                 fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
+                meant = {tp: self._readers.get(tp) for tp in fetched}
                 for tp, records in fetched.items():
-                    if tp in self._readers:  # else it was given away just now
-                        await self._offer(tp, [stored(r) for r in records])
+                    reader = self._readers.get(tp)
+                    if reader is not None and reader is meant[tp]:  # else it was given away just now, or begun anew
+                        await self._offer(tp, reader, [stored(r) for r in records])
                 self._balance()
         except KafkaError as error:
             raise kafka_error(error, self._kafka) from error
@@ -200,7 +206,7 @@ class Subscriber:
                 reader.stop(LOST.format(start, first - 1))
                 return
             if start > last:
-                reader.stop(f"the log ends at {last}, before the position {start}: a wiped broker, or the wrong one")
+                reader.stop(SHRUNK.format(last, start))
                 return
             self._consumer.seek(tp, start)
             self._readers[tp] = reader
@@ -235,14 +241,26 @@ class Subscriber:
         committed = None if place in own else await self._consumer.committed(tp)
         return own.get(place, first if committed is None else committed), first, last
 
-    async def _offer(self, tp: TopicPartition, records: Sequence[StoredRecord]) -> None:
-        reader = self._readers[tp]
-        if records[0].position.offset > reader.expected:  # a hole, or retention was faster than we
+    async def _offer(self, tp: TopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]) -> None:
+        if reader.is_finishing:
+            return
+        if records[0].position.offset == reader.expected:
+            reader.offer(records)
+            return
+        # a hole; or what was due is not in the log, and the consumer went to its start
+        try:
             first = (await self._consumer.beginning_offsets([tp]))[tp]
-            if first > reader.expected:
-                reader.stop(LOST.format(reader.expected, first - 1))
-                return
-        reader.offer(records)
+        except KafkaError as error:
+            _log.warning("subscriber.asks_again", topic=tp.topic, partition=tp.partition, error=repr(error))
+            if self._readers.get(tp) is reader:
+                self._consumer.seek(tp, records[0].position.offset)
+            return
+        if first > reader.expected:
+            reader.stop(LOST.format(reader.expected, first - 1))
+        elif records[0].position.offset < reader.expected:
+            reader.stop(WENT_BACK.format(records[0].position.offset, reader.expected))
+        else:
+            reader.offer(records)
 
     async def _finish(self, partitions: Sequence[TopicPartition]) -> None:
         self._unassigned_since = time.monotonic()
@@ -267,9 +285,9 @@ class Subscriber:
     def _balance(self) -> None:
         paused = self._consumer.paused()
         for tp, reader in self._readers.items():
-            if reader.is_full and tp not in paused:
+            if (reader.is_full or reader.is_finishing) and tp not in paused:
                 self._consumer.pause(tp)
-            elif reader.has_room and tp in paused:
+            elif reader.has_room and not reader.is_finishing and tp in paused:
                 self._consumer.resume(tp)
 
     def _end_of(self, tp: TopicPartition) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from processes import process
+from small_disk import end_of, on_small_disk
 from torch import nn
 from waiting import wait_until
 
@@ -185,40 +186,39 @@ async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_after
     assert sequences == list(range(len(sequences)))
 
 
-async def test_a_full_disk_refuses_growth_and_training_goes_on(
+@pytest.mark.timeout(150)
+async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
     kernel = await stored_kernel(stack, 8)
-    run, one_step = training(stack, tmp_path, run_id, outbox_max_pages=16)
+    child = on_small_disk(stack, tmp_path, "training", run_id, str(tmp_path))
+    child.start()
 
-    def train() -> None:
-        with run:
-            stuffed = run._outbox
-            blob = stuffed.oldest(1)[0][1] if len(stuffed) else None
-            one_step()
-            fill(stuffed, run_id)
-            sent = asyncio.run(germinate(stack, run_id, kernel))
-            wait_until(lambda: run._inbox.has_seen([sent.id]), 30, "the command")
-            for _n in range(9):
-                fill(stuffed, run_id)
-                one_step()
-            assert run.step_number == 10
-            assert blob is None or blob.topic == topics.RUNS.name
+    async def says(words: str) -> None:
+        def is_said() -> bool:
+            assert child.is_alive, child.tail(40)
+            return words in child.log_path.read_text()
 
-    await asyncio.to_thread(train)
+        await asyncio.to_thread(wait_until, is_said, 60, words)
 
-
-def fill(outbox: Any, run_id: str) -> None:
-    """Leave no room in the outbox, whatever the link drains meanwhile."""
-    from esper.errors import OutboxFullError
-    from esper.oona.records import Record
-
-    junk = Record(topics.RUNS.dead_letters.name, run_id.encode(), b"x" * 1500, (), 0)
     try:
-        while True:
-            outbox.append([junk])
-    except OutboxFullError:
-        return
+        await says("send a command")
+        command = await germinate(stack, run_id, kernel)
+        (tmp_path / "sent").touch()
+        await says("stop the broker")
+        stack.kafka.pause()
+        (tmp_path / "stopped").touch()
+        await says("start the broker")
+    finally:
+        stack.kafka.go_on()
+        (tmp_path / "started").touch()
+    await asyncio.to_thread(end_of, child)
+    found = [m.data for m in await told(stack, run_id, topics.RUNS, topics.LIFECYCLE)]
+    assert [e.boundary for e in found if isinstance(e, events.BoundaryReached)] == [5], "told again with room"
+    grown = [(e.step, e.command_id) for e in found if isinstance(e, events.SeedTransitioned) and e.command_id]
+    assert grown == [(25, command.id)]
+    sequences = sorted({m.data.sequence for m in await told(stack, run_id)})
+    assert sequences == list(range(len(sequences))), "no event that could not be written used a number up"
 
 
 async def test_two_processes_cannot_have_one_run(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:

@@ -1,0 +1,39 @@
+"""A process on a small disk that can really be full: a tmpfs in namespaces of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import process
+from waiting import wait_until
+
+from esper.embedded.processes import ChildProcess
+from esper.embedded.stack import EmbeddedStack
+
+TESTS = Path(__file__).parent
+SCRIPT = TESTS / "integration" / "full_disk.py"
+IMPORTS = os.pathsep.join((str(TESTS), str(TESTS.parent)))
+SIZE_MB = 24
+
+
+def on_small_disk(stack: EmbeddedStack, folder: Path, what: str, *arguments: str) -> ChildProcess:
+    """``full_disk.py`` on a disk of ``SIZE_MB``; not started yet. Skips where no disk can be mounted."""
+    if subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("user namespaces are not allowed here, so no small disk can be mounted")
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size={SIZE_MB}m tmpfs "$1" && shift && exec "$@"'
+    script = (sys.executable, str(SCRIPT), what, str(disk), *arguments)
+    command = ("unshare", "-Urm", "sh", "-c", mount, "sh", str(disk), *script)
+    return process(stack, folder, what, *command, PYTHONPATH=IMPORTS)
+
+
+def end_of(child: ChildProcess) -> str:
+    """Wait until it is through with everything; what it printed."""
+    wait_until(lambda: not child.is_alive, 90, "the end of the script")
+    printed = child.log_path.read_text()
+    assert child.returncode == 0, printed
+    assert "whole" in printed.split()
+    return printed
