@@ -6,8 +6,7 @@ and not committed yet comes again after a kill, unless the handler keeps positio
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -21,10 +20,14 @@ _log = get_logger(__name__)
 
 
 class Commits:
-    """The positions of one group member that the group does not know yet."""
+    """The positions of one group member that the group does not know yet.
 
-    def __init__(self, consumer: Any, group: str) -> None:
-        self._consumer, self._group = consumer, group
+    Args:
+        commit: tells the group: partition -> the next offset.
+    """
+
+    def __init__(self, commit: Callable[[dict[TopicPartition, int]], Awaitable[None]], group: str) -> None:
+        self._commit, self._group = commit, group
         self._waiting: dict[Place, int] = {}
         self._failing_since: float | None = None
 
@@ -49,7 +52,7 @@ class Commits:
         if not waiting:
             return
         try:
-            await self._consumer.commit({TopicPartition(*place): offset for place, offset in waiting.items()})
+            await self._commit({TopicPartition(*place): offset for place, offset in waiting.items()})
             self._failing_since = None
         except (KafkaError, IllegalStateError) as error:
             self._waiting = {**waiting, **self._waiting}

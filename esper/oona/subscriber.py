@@ -92,6 +92,7 @@ class Subscriber:
         self._readers: dict[TopicPartition, PartitionReader] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._unassigned_since: float | None = time.monotonic()
+        self._commits = Commits(lambda offsets: self._consumer.commit(offsets), group)
         self._is_stopping = asyncio.Event()
         self._exits = AsyncExitStack()
         self._consumer: Any = None
@@ -109,7 +110,6 @@ class Subscriber:
             fetch_max_wait_ms=100,
             metadata_max_age_ms=METADATA_MS,
         )
-        self._commits = Commits(self._consumer, self._group)
         self._consumer.subscribe([t.name for t in self._topics], listener=_Listener(self._revoked, self._assigned))
         joining_s = CONNECT_TIMEOUT_S + self._options.finish_s + self._options.session_timeout_s  # of a whole rebalance
         names = {t.name for t in self._topics}
