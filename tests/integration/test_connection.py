@@ -221,6 +221,26 @@ async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
     assert sequences == list(range(len(sequences))), "no event that could not be written used a number up"
 
 
+async def test_telemetry_that_did_not_fit_is_told_before_the_run_ends_and_used_no_number_up(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    run, one_step = training(stack, tmp_path, run_id, max_queued_telemetry=2, boundary_steps=1000)
+
+    def train() -> None:
+        with run:
+            for _n in range(60):
+                one_step()
+
+    await asyncio.to_thread(train)
+    found = [m.data for m in await told(stack, run_id)]
+    measured = [e for e in found if isinstance(e, events.LayerHealthMeasured)]
+    (gap,) = [e for e in found if isinstance(e, events.TelemetryGap)]
+    assert len(measured) + gap.num_lost == 60 * len(run._model.layers), "to the record"
+    sequences = sorted(e.sequence for e in found)
+    assert sequences == list(range(len(found)))
+    assert [type(e) for e in sorted(found, key=lambda e: e.sequence)[-2:]] == [events.TelemetryGap, events.RunEnded]
+
+
 async def test_two_processes_cannot_have_one_run(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
     run, _step = training(stack, tmp_path, run_id)
     again, _step = training(stack, tmp_path, run_id)
