@@ -66,7 +66,7 @@ class NotAllowedError(EsperError):
 
 
 class OutboxFullError(EsperError):
-    """The disk under the outbox is full. Growth is refused until there is room."""
+    """The outbox cannot be written, as a rule because its disk is full. Growth is refused until it can."""
 
 
 class InvariantError(EsperError):

@@ -10,8 +10,7 @@ from esper.connection.settings import OUTBOX_FILE, SPILL_FILE
 from esper.errors import ConfigError
 from esper.oona.outbox import Outbox, waiting_in
 from esper.oona.producer import OonaProducer
-
-BATCH = 500
+from esper.oona.sending import send_oldest
 
 
 def register(app: typer.Typer) -> None:
@@ -50,10 +49,8 @@ async def _send(path: Path) -> int:
     async with OonaProducer(load_settings().need_kafka(), client_id="esper-outbox") as producer:
         outbox.open()
         try:
-            while waiting := outbox.oldest(BATCH):
-                await producer.send_records([record for _id, record in waiting])
-                outbox.remove_up_to(waiting[-1][0])
-                count += len(waiting)
+            while sent := await send_oldest(outbox, producer):
+                count += sent
         finally:
             outbox.close()
     return count

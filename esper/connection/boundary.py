@@ -4,6 +4,8 @@ Each move is written to the outbox before it takes effect. Where the disk is ful
 and nothing moves; training goes on.
 """
 
+from typing import Any
+
 from torch.optim import Optimizer
 
 from esper.connection.commands import CommandInbox, ReceivedCommand, reason_to_reject
@@ -45,6 +47,7 @@ class BoundaryWork:
         self._inbox = inbox
         self._book = book
         self._last_moves: dict[tuple[str, int], OonaMessage] = {}
+        self._untold: list[tuple[OonaMessage, dict[str, Any]]] = []
 
     def pass_boundary(self, boundary: int, step: int, epoch: int) -> None:
         """Do all of it; never raises for a full disk."""
@@ -53,6 +56,7 @@ class BoundaryWork:
                 self._handle(received, boundary, step)
             for plan in self._model.plan_advance(boundary):
                 self._move(plan, boundary, step, self._last_moves.get((plan.layer_id, plan.seed_id)))
+            self._tell_reports(step)
             self._journal.record(
                 BoundaryReached,
                 step=step,
@@ -62,6 +66,13 @@ class BoundaryWork:
             )
         except OutboxFullError as error:
             _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+
+    def _tell_reports(self, step: int) -> None:
+        """Field reports come after their moves took effect: on a full disk they wait for the next boundary."""
+        while self._untold:
+            moved, report = self._untold[0]
+            self._journal.record(FieldReported, moved, step=step, **report)
+            self._untold.pop(0)
 
     def _handle(self, received: ReceivedCommand, boundary: int, step: int) -> None:
         refused = reason_to_reject(received, self._journal.incarnation, step)
@@ -141,7 +152,7 @@ class BoundaryWork:
             self._book.germinated(plan, received.message.id, received.command.decision_id, step)
         report = self._book.ended(plan)
         if report is not None:
-            self._journal.record(FieldReported, moved, step=step, **report)
+            self._untold.append((moved, report))
         _log.info(
             "seed.moved",
             seed=f"{plan.layer_id}:{plan.seed_id}",

@@ -24,7 +24,6 @@ from esper.errors import (
     ContractError,
     EsperError,
     KernelError,
-    NotAllowedError,
     OutboxFullError,
     UnavailableError,
 )
@@ -35,18 +34,16 @@ from esper.oona.outbox import Outbox
 from esper.oona.permissions import verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.refusals import kafka_error
+from esper.oona.sending import AWAY, send_oldest
 from esper.schemas.enums import RejectionReason
 from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
 from esper.schemas.topics import COMMANDS, LIFECYCLE
 from esper.storage.blobs import BlobStore
 
-BATCH = 500
 IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is looked for
 RETRY_S = (0.2, 2.0)  # after the broker refused, and after something broke
 KERNEL_ATTEMPTS = 3
 START_TIMEOUT_S = 30.0
-AWAY = (UnavailableError, NotAllowedError)
-"""Training goes on, and events wait: a right that was taken can be given back."""
 
 _log = get_logger(__name__)
 
@@ -160,8 +157,7 @@ class LinkThread:
     async def _start_tasks(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
         self._consumer.pause(TopicPartition(LIFECYCLE.name, self._partition))
         self._consumer.seek(TopicPartition(COMMANDS.name, self._partition), offset)
-        assert self._producer is not None
-        producer = self._producer
+        producer = self._needed_producer()
         works: dict[str, Callable[[], Awaitable[None]]] = {
             "outbox": self._keep_sending,
             "telemetry": lambda: self.telemetry.keep_sending(producer),
@@ -170,30 +166,18 @@ class LinkThread:
         }
         self._tasks = [asyncio.create_task(_for_ever(n, w), name=f"link-{n}") for n, w in works.items()]
 
+    def _needed_producer(self) -> OonaProducer:
+        assert self._producer is not None
+        return self._producer
+
     async def _keep_sending(self) -> None:
         while True:
             try:
-                if not await self._send_oldest():
+                if not await send_oldest(self._outbox, self._needed_producer()):
                     await asyncio.sleep(IDLE_S)
             except (*AWAY, OutboxFullError) as error:
                 _log.warning("outbox.waiting", events=len(self._outbox), error=str(error))
                 await asyncio.sleep(RETRY_S[0])
-
-    async def _send_oldest(self) -> int:
-        """Send a batch of the outbox; what no broker takes is set aside, so that it holds nothing up."""
-        assert self._producer is not None
-        waiting = self._outbox.oldest(BATCH)
-        if not waiting:
-            return 0
-        deliveries = await self._producer.deliver([record for _id, record in waiting])
-        for (record_id, record), delivery in zip(waiting, deliveries, strict=True):
-            if isinstance(delivery.error, AWAY):
-                raise delivery.error  # in this order, or not at all: all of it again
-            if delivery.error is not None:
-                self._outbox.set_aside(record_id, str(delivery.error))
-                _log.error("outbox.refused", topic=record.topic, error=str(delivery.error))
-        self._outbox.remove_up_to(waiting[-1][0])
-        return len(waiting)
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
         while True:
@@ -249,11 +233,11 @@ class LinkThread:
         try:
             async with asyncio.timeout(timeout_s):
                 if not self._tasks:
-                    while await self._send_oldest():
+                    while await send_oldest(self._outbox, self._needed_producer()):
                         pass
                 while len(self._outbox) or (self._tasks and not self.telemetry.is_empty):
                     await asyncio.sleep(IDLE_S)
-        except (TimeoutError, *AWAY):
+        except (TimeoutError, OutboxFullError, *AWAY):
             return False
         return True
 

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from esper.connection.settings import LinkOptions
-from esper.errors import ContractError, EsperError, NotAllowedError, OutboxFullError, UnavailableError
+from esper.errors import ContractError, EsperError, OutboxFullError
 from esper.logging import get_logger
 from esper.oona.cloudevents import encode
 from esper.oona.outbox import Outbox
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Record
+from esper.oona.sending import AWAY
 from esper.schemas.messages import OonaMessage
 
 FULL_BATCH = 100  # records that are sent without waiting for more
@@ -25,8 +26,6 @@ LINGER_S = 0.010  # how long fewer than that may wait
 MAX_BATCH = 1_000  # records taken from the queue at once
 AWAY_AFTER_S = 5.0  # a broker that has not taken a batch by then is away: the spill takes over
 RETRY_S = 0.2  # between attempts to empty the spill
-AWAY = (UnavailableError, NotAllowedError)
-"""Telemetry waits: a broker comes back, and a right that was taken can be given back."""
 
 _log = get_logger(__name__)
 

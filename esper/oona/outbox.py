@@ -133,10 +133,11 @@ class Outbox:
                 if marks:
                     database.executemany(_MARK, list(marks.items()))
                 database.execute("COMMIT")
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
-                raise OutboxFullError(f"the outbox {self.path} took nothing: {error}; free some disk") from error
+                told = "free some disk" if "full" in str(error) else "growth waits until it can be written again"
+                raise OutboxFullError(f"the outbox {self.path} took nothing: {error}; {told}") from error
             self._num_appended += len(rows)
 
     def marks(self) -> dict[str, str]:
