@@ -40,6 +40,6 @@ def kernel_event_id(kernel_sha256: str) -> UUID:
     return _id("kernel", kernel_sha256)
 
 
-def redriven_id(topic: str, partition: int, letter_offset: int) -> UUID:
-    """The id of the event that a dead letter was redriven: one letter, one event."""
-    return _id("redriven", topic, partition, letter_offset)
+def redriven_id(redrive_id: UUID, topic: str, partition: int, letter_offset: int) -> UUID:
+    """The id of the event that a redrive sent a dead letter again: one redrive and letter, one event."""
+    return _id("redriven", redrive_id, topic, partition, letter_offset)

@@ -18,8 +18,11 @@ class TopicSpec:
 
     @property
     def dead_letters(self) -> "TopicSpec":
-        """Where records of this topic go that cannot be decoded: same counts, same retention."""
-        return TopicSpec(self.name + DEAD_LETTER_SUFFIX, self.num_partitions, self.retention_ms)
+        """Where records of this topic go that cannot be decoded: same counts, kept for ever.
+
+        A letter must outlive its origin: a replay skips what has one.
+        """
+        return TopicSpec(self.name + DEAD_LETTER_SUFFIX, self.num_partitions)
 
 
 TELEMETRY = TopicSpec("telemetry.seed.health", 12, int(TELEMETRY_RETENTION.total_seconds() * 1000))

@@ -14,7 +14,7 @@ import asyncpg
 import stamina
 
 from esper.config import Settings, state_dir
-from esper.errors import NewerVersionError, NotAllowedError, PositionError, UnavailableError
+from esper.errors import EsperError, NewerVersionError, NotAllowedError, PositionError, UnavailableError
 from esper.logging import get_logger
 from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
@@ -163,8 +163,8 @@ class LogFolder:
         rows = [row async for row in queries("letters").all_pending(connection)]
         for place in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
             try:
-                await send_pending(connection, *place, self._producer.send_records)
-            except (UnavailableError, NotAllowedError) as error:
+                await send_pending(connection, *place, self._producer)
+            except EsperError as error:
                 # they wait on; the next letter or assignment takes them along
                 _log.warning("letters.waiting", topic=place[0], partition=place[1], error=str(error))
 
@@ -175,7 +175,7 @@ class LogFolder:
                 async with self._pool.acquire() as connection:
                     folded = await fold(connection, batch)
                     if folded.has_letters:
-                        await send_pending(connection, batch.topic, batch.partition, self._producer.send_records)
+                        await send_pending(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
             self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
             raise

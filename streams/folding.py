@@ -2,9 +2,9 @@
 
 The order is the design:
 1. decode every record; what cannot be decoded is set aside with its reason;
-2. in one transaction: lock the partition's position; drop what lies below it; refuse a gap;
-   drop resends by their sequence, and redriven records whose origin was folded; project; note what
-   was set aside, with its letter; move the position past the batch;
+2. in one transaction: lock the partition's position; drop what lies below it; refuse a gap; note what
+   was set aside, with its letter; drop redriven records whose event was folded, and resends by their
+   sequence; project; move the position past the batch;
 3. the caller sends the letters (``esper.streams.letters``).
 A newer version of a known type ends the batch before it and stops the partition.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from esper.errors import DecodeError, NewerVersionError, PositionError
 from esper.oona.consumer import StoredRecord
-from esper.oona.dead_letters import origin_of
+from esper.oona.dead_letters import first_origin
 from esper.oona.records import Position
 from esper.schemas.events import TrainerEvent
 from esper.streams.letters import Broken, note_letters
@@ -98,11 +98,11 @@ async def fold(connection: Any, batch: Batch, replayed: Mapping[Position, Decode
     async with connection.transaction():
         stored = await _lock_position(connection, batch)
         events = [e for e in decoded.events if e.position.offset >= stored]
-        fresh = await _without_resends(connection, batch.topic, await _without_redriven(connection, events))
+        broken = [b for b in decoded.broken if b[0].position.offset >= stored]
+        await note_letters(connection, broken, to_be_sent=replayed is None)  # a redrive may follow in this batch
+        fresh = await _without_resends(connection, batch.topic, await _without_redriven(connection, batch, events))
         if fresh:
             await PROJECTORS[batch.topic](connection, fresh)
-        broken = [b for b in decoded.broken if b[0].position.offset >= stored]
-        await note_letters(connection, broken, to_be_sent=replayed is None)
         if decoded.end > stored:
             await queries("positions").move_position(
                 connection, topic=batch.topic, log_partition=batch.partition, next_offset=decoded.end
@@ -113,10 +113,9 @@ async def fold(connection: Any, batch: Batch, replayed: Mapping[Position, Decode
 
 
 def _origin(record: StoredRecord) -> Position | None:
-    """Where a redriven record lay first; a header that names no earlier place of its own partition is ignored."""
-    origin, here = origin_of(record.headers), record.position
-    is_earlier = origin is not None and origin[:2] == here[:2] and origin.offset < here.offset
-    return origin if is_earlier else None
+    """Where a redriven record lay first; None for any other."""
+    origin = first_origin(record.headers, record.position)
+    return None if origin == record.position else origin
 
 
 async def _lock_position(connection: Any, batch: Batch) -> int:
@@ -131,22 +130,33 @@ async def _lock_position(connection: Any, batch: Batch) -> int:
     return stored
 
 
-async def _without_redriven(connection: Any, events: Sequence[Projected]) -> list[Projected]:
-    """Drop redriven records whose origin was folded by an earlier redrive, and note the others."""
+async def _without_redriven(connection: Any, batch: Batch, events: Sequence[Projected]) -> list[Projected]:
+    """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
+
+    A resend of an event that has a letter is folded, and settles the letter.
+    """
+    sql, where = queries("letters"), {"topic": batch.topic, "log_partition": batch.partition}
+    letters: Any = {r["event_id"]: r async for r in sql.letters_of(connection, **where)}
     fresh = []
     for projected in events:
-        if projected.origin is not None:
-            topic, partition, offset = projected.origin
-            noted = await queries("letters").note_redriven(
-                connection,
-                topic=topic,
-                log_partition=partition,
-                log_offset=offset,
-                redriven_offset=projected.position.offset,
-            )
-            if noted is None:
-                continue
-        fresh.append(projected)
+        event_id, origin = str(projected.message.id), projected.origin
+        letter = letters.get(event_id)
+        if letter is not None and letter["log_offset"] > projected.position.offset:
+            letter = None  # of later on: how the log was cut into batches must not matter
+        if letter is None and origin is None:
+            fresh.append(projected)
+            continue
+        if origin is None and letter["is_folded"]:
+            continue
+        noted = await sql.note_redriven(
+            connection,
+            **where,
+            log_offset=letter["log_offset"] if origin is None else origin.offset,
+            redriven_offset=projected.position.offset,
+            event_id=event_id,
+        )
+        if noted is not None:
+            fresh.append(projected)
     return fresh
 
 

@@ -7,45 +7,67 @@ a replay may skip exactly the records that have a letter.
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esper.config import KafkaSettings
 from esper.errors import ContractError, DecodeError
+from esper.logging import get_logger
 from esper.oona.consumer import StoredRecord, read_range
-from esper.oona.dead_letters import dead_letter, read_letter, told
+from esper.oona.dead_letters import PROJECTIONS, dead_letter, read_letter, told
+from esper.oona.producer import OonaProducer
 from esper.oona.records import Headers, Position, Record
 from esper.schemas.topics import DEAD_LETTER_SUFFIX, TOPICS
 from esper.streams.queries import queries
 
-SEND_AT_ONCE = 500
+SEND_AT_ONCE = 100
+MAX_ID_CHARS = 200
 
-SendRecords = Callable[[Sequence[Record]], Awaitable[object]]
+_log = get_logger(__name__)
+
 Broken = tuple[StoredRecord, DecodeError]
 
 
 async def note_letters(connection: Any, broken: Sequence[Broken], *, to_be_sent: bool) -> None:
     """Note records that were passed over, in the transaction that passes over them."""
     sql = queries("letters")
-    rows = [{**_place(r.position), "reason": e.reason, "detail": told(e)} for r, e in broken]
+    rows = [
+        {**_place(r.position), "reason": e.reason, "detail": told(e), "event_id": event_id_of(r)} for r, e in broken
+    ]
     if rows:
         await sql.note_dead_letter(connection, rows)
     if rows and to_be_sent:
         await sql.add_pending(connection, [_pending_row(record, error) for record, error in broken])
 
 
-async def send_pending(connection: Any, topic: str, partition: int, send: SendRecords) -> int:
+async def send_pending(connection: Any, topic: str, partition: int, producer: OonaProducer) -> None:
     """Send the letters of a partition that wait. Sending one twice does no harm: its origin tells.
 
+    One that Kafka will never take (another client's record can be larger than any of ours) stays in
+    ``pending_letters`` with the reason, and holds nothing up.
+
     Raises:
-        UnavailableError: Kafka did not take them; they still wait.
+        UnavailableError, NotAllowedError: Kafka did not take them; they still wait.
     """
-    sql, where, count = queries("letters"), {"topic": topic, "log_partition": partition}, 0
+    sql, where = queries("letters"), {"topic": topic, "log_partition": partition}
     while rows := [row async for row in sql.pending(connection, **where, limit=SEND_AT_ONCE)]:
-        await send([_record(row) for row in rows])
-        await sql.remove_pending(connection, **where, log_offset=rows[-1]["log_offset"])
-        count += len(rows)
-    return count
+        deliveries = await producer.deliver([_record(row) for row in rows])
+        offsets = [r["log_offset"] for r, d in zip(rows, deliveries, strict=True) if d.position is not None]
+        await sql.remove_pending(connection, **where, offsets=offsets)
+        for row, delivery in zip(rows, deliveries, strict=True):
+            if isinstance(delivery.error, ContractError):
+                told_why = str(delivery.error)
+                await sql.refuse_pending(connection, **where, log_offset=row["log_offset"], reason=told_why)
+                _log.error("letter.refused", **where, offset=row["log_offset"], reason=told_why)
+            elif delivery.error is not None:
+                raise delivery.error
+
+
+def event_id_of(record: StoredRecord) -> str | None:
+    """Which event a record says it is; None where it does not say, or not in a form that can be kept."""
+    named = [text for name, text in record.headers if name == "ce_id" and text is not None]
+    text = named[-1].decode(errors="replace") if named else ""
+    return text if 0 < len(text) <= MAX_ID_CHARS and text.isprintable() else None
 
 
 async def known_letters(connection: Any, kafka: KafkaSettings) -> Mapping[Position, DecodeError]:
@@ -55,12 +77,12 @@ async def known_letters(connection: Any, kafka: KafkaSettings) -> Mapping[Positi
         connection: sees the live projections, for the letters that are not in Kafka yet.
     """
     known: dict[Position, DecodeError] = {}
+    async for row in queries("letters").all_pending(connection):  # before Kafka: a letter moves from here to there
+        position = Position(row["topic"] + DEAD_LETTER_SUFFIX, row["log_partition"], -1)
+        _learn(known, StoredRecord(position, row["key"], row["value"], _headers(row["headers"]), 0))
     for spec in TOPICS:
         async for stored in read_range(kafka, spec.dead_letters):
             _learn(known, stored)
-    async for row in queries("letters").all_pending(connection):
-        position = Position(row["topic"] + DEAD_LETTER_SUFFIX, row["log_partition"], -1)
-        _learn(known, StoredRecord(position, row["key"], row["value"], _headers(row["headers"]), 0))
     return known
 
 
@@ -69,7 +91,8 @@ def _learn(known: dict[Position, DecodeError], stored: StoredRecord) -> None:
         letter = read_letter(stored)
     except ContractError:
         return  # somebody else's record among the letters
-    known.setdefault(letter.origin, DecodeError(letter.reason, letter.detail))
+    if letter.reader == PROJECTIONS:  # another group's letters say nothing of what the projections read
+        known.setdefault(letter.origin, DecodeError(letter.reason, letter.detail))
 
 
 def _place(position: Position) -> dict[str, Any]:
@@ -77,7 +100,7 @@ def _place(position: Position) -> dict[str, Any]:
 
 
 def _pending_row(record: StoredRecord, error: DecodeError) -> dict[str, Any]:
-    letter = dead_letter(record, error)
+    letter = dead_letter(record, error, PROJECTIONS)
     headers = [[n, None if t is None else base64.b64encode(t).decode()] for n, t in letter.headers]
     return {
         **_place(record.position),

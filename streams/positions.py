@@ -10,7 +10,7 @@ from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS
 from esper.streams.queries import queries
 
-REBUILD = "if the projections may be thrown away, run `esper projections rebuild`"
+REBUILD = "if the projections may be thrown away, run `esper projections rebuild`, then restart the worker"
 
 
 async def stored_positions(connection: Any) -> dict[tuple[str, int], int]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.config import PostgresSettings, Settings
-from esper.errors import DecodeError
-from esper.oona.consumer import StoredRecord, beginning_offsets, end_offsets, read_range
+from esper.errors import ConflictError, DecodeError
+from esper.oona.consumer import StoredRecord, beginning_offsets, read_range
 from esper.oona.records import Position
 from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS, TopicSpec
@@ -23,7 +23,7 @@ from esper.streams.migrations import migrate
 from esper.streams.positions import claim_cluster, stored_positions
 
 BATCH_RECORDS = 2_000
-NOT_COMPARED = ("pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
+NOT_COMPARED = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
 
 Offsets = Mapping[tuple[str, int], int]
 Letters = Mapping[Position, DecodeError]
@@ -45,20 +45,24 @@ class TableComparison:
 
 
 async def rebuild(settings: Settings, progress: Progress = lambda _topic, _count: None) -> int:
-    """Fold the whole log anew and put it in the place of the live projections.
+    """Fold the log anew, as far as workers have folded it, and put it in the place of the live projections.
 
-    Workers may go on meanwhile. Gives the number of records folded.
+    Workers may go on meanwhile; what they have not read is theirs to fold, since they write its dead
+    letters. Gives the number of records folded.
+
+    Raises:
+        ConflictError: another rebuild or verify is under way.
     """
-    postgres, kafka = settings.need_postgres(), settings.need_kafka()
+    postgres = settings.need_postgres()
     async with _scratch_schema(postgres, "rebuild") as schema, connect_pool(postgres, schema) as fresh:
-        count = await _fold_log(settings, fresh, await end_offsets(kafka, TOPICS), await _letters(settings), progress)
         connection = await connect(postgres)
         try:
+            covered = await _covered(connection, settings)
+            count = await _fold_log(settings, fresh, covered, await _letters(settings), progress)
             async with connection.transaction():
                 live = _quoted(postgres.schema_name)
                 await connection.execute(f"LOCK TABLE {live}.positions IN EXCLUSIVE MODE")
-                covered = await _positions_of(connection, postgres.schema_name)
-                covered = covered if await _is_same_cluster(connection, settings) else {}
+                covered = await _covered(connection, settings)
                 count += await _fold_log(settings, fresh, covered, await _letters(settings), progress)
                 await connection.execute(f"INSERT INTO {_quoted(schema)}.pending_letters TABLE {live}.pending_letters")
                 await connection.execute(f"DROP SCHEMA {live} CASCADE")
@@ -66,6 +70,13 @@ async def rebuild(settings: Settings, progress: Progress = lambda _topic, _count
         finally:
             await connection.close()
     return count
+
+
+async def _covered(connection: Any, settings: Settings) -> Offsets:
+    """How far the live projections are in this cluster's log; nowhere where they are of another one."""
+    if not await _is_same_cluster(connection, settings):
+        return {}
+    return await _positions_of(connection, settings.need_postgres().schema_name)
 
 
 async def verify(settings: Settings, progress: Progress = lambda _topic, _count: None) -> list[TableComparison]:
@@ -145,12 +156,18 @@ async def _reach(connection: Any, topic: TopicSpec, starts: Mapping[int, int], e
 @asynccontextmanager
 async def _scratch_schema(postgres: PostgresSettings, purpose: str) -> AsyncIterator[str]:
     schema = f"{postgres.schema_name}_{purpose}"
-    await _drop(postgres, schema)
-    migrate(postgres, schema)
+    connection = await connect(postgres)
     try:
-        yield schema
-    finally:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", schema):
+            raise ConflictError(f"another {purpose} of {postgres.schema_name!r} is under way: wait for its end")
         await _drop(postgres, schema)
+        migrate(postgres, schema)
+        try:
+            yield schema
+        finally:
+            await _drop(postgres, schema)
+    finally:
+        await connection.close()  # and with it the lock
 
 
 async def _drop(postgres: PostgresSettings, schema: str) -> None:

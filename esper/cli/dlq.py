@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import Counter
+from itertools import groupby
 
 import typer
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from esper.config import KafkaSettings, load_settings
-from esper.errors import ConfigError
+from esper.errors import ConfigError, NotAllowedError
 from esper.oona.dead_letters import DeadLetter
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Position
@@ -18,6 +19,8 @@ from esper.oona.redrive import Where, already_redriven, describe, find_letters, 
 from esper.schemas.topics import TOPICS, TopicSpec
 
 MAX_SHOWN_BYTES = 4_000
+MAX_REASON_CHARS = 2_000
+EXIT_REFUSED = 1
 
 _WHERE = typer.Option(
     [],
@@ -40,7 +43,7 @@ def register(app: typer.Typer) -> None:
 def list_letters(
     topic: str | None = _TOPIC,
     where: list[str] = _WHERE,
-    number: int = typer.Option(50, "-n", help="Show at most so many; the counts are of all."),
+    number: int = typer.Option(50, "-n", min=0, help="Show at most so many; the counts are of all."),
 ) -> None:
     """List dead letters with their reasons, and whether they were sent again."""
     letters, redriven = asyncio.run(_found(load_settings().need_kafka(), topic, where))
@@ -48,7 +51,9 @@ def list_letters(
     if not letters:
         console.print("no dead letters")
         return
-    table = Table("topic", "place", "type", "key", "reason", "tries", "")
+    table = Table()
+    for column in ("topic", "place", "type", "key", "reason", "tries", ""):
+        table.add_column(column, overflow="fold")
     for letter in letters[:number]:
         seen, place = describe(letter), f"{letter.position.partition}@{letter.position.offset}"
         state = "redriven" if is_redriven(letter, redriven) else ""
@@ -98,32 +103,45 @@ def redrive_letters(
     unreadable: bool = typer.Option(False, "--unreadable", help="Also those that this program still cannot read."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be sent."),
 ) -> None:
-    """Send dead letters again to the topics that they were meant for. Each is folded once, however often it is sent."""
+    """Send dead letters again to the topics that they were meant for. Each event is folded once, however often sent."""
+    if not 0 < len(reason) <= MAX_REASON_CHARS:
+        raise ConfigError(f"--reason has {len(reason):,} characters: write 1 to {MAX_REASON_CHARS:,}")
     kafka, console = load_settings().need_kafka(), Console()
     letters, redriven = asyncio.run(_found(kafka, topic, where))
     fresh = [x for x in letters if again or not is_redriven(x, redriven)]
-    readable = [x for x in fresh if unreadable or not why_unreadable(x)]
+    problems = {x.position: "" if unreadable else why_unreadable(x) for x in fresh}
+    readable = [x for x in fresh if not problems[x.position]]
     chosen = readable[:limit]
     console.print(
         f"{len(letters):,} letters meet the conditions; {len(letters) - len(fresh):,} were redriven before, "
         f"{len(fresh) - len(readable):,} still cannot be read, {len(readable) - len(chosen):,} are over the limit"
     )
-    for letter in [x for x in fresh if x not in readable][:3]:
-        console.print(
-            f"  left: {letter.origin.topic}[{letter.origin.partition}] offset {letter.origin.offset}: "
-            f"{escape(why_unreadable(letter))}",
-            highlight=False,
-        )
+    for letter in [x for x in fresh if problems[x.position]][:3]:
+        where_it_is = f"{letter.origin.topic}[{letter.origin.partition}] offset {letter.origin.offset}"
+        console.print(f"  left: {where_it_is}: {escape(problems[letter.position])}", highlight=False)
     if dry_run or not chosen:
         console.print(f"{len(chosen):,} would be sent" if dry_run else "nothing to send")
         return
-    asyncio.run(_redrive(kafka, chosen, reason))
-    console.print(f"{len(chosen):,} sent again, and told of on system.redrives")
+    sent, refused = asyncio.run(_redrive(kafka, chosen, reason))
+    console.print(f"{sent:,} sent again, and told of on system.redrives")
+    for name, why in refused.items():
+        console.print(f"[red]none of {name}[/red]: {escape(why)}", highlight=False)
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
-async def _redrive(kafka: KafkaSettings, letters: list[DeadLetter], reason: str) -> None:
+async def _redrive(kafka: KafkaSettings, letters: list[DeadLetter], reason: str) -> tuple[int, dict[str, str]]:
+    """Topic by topic, since this user may be let write to one and not to another: how many, and what was refused."""
+    redrive_id, sent, refused = uuid.uuid4(), 0, dict[str, str]()
     async with OonaProducer(kafka, client_id="esper-dlq") as producer:
-        await redrive(producer, letters, uuid.uuid4(), reason)
+        for topic, group in groupby(letters, key=lambda x: x.first_origin.topic):
+            of_topic = list(group)
+            try:
+                await redrive(producer, of_topic, redrive_id, reason)
+                sent += len(of_topic)
+            except NotAllowedError as error:
+                refused[topic] = str(error)
+    return sent, refused
 
 
 async def _found(

@@ -38,11 +38,11 @@ def migrate() -> None:
 
 
 def rebuild() -> None:
-    """Fold the whole log anew, beside the live rows, then swap. Workers may go on."""
+    """Fold the log anew, as far as workers have read it, beside the live rows, then swap. Workers may go on."""
     settings, console = load_settings(), Console()
     with console.status("folding the log") as shown:
         count = asyncio.run(run_rebuild(settings, lambda t, n: shown.update(f"{n:,} records; {t}")))
-    console.print(f"rebuilt from {count:,} records")
+    console.print(f"rebuilt from {count:,} records; what no worker had read yet is a worker's to fold")
 
 
 def verify() -> None:

@@ -62,6 +62,12 @@ class CommandInbox:
         with self._lock:
             self._next_offset = max(self._next_offset, next_offset)
 
+    @property
+    def next_offset(self) -> int:
+        """The offset below which all commands were read."""
+        with self._lock:
+            return self._next_offset
+
     def ready(self, step: int) -> list[ReceivedCommand]:
         """The commands to deal with at this step, in the order of the log; they stay until ``done``."""
         with self._lock:

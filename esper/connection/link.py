@@ -20,13 +20,7 @@ from esper.config import Settings
 from esper.connection.commands import CommandInbox, ReceivedCommand
 from esper.connection.settings import LinkOptions
 from esper.connection.telemetry import TelemetryPipe
-from esper.errors import (
-    ContractError,
-    EsperError,
-    KernelError,
-    OutboxFullError,
-    UnavailableError,
-)
+from esper.errors import ContractError, KernelError, NotAllowedError, OutboxFullError, UnavailableError
 from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
 from esper.logging import get_logger
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
@@ -156,7 +150,6 @@ class LinkThread:
 
     async def _start_tasks(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
         self._consumer.pause(TopicPartition(LIFECYCLE.name, self._partition))
-        self._consumer.seek(TopicPartition(COMMANDS.name, self._partition), offset)
         producer = self._needed_producer()
         works: dict[str, Callable[[], Awaitable[None]]] = {
             "outbox": self._keep_sending,
@@ -177,9 +170,11 @@ class LinkThread:
                     await asyncio.sleep(IDLE_S)
             except (*AWAY, OutboxFullError) as error:
                 _log.warning("outbox.waiting", events=len(self._outbox), error=str(error))
-                await asyncio.sleep(RETRY_S[0])
+                await asyncio.sleep(RETRY_S[isinstance(error, NotAllowedError)])
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
+        # begun again after a break: what was fetched and not received is read once more
+        self._consumer.seek(TopicPartition(COMMANDS.name, self._partition), inbox.next_offset)
         while True:
             try:
                 fetched = await self._consumer.getmany(timeout_ms=200)
@@ -216,9 +211,9 @@ class LinkThread:
                 return await self._fetch(command), None
             except KernelError as error:
                 return None, (RejectionReason.KERNEL_INVALID, str(error))
-            except EsperError as error:
+            except Exception as error:  # whatever it was: the command is answered
                 if attempt == KERNEL_ATTEMPTS:
-                    return None, (RejectionReason.KERNEL_UNAVAILABLE, str(error))
+                    return None, (RejectionReason.KERNEL_UNAVAILABLE, str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_S[0] * attempt)
         return None, None
 

@@ -144,6 +144,8 @@ class RunLink:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, _tb: TracebackType | None
     ) -> None:
+        if os.getpid() != self._pid:
+            return
         status = RunStatus.COMPLETED
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
@@ -154,7 +156,7 @@ class RunLink:
             step=self.step_number,
             status=status,
             results=self.results,
-            detail=repr(value)[:2000] if value is not None else "",
+            detail=_told(value),
         )
         if not self._link.stop():
             _log.error(
@@ -346,3 +348,14 @@ class RunLink:
         started = time.perf_counter()
         yield
         self.overhead_s += time.perf_counter() - started
+
+
+def _told(error: BaseException | None) -> str:
+    """An exception as the log can hold it; one whose own text cannot be had does not hide what went wrong."""
+    if error is None:
+        return ""
+    try:
+        text = repr(error)
+    except Exception:
+        text = type(error).__name__
+    return text.encode(errors="backslashreplace").decode().replace("\x00", "\\0")[:2000]

@@ -5,6 +5,7 @@ sent again by a redrive: the record as it was, to the topic that it was meant fo
 named in a header, so that every reader handles it once.
 """
 
+import re
 import traceback
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -16,17 +17,22 @@ from esper.schemas.topics import DEAD_LETTER_SUFFIX
 
 PREFIX = "esper_dlq_"
 FIRST = PREFIX + "reason"  # where what is ours begins among the headers
+PROJECTIONS = "projections"  # the reader whose letters a replay skips: the stream workers
 ORIGIN = "esper_redrive_origin"
 ATTEMPTS = "esper_redrive_attempts"
 MAX_TEXT_BYTES = 2_000
 MAX_TRACE_BYTES = 4_000
+
+_ORIGIN = re.compile(r"(?P<topic>[^/]{1,249})/(?P<partition>[0-9]{1,9})/(?P<offset>[0-9]{1,18})")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class DeadLetter(NamedTuple):
     """A letter as it lies in the log: the record that could not be decoded, and why.
 
     ``origin`` is where that record lies; ``first_origin`` where it lay before it was redriven for the
-    first time (the same, where it never was). ``attempts`` counts how often it was tried.
+    first time (the same, where it never was). ``attempts`` counts how often it was tried; ``reader`` is
+    who could not read it.
     """
 
     position: Position
@@ -38,14 +44,15 @@ class DeadLetter(NamedTuple):
     error: str
     trace: str
     at: str
+    reader: str
     record: StoredRecord
 
 
-def dead_letter(origin: StoredRecord, error: DecodeError) -> Record:
+def dead_letter(origin: StoredRecord, error: DecodeError, reader: str) -> Record:
     """The dead letter of a record: same key, value and headers, and on top why and whence.
 
     The new headers are ``esper_dlq_`` reason, detail, error (its class), trace, topic, partition,
-    offset, attempts and at.
+    offset, attempts, at and reader.
     """
     where = origin.position
     added = {
@@ -58,6 +65,7 @@ def dead_letter(origin: StoredRecord, error: DecodeError) -> Record:
         "offset": str(where.offset),
         "attempts": str(_attempts(origin.headers) + 1),
         "at": datetime.now(UTC).isoformat(),
+        "reader": reader,
     }
     limits = {"trace": MAX_TRACE_BYTES}
     headers = tuple((PREFIX + n, _cut(text, limits.get(n, MAX_TEXT_BYTES))) for n, text in added.items())
@@ -86,19 +94,22 @@ def read_letter(stored: StoredRecord) -> DeadLetter:
     if start is None:
         raise ContractError(f"{stored.position} has no {FIRST} header: no dead letter of Esper's")
     own = {n.removeprefix(PREFIX): (text or b"").decode(errors="replace") for n, text in stored.headers[start:]}
-    try:
-        origin = Position(own["topic"], int(own["partition"]), int(own["offset"]))
-        record = stored._replace(position=origin, headers=stored.headers[:start])
-        return DeadLetter(
-            position=stored.position,
-            origin=origin,
-            first_origin=origin_of(record.headers) or origin,
-            attempts=int(own["attempts"]),
-            record=record,
-            **{name: own.get(name, "") for name in ("reason", "detail", "error", "trace", "at")},
-        )
-    except (KeyError, ValueError) as error:
-        raise ContractError(f"{stored.position} has broken {PREFIX} headers: {error!r}") from None
+    place, here = (own.get("topic"), own.get("partition")), stored.position
+    numbers = (own.get("offset", ""), own.get("attempts", ""))
+    if place != (here.topic.removesuffix(DEAD_LETTER_SUFFIX), str(here.partition)) or not all(
+        map(_NUMBER.fullmatch, numbers)
+    ):
+        raise ContractError(f"{here} has {PREFIX} headers that do not belong here")
+    origin = Position(here.topic.removesuffix(DEAD_LETTER_SUFFIX), here.partition, int(numbers[0]))
+    record = stored._replace(position=origin, headers=stored.headers[:start])
+    return DeadLetter(
+        position=here,
+        origin=origin,
+        first_origin=first_origin(record.headers, origin),
+        attempts=int(numbers[1]),
+        record=record,
+        **{name: own.get(name, "") for name in ("reason", "detail", "error", "trace", "at", "reader")},
+    )
 
 
 def redriven(letter: DeadLetter) -> Record:
@@ -116,18 +127,21 @@ def redriven(letter: DeadLetter) -> Record:
     )
 
 
-def origin_of(headers: Headers) -> Position | None:
-    """The first origin of a record that was redriven; None for any other."""
+def first_origin(headers: Headers, here: Position) -> Position:
+    """Where the record at ``here`` lay before it was redriven, as its header says; ``here`` itself for any other.
+
+    A header that names no earlier place of the same partition was not written by a redrive, and is ignored.
+    """
     named = [text for name, text in headers if name == ORIGIN and text is not None]
-    parts = named[-1].decode(errors="replace").rsplit("/", 2) if named else []
-    if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
-        return Position(parts[0], int(parts[1]), int(parts[2]))
-    return None
+    found = _ORIGIN.fullmatch(named[-1].decode(errors="replace")) if named else None
+    if found is None or (found["topic"], int(found["partition"])) != here[:2] or int(found["offset"]) >= here.offset:
+        return here
+    return here._replace(offset=int(found["offset"]))
 
 
 def _attempts(headers: Headers) -> int:
-    named = [text for name, text in headers if name == ATTEMPTS and text is not None]
-    return int(named[-1]) if named and named[-1].isdigit() else 0
+    named = [text.decode(errors="replace") for name, text in headers if name == ATTEMPTS and text is not None]
+    return int(named[-1]) if named and _NUMBER.fullmatch(named[-1]) else 0
 
 
 def _cut(text: str, limit: int) -> bytes:

@@ -24,7 +24,9 @@ from esper.logging import get_logger
 from esper.oona.clients import client_options, kafka_error, started
 from esper.oona.deliveries import Deliveries
 from esper.oona.records import RECORD_LIMIT_BYTES, Record, partition_for
+from esper.schemas.topics import DEAD_LETTER_SUFFIX
 
+LETTER_VALUE_BYTES = RECORD_LIMIT_BYTES + 65_536  # other clients write values as large as their topic takes
 BATCH_BYTES = 512 * 1024
 FEW_RECORDS = 3  # up to here records share batches with those of other callers
 SETTLE_S = 5.0  # what is under way at the end gets this long; then it is given up
@@ -219,7 +221,8 @@ async def _grouped(producer: Any, deliveries: Deliveries, numbers: Iterable[int]
     records = deliveries.records
     for number in numbers:
         topic, key, value, _headers, _time, partition = records[number]
-        if value is not None and len(value) > RECORD_LIMIT_BYTES:
+        limit = LETTER_VALUE_BYTES if topic.endswith(DEAD_LETTER_SUFFIX) else RECORD_LIMIT_BYTES
+        if value is not None and len(value) > limit:
             deliveries.failed([number], _too_large(topic, len(value)))
             continue
         if partition is None:

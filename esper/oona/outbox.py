@@ -164,6 +164,16 @@ class Outbox:
             except sqlite3.OperationalError:
                 self._remove_on_full_disk(database, last_id)
 
+    def remove(self, record_ids: Sequence[int]) -> None:
+        """Forget some records among others: Kafka has them. On a full disk they stay, and are sent again."""
+        with self._sending:
+            database = self._opened(self._sender)
+            try:
+                done = database.executemany("DELETE FROM outbox WHERE id = ?", [(i,) for i in record_ids])
+                self._num_removed += max(0, done.rowcount)
+            except sqlite3.OperationalError as error:
+                _log.warning("outbox.kept", path=str(self.path), records=len(record_ids), error=str(error))
+
     def set_aside(self, record_id: int, reason: str) -> None:
         """Move a record that no broker takes to the table ``refused``, where it is kept with the reason.
 
@@ -208,7 +218,7 @@ class Outbox:
 
     def __len__(self) -> int:
         """How many records wait."""
-        return self._num_appended - self._num_removed
+        return max(0, self._num_appended - self._num_removed)
 
     def _connect(self, synchronous: str) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)

@@ -66,6 +66,7 @@ class PartitionReader:
     Args:
         start: the offset of the first record that counts.
         max_batch_records: what a handler gets at most; three times as many may wait.
+        reader: whom dead letters name.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class PartitionReader:
         send: SendRecords | None,
         watch: ProgressWatch,
         max_batch_records: int,
+        reader: str,
     ) -> None:
         self.place = place
+        self._reader = reader
         self.expected = start  # the offset that the next record offered should have
         self._next = start
         self._handler, self._done, self._send, self._watch = handler, done, send, watch
@@ -160,7 +163,7 @@ class PartitionReader:
 
     async def _is_done_with(self, batch: ReceivedBatch, broken: Sequence[tuple[StoredRecord, DecodeError]]) -> bool:
         """Take the steps of the design; False where the position was moved or given away before the last."""
-        letters = [dead_letter(record, error) for record, error in broken]
+        letters = [dead_letter(record, error, self._reader) for record, error in broken]
         if batch.events and not await self._try(lambda: self._handler(batch), "the handler"):
             return False
         if letters and self._send is not None:

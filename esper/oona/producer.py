@@ -86,7 +86,8 @@ class OonaProducer:
                 except UnavailableError:
                     await self._try_again(deliveries)
         except TimeoutError:
-            late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s")
+            last = f": {deliveries.errors[-1]}" if deliveries.errors else ""
+            late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s{last}")
             deliveries.failed(deliveries.waiting(), late)
         return deliveries
 

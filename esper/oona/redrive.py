@@ -133,4 +133,6 @@ def _told(letter: DeadLetter, sent_to: Position, redrive_id: UUID, reason: str) 
         redrive_id=redrive_id,
         reason=reason,
     )
-    return OonaMessage.of(event, id=ids.redriven_id(topic, partition, letter.position.offset), source=SOURCE)
+    return OonaMessage.of(
+        event, id=ids.redriven_id(redrive_id, topic, partition, letter.position.offset), source=SOURCE
+    )

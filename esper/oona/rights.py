@@ -1,7 +1,7 @@
 """Who may do what on the broker: the rights of each service, as data.
 
 Pure; esper.oona.acls brings them to a broker. Invariant: one service writes a topic's events, and
-only Tamiyo writes what decides over a run. Idempotent producers need no right of their own.
+only Tamiyo writes what decides over a run (redrives aside). Idempotent producers need no right of their own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -77,7 +77,7 @@ WRITER: Mapping[TopicSpec, Service] = {
     BLUEPRINTS: Service.URZA,
     REDRIVES: Service.OPERATOR,
 }
-"""Topic -> the one service whose events it holds."""
+"""Topic -> the one service whose events it holds. Tamiyo tells of redrives too, of its own topics' letters."""
 
 READERS: Mapping[TopicSpec, tuple[Service, ...]] = {
     COMMANDS: (Service.TRAINER,),
@@ -109,10 +109,13 @@ def _of_topics() -> Iterator[Right]:
         readers = (*READERS.get(spec, ()), Service.WORKER, Service.OPERATOR)
         yield from (_on(spec, reader, Operation.READ) for reader in readers)
         yield _on(spec, WRITER[spec], Operation.WRITE)
-        if WRITER[spec] is not Service.TAMIYO:
-            yield _on(spec, Service.OPERATOR, Operation.WRITE)  # to redrive a dead letter
+        if WRITER[spec] is Service.TAMIYO:  # what decides over a run is redriven as Tamiyo, or not at all
+            yield _on(spec.dead_letters, Service.TAMIYO, Operation.READ)
+        else:
+            yield _on(spec, Service.OPERATOR, Operation.WRITE)
         yield _on(spec.dead_letters, Service.WORKER, Operation.WRITE)
         yield _on(spec.dead_letters, Service.OPERATOR, Operation.READ)
+    yield from (_on(REDRIVES, Service.TAMIYO, operation) for operation in (Operation.READ, Operation.WRITE))
     for spec in all_topics():
         yield _on(spec, Service.OPERATOR, Operation.CREATE)
         # who starts makes sure that every topic is there

@@ -17,17 +17,19 @@ async def send_oldest(outbox: Outbox, producer: OonaProducer) -> int:
     """Send a batch; gives how many records are dealt with, 0 where nothing waits.
 
     Raises:
-        UnavailableError, NotAllowedError: Kafka did not take it; all of it waits, in its order.
+        UnavailableError, NotAllowedError: Kafka did not take all of it; the rest waits, in its order.
         OutboxFullError: there is no room to set a refused record aside; the same.
     """
     waiting = outbox.oldest(BATCH)
     if not waiting:
         return 0
     deliveries = await producer.deliver([record for _id, record in waiting])
-    for error in deliveries.errors:
-        if isinstance(error, AWAY):
-            raise error
-    for (record_id, record), delivery in zip(waiting, deliveries, strict=True):
+    pairs = list(zip(waiting, deliveries, strict=True))
+    away = [d.error for d in deliveries if isinstance(d.error, AWAY)]
+    if away:
+        outbox.remove([record_id for (record_id, _record), d in pairs if d.position is not None])
+        raise away[0]
+    for (record_id, record), delivery in pairs:
         if delivery.error is not None:
             outbox.set_aside(record_id, str(delivery.error))
             _log.error("outbox.refused", topic=record.topic, error=str(delivery.error))

@@ -200,6 +200,7 @@ class Subscriber:
                 self._dead_letters,
                 self._watch,
                 self._options.max_batch_records,
+                f"group {self._group}",
             )
             self._watch.begin(place, start)
             if start < first:

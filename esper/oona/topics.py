@@ -13,10 +13,11 @@ from esper.errors import ConfigError
 from esper.oona.clients import client_options, hidden_topics, started
 from esper.oona.records import RECORD_LIMIT_BYTES
 from esper.oona.refusals import hidden, kafka_error
-from esper.schemas.topics import TELEMETRY, TopicSpec, all_topics
+from esper.schemas.topics import DEAD_LETTER_SUFFIX, TELEMETRY, TopicSpec, all_topics
 
 MS_PER_HOUR = 3_600_000
 BATCH_LIMIT_BYTES = RECORD_LIMIT_BYTES + 65_536  # the largest record in a batch of its own
+LETTER_LIMIT_BYTES = BATCH_LIMIT_BYTES + 65_536  # the same, with what a letter adds to it
 
 
 class TopicState(StrEnum):
@@ -107,12 +108,12 @@ async def cluster_id(kafka: KafkaSettings) -> str:
 
 def _new_topic(spec: TopicSpec, kafka: KafkaSettings) -> NewTopic:
     retention_ms = spec.retention_ms
-    if spec in (TELEMETRY, TELEMETRY.dead_letters):
+    if spec == TELEMETRY:
         retention_ms = int(kafka.telemetry_retention_h * MS_PER_HOUR)
     config = {
         "cleanup.policy": "delete",
         "retention.ms": str(retention_ms),
-        "max.message.bytes": str(BATCH_LIMIT_BYTES),
+        "max.message.bytes": str(LETTER_LIMIT_BYTES if spec.name.endswith(DEAD_LETTER_SUFFIX) else BATCH_LIMIT_BYTES),
         # the broker's clock: a trainer whose own is wrong is neither refused nor forgotten too early
         "message.timestamp.type": "LogAppendTime",
     }

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
@@ -77,7 +78,10 @@ class BlobStore:
         async with found["Body"] as body:
             if found["ContentLength"] > max_bytes:
                 raise ContractError(f"blob {digest[:12]} has {found['ContentLength']} bytes, over {max_bytes}")
-            data: bytes = await body.read()
+            try:
+                data: bytes = await body.read()
+            except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+                raise UnavailableError(f"S3 broke off in the middle of blob {digest[:12]}: {error!r}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise ContractError(f"the bytes of blob {digest[:12]} are not those of its name: it was altered")
         return data

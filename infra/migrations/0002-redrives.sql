@@ -6,9 +6,13 @@ CREATE TABLE redriven (
     topic text COLLATE "C",
     log_partition integer,
     log_offset bigint,
-    redriven_offset bigint NOT NULL,
+    redriven_offset bigint NOT NULL, -- or where a resend of the same event was folded
+    event_id text COLLATE "C",
     PRIMARY KEY (topic, log_partition, log_offset)
 );
+
+-- What the record said of itself, so that a letter and a resend of the same event are known as one.
+ALTER TABLE dead_letters ADD COLUMN event_id text COLLATE "C";
 
 CREATE TABLE redrives (
     event_id uuid PRIMARY KEY,
@@ -32,5 +36,6 @@ CREATE TABLE pending_letters (
     value bytea,
     headers text COLLATE "C" NOT NULL,
     timestamp_ms bigint NOT NULL,
+    refused text COLLATE "C", -- why Kafka will never take it; it stays here
     PRIMARY KEY (topic, log_partition, log_offset)
 );

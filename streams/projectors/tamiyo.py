@@ -21,4 +21,5 @@ async def project(connection: Any, batch: Sequence[Projected]) -> None:
                 await sql.insert_view(connection, **{**columns, "num_bytes": len(event.view_zstd)})
             case events.PolicyActivated() as event:
                 columns["parameters"] = to_json(event.parameters)
+                columns["log_offset"] = (projected.origin or projected.position).offset  # late, it is of its time
                 await sql.insert_activation(connection, **columns)

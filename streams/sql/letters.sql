@@ -1,8 +1,8 @@
 -- Dead letters: noted with the position, sent once that is certain; and origins that were folded late.
 
 -- name: note_dead_letter*!
-INSERT INTO dead_letters (topic, log_partition, log_offset, reason, detail)
-VALUES (:topic, :log_partition, :log_offset, :reason, :detail)
+INSERT INTO dead_letters (topic, log_partition, log_offset, reason, detail, event_id)
+VALUES (:topic, :log_partition, :log_offset, :reason, :detail, :event_id)
 ON CONFLICT DO NOTHING;
 
 -- name: add_pending*!
@@ -12,7 +12,7 @@ ON CONFLICT DO NOTHING;
 
 -- name: pending
 SELECT topic, log_partition, log_offset, key, value, headers, timestamp_ms FROM pending_letters
-WHERE topic = :topic AND log_partition = :log_partition
+WHERE topic = :topic AND log_partition = :log_partition AND refused IS NULL
 ORDER BY log_offset LIMIT :limit;
 
 -- name: all_pending
@@ -20,13 +20,38 @@ SELECT topic, log_partition, log_offset, key, value, headers, timestamp_ms FROM 
 
 -- name: remove_pending!
 DELETE FROM pending_letters
-WHERE topic = :topic AND log_partition = :log_partition AND log_offset <= :log_offset;
+WHERE topic = :topic AND log_partition = :log_partition AND log_offset = ANY(:offsets);
+
+-- name: refuse_pending!
+UPDATE pending_letters SET refused = :reason
+WHERE topic = :topic AND log_partition = :log_partition AND log_offset = :log_offset;
 
 -- name: note_redriven$
-INSERT INTO redriven (topic, log_partition, log_offset, redriven_offset)
-VALUES (:topic, :log_partition, :log_offset, :redriven_offset)
+-- Only what has a letter can be redriven, and an event counts once, whatever letters it has.
+INSERT INTO redriven (topic, log_partition, log_offset, redriven_offset, event_id)
+SELECT :topic, :log_partition, :log_offset, :redriven_offset, :event_id
+WHERE EXISTS (
+        SELECT FROM dead_letters
+        WHERE topic = :topic AND log_partition = :log_partition AND log_offset = :log_offset
+    )
+    AND NOT EXISTS (
+        SELECT FROM redriven
+        WHERE topic = :topic AND log_partition = :log_partition AND event_id = :event_id
+    )
 ON CONFLICT DO NOTHING
 RETURNING log_offset;
+
+-- name: letters_of
+-- The letters of a partition that said which event they are, and whether that was folded meanwhile.
+SELECT
+    log_offset, event_id,
+    EXISTS (
+        SELECT FROM redriven AS r
+        WHERE r.topic = d.topic AND r.log_partition = d.log_partition AND r.event_id = d.event_id
+    ) AS is_folded
+FROM dead_letters AS d
+WHERE topic = :topic AND log_partition = :log_partition AND event_id IS NOT NULL
+ORDER BY log_offset DESC;
 
 -- name: insert_redrive!
 INSERT INTO redrives (

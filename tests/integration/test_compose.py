@@ -58,7 +58,7 @@ def test_the_version_is_the_embedded_one(compose: dict[str, Any]) -> None:
 
 def test_the_topics_are_those_of_the_contracts(compose: dict[str, Any]) -> None:
     specs = [line.split(":") for line in compose["services"]["topics"]["environment"]["TOPICS"].split()]
-    named = {(name + suffix, int(n), int(ms)) for name, n, ms in specs for suffix in ("", ".dlq")}
+    named = {(name + end, int(n), int(ms) if not end else -1) for name, n, ms in specs for end in ("", ".dlq")}
     assert named == {(t.name, t.num_partitions, t.retention_ms) for t in all_topics()}
 
 

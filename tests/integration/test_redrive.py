@@ -8,28 +8,30 @@ from typing import Any
 
 import asyncpg
 import pytest
-from processes import WORKER, cli, process, running, worker
+from aiokafka import AIOKafkaProducer
+from processes import WORKER, cli, log_of, process, running, worker
 from waiting import wait_until_async
 
 from esper.embedded.stack import EmbeddedStack
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import read_range
-from esper.oona.dead_letters import origin_of, read_letter
+from esper.oona.dead_letters import ATTEMPTS, ORIGIN, first_origin, read_letter
 from esper.oona.producer import OonaProducer
-from esper.oona.records import Record
+from esper.oona.records import RECORD_LIMIT_BYTES, Record
 from esper.schemas import events, ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
-from esper.schemas.topics import REDRIVES, RUNS
+from esper.schemas.operational import HealthSignal
+from esper.schemas.topics import REDRIVES, RUNS, TELEMETRY
 
-# a worker as it was before a bug was mended: it refuses epochs, whatever is in them
+# a worker as it was before a bug was mended: it refuses epochs and health, whatever is in them
 BUGGY = """
 import sys
 from esper.errors import DecodeError
 from esper.oona import cloudevents
 whole = cloudevents._event
 def with_a_bug(entry, *rest):
-    if entry.type.startswith("esper.epoch.completed"):
+    if entry.type.startswith(("esper.epoch.completed", "esper.layer-health.measured")):
         raise DecodeError("invalid", "this reader has a bug")
     return whole(entry, *rest)
 cloudevents._event = with_a_bug
@@ -115,7 +117,7 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
 
         async def all_is_folded() -> bool:
             saved = await rows(fresh_stack, "SELECT 1 FROM esper.checkpoints WHERE run_id = $1", run_id)
-            return bool(saved) and len(await rows(fresh_stack, "SELECT 1 FROM esper.redrives")) == 3
+            return bool(saved) and len(await rows(fresh_stack, "SELECT 1 FROM esper.redrives")) == 6
 
         await wait_until_async(all_is_folded, 30, "what came after the redrive")
         folded = await rows(fresh_stack, "SELECT epoch, step FROM esper.epochs WHERE run_id = $1 ORDER BY 1", run_id)
@@ -127,8 +129,8 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
         assert "live and rebuilt are equal" in await esper("projections", "verify")
     again = await rows(fresh_stack, "SELECT epoch, step FROM esper.epochs WHERE run_id = $1 ORDER BY 1", run_id)
     assert again == folded
-    sent = [origin_of(r.headers) async for r in read_range(kafka, RUNS) if origin_of(r.headers)]
-    assert sorted(sent) == sorted([x.origin for x in mine] * 2)
+    origins = [(first_origin(r.headers, r.position), r.position) async for r in read_range(kafka, RUNS)]
+    assert sorted(first for first, here in origins if first != here) == sorted([x.origin for x in mine] * 2)
 
 
 async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_and_one_attempt_more(
@@ -151,3 +153,69 @@ async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_an
     assert (second.attempts, second.first_origin) == (2, first.origin)
     assert second.origin.offset > first.origin.offset
     assert (second.record.key, second.record.value) == (first.record.key, first.record.value)
+
+
+async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: EmbeddedStack, tmp_path: Path) -> None:
+    """Records of other clients: a forged origin, numbers without end, and one too large for any letter."""
+    kafka, run_id = stack.settings().need_kafka(), f"forged-{uuid.uuid4().hex[:8]}"
+    started, *_others = story(run_id)
+    good = encode(started)
+    forged = [
+        (ORIGIN, b"control.kasmina.commands/1/0"),
+        (ORIGIN, b"system.runs/0/" + b"9" * 5_000),
+        (ATTEMPTS, b"7" * 5_000),
+    ]
+    broken = [good._replace(value=b"{}", headers=(*good.headers, header)) for header in forged]
+    sound = [encode(m)._replace(headers=(*encode(m).headers, forged[1])) for m in story(run_id)[1:]]
+    async with OonaProducer(kafka) as producer:
+        await producer.send_records([good, *broken, *sound])
+    client = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, max_request_size=2**23)
+    await client.start()
+    await client.send_and_wait(RUNS.name, b"x" * (RECORD_LIMIT_BYTES + 50_000), key=run_id.encode())
+    await client.stop()
+
+    async def letters() -> list[Any]:
+        found = [read_letter(r) async for r in read_range(kafka, RUNS.dead_letters) if r.key == run_id.encode()]
+        return found if len(found) == 4 else []
+
+    for name in ("first", "second"):  # what stopped one worker stopped every one after it
+        with running(worker(stack, tmp_path, name), "worker.ready") as child:
+            mine = await wait_until_async(letters, 30, "the letters")
+            assert "partition.stopped" not in log_of(child)
+    assert await rows(stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id), "what lies behind them"
+    assert {x.first_origin for x in mine} == {x.origin for x in mine}, "no header moves a letter"
+    assert max(len(x.record.value or b"") for x in mine) > RECORD_LIMIT_BYTES
+
+
+async def test_an_event_with_two_letters_is_folded_once(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    """A trainer that was killed sends again; a worker with a bug passes over both; both are redriven."""
+    kafka, run_id = fresh_stack.settings().need_kafka(), "twice"
+    signal = HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_score=0.5)
+    measured = told(run_id, 1, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,))
+    async with OonaProducer(kafka) as producer:
+        await producer.send_batch([measured, measured])
+
+    async def letters() -> list[Any]:
+        found = [read_letter(r) async for r in read_range(kafka, TELEMETRY.dead_letters)]
+        return found if len(found) == 2 else []
+
+    buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
+    with running(buggy, "worker.ready"):
+        await wait_until_async(letters, 30, "both letters")
+    code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
+    assert code == 0, printed
+    with running(worker(fresh_stack, tmp_path), "worker.ready"):
+        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", "redrive")
+        assert "2 sent again" in printed, printed
+
+        async def is_folded() -> bool:
+            positions = await rows(
+                fresh_stack, "SELECT next_offset FROM esper.positions WHERE topic = $1", TELEMETRY.name
+            )
+            return (4,) in positions
+
+        await wait_until_async(is_folded, 30, "both redriven records")
+        folded = await rows(fresh_stack, "SELECT num_signals FROM esper.health_windows WHERE run_id = $1", run_id)
+        assert folded == [(1,)]
+        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "verify")
+    assert code == 0, printed
