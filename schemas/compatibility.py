@@ -99,7 +99,7 @@ def _new_type(name: str, released: ContractSet) -> Finding:
     match = EVENT_TYPE.fullmatch(name)
     earlier = match and any(t.startswith(f"{match['name']}.v") for t in released.types)
     why = (
-        "consumers that are not upgraded stop at it, with readiness red, and lose nothing"
+        "consumers that are not upgraded stop at it, show it red, and lose nothing"
         if earlier
         else "consumers that are not upgraded would dead-letter it as unknown"
     )

@@ -34,9 +34,9 @@ from esper.oona.records import Record, partition_for
 from esper.oona.topics import admin_client, apply_topics
 from esper.schemas.topics import TopicSpec
 
-SIZES = {200: 60_000, 20_000: 3_000}  # bytes of a value -> records of a round
+SIZES = {200: 40_000, 20_000: 2_000}  # bytes of a value -> records of a round
 PARTITIONS = (1, 4)
-ROUNDS = 5
+ROUNDS = 3
 HEADERS = tuple((f"ce_header{n}", b"a header as long as most") for n in range(9))
 
 Round = Callable[[], Awaitable[float]]
