@@ -1,6 +1,7 @@
 """A process on a small disk that can really be full: a tmpfs in namespaces of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ SIZE_MB = 24
 
 def on_small_disk(stack: EmbeddedStack, folder: Path, what: str, *arguments: str) -> ChildProcess:
     """``full_disk.py`` on a disk of ``SIZE_MB``; not started yet. Skips where no disk can be mounted."""
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        pytest.skip("no unshare and mount here, so no small disk can be mounted")
     if subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode:
         pytest.skip("user namespaces are not allowed here, so no small disk can be mounted")
     disk = folder / "disk"

@@ -20,6 +20,7 @@ HOLD = """
 import sys, signal
 from pathlib import Path
 from esper.embedded.stack import EmbeddedStack
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 with EmbeddedStack(Path(sys.argv[1])) as stack:
     print("pids", *(part.pid for part in stack.parts), flush=True)
     signal.pause()
