@@ -47,6 +47,7 @@ PINNED_IDS = (
     "992e5b5e-2623-5ac1-bade-7343cbcb8e75",
     "8dff4b8e-693d-5765-9289-e2e61303abc4",
     "286a53a7-a5cd-5f50-9707-fae6e7673b5a",
+    "3f42d2d3-8825-5937-aca2-27f502c077ab",
 )
 COMMANDS = {
     Action.GERMINATE: events.GerminateSeed,
@@ -159,6 +160,7 @@ def test_ids_are_the_same_in_every_program_for_ever() -> None:
         ids.command_id(decision),
         ids.request_id("key"),
         ids.kernel_event_id("ab" * 32),
+        ids.redriven_id(decision, "system.runs", 1, 2),
     ]
     assert [str(i) for i in told] == list(PINNED_IDS)
     assert ids.trainer_event_id("run-1", 11, 2) != ids.trainer_event_id("run-1", 1, 12)
