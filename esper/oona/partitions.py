@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-import stamina
-
 from esper.errors import ConflictError, ContractError, DecodeError, NewerVersionError
 from esper.logging import get_logger
 from esper.oona.consumer import StoredRecord
 from esper.oona.dead_letters import dead_letter
+from esper.oona.patience import patient_retries
 from esper.oona.progress import Place, ProgressWatch
 from esper.oona.records import Position, Record
 from esper.schemas.messages import OonaMessage
@@ -178,15 +177,7 @@ class PartitionReader:
         return True
 
     async def _try(self, step: Callable[[], Awaitable[object]], name: str) -> bool:
-        retries = stamina.retry_context(
-            on=Exception,
-            attempts=None,
-            timeout=None,
-            wait_initial=RETRY_S[0],
-            wait_max=RETRY_S[1],
-            wait_jitter=RETRY_S[0],
-        )
-        async for attempt in retries:
+        async for attempt in patient_retries(Exception, *RETRY_S):
             with attempt:
                 try:
                     await step()

@@ -11,13 +11,12 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-import stamina
-
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
 from esper.oona.cloudevents import encode
 from esper.oona.deliveries import Deliveries
 from esper.oona.lane import Lane
+from esper.oona.patience import patient_retries
 from esper.oona.records import Position, Record
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TELEMETRY
@@ -92,15 +91,7 @@ class OonaProducer:
         return deliveries
 
     async def _try_again(self, deliveries: Deliveries) -> None:
-        retries = stamina.retry_context(
-            on=UnavailableError,
-            attempts=None,
-            timeout=None,
-            wait_initial=RETRY_S[0],
-            wait_max=RETRY_S[1],
-            wait_jitter=RETRY_S[0],
-        )
-        async for attempt in retries:
+        async for attempt in patient_retries(UnavailableError, *RETRY_S):
             with attempt:
                 await self._attempt(deliveries)
 
