@@ -1,9 +1,10 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install lock format check test coverage faults soak demo up down status bench bench-bus wheel-check clean
+.PHONY: help install lock format check test coverage faults soak demo up down status bench bench-bus bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 MINUTES ?= 10
 HOLD ?= 300
+MODELS ?= *
 export TORCH
 BIN := .venv/bin
 PYTHON ?= python3
@@ -49,6 +50,15 @@ bench: install ## the benchmarks: they print, they judge nothing
 
 bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10,000 events a second
 	@exec $(BIN)/python tests/benchmarks/bench_bus.py --hold $(HOLD)
+
+catalogues: install ## torchvision, timm, transformers, peft: models that nobody here wrote
+	@exec $(PYTHON) scripts/setup.py catalogues
+
+compat: catalogues ## wrap, train, grow, save, load, unwrap every model of the catalogues; MODELS= is a pattern
+	@exec $(BIN)/python tests/benchmarks/compatibility.py --models "$(MODELS)"
+
+bench-kasmina: catalogues ## what seeds cost, beside PEFT; what a cache, a transition and a signal cost
+	@for b in tests/benchmarks/bench_kasmina*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 up: install ## the embedded Kafka, Postgres and S3, kept running
 	@exec $(BIN)/esper up

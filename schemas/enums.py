@@ -64,6 +64,7 @@ class LayerKind(StrEnum):
 
     LINEAR = "linear"
     CONV2D = "conv2d"
+    CONV1D = "conv1d"
 
 
 class BlueprintStatus(StrEnum):

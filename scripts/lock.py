@@ -1,7 +1,8 @@
 """Write requirements/*.txt: exact pins with hashes and no index address, torch apart.
 
 Run with ``make lock`` after a change of the ranges in pyproject.toml. torch has a file of
-its own so that a user can bring the build that fits the machine (see README).
+its own so that a user can bring the build that fits the machine (see README); so have the
+catalogues of models that only ``make compat`` and ``make bench-kasmina`` need.
 """
 
 import re
@@ -39,7 +40,7 @@ def only_for_torch(torch: Path) -> list[str]:
 
 
 def main() -> None:
-    """Lock torch first, then everything else to fit it."""
+    """Lock torch first, then Esper to fit it, then the catalogues of models to fit both."""
     torch, esper = REQUIREMENTS / "torch.txt", REQUIREMENTS / "esper.txt"
     upgrade = ("--upgrade",) if "--upgrade" in sys.argv[1:] else ()
     compile_pins(REQUIREMENTS / "uv.txt", str(REQUIREMENTS / "uv.in"), *upgrade)
@@ -55,6 +56,19 @@ def main() -> None:
         "-c",
         str(REQUIREMENTS / "constraints.txt"),
         *left_out,
+        *upgrade,
+    )
+    beside = [a for name in sorted(names_in(torch) | names_in(esper)) for a in ("--no-emit-package", name)]
+    compile_pins(
+        REQUIREMENTS / "catalogues.txt",
+        "pyproject.toml",
+        "--extra",
+        "catalogues",
+        "-c",
+        str(torch),
+        "-c",
+        str(esper),
+        *beside,
         *upgrade,
     )
 

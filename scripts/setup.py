@@ -3,6 +3,8 @@
 Standard library only, since nothing is installed yet. Installs uv from requirements/uv.txt
 (by hash), then all pins, then Esper itself. TORCH names another build of torch, in the words
 of an installer: ``make install TORCH="torch==2.9.1"``; then requirements/torch.txt is left out.
+With the argument ``catalogues`` it adds the libraries of models that compatibility is tried on;
+they fit the pinned torch only.
 """
 
 import ctypes
@@ -18,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.sha256"
+CATALOGUES = ROOT / "requirements" / "catalogues.txt"
+CATALOGUES_STAMP = VENV / "catalogues.sha256"
 PINS = [ROOT / "requirements" / name for name in ("uv.txt", "torch.txt", "esper.txt")]
 ATTEMPTS = 3  # a download that breaks off is resumed from the cache
 PR_SET_PDEATHSIG = 1
@@ -47,9 +51,29 @@ def run(*command: object) -> None:
     sys.exit("esper: the set-up could not be finished; what failed is above. Run it again to go on.")
 
 
+def add_catalogues() -> None:
+    """Install the libraries of models beside what is there."""
+    digest = hashlib.sha256(CATALOGUES.read_bytes() + wanted().encode()).hexdigest()
+    if CATALOGUES_STAMP.exists() and CATALOGUES_STAMP.read_text() == digest:
+        return
+    if os.environ.get("TORCH"):
+        sys.exit("esper: the catalogues fit the pinned torch only: leave TORCH out")
+    print("esper: adding torchvision, transformers, timm and peft (about 40 MB)", flush=True)
+    install = (VENV / "bin" / "uv", "pip", "install", "--python", VENV / "bin" / "python", "-q")
+    run(*install, "--require-hashes", "--no-deps", "-r", CATALOGUES)
+    CATALOGUES_STAMP.write_text(digest)
+
+
 def main() -> None:
     """Install what is not installed yet."""
     die_with_parent()
+    install_esper()
+    if "catalogues" in sys.argv[1:]:
+        add_catalogues()
+
+
+def install_esper() -> None:
+    """The environment that everything but the catalogues runs in."""
     if sys.version_info < (3, 11):
         sys.exit(f"esper needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}")
     if STAMP.exists() and STAMP.read_text() == wanted():
