@@ -50,6 +50,17 @@ class RejectionReason(StrEnum):
     DISK_FULL = "disk_full"
 
 
+class BreakerState(StrEnum):
+    """How a seed's circuit breaker stands. Only a closed one lets the seed into its layer's output.
+
+    An open one tries the seed again after a while, half open: a success closes it, a failure opens it.
+    """
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
 class RunStatus(StrEnum):
     """How a run stands; the last three end it."""
 
