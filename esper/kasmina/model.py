@@ -218,15 +218,17 @@ class MorphableModel(SeedPlanner, nn.Module):
             elif seed.stage is SeedStage.GRAFTING:
                 self._set_alpha(handle, seed_id, step)
 
-    def take_breaker_changes(self) -> list[BreakerChange]:
-        """Breakers that stand otherwise than at the last call, in joining order."""
-        changes = []
-        for key, seed in self._awake.items():
-            before, now = self._breakers.get(key, BreakerState.CLOSED), seed.breaker.state
-            if now is not before:
-                self._breakers[key] = now
-                changes.append(BreakerChange(*key, before, now, seed.breaker.num_failures, seed.breaker.detail))
-        return changes
+    def breaker_changes(self) -> list[BreakerChange]:
+        """Breakers that stand otherwise than was told (see ``breaker_told``), in joining order."""
+        return [
+            BreakerChange(*key, told, seed.breaker.state, seed.breaker.num_failures, seed.breaker.detail)
+            for key, seed in self._awake.items()
+            if seed.breaker.state is not (told := self._breakers.get(key, BreakerState.CLOSED))
+        ]
+
+    def breaker_told(self, change: BreakerChange) -> None:
+        """A change is in the log: it is not a change any more."""
+        self._breakers[change.layer_id, change.seed_id] = change.to_state
 
     # -- checkpoints ------------------------------------------------------------------------
 
