@@ -155,6 +155,7 @@ class MorphableModel(nn.Module):
                 f"features; {layer_id} is {handle.kind} of {handle.num_features}"
             )
         plan = self._plan(handle, seed_id, SeedStage.GERMINATED, TransitionReason.COMMAND)
+        self.state.kernels.add(kernel.kernel_sha256)
         return Transition(
             layer_id,
             seed_id,
@@ -224,7 +225,14 @@ class MorphableModel(nn.Module):
         key = (plan.layer_id, plan.seed_id)
         if self.state.stage_of(handle.index, plan.seed_id) is not plan.from_stage:
             raise ContractError(f"seed {plan.layer_id}:{plan.seed_id} is not {plan.from_stage} any more")
-        self.state.move(handle.index, plan.seed_id, plan.to_stage, step=step, boundary=boundary)
+        self.state.move(
+            handle.index,
+            plan.seed_id,
+            plan.to_stage,
+            step=step,
+            boundary=boundary,
+            kernel_sha256=plan.kernel_sha256,
+        )
         if plan.to_stage is SeedStage.GERMINATED:
             if kernel is None:
                 raise ContractError("a seed germinates with its kernel")
@@ -276,6 +284,7 @@ class MorphableModel(nn.Module):
         self.state.load_lists(state["arrays"])
         for entry in state["kernels"]:
             kernel = _unpack(entry)
+            self.state.kernels.add(kernel.kernel_sha256)
             handle = self._handle(entry["layer_id"], entry["seed_id"])
             if entry["is_awake"]:
                 self._install(handle, entry["seed_id"], kernel, optimizer)
@@ -322,7 +331,7 @@ class MorphableModel(nn.Module):
             length = self.schedule.grafting * self.boundary_steps
             alphas = {SeedStage.GRAFTING: min(1.0, since / max(1, length))}
             is_whole = stage in (SeedStage.STABILIZING, SeedStage.EVALUATING, SeedStage.FOSSILIZED)
-            self.state.alpha[at] = alphas.get(stage, 1.0 if is_whole else 0.0)
+            self.state.set_alpha(*at, alphas.get(stage, 1.0 if is_whole else 0.0))
         seed = handle.awake.get(seed_id)
         if seed is not None:
             seed.stage, seed.alpha = stage, float(self.state.alpha[at])
