@@ -241,6 +241,13 @@ class SeedArrays:
         with self._lock:
             return self._rows(np.flatnonzero(self._layer_version > version))
 
+    def delay(self, layer: int, seed: int, *, boundaries: int) -> None:
+        """Let a seed's stage begin one step later, and so many boundaries: its time stands still."""
+        with self._lock:
+            self._since_step_cells[layer, seed] += 1
+            self._since_boundary_cells[layer, seed] += boundaries
+            self._touch(layer)
+
     def to_lists(self) -> dict[str, list[list[float]]]:
         """All fields as plain lists, for a checkpoint."""
         rows = self.snapshot()
