@@ -38,6 +38,14 @@ class Action(StrEnum):
     FOSSILIZE = "fossilize"
 
 
+class BreakerState(StrEnum):
+    """How a seed's circuit breaker stands."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
 class RejectionReason(StrEnum):
     """Why a trainer refused a command."""
 
@@ -48,6 +56,17 @@ class RejectionReason(StrEnum):
     KERNEL_UNAVAILABLE = "kernel_unavailable"
     KERNEL_INVALID = "kernel_invalid"
     DISK_FULL = "disk_full"
+
+
+class BreakerState(StrEnum):
+    """How a seed's circuit breaker stands. Only a closed one lets the seed into its layer's output.
+
+    An open one tries the seed again after a while, half open: a success closes it, a failure opens it.
+    """
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
 
 
 class RunStatus(StrEnum):
