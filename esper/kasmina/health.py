@@ -6,8 +6,9 @@ model's path, and one that is armed changes no value of it.
 """
 
 import math
+import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from esper.kasmina.hosts import CHANNEL_DIM, has_features_last, output_of
 from esper.kasmina.layer import KasminaLayer
 from esper.kasmina.readings import ChunkStatistics, OutputStatistics, Reading, measure_output
 from esper.kasmina.samples import GradientSample, sample_gradient
-from esper.kasmina.stance import hold_eager, let_go
+from esper.kasmina.stance import Hold, hold_eager, let_go
 from esper.schemas.operational import HealthSignal
 
 SPREAD = 0.01
@@ -49,9 +50,8 @@ class HealthProbe:
 
     def __init__(self, layers: Iterable[KasminaLayer]) -> None:
         self._layers = tuple(layers)
-        self._watched: dict[int, KasminaLayer] = {}
-        self._outputs: dict[str, OutputStatistics] = {}
-        self._hook: RemovableHandle | None = None
+        self._outputs: dict[str, OutputStatistics] | None = None  # seen since it was armed
+        self._stop: Callable[[], object] = _nothing
         self._pending: deque[_Pending] = deque()
         self._seen: set[str] = set()
 
@@ -59,12 +59,12 @@ class HealthProbe:
         return {"layers": self._layers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["layers"])  # type: ignore[misc]
+        HealthProbe.__init__(self, state["layers"])
 
     @property
     def is_armed(self) -> bool:
         """Whether forward passes are watched."""
-        return self._hook is not None
+        return self._outputs is not None
 
     @property
     def silent_layers(self) -> tuple[str, ...]:
@@ -75,31 +75,26 @@ class HealthProbe:
         return tuple(layer.layer_id for layer in self._layers if layer.layer_id not in self._seen) if self._seen else ()
 
     def arm(self) -> None:
-        """Watch from here on; what is compiled runs eagerly meanwhile. Again: forget what was seen.
-
-        One global hook, none on the modules: so a copy of the model that is made meanwhile (an
-        average of weights, a checkpoint) is an ordinary one, and is not watched.
-        """
+        """Watch from here on; what is compiled runs eagerly meanwhile. Again: forget what was seen."""
         self.disarm()
-        hold_eager(self)
-        self._watched = {id(layer.module): layer for layer in self._layers}
-        self._hook = nn.modules.module.register_module_forward_hook(self._keep)
+        self._outputs = {}
+        hooks = [layer.module.register_forward_hook(_Watch(layer, self._outputs)) for layer in self._layers]
+        hold = hold_eager()
+        self._stop = weakref.finalize(self, _stop_watching, hooks, hold)
 
     def disarm(self) -> None:
         """Stop watching, and forget what was seen since ``arm``."""
-        if self._hook is not None:
-            self._hook.remove()
-        let_go(self)
-        self._hook, self._watched, self._outputs = None, {}, {}
+        self._stop()
+        self._outputs = None
 
     @torch.no_grad()
     def collect(self, step: int, epoch: int) -> None:
         """Stop watching, and send what was seen to the host; does not wait. Gradients are those in ``.grad``."""
-        outputs, layers = self._outputs, self._layers
+        outputs = self._outputs or {}
         self.disarm()
         by_device: dict[torch.device, dict[str, OutputStatistics]] = {}
         gradients: dict[str, list[GradientSample]] = {}
-        for layer in (layer for layer in layers if layer.layer_id in outputs):
+        for layer in (layer for layer in self._layers if layer.layer_id in outputs):
             device = outputs[layer.layer_id].means.device
             by_device.setdefault(device, {})[layer.layer_id] = outputs[layer.layer_id]
             gradients[layer.layer_id] = _gradients_of(layer, device)
@@ -122,14 +117,46 @@ class HealthProbe:
             found.append(_signals_of(self._pending.popleft()))
         return found
 
-    def _keep(self, module: nn.Module, _args: Any, returned: Any) -> None:
-        layer = self._watched.get(id(module))
-        if layer is None or not (module.training or torch.is_grad_enabled()):
+
+class _Watch:
+    """The hook on one layer. It does not hold its probe: one that is dropped stops watching.
+
+    A copy of it, deep or pickled, is a ``_Spent``: copies of a model, such as averages of its weights,
+    are not watched.
+    """
+
+    def __init__(self, layer: KasminaLayer, outputs: dict[str, OutputStatistics]) -> None:
+        self._layer, self._outputs = layer, outputs
+
+    def __call__(self, module: nn.Module, _args: Any, returned: Any) -> None:
+        layer = self._layer
+        if module is not layer.module or not (module.training or torch.is_grad_enabled()):
             return
         h = output_of(returned)
         dim = CHANNEL_DIM[layer.kind]
         if _is_readable(h) and h.ndim >= -dim and h.shape[dim] == layer.num_features:
             self._outputs[layer.layer_id] = measure_output(h, dim, layer.num_seeds)
+
+    def __reduce__(self) -> tuple[type["_Spent"], tuple[()]]:
+        return _Spent, ()
+
+
+class _Spent:
+    """What a copied module has in place of the watch: it takes itself out when it is first called."""
+
+    def __call__(self, module: nn.Module, _args: Any, _returned: Any) -> None:
+        for key in [key for key, hook in module._forward_hooks.items() if hook is self]:
+            del module._forward_hooks[key]
+
+
+def _stop_watching(hooks: Sequence[RemovableHandle], hold: Hold) -> None:
+    for hook in hooks:
+        hook.remove()
+    let_go(hold)
+
+
+def _nothing() -> None:
+    """What stops a watch that never began."""
 
 
 def health_score(chunk: ChunkStatistics) -> float:
@@ -144,7 +171,8 @@ def _is_readable(h: Any) -> bool:
     """Whether an output has values to read now: not while something traces, captures or maps the model."""
     if type(h) is not Tensor or h.numel() == 0 or h.is_complex() or h.is_meta or h.layout is not torch.strided:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(h):
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # documented, but not exported
+    if is_traced or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(h):
         return False
     return not (h.is_cuda and torch.cuda.is_current_stream_capturing())
 
@@ -183,4 +211,5 @@ def _signal(layer_id: str, seed_id: int, epoch: int, chunk: ChunkStatistics) -> 
         activation_std=chunk.std,
         dead_ratio=chunk.dead_ratio,
         gradient_norm=chunk.gradient_norm,
+        effective_rank=chunk.effective_rank,
     )

@@ -181,17 +181,17 @@ class _HostCopy:
     """One vector on its way to the host, through pinned memory from a CUDA device."""
 
     def __init__(self, values: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
+        self._event: torch.Event | None = None
         self._values = values
         if values.device.type == "cuda":
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.Event(values.device)
             self._event.record(torch.cuda.current_stream(values.device))
 
     @property
     def is_done(self) -> bool:
-        return self._event is None or bool(self._event.query())
+        return self._event is None or self._event.query()
 
     def wait(self) -> list[float]:
         if self._event is not None:

@@ -9,6 +9,7 @@ S: seeds. W: values of one run.
 """
 
 import math
+import random
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -34,8 +35,6 @@ RUN_VALUES = 64
 
 LEAST_RUNS = 4
 """Of each seed's chunk, however many seeds there are."""
-
-_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +108,7 @@ def chunk_bounds(num_features: int, num_seeds: int) -> tuple[int, ...]:
 def chunk_lengths(num_features: int, num_seeds: int, channel_step: int, device: torch.device) -> Tensor:
     """How many of the channels 0, step, 2 step... lie in each chunk: (S,) int64."""
     first = [-(-bound // channel_step) for bound in chunk_bounds(num_features, num_seeds)]
-    return torch.tensor([end - begin for begin, end in pairwise(first)], device=device)
+    return _on(device, [end - begin for begin, end in pairwise(first)])
 
 
 @lru_cache(maxsize=4096)
@@ -120,7 +119,7 @@ def spread_channels(
     first = [-(-bound // channel_step) for bound in chunk_bounds(num_features, num_seeds)]
     count = min([most, *(end - begin for begin, end in pairwise(first))])
     index = [begin + n * (end - begin) // count for begin, end in pairwise(first) for n in range(count)]
-    return torch.tensor(index, device=device), count
+    return _on(device, index), count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +146,7 @@ def sample_gradient(gradient: Tensor, num_seeds: int, *, channels_last: bool = F
     every = chunk_lengths(num_features, num_seeds, 1, gradient.device)
     if channels_last:
         rows = gradient.reshape(-1, num_features)
-        step = min(len(rows), -(-gradient.numel() // GRADIENT_VALUES))
+        step = min(len(rows), -(-gradient.numel() // GRADIENT_VALUES) | 1)  # odd: heads have even widths
         read = rows[(step - 1) // 2 :: step]
         norms = read.to(torch.float32).square().sum(0).sqrt()
         return GradientSample(norms, every, (len(rows) / len(read),) * num_seeds)
@@ -164,11 +163,9 @@ def sample_gradient(gradient: Tensor, num_seeds: int, *, channels_last: bool = F
 
 
 def _row_norms(rows: Tensor) -> Tensor:
-    return (
-        rows[:, 0].to(torch.float32)
-        if rows.shape[1] == 1
-        else torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
-    )
+    if rows.shape[1] == 1:  # a bias: the sign is of no matter, all are squared
+        return rows[:, 0].to(torch.float32)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
 
 
 @lru_cache(maxsize=4096)
@@ -183,10 +180,17 @@ def _runs(
         index += mine
         lengths.append(len(mine))
         scales.append((end - begin) * row / (len(mine) * RUN_VALUES))
-    return torch.tensor(index, device=device), torch.tensor(lengths, device=device), tuple(scales)
+    return _on(device, index), _on(device, lengths), tuple(scales)
 
 
 def _spread(begin: int, end: int, num_seeds: int) -> set[int]:
-    """Places in begin..end-1 by the golden ratio: evenly, and never in step with the width of a row."""
+    """One place in each of equal parts of begin..end-1, at random: regular ones could fall in step with the rows."""
     count = max(LEAST_RUNS, GRADIENT_VALUES // (RUN_VALUES * num_seeds))
-    return {begin + int(math.fmod(n * _GOLDEN, 1.0) * (end - begin)) for n in range(count)}
+    chance = random.Random(0)  # the same places each time
+    return {begin + int((n + chance.random()) / count * (end - begin)) for n in range(count)}
+
+
+def _on(device: torch.device, numbers: list[int]) -> Tensor:
+    """Whole numbers on a device; from pinned memory, since a copy from other memory would wait for the device."""
+    found = torch.tensor(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)

@@ -12,25 +12,31 @@ from contextlib import ExitStack
 
 import torch
 
+
+class Hold:
+    """One holder's part in the stance."""
+
+
 _lock = threading.Lock()
-_holders: set[int] = set()
+_holds: set[Hold] = set()
 _restores = ExitStack()
 
 
-def hold_eager(holder: object) -> None:
-    """Run eagerly what is compiled, until ``holder`` lets go; nothing where nothing was ever compiled."""
+def hold_eager() -> Hold:
+    """Run eagerly what is compiled, until it is let go; no more than a token where nothing was ever compiled."""
+    hold = Hold()
     with _lock:
-        if "torch._dynamo" not in sys.modules:
-            return
-        if not _holders:
-            _restores.enter_context(torch.compiler.set_stance("force_eager"))
-        _holders.add(id(holder))
+        if "torch._dynamo" in sys.modules:
+            if not _holds:
+                _restores.enter_context(torch.compiler.set_stance("force_eager"))
+            _holds.add(hold)
+    return hold
 
 
-def let_go(holder: object) -> None:
-    """The opposite; nothing where ``holder`` does not hold."""
+def let_go(hold: Hold) -> None:
+    """The opposite; nothing where it is let go already."""
     with _lock:
-        if id(holder) in _holders:
-            _holders.remove(id(holder))
-            if not _holders:
+        if hold in _holds:
+            _holds.remove(hold)
+            if not _holds:
                 _restores.close()
