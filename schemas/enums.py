@@ -38,14 +38,6 @@ class Action(StrEnum):
     FOSSILIZE = "fossilize"
 
 
-class BreakerState(StrEnum):
-    """How a seed's circuit breaker stands."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-
-
 class RejectionReason(StrEnum):
     """Why a trainer refused a command."""
 
@@ -59,9 +51,9 @@ class RejectionReason(StrEnum):
 
 
 class BreakerState(StrEnum):
-    """How a seed's circuit breaker stands. Only a closed one lets the seed into its layer's output.
+    """How a seed's circuit breaker stands: only an open one keeps the seed from running.
 
-    An open one tries the seed again after a while, half open: a success closes it, a failure opens it.
+    After a while an open one is half open and tries the seed again: success closes it, failure opens it.
     """
 
     CLOSED = "closed"

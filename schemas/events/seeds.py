@@ -42,7 +42,7 @@ class CommandRejected(TrainerEvent):
 class BreakerChanged(TrainerEvent):
     """A seed's circuit breaker opened, let a trial through or closed: while it is open the host's output is used.
 
-    ``num_failures`` are the seed's failures so far, ``detail`` says what the last one was. The breaker
+    ``num_failures`` counts failures in a row, ``detail`` says what the newest one was. The breaker
     is a protection beside the lifecycle: the seed's stage is told by ``SeedTransitioned`` alone.
     """
 

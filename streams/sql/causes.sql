@@ -21,7 +21,7 @@ SELECT at, 'rejection', incarnation, step, event_id, causation_id, reason || ': 
 FROM rejections WHERE run_id = :run_id AND layer_id = :layer_id AND seed_id = :seed_id
 UNION ALL
 SELECT at, 'breaker', incarnation, step, event_id, causation_id,
-    from_state || ' -> ' || to_state || ' (' || num_failures || ' failures so far)'
+    from_state || ' -> ' || to_state || ' (' || num_failures || ' failures in a row)'
     || CASE WHEN detail <> '' THEN ': ' || detail ELSE '' END
 FROM breaker_changes WHERE run_id = :run_id AND layer_id = :layer_id AND seed_id = :seed_id
 UNION ALL
