@@ -52,7 +52,7 @@ class OutputStatistics:
 @torch.no_grad()
 def measure_output(h: Tensor, channel_dim: int, num_seeds: int) -> OutputStatistics:
     """The statistics of an output: see ``sample_output`` for what of it is read."""
-    sample = sample_output(h, channel_dim)
+    sample = sample_output(h, channel_dim, num_seeds)
     x, dim, step, num_features = sample.values, sample.positions_dim, sample.channel_step, h.shape[channel_dim]
     means = x.mean(dim, keepdim=True)
     rank_sample = None

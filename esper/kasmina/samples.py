@@ -62,16 +62,17 @@ class OutputSample:
         return self.values[:, ::every].index_select(0, index)
 
 
-def sample_output(h: Tensor, channel_dim: int) -> OutputSample:
+def sample_output(h: Tensor, channel_dim: int, num_seeds: int) -> OutputSample:
     """The values that are read of an output with at least one value.
 
     Args:
         h: real or integer, any strides. (..., F, ...), with F at ``channel_dim``, counted from the end.
         channel_dim: negative.
+        num_seeds: at most F; some channel of each seed's chunk is read.
     """
     num_features = h.shape[channel_dim]
     sizes = (*h.shape[: h.ndim + channel_dim], *h.shape[h.ndim + channel_dim + 1 :])
-    channel_step, steps = _grid(num_features, sizes)
+    channel_step, steps = _grid(num_features, sizes, num_seeds)
     taken = [slice((step - 1) // 2, None, step) for step in steps]  # from the middle of the first step: not the border
     taken.insert(h.ndim + channel_dim, slice(None, None, channel_step))
     view = h.detach()[tuple(taken)]
@@ -83,10 +84,11 @@ def sample_output(h: Tensor, channel_dim: int) -> OutputSample:
 
 
 @lru_cache(maxsize=4096)
-def _grid(num_features: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+def _grid(num_features: int, sizes: tuple[int, ...], num_seeds: int) -> tuple[int, tuple[int, ...]]:
     """The step along the channels, and along each other axis; at most OUTPUT_VALUES values lie on the grid."""
-    channel_step = -(-num_features * min(math.prod(sizes), LEAST_POSITIONS) // OUTPUT_VALUES)
-    most = OUTPUT_VALUES // -(-num_features // channel_step)
+    wished = -(-num_features * min(math.prod(sizes), LEAST_POSITIONS) // OUTPUT_VALUES)
+    channel_step = min(wished, num_features // num_seeds)
+    most = max(1, OUTPUT_VALUES // -(-num_features // channel_step))
     steps = [1] * len(sizes)
     counts = list(sizes)
     while math.prod(counts) > most:
@@ -165,7 +167,8 @@ def sample_gradient(gradient: Tensor, num_seeds: int, *, channels_last: bool = F
 def _row_norms(rows: Tensor) -> Tensor:
     if rows.shape[1] == 1:  # a bias: the sign is of no matter, all are squared
         return rows[:, 0].to(torch.float32)
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return norms
 
 
 @lru_cache(maxsize=4096)

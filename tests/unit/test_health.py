@@ -111,7 +111,7 @@ def test_what_is_read_of_an_output_is_bounded_and_every_seed_has_its_part(shape:
     dim = {2: -1, 3: -2, 4: -3}[len(shape)]
     num_features = shape[dim]
     seeds = min(seeds, num_features)
-    sample = sample_output(h, dim)
+    sample = sample_output(h, dim, seeds)
     whole = h.numel() <= OUTPUT_VALUES // 2
     assert sample.values.numel() <= OUTPUT_VALUES
     assert not whole or sample.values.numel() == h.numel()
@@ -123,12 +123,12 @@ def test_what_is_read_of_an_output_is_bounded_and_every_seed_has_its_part(shape:
 def test_a_sample_is_spread_over_batch_and_places() -> None:
     n, f, side = 32, 32, 32
     rows = torch.arange(n * side * side, dtype=torch.float32).reshape(n, 1, side, side).expand(n, f, side, side)
-    read = sample_output(rows, -3).values[0].sort().values
+    read = sample_output(rows, -3, 4).values[0].sort().values
     assert len(read) == OUTPUT_VALUES // f
     assert set((read // (side * side)).tolist()) == set(range(n))  # every image
     assert len(set((read % side).tolist())) > 1  # more than one column, more than one row
     assert len(set((read // side % side).tolist())) > 1
-    assert torch.equal(read, sample_output(rows, -3).values[0].sort().values)
+    assert torch.equal(read, sample_output(rows, -3, 4).values[0].sort().values)
 
 
 @settings(max_examples=25, deadline=None)
