@@ -46,6 +46,7 @@ def unpack_seeds(model: "MorphableModel", state: Mapping[str, Any], optimizer: O
     model.state.load_lists(state["arrays"])
     for entry in state["kernels"]:
         kernel = _unpack(entry)
+        model.state.kernels.add(kernel.kernel_sha256)
         handle = model.handle(entry["layer_id"], entry["seed_id"])
         if entry["is_awake"]:
             model.install(handle, entry["seed_id"], kernel, optimizer).has_run = entry["has_run"]

@@ -217,21 +217,6 @@ def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None
         assert torch.equal(a, b), name
 
 
-def test_a_failing_seed_neither_breaks_nor_poisons_the_step() -> None:
-    model, plain = wrapped(), make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    germinate(model, optimizer, "fc1")
-    run_to(model, optimizer, "fc1", 0, S.EVALUATING)
-    plain.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        next(iter(model.layers["fc1"].awake.values())).module[1].weight.fill_(math.nan)
-    x, _y = batch(3)
-    for _n in range(3):
-        assert torch.equal(model(x), plain(x))
-    (plan,) = model.plan_advance(100)
-    assert (plan.to_stage, plan.reason) == (S.CULLED, "failure")
-
-
 def test_a_kernel_of_another_width_does_not_germinate() -> None:
     model = wrapped()
     with pytest.raises(KernelError, match="for linear layers of 8"):
