@@ -55,6 +55,7 @@ class MorphableModel(SeedPlanner, nn.Module):
     def __init__(self, host: nn.Module, layers: Mapping[str, nn.Module], seeds_per_layer: int) -> None:
         super().__init__()
         self.host = host
+        object.__setattr__(self, "_host", host)  # found at once, where ``host`` is looked for in three places
         self.layers: Mapping[str, KasminaLayer] = {
             name: KasminaLayer(name, n, module, seeds_per_layer) for n, (name, module) in enumerate(layers.items())
         }
@@ -72,7 +73,7 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The host's forward."""
-        return self.host(*args, **kwargs)
+        return self._host(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
