@@ -33,12 +33,14 @@ MAX_NOTED_HITS = 256  # hits noted before they are worked off
 class CacheStats:
     """Counts since the cache was made, and what it holds now.
 
-    A lookup that found nothing is a miss, also where it then waits for a fetch that is under way.
+    A lookup that found nothing is a miss, also where it then waits for a fetch that is under way;
+    ``fetches`` are those that were begun because of misses.
     ``prefetched_used`` are the prefetched kernels that were looked up before they went.
     """
 
     hits: int
     misses: int
+    fetches: int
     evictions: int
     prefetched: int
     prefetched_used: int
@@ -66,7 +68,7 @@ class KernelCache:
         self._order = EvictionOrder()
         self._patterns = AccessPatterns()
         self._bytes = self._pinned_bytes = self._prefetched_bytes = 0
-        self._hits = self._misses = self._evictions = self._prefetched = self._prefetched_used = 0
+        self._hits = self._misses = self._fetches = self._evictions = self._prefetched = self._prefetched_used = 0
 
     def __reduce__(self) -> tuple[type["KernelCache"], tuple[int]]:
         return type(self), (self.capacity_bytes,)
@@ -104,6 +106,7 @@ class KernelCache:
             elif flight is None:
                 flight, leads = Flight(is_wanted=not is_prefetch), True
                 self._flights[key] = flight
+                self._fetches += not is_prefetch
             elif not is_prefetch:
                 flight.is_wanted = True
         return Claim(flight, leads=leads, land=lambda f, kernel: self._land(key, f, kernel, is_prefetch=is_prefetch))
@@ -204,6 +207,7 @@ class KernelCache:
             return CacheStats(
                 self._hits,
                 self._misses,
+                self._fetches,
                 self._evictions,
                 self._prefetched,
                 self._prefetched_used,

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from esper.errors import ContractError, KernelError
 from esper.kasmina import optimizers
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel, load_kernel, pack
 from esper.kasmina.layer import FAILURES_TO_OPEN, KasminaLayer
@@ -34,6 +35,7 @@ class MorphableModel(nn.Module):
         layers: qualified name -> handle, for each layer that holds seeds.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
+        kernel_cache: where the link keeps kernels; models of one process may be given the same.
     """
 
     def __init__(self, host: nn.Module, layers: Mapping[str, nn.Module], seeds_per_layer: int) -> None:
@@ -44,6 +46,7 @@ class MorphableModel(nn.Module):
         }
         self.schedule = StageSchedule()
         self.boundary_steps = 1
+        self.kernel_cache = KernelCache()
         self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
         self.probe = HealthProbe(self.layers.values())
         self._kernels: dict[tuple[str, int], LoadedKernel] = {}  # of seeds that hold one, in joining order
