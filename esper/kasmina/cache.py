@@ -3,8 +3,9 @@
 Owns what is kept, what is pinned and the count of both; ``eviction`` says what goes first,
 ``patterns`` what may be wanted next, ``flights`` who fetches. It fetches nothing itself.
 
-Thread-safe. A hit takes no lock: it notes the use in a queue, which is worked off by whoever
-has the lock next. (With a lock in every hit 32 threads got half of one thread's rate.)
+Thread-safe. A hit waits for no lock: it is counted by one atomic step and noted in a short queue,
+and whoever finds the lock free works the notes off. Where threads hit faster than that, notes are
+lost, never counts: what is lost is a little of the order in which kernels go.
 
 Invariant: ``bytes`` is the sum of the kept kernels' tensors, and no more than the capacity
 unless pinned kernels alone are more.
@@ -13,6 +14,7 @@ unless pinned kernels alone are more.
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from typing import Any
 
@@ -26,7 +28,8 @@ MIB = 1024 * 1024
 DEFAULT_CAPACITY_BYTES = 128 * MIB
 MAX_KERNELS_KEPT = 8192  # a kernel costs some 4 KB beside its tensors, and there are kernels without any
 MAX_PREFETCHED_SHARE = 0.25  # of the capacity, for kernels that were fetched early and not used so far
-MAX_NOTED_HITS = 256  # hits noted before they are worked off
+NOTED_HITS = 32  # are worked off at once: some 10 us, so no lookup is held up for longer
+MAX_NOTED_HITS = 2 * NOTED_HITS  # older notes are lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,13 @@ class KernelCache:
         self._lock = Lock()
         self._entries: dict[str, Entry] = {}
         self._flights: dict[str, Flight] = {}
-        self._noted: deque[Entry] = deque()
+        self._noted: deque[Entry] = deque(maxlen=MAX_NOTED_HITS)
+        self._hit_numbers = count()  # its next() is atomic, as += is not
+        self._num_hit_readings = 0
         self._order = EvictionOrder()
         self._patterns = AccessPatterns()
         self._bytes = self._pinned_bytes = self._prefetched_bytes = 0
-        self._hits = self._misses = self._fetches = self._evictions = self._prefetched = self._prefetched_used = 0
+        self._misses = self._fetches = self._evictions = self._prefetched = self._prefetched_used = 0
 
     def __reduce__(self) -> tuple[type["KernelCache"], tuple[int]]:
         return type(self), (self.capacity_bytes,)
@@ -78,19 +83,30 @@ class KernelCache:
     def get(self, key: str) -> LoadedKernel | None:
         """The kernel, if it is here. Counts a hit or a miss."""
         entry = self._entries.get(key)
-        if entry is None:
-            with self._lock:
-                self._work_off_hits()
-                self._misses += 1
-                self._patterns.learn(key)
-            return None
+        if entry is None or entry.is_prefetched:
+            return self._get_noteworthy(key)
+        next(self._hit_numbers)
         self._noted.append(entry)
-        if len(self._noted) >= MAX_NOTED_HITS and self._lock.acquire(blocking=False):
+        if len(self._noted) >= NOTED_HITS and self._lock.acquire(blocking=False):
             try:
                 self._work_off_hits()
             finally:
                 self._lock.release()
         return entry.kernel
+
+    def _get_noteworthy(self, key: str) -> LoadedKernel | None:
+        """A miss, or the first use of a prefetched kernel: these are never lost."""
+        with self._lock:
+            self._work_off_hits()
+            self._patterns.learn(key)
+            entry = self._entries.get(key)
+            if entry is None:
+                self._misses += 1
+                return None
+            next(self._hit_numbers)
+            self._use_early(entry)
+            self._order.touch(entry)
+            return entry.kernel
 
     def claim(self, key: str, *, is_prefetch: bool = False) -> Claim:
         """Take part in fetching a kernel that ``get`` did not have. Counts nothing.
@@ -134,6 +150,7 @@ class KernelCache:
         """Keep a kernel until it is unpinned as often as it was pinned, whatever its size."""
         with self._lock:
             entry = self._entries.get(kernel.kernel_sha256) or self._add(Entry(kernel))
+            self._use_early(entry)
             entry.pins += 1
             if entry.pins == 1:
                 self._pinned_bytes += entry.size_bytes
@@ -203,9 +220,10 @@ class KernelCache:
     def stats(self) -> CacheStats:
         """Everything that was counted, of one moment."""
         with self._lock:
-            self._work_off_hits()
+            hits = next(self._hit_numbers) - self._num_hit_readings  # reading it counts too
+            self._num_hit_readings += 1
             return CacheStats(
-                self._hits,
+                hits,
                 self._misses,
                 self._fetches,
                 self._evictions,
@@ -226,16 +244,13 @@ class KernelCache:
         noted, touch, learn = self._noted, self._order.touch, self._patterns.learn
         for _n in range(len(noted)):
             entry = noted.popleft()
-            self._hits += 1
-            if entry.is_prefetched:
-                self._use_prefetched(entry)
             touch(entry)
             learn(entry.key)
 
-    def _use_prefetched(self, entry: Entry) -> None:
-        entry.is_prefetched = False
-        self._prefetched_used += 1
-        if entry.is_kept:
+    def _use_early(self, entry: Entry) -> None:
+        if entry.is_prefetched:
+            entry.is_prefetched = False
+            self._prefetched_used += 1
             self._prefetched_bytes -= entry.size_bytes
 
     def _land(self, key: str, flight: Flight, kernel: LoadedKernel | None, *, is_prefetch: bool) -> None:

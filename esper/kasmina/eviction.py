@@ -24,12 +24,24 @@ MAX_USES = 8
 class Entry:
     """A kept kernel. ``size_bytes`` is the sum of its tensors' bytes."""
 
-    __slots__ = ("is_kept", "is_prefetched", "is_queued", "kernel", "key", "pins", "size_bytes", "uses", "worth")
+    __slots__ = (
+        "is_kept",
+        "is_prefetched",
+        "is_queued",
+        "kernel",
+        "key",
+        "pins",
+        "size_bytes",
+        "uses",
+        "worth",
+        "worth_of_a_use",
+    )
 
     def __init__(self, kernel: LoadedKernel, *, is_prefetched: bool = False) -> None:
         self.kernel = kernel
         self.key = kernel.kernel_sha256
         self.size_bytes = bytes_of(kernel)
+        self.worth_of_a_use = 1.0 + FETCH_OVERHEAD_BYTES / max(1, self.size_bytes)
         self.uses = 1
         self.worth = 0.0
         self.pins = 0
@@ -50,11 +62,11 @@ class EvictionOrder:
         """Count a use."""
         if entry.uses < MAX_USES:
             entry.uses += 1
-        self._set_worth(entry)
+        entry.worth = self._floor + entry.uses * entry.worth_of_a_use
 
     def add(self, entry: Entry) -> None:
         """A new entry, or one that is pinned no more."""
-        self._set_worth(entry)
+        entry.worth = self._floor + entry.uses * entry.worth_of_a_use
         if not entry.is_queued:
             self._push(entry)
 
@@ -71,10 +83,6 @@ class EvictionOrder:
             self._floor = worth
             return entry
         return None
-
-    def _set_worth(self, entry: Entry) -> None:
-        size = max(1, entry.size_bytes)
-        entry.worth = self._floor + entry.uses * (1.0 + FETCH_OVERHEAD_BYTES / size)
 
     def _push(self, entry: Entry) -> None:
         entry.is_queued = True

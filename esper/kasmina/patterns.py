@@ -1,58 +1,64 @@
 """AccessPatterns: which kernels a model asks for, and which one after which.
 
-Learns from lookups alone. Not thread-safe: the cache calls it under its lock. Plain data in
-and out, so that one run's lookups can be the next run's predictions. Invariant: it remembers
-at most ``MAX_KERNELS_REMEMBERED`` kernels, and of each at most ``MAX_SUCCESSORS``.
+Learns from lookups alone, in constant time. What comes next is kept as the vote of Boyer and
+Moore ("MJRTY: a fast majority vote algorithm", 1981): one candidate a kernel, voted for when it
+came next and against when another did; no list of successors to keep or to search.
+
+Not thread-safe: the cache calls it under its lock. Plain data in and out, so that one run's
+lookups can be the next run's predictions. Invariant: it remembers at most
+``MAX_KERNELS_REMEMBERED`` kernels, those looked up last.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from esper.errors import ContractError
 
 MAX_KERNELS_REMEMBERED = 1024
-MAX_SUCCESSORS = 8
+MAX_VOTES = 8  # so that a new habit outvotes an old one in as many lookups
+MIN_VOTES = 2  # once may be chance
 UNKNOWN_SIZE = -1
-MAX_COUNT = 64  # counts are halved here: what was true long ago must not outvote what is true now
-MIN_SHARE = 0.5  # a successor is predicted when it came next at least this often
 FORMAT = "esper-kernel-patterns-1"
 
 
-@dataclass(slots=True)
 class _Habit:
-    size_bytes: int = UNKNOWN_SIZE
-    uses: int = 0
-    followed_by: dict[str, int] = field(default_factory=dict)
+    __slots__ = ("following", "size_bytes", "votes")
+
+    def __init__(self, size_bytes: int = UNKNOWN_SIZE, following: str = "", votes: int = 0) -> None:
+        self.size_bytes = size_bytes
+        self.following = following
+        self.votes = votes
 
 
 class AccessPatterns:
-    """Counts of lookups and of what was looked up next; a kernel asked for again and again counts once."""
+    """What was looked up, and what was looked up next; a kernel asked for again and again counts once."""
 
     def __init__(self) -> None:
         self._habits: OrderedDict[str, _Habit] = OrderedDict()  # the longest unused first
         self._last: str | None = None
+        self._last_habit = _Habit()
 
     def learn(self, key: str) -> None:
         """``key`` was looked up."""
         if key == self._last:
             return
-        habit = self._habits.get(key)
-        if habit is None:
-            habit = self._habits[key] = _Habit()
+        before = self._last_habit
+        if before.following == key:
+            if before.votes < MAX_VOTES:
+                before.votes += 1
+        elif before.votes:
+            before.votes -= 1
         else:
+            before.following, before.votes = key, 1
+        habit = self._habits.get(key)
+        if habit is not None:
             self._habits.move_to_end(key)
-        habit.uses += 1
-        before = self._habits.get(self._last) if self._last is not None else None
-        self._last = key
-        if before is not None:
-            _count(before.followed_by, key)
-        if habit.uses >= MAX_COUNT:
-            for other in self._habits.values():
-                other.uses = -(-other.uses // 2)
-        if len(self._habits) > MAX_KERNELS_REMEMBERED:
-            self._habits.popitem(last=False)
+        else:
+            habit = self._habits[key] = _Habit()
+            if len(self._habits) > MAX_KERNELS_REMEMBERED:
+                self._habits.popitem(last=False)
+        self._last, self._last_habit = key, habit
 
     def note_size(self, key: str, size_bytes: int) -> None:
         """What fetching ``key`` brings in, in bytes."""
@@ -62,20 +68,19 @@ class AccessPatterns:
     def predictions(self, after: str | None) -> list[tuple[str, int]]:
         """(kernel, its bytes or ``UNKNOWN_SIZE``) worth having, the likeliest first.
 
-        After a kernel: what came next at least half the time. After None, at the start of a run:
-        all that runs before asked for.
+        After a kernel: what came next as a rule. After None, at the start of a run: all that runs
+        before asked for, the latest first.
         """
         if after is None:
-            found = sorted(self._habits, key=lambda k: -self._habits[k].uses)
-        else:
-            followed_by = self._habits[after].followed_by if after in self._habits else {}
-            least = MIN_SHARE * sum(followed_by.values())
-            found = [k for k, n in sorted(followed_by.items(), key=lambda f: -f[1]) if n >= least]
-        return [(k, self._habits[k].size_bytes) for k in found if k in self._habits]
+            return [(key, habit.size_bytes) for key, habit in reversed(self._habits.items())]
+        habit = self._habits.get(after)
+        if habit is None or habit.votes < MIN_VOTES or habit.following not in self._habits:
+            return []
+        return [(habit.following, self._habits[habit.following].size_bytes)]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        habits = {k: [h.size_bytes, h.uses, h.followed_by] for k, h in self._habits.items()}
+        habits = {key: [h.size_bytes, h.following, h.votes] for key, h in self._habits.items()}
         return {"format": FORMAT, "kernels": habits}
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
@@ -88,19 +93,9 @@ class AccessPatterns:
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r}")
             habits = OrderedDict(
-                (str(k), _Habit(int(size), int(uses), {str(f): int(n) for f, n in followed_by.items()}))
-                for k, (size, uses, followed_by) in list(saved["kernels"].items())[-MAX_KERNELS_REMEMBERED:]
+                (str(key), _Habit(int(size_bytes), str(following), int(votes)))
+                for key, (size_bytes, following, votes) in list(saved["kernels"].items())[-MAX_KERNELS_REMEMBERED:]
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ContractError(f"these are no kernel access patterns: {error!r}") from error
-        self._habits, self._last = habits, None
-
-
-def _count(followed_by: dict[str, int], key: str) -> None:
-    followed_by[key] = followed_by.get(key, 0) + 1
-    if followed_by[key] >= MAX_COUNT:
-        for other in followed_by:
-            followed_by[other] = -(-followed_by[other] // 2)
-    if len(followed_by) > MAX_SUCCESSORS:
-        others = [k for k in followed_by if k != key]
-        del followed_by[min(others, key=followed_by.__getitem__)]
+        self._habits, self._last, self._last_habit = habits, None, _Habit()
