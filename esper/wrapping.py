@@ -6,7 +6,7 @@ from torch import nn
 
 from esper.errors import ContractError
 from esper.kasmina.cache import MIB, KernelCache
-from esper.kasmina.layer import kind_of
+from esper.kasmina.hosts import host_type
 from esper.kasmina.model import MorphableModel
 
 
@@ -38,7 +38,8 @@ def wrap(
         named = ", ".join(t.__name__ for t in targets)
         raise ContractError(f"{type(model).__name__} has no layer of {named}: name others in target_layers")
     for module in found.values():
-        kind_of(module)
+        if host_type(module) is None:
+            raise TypeError(f"{type(module).__name__} cannot hold seeds: nn.Linear and nn.Conv2d can")
     morphable = MorphableModel(model, found, seeds_per_layer)
     morphable.kernel_cache = KernelCache(cache_size_mb * MIB)
     return morphable

@@ -28,6 +28,7 @@ TRACES = Path(__file__).parent / "traces"
 SHARES = (0.1, 0.25, 0.5)  # of the bytes of all kernels in a trace
 LOOKUPS, THREADS, ROUNDS = 200_000, (1, 2, 8, 32), 7
 LEAK_OPERATIONS = 1_000_000
+GOES = (range(1, 2), range(2, 4), range(4, 8), range(8, 16), range(16, 25))  # the n-th runs of one shape of model
 SPEC = BlueprintSpec(module="affine", targets=(LayerKind.LINEAR,))
 
 Trace = tuple[list[int], dict[int, int]]
@@ -144,17 +145,18 @@ def compare_hit_rates() -> None:
 def growth_at_the_default() -> None:
     """The recorded work with 128 MiB: one cache for all, one for each run, and one that learnt from runs before."""
     (names, sizes), runs = recorded()
-    print("\nrecorded growth, 128 MiB (46 MiB of kernels): hit rate in %")
+    total = sum(sizes[n] for n in set(names))
+    print(f"\nrecorded growth, 128 MiB for {total / MIB:.0f} MiB of kernels: hit rate in %")
     lru = plain_hits(cachetools.LRUCache(128 * MIB, lambda v: v), (names, sizes))
     print(
         f"  one cache for all runs: LRU {100 * lru:.1f}, ours {100 * rate(our_hits(128 * MIB, (names, sizes), with_prefetch=True)):.1f}"
     )
+    by_run = {run: [n for n, r in zip(names, runs, strict=True) if r == run] for run in dict.fromkeys(runs)}
+    again = sum(len(asked) - len(set(asked)) for asked in by_run.values())
+    print(f"  a cache for each run, nothing learnt, whatever the policy: {100 * again / len(names):.1f}")
+    print("  a cache for each run that knows what the runs of its shape before asked for:")
     learnt: dict[str, dict[str, Any]] = {}
-    by_go: dict[int, list[int]] = {}
-    cold_hits, by_run = (
-        0,
-        {run: [n for n, r in zip(names, runs, strict=True) if r == run] for run in dict.fromkeys(runs)},
-    )
+    counted = [[0, 0, 0, 0] for _range in GOES]
     for run, asked in by_run.items():
         model, go = run.rsplit("-", 1)
         cache = KernelCache()
@@ -164,16 +166,12 @@ def growth_at_the_default() -> None:
         for name in asked:
             look_up(cache, name, sizes[name])
             prefetch(cache, str(name), sizes)
-        learnt[model] = cache.learnt()
-        cold_hits += len(asked) - len(set(asked))
-        counted = by_go.setdefault(int(go), [0, 0])
-        counted[0] += cache.stats.hits
-        counted[1] += len(asked)
-    print(f"  a cache for each run, nothing learnt: any policy {100 * cold_hits / len(names):.1f}")
-    told = ", ".join(f"{100 * hits / count:.1f}" for hits, count in by_go.values())
-    later = [counted for go, counted in by_go.items() if go >= 2]
-    print(f"  a cache for each run that knows the runs of its shape before: {told} (1st, 2nd, ... run)")
-    print(f"  from the 3rd run on: {100 * sum(h for h, _c in later) / sum(c for _h, c in later):.1f}")
+        learnt[model], stats = cache.learnt(), cache.stats
+        row = counted[next(n for n, goes in enumerate(GOES) if int(go) + 1 in goes)]
+        for n, count in enumerate((stats.hits, len(asked), stats.prefetched_used, stats.prefetched)):
+            row[n] += count
+    for goes, (hits, count, used, early) in zip(GOES, counted, strict=True):
+        print(f"    run {goes[0]:2} to {goes[-1]:2}: {100 * hits / count:5.1f}   early: {used} used of {early} fetched")
 
 
 # -- time and memory ------------------------------------------------------------------------
@@ -187,9 +185,10 @@ def filled(count: int) -> tuple[KernelCache, list[str]]:
 
 
 def ns_each(work: Callable[[], None], count: int) -> float:
-    began = time.perf_counter_ns()
+    """Of this thread's own time: others may be busy on the machine."""
+    began = time.thread_time_ns()
     work()
-    return (time.perf_counter_ns() - began) / count
+    return (time.thread_time_ns() - began) / count
 
 
 def lookup_times() -> None:
@@ -211,7 +210,7 @@ def lookup_times() -> None:
         for _n in range(LOOKUPS):
             get("absent")
 
-    print("\nlookups, one thread: median ns of a lookup (least..most of the rounds), with the upkeep that it causes")
+    print("\nlookups, one thread: median ns of CPU time (least..most of the rounds), with the upkeep that it causes")
     times: dict[str, list[float]] = {"one kernel": [], "1000 kernels at random": [], "a miss": []}
     for _round in range(ROUNDS):
         for name, work in zip(times, (same, mixed, absent), strict=True):

@@ -1,9 +1,9 @@
-"""Records which kernels growing runs ask for: `python tests/benchmarks/traces/record_growth.py`, always the same bytes.
+"""Records which kernels growing runs ask for: `python tests/benchmarks/traces/record_growth.py`, the same bytes every time.
 
 Three models train at once in one process, one run after another. Real: the layers of wrapped torch models, the
 blueprints that Esper ships and their sizes, the table and the schedule of a seed's life, Tamiyo's heuristic made
 epsilon-soft over graph views. Drawn from a seed: accuracy, gradients, and whether a seed does good. No weight is
-trained and no service runs, so that anybody can make the trace again.
+trained and no service runs, so that anybody can make the trace again; with other blueprints it is another trace.
 """
 
 import hashlib
@@ -21,26 +21,18 @@ from esper.graph.view import EpochView, GraphView, KernelView, LayerView, SeedVi
 from esper.graph.windows import FIELDS
 from esper.kasmina.kernels import parameters_of
 from esper.kasmina.lifecycle import NEXT_BY_SCHEDULE, StageSchedule
-from esper.schemas.assets import BlueprintSpec, LayerNode
-from esper.schemas.enums import Action, LayerKind, SeedStage
+from esper.schemas.assets import LayerNode
+from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import way_out
 from esper.services.tamiyo.policies import EpsilonSoft
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
-from esper.services.tamiyo.settings import HeuristicSettings
+from esper.services.tamiyo.settings import HeuristicSettings, TamiyoSettings
+from esper.services.urza.catalogue import SHIPPED
 
 TRACE = Path(__file__).parent / "growth.json"
-NUM_SWEEPS, NUM_EPOCHS, BOUNDARIES_PER_EPOCH = 8, 60, 4
-EPSILON = 0.1
+NUM_SWEEPS, NUM_EPOCHS, BOUNDARIES_PER_EPOCH = 24, 60, 4
+EPSILON = TamiyoSettings.model_validate({}).epsilon
 FLOAT32_BYTES = 4
-BOTH, CONV = (LayerKind.LINEAR, LayerKind.CONV2D), (LayerKind.CONV2D,)
-BLUEPRINTS = {
-    "noop": BlueprintSpec(module="noop", targets=BOTH),
-    "affine": BlueprintSpec(module="affine", targets=BOTH),
-    "low-rank-4": BlueprintSpec(module="low_rank", parameters={"rank": 4}, targets=BOTH),
-    "bottleneck-2x": BlueprintSpec(module="bottleneck", parameters={"expansion": 2.0}, targets=BOTH),
-    "depthwise-3x3": BlueprintSpec(module="depthwise", targets=CONV),
-    "residual-3x3": BlueprintSpec(module="residual", parameters={"expansion": 1.0}, targets=CONV),
-}
 
 
 def digits() -> nn.Module:
@@ -115,7 +107,7 @@ def kernels_for(nodes: tuple[LayerNode, ...]) -> tuple[KernelView, ...]:
     """Every shipped blueprint at every width of the model."""
     found = []
     for kind, width in sorted({(n.kind, n.num_features) for n in nodes}):
-        for name, spec in BLUEPRINTS.items():
+        for name, spec in SHIPPED.items():
             if kind in spec.targets:
                 count = parameters_of(spec, kind, width)
                 digest = hashlib.sha256(f"{name}:{kind}:{width}".encode()).hexdigest()
