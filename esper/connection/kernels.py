@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -57,6 +58,7 @@ class KernelFetcher:
     ) -> None:
         self._verifier.shutdown(wait=False, cancel_futures=True)
         save_habits(self._cache, self._habits)
+        _log.info("kernels.looked_up", **asdict(self._cache.stats))
 
     async def answer(self, command: SeedCommand) -> Answer:
         """What a command needs. Never raises but where it is cancelled: every command is answered."""

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from waiting import wait_until
 
+from esper.connection.habits import load_habits, save_habits
 from esper.errors import ContractError, UnavailableError
 from esper.kasmina.cache import MAX_PREFETCHED_SHARE, KernelCache
 from esper.kasmina.flights import Claim
@@ -230,6 +232,22 @@ def test_a_kernel_that_is_not_the_one_asked_for_is_refused_for_all() -> None:
     with pytest.raises(ContractError, match="was delivered for"):
         cache.get_or_fetch(KEYS[1], lambda: kernel(KEYS[2]))
     assert cache.get_or_fetch(KEYS[1], lambda: kernel(KEYS[1])).kernel_sha256 == KEYS[1]
+
+
+def test_habits_that_cannot_be_read_or_kept_are_left(tmp_path: Path) -> None:
+    cache, path = KernelCache(CAPACITY_BYTES), tmp_path / "folder" / "habits.json"
+    load_habits(cache, path)
+    cache.get_or_fetch(KEYS[4], lambda: kernel(KEYS[4]))
+    save_habits(cache, path)
+    for broken in (b"", b"[]", b"{}", b'{"format": "esper-kernel-patterns-1", "kernels": {"a": 1}}', b"\xff"):
+        other = KernelCache(CAPACITY_BYTES)
+        (tmp_path / "broken.json").write_bytes(broken)
+        load_habits(other, path)
+        load_habits(other, tmp_path / "broken.json")
+        assert other.predictions() == (KEYS[4],), "what was known before"
+    (tmp_path / "a file").touch()
+    save_habits(cache, tmp_path / "a file" / "habits.json")
+    assert [p.name for p in path.parent.iterdir()] == ["habits.json"]
 
 
 def test_a_copied_cache_is_an_empty_one_of_its_size() -> None:
