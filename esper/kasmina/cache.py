@@ -208,7 +208,7 @@ class KernelCache:
             return self._patterns.to_dict()
 
     def learn_from(self, learnt: Mapping[str, Any]) -> None:
-        """Go on from what another cache had learnt.
+        """Know what another cache had learnt, beside what this one did.
 
         Raises:
             ContractError: ``learnt`` is not what ``learnt()`` gives.

@@ -84,7 +84,7 @@ class AccessPatterns:
         return {"format": FORMAT, "kernels": habits}
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
-        """The inverse of ``to_dict``.
+        """Take over what ``to_dict`` gave; what is known here already stays as it is.
 
         Raises:
             ContractError: it is not what ``to_dict`` gives; nothing changed.
@@ -98,4 +98,9 @@ class AccessPatterns:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ContractError(f"these are no kernel access patterns: {error!r}") from error
-        self._habits, self._last, self._last_habit = habits, None, _Habit()
+        for key in self._habits:
+            habits.pop(key, None)  # so that the update puts it last
+        habits.update(self._habits)
+        while len(habits) > MAX_KERNELS_REMEMBERED:
+            habits.popitem(last=False)
+        self._habits = habits

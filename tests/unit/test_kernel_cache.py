@@ -223,6 +223,9 @@ def test_what_comes_next_again_and_again_is_predicted_and_survives_the_process()
     later.pin(kernel(b))
     assert later.predictions(a) == (), "it is here"
     assert later.predictions(KEYS[9]) == (), "nobody asked for it so far"
+    later.get_or_fetch(KEYS[9], lambda: kernel(KEYS[9]))
+    later.learn_from(cache.learnt())
+    assert next(reversed(later.learnt()["kernels"])) == KEYS[9], "what it knows itself stays"
     with pytest.raises(ContractError, match="no kernel access patterns"):
         later.learn_from({"format": "something else"})
 
