@@ -23,6 +23,7 @@ from esper.config import Settings, load_settings
 from esper.connection.boundary import BoundaryWork
 from esper.connection.checkpoints import CheckpointStore
 from esper.connection.commands import CommandInbox
+from esper.connection.habits import habits_path
 from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
@@ -105,7 +106,8 @@ class RunLink:
         self._store = CheckpointStore(folder)
         self._outbox = Outbox(folder / OUTBOX_FILE, max_pages=options.outbox_max_pages)
         self._spill = Outbox(folder / SPILL_FILE)
-        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options)
+        habits = habits_path(options.folder, model.layers.values())
+        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options, model.kernel_cache, habits)
         self._book = AdaptationBook(options.metric)
         self._lifecycle_offset = 0
         self._gap_from = 0
@@ -153,6 +155,7 @@ class RunLink:
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
         self._model.probe.disarm()
+        self._work.release_pins()
         self._tell_health(self._model.probe.drain())
         self._account_for_telemetry(self.step_number)
         self._journal.try_record(

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from esper.errors import ContractError
 from esper.kasmina import optimizers
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.layer import KasminaLayer
@@ -50,6 +51,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         layers: qualified name -> handle, for each layer that holds seeds.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
+        kernel_cache: where the link keeps kernels; models of one process may be given the same.
     """
 
     def __init__(self, host: nn.Module, layers: Mapping[str, nn.Module], seeds_per_layer: int) -> None:
@@ -61,6 +63,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         }
         self.schedule = StageSchedule()
         self.boundary_steps = 1
+        self.kernel_cache = KernelCache()
         self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
         self.probe = HealthProbe(self.layers.values())
         self.held: dict[tuple[str, int], LoadedKernel] = {}

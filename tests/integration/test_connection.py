@@ -12,12 +12,14 @@ import torch
 from processes import process
 from small_disk import end_of, on_small_disk
 from torch import nn
-from waiting import wait_until
+from waiting import wait_until, wait_until_async
 
 import esper
+from esper.connection.kernels import KernelFetcher
 from esper.connection.settings import LinkOptions
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ConflictError, ContractError, UnavailableError
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.kernels import build_kernel
 from esper.oona.consumer import partition_of, read_range
 from esper.oona.producer import OonaProducer
@@ -291,3 +293,63 @@ async def test_blobs_are_what_their_name_says(stack: EmbeddedStack) -> None:
         altered.write_bytes(data[:-1] + b"?")
         with pytest.raises(ContractError, match="it was altered"):
             await blobs.get(digest, max_bytes=10_000)
+
+
+async def test_many_commands_for_one_kernel_are_one_fetch_and_predictions_give_way(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    kernels = [await stored_kernel(stack, width) for width in (8, 16, 32)]
+    commands = [
+        events.GerminateSeed.model_validate({
+            "run_id": run_id, "incarnation": 1, "boundary": 1, "decision_id": uuid.uuid4(), "layer_id": "0",
+            "seed_id": 0, "expires_at_step": 9, "blueprint_id": "low-rank-2", "blueprint_version": 3,
+            "kernel_sha256": digest, "kernel_size_bytes": size,
+        })
+        for digest, size in kernels
+    ]  # fmt: skip
+    cache, habits = KernelCache(), tmp_path / "habits.json"
+    async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(cache, blobs, habits) as fetcher:
+        waiters = [asyncio.create_task(fetcher.answer(commands[0])) for _n in range(32)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()  # the one that leads
+        answers = await asyncio.gather(*waiters[1:])
+        assert {kernel.kernel_sha256 for kernel, _problem in answers} == {kernels[0][0]}
+        assert cache.stats.fetches == 2, "the cancelled one, and one for all others"
+        for command in (*commands[1:], *commands):
+            assert (await fetcher.answer(command))[1] is None
+    later = KernelCache()
+    async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(later, blobs, habits) as fetcher:
+        early = asyncio.create_task(fetcher.keep_prefetching())
+        await wait_until_async(lambda: _is(later.stats.prefetched == 3))
+        for command in commands:
+            assert (await fetcher.answer(command))[1] is None
+        early.cancel()
+        await asyncio.gather(early, return_exceptions=True)
+    assert (later.stats.fetches, later.stats.misses, later.stats.prefetched_used) == (0, 0, 3)
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def test_the_kernel_of_a_seed_under_way_is_pinned_and_the_next_run_has_it_early(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    kernel = await stored_kernel(stack, 8)
+
+    def train(name: str) -> KernelCache:
+        run, one_step = training(stack, tmp_path, name)
+        cache = run._model.kernel_cache
+        with run:
+            if name != run_id:
+                wait_until(lambda: cache.stats.prefetched, 30, "the kernel of the run before")
+            sent = [asyncio.run(germinate(stack, name, kernel, boundary=n + 1, seed_id=n)) for n in range(2)]
+            wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "the commands")
+            for _n in range(5):
+                one_step()
+            assert cache.stats.pinned_bytes == cache.stats.bytes > 0
+        assert cache.stats.pinned_bytes == 0, "the run is over"
+        return cache
+
+    assert (await asyncio.to_thread(train, run_id)).stats.fetches == 1
+    assert (await asyncio.to_thread(train, f"{run_id}-again")).stats.fetches == 0
