@@ -183,7 +183,7 @@ def test_the_cost_is_what_torch_counts(
     try:
         cost = cost_of(spec, kind, features)
     except KernelError as error:
-        assume("64 times as many" not in str(error))
+        assume("choose a narrower" not in str(error))
         raise
     with torch.device("meta"):
         module = build_module(spec, kind, features)
