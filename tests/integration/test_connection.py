@@ -20,7 +20,7 @@ from esper.connection.settings import LinkOptions
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ConflictError, ContractError, UnavailableError
 from esper.kasmina.cache import KernelCache
-from esper.kasmina.kernels import build_kernel
+from esper.kasmina.kernels import build_kernel, pack
 from esper.oona.consumer import partition_of, read_range
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids, topics
@@ -34,7 +34,10 @@ SPEC = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(LayerKi
 
 
 async def stored_kernel(stack: EmbeddedStack, width: int) -> tuple[str, int]:
-    data = build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width)
+    return await stored(stack, build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width))
+
+
+async def stored(stack: EmbeddedStack, data: bytes) -> tuple[str, int]:
     async with BlobStore(stack.settings().need_s3()) as blobs:
         return await blobs.put(data), len(data)
 
@@ -156,6 +159,48 @@ async def test_commands_that_do_not_fit_are_rejected_by_an_event(
         RejectionReason.KERNEL_INVALID,
         RejectionReason.KERNEL_UNAVAILABLE,
     ]
+
+
+async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if_it_had_not_come(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    zeros = {"0.weight": torch.zeros(2, 8), "1.weight": torch.zeros(8, 2)}
+    made = {
+        "is malformed": b"no kernel at all",
+        "does not fit its spec": pack("x", SPEC, LayerKind.LINEAR, 9, zeros),
+        "not finite": pack("x", SPEC, LayerKind.LINEAR, 8, {**zeros, "0.weight": torch.full((2, 8), float("nan"))}),
+        "must be all zero": pack("x", SPEC, LayerKind.LINEAR, 8, {**zeros, "1.weight": torch.ones(8, 2)}),
+        "it was altered": pack(f"x-{uuid.uuid4().hex}", SPEC, LayerKind.LINEAR, 8, zeros),
+    }
+    kernels = [await stored(stack, data) for data in made.values()]
+    altered = stack.s3.root / "data" / "esper" / "kernels" / kernels[-1][0]
+    altered.write_bytes(altered.read_bytes()[:-1] + b"?")
+    run, one_step = training(stack, tmp_path, run_id)
+
+    def train() -> None:
+        with run:
+            one_step()
+            sent = [asyncio.run(germinate(stack, run_id, k, boundary=n)) for n, k in enumerate(kernels, start=1)]
+            wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "all commands")
+            for _n in range(10):
+                one_step()
+
+    await asyncio.to_thread(train)
+    events_told = [m.data for m in await told(stack, run_id, topics.LIFECYCLE)]
+    assert [type(e) for e in events_told] == [events.CommandRejected] * len(made)
+    for event, says in zip(events_told, made, strict=True):
+        assert event.reason is RejectionReason.KERNEL_INVALID
+        assert says in event.detail
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.manual_seed(0)
+    for layer in (plain[0], plain[2]):
+        layer.reset_parameters()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
+    for _n in range(11):
+        optimizer.zero_grad()
+        plain(torch.ones(4, 6)).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), run._model.parameters(), strict=True))
 
 
 @pytest.mark.timeout(180)
