@@ -114,8 +114,15 @@ class HealthProbe:
         """Like ``finished``, but waits for the device: for all, or for steps up to one."""
         found = []
         while self._pending and (up_to_step is None or self._pending[0].step <= up_to_step):
-            found.append(_signals_of(self._pending.popleft()))
+            found.append(_signals_of(self._pending[0]))  # it may raise: what is not told is still under way
+            self._pending.popleft()
         return found
+
+    def forget(self) -> int:
+        """Drop what is under way; how many layers' signals it was."""
+        dropped = sum(len(pending.layer_ids) for pending in self._pending)
+        self._pending.clear()
+        return dropped
 
 
 class _Watch:
