@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-OUTPUT_VALUES = 16_384
+OUTPUT_VALUES = 8_192
 """Most values that are read of one output."""
 
 LEAST_POSITIONS = 16
@@ -27,7 +27,7 @@ channel that is merely seldom positive would count as dead."""
 LEAST_PLACES = 4
 """An axis other than the batch is thinned to this before the batch is: samples differ more than places do."""
 
-GRADIENT_VALUES = 65_536
+GRADIENT_VALUES = 32_768
 """Most values that are read of one parameter's gradient, give or take LEAST_RUNS."""
 
 RUN_VALUES = 64
