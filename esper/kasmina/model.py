@@ -71,7 +71,13 @@ class MorphableModel(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The host's parameters under their own names, then those of grown seeds."""
+        """The host's parameters under their own names, then those of grown seeds, as they joined.
+
+        Without ``recurse`` there are none: the model itself holds no parameter. DDP asks module by
+        module, so that it reduces the host's gradients and leaves those of seeds to ``Replicas``.
+        """
+        if not recurse:
+            return
         yield from self.host.named_parameters(prefix, recurse, remove_duplicate)
         for (layer_id, seed_id), module in self._grown():
             for name, parameter in module.named_parameters():
@@ -224,6 +230,8 @@ class MorphableModel(nn.Module):
         key = (plan.layer_id, plan.seed_id)
         if self.state.stage_of(handle.index, plan.seed_id) is not plan.from_stage:
             raise ContractError(f"seed {plan.layer_id}:{plan.seed_id} is not {plan.from_stage} any more")
+        if kernel is not None and optimizer is not None:
+            optimizers.verify_can_join(optimizer, handle.module, kernel.weights)
         self.state.move(handle.index, plan.seed_id, plan.to_stage, step=step, boundary=boundary)
         if plan.to_stage is SeedStage.GERMINATED:
             if kernel is None:
@@ -312,7 +320,9 @@ class MorphableModel(nn.Module):
         seed = handle.wake(seed_id, kernel)
         self._kernels[handle.layer_id, seed_id] = kernel
         if optimizer is not None:
-            optimizers.join(optimizer, handle.module, seed.module.parameters())
+            prefix = f"kasmina.{handle.layer_id}.{seed_id}."
+            named = ((prefix + name, p) for name, p in seed.module.named_parameters())
+            optimizers.join(optimizer, handle.module, named)
 
     def _follow_state(self, handle: KasminaLayer, seed_id: int, step: int | None) -> None:
         at = handle.index, seed_id
