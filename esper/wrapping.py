@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from esper.errors import ContractError
-from esper.kasmina.layer import kind_of
+from esper.kasmina.hosts import host_type
 from esper.kasmina.model import MorphableModel
 
 
@@ -35,5 +35,6 @@ def wrap(
         named = ", ".join(t.__name__ for t in targets)
         raise ContractError(f"{type(model).__name__} has no layer of {named}: name others in target_layers")
     for module in found.values():
-        kind_of(module)
+        if host_type(module) is None:
+            raise TypeError(f"{type(module).__name__} cannot hold seeds: nn.Linear and nn.Conv2d can")
     return MorphableModel(model, found, seeds_per_layer)

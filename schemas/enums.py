@@ -38,6 +38,14 @@ class Action(StrEnum):
     FOSSILIZE = "fossilize"
 
 
+class BreakerState(StrEnum):
+    """How a seed's circuit breaker stands."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
 class RejectionReason(StrEnum):
     """Why a trainer refused a command."""
 

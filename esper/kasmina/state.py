@@ -58,6 +58,19 @@ class SeedArrays:
         if to is SeedStage.GERMINATED:
             self.germinated_at_step[layer, seed] = step
 
+    def set_alpha(self, layer: int, seed: int, alpha: float) -> None:
+        """Record how much of a seed is blended in, 0 to 1."""
+        self.alpha[layer, seed] = alpha
+
+    def delay(self, layer: int, seed: int, *, boundaries: int) -> None:
+        """Let a seed's stage begin one step later, and so many boundaries: its time stands still."""
+        self.since_step[layer, seed] += 1
+        self.since_boundary[layer, seed] += boundaries
+
+    def not_dormant(self) -> list[tuple[int, int]]:
+        """Layer and seed of all seeds that are not dormant, in that order."""
+        return [(int(layer), int(seed)) for layer, seed in zip(*np.nonzero(self.stage), strict=True)]
+
     def to_lists(self) -> dict[str, list[list[float]]]:
         """All fields as plain lists, for a checkpoint."""
         return {name: getattr(self, name).tolist() for name in FIELDS}

@@ -10,9 +10,9 @@ from torch import nn
 
 import esper
 from esper.errors import ContractError, KernelError
+from esper.kasmina.autograd import Isolated
 from esper.kasmina.catalogue import CATALOGUE
 from esper.kasmina.kernels import build_kernel, load_kernel
-from esper.kasmina.layer import Isolated
 from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.model import MorphableModel
 from esper.schemas.assets import BlueprintSpec
@@ -143,7 +143,7 @@ def test_a_seed_in_training_leaves_the_host_as_it_is_and_learns() -> None:
 def test_isolation_keeps_negative_zero_and_infinity() -> None:
     h = torch.tensor([-0.0, math.inf, -math.inf, 1.5], requires_grad=True)
     s = torch.tensor([1.0, -2.0, 2.0, 0.0], requires_grad=True)
-    out = Isolated.apply(h, s)
+    out = Isolated.apply(h, s, torch.tensor(True))
     assert out.numpy(force=True).tobytes() == h.numpy(force=True).tobytes()
     out.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert torch.equal(h.grad, torch.tensor([1.0, 2.0, 3.0, 4.0]))
