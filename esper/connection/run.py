@@ -4,9 +4,7 @@ The trainer's thread records events in the outbox and reads the inbox; ``LinkThr
 the network. A forked process (a DataLoader's worker) that calls it does nothing.
 """
 
-import ast
 import os
-import random
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,19 +14,22 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from esper.config import Settings, load_settings
 from esper.connection.boundary import BoundaryWork
 from esper.connection.checkpoints import CheckpointStore
 from esper.connection.commands import CommandInbox
+from esper.connection.follower import FollowerLink
 from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
+from esper.connection.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
 from esper.errors import UnavailableError
-from esper.kasmina.model import MorphableModel
+from esper.kasmina.distributed import Replicas, ranks_of
+from esper.kasmina.optimizers import plain_optimizer
 from esper.logging import get_logger
 from esper.oona.outbox import Outbox
 from esper.schemas import events
@@ -42,34 +43,46 @@ _log = get_logger(__name__)
 
 
 def connect(
-    model: MorphableModel,
+    model: nn.Module,
     optimizer: Optimizer,
     *,
     run_id: str | None = None,
     settings: Settings | None = None,
     options: LinkOptions | None = None,
     scheduler: Any = None,
+    scaler: Any = None,
     hyperparameters: Mapping[str, Scalar] | None = None,
     is_resumed: bool = False,
-) -> "RunLink":
+) -> "RunLink | FollowerLink":
     """Link a training loop with Oona. Use it as a context manager.
 
+    Where several ranks train one DistributedDataParallel model, all of them call it: rank 0 talks to
+    Kafka, the others follow what it does.
+
     Args:
-        model: from ``esper.wrap``.
-        optimizer: any torch.optim optimizer; grown parameters join it.
+        model: from ``esper.wrap``, or the DistributedDataParallel module around it.
+        optimizer: any torch.optim optimizer, or what wraps one; grown parameters join it.
         run_id: names the run; a new name where it is None.
         settings: where everything is; from the environment where it is None.
         scheduler: an lr scheduler (or anything with state_dict), kept in checkpoints.
+        scaler: a GradScaler, likewise.
         hyperparameters: told with ``run started``.
         is_resumed: go on from the newest checkpoint of ``run_id``.
+
+    Raises:
+        ContractError: the model holds no seeds, or is one rank's of several and not in DDP.
+        NotSupportedError: nothing can grow beside this optimizer.
     """
+    morphable, replicas = ranks_of(model)
+    training = Training(morphable, plain_optimizer(optimizer), scheduler, scaler)
+    if replicas is not None and replicas.rank > 0:
+        return FollowerLink(replicas, training)
     return RunLink(
-        model,
-        optimizer,
+        training,
+        replicas,
         run_id=run_id or f"run-{uuid.uuid4().hex[:12]}",
         settings=settings or load_settings(),
         options=options or LinkOptions.model_validate({}),
-        scheduler=scheduler,
         hyperparameters=dict(hyperparameters or {}),
         is_resumed=is_resumed,
     )
@@ -80,13 +93,12 @@ class RunLink:
 
     def __init__(
         self,
-        model: MorphableModel,
-        optimizer: Optimizer,
+        training: Training,
+        replicas: Replicas | None,
         *,
         run_id: str,
         settings: Settings,
         options: LinkOptions,
-        scheduler: Any,
         hyperparameters: dict[str, Scalar],
         is_resumed: bool,
     ) -> None:
@@ -96,7 +108,7 @@ class RunLink:
         self.overhead_s = 0.0
         self.results: TrainingResults | None = None
         self.restored: dict[str, Any] | None = None
-        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
+        self._training, self._replicas, self._model = training, replicas, training.model
         self._options, self._hyperparameters, self._is_resumed = options, hyperparameters, is_resumed
         self._pid = os.getpid()
         folder: Path = options.folder / run_id
@@ -132,7 +144,10 @@ class RunLink:
                 self._begin()
             else:
                 self._resume(saved)
-        except BaseException:
+            self._tell_beginning(saved)
+        except BaseException as error:
+            if self._replicas is not None:
+                self._replicas.tell({"failed": _told(error)})
             self._link.abandon()
             self._outbox.close()
             self._spill.close()
@@ -181,7 +196,7 @@ class RunLink:
                 self._measure(step)
             if step % self._options.boundary_steps == 0:
                 self._account_for_telemetry(step)
-                self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
+                self._pass_boundary(step)
             if self._is_sampled(step + 1):
                 self._model.probe.arm()
 
@@ -204,24 +219,47 @@ class RunLink:
         if os.getpid() != self._pid:
             return False
         with self._timed():
-            offset, applied = self._inbox.checkpoint()
-            try:
-                saved = self._store.save(self._state(offset, applied, extra), self.step_number)
-            except UnavailableError as error:
-                _log.error("checkpoint.failed", error=str(error))
-                return False
-            self._account_for_telemetry(self.step_number)
-            self._journal.try_record(
-                events.CheckpointSaved,
-                step=self.step_number,
-                epoch=self.epoch,
-                sha256=saved.sha256,
-                size_bytes=saved.size_bytes,
-                command_offset=offset,
-            )
-            return True
+            own = own_state(extra)
+            if self._replicas is None:
+                return self._save([own])
+            is_saved = self._save([from_bytes(data) for data in self._replicas.gather(to_bytes(own))])
+            self._replicas.tell({"is_saved": is_saved})
+            return is_saved
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _save(self, ranks: list[dict[str, Any]]) -> bool:
+        offset, applied = self._inbox.checkpoint()
+        try:
+            saved = self._store.save(self._state(offset, applied, ranks), self.step_number)
+        except UnavailableError as error:
+            _log.error("checkpoint.failed", error=str(error))
+            return False
+        self._account_for_telemetry(self.step_number)
+        self._journal.try_record(
+            events.CheckpointSaved,
+            step=self.step_number,
+            epoch=self.epoch,
+            sha256=saved.sha256,
+            size_bytes=saved.size_bytes,
+            command_offset=offset,
+        )
+        return True
+
+    def _tell_beginning(self, saved: Mapping[str, Any] | None) -> None:
+        """Let the other ranks begin where this one stands."""
+        if self._replicas is None:
+            return
+        told = {
+            "run_id": self.run_id,
+            "incarnation": self.incarnation,
+            "step": self.step_number,
+            "epoch": self.epoch,
+            "num_adaptations": self.num_adaptations,
+            "boundary_steps": self._options.boundary_steps,
+        }
+        self._replicas.tell(told, [] if saved is None else [to_bytes(saved)])
+        self._replicas.follow_growth()
 
     def _begin(self) -> None:
         offset = self._link.end_of_commands()
@@ -267,19 +305,21 @@ class RunLink:
                 raise UnavailableError("commands that were applied before the crash could not be read again")
             time.sleep(0.01)
 
+    def _pass_boundary(self, step: int) -> None:
+        if self._replicas is not None:
+            self._replicas.share_breakers()
+        moves = self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
+        if self._replicas is not None:
+            self._replicas.share_moves(step, moves)
+
     def _prepare(self, inbox: CommandInbox) -> None:
         self._inbox = inbox
-        self._work = BoundaryWork(self._model, self._optimizer, self._journal, inbox, self._book)
+        self._work = BoundaryWork(self._model, self._training.optimizer, self._journal, inbox, self._book)
 
-    def _state(self, offset: int, applied: list[str], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _state(self, offset: int, applied: list[str], ranks: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "model": dict(self._model.state_dict()),
-            "seeds": self._model.seed_state(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict() if self._scheduler is not None else None,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python_rng": repr(random.getstate()),
+            **self._training.to_dict(),
+            "ranks": ranks,
             "step": self.step_number,
             "epoch": self.epoch,
             "command_offset": offset,
@@ -287,23 +327,14 @@ class RunLink:
             "applied": applied,
             "telemetry": [self._journal.incarnation, self._num_telemetry],
             "book": self._book.to_dict(),
-            "extra": dict(extra or {}),
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        self._model.load_state_dict(saved["model"])
-        self._model.load_seed_state(saved["seeds"], self._optimizer)
-        self._optimizer.load_state_dict(saved["optimizer"])
-        if self._scheduler is not None and saved["scheduler"] is not None:
-            self._scheduler.load_state_dict(saved["scheduler"])
-        torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
-        random.setstate(ast.literal_eval(saved["python_rng"]))
+        self._training.load_dict(saved)
         self.step_number, self.epoch = saved["step"], saved["epoch"]
         self._lifecycle_offset = saved["lifecycle_offset"]
         self._book.load_dict(saved["book"])
-        self.restored = saved["extra"]
+        self.restored = load_own_state(saved["ranks"][0])
 
     def _is_sampled(self, step: int) -> bool:
         return step % self._options.health_every_steps == 0
