@@ -38,14 +38,6 @@ class Action(StrEnum):
     FOSSILIZE = "fossilize"
 
 
-class BreakerState(StrEnum):
-    """How a seed's circuit breaker stands."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-
-
 class RejectionReason(StrEnum):
     """Why a trainer refused a command."""
 
@@ -56,6 +48,17 @@ class RejectionReason(StrEnum):
     KERNEL_UNAVAILABLE = "kernel_unavailable"
     KERNEL_INVALID = "kernel_invalid"
     DISK_FULL = "disk_full"
+
+
+class BreakerState(StrEnum):
+    """How a seed's circuit breaker stands: only an open one keeps the seed from running.
+
+    After a while an open one is half open and tries the seed again: success closes it, failure opens it.
+    """
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
 
 
 class RunStatus(StrEnum):

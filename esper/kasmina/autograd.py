@@ -77,7 +77,7 @@ class SeedCall(torch.autograd.Function):
             )
         (g,) = gradients
         of_h, of_parameters = g, [None] * ctx.num_parameters
-        if g is not None and ctx.inner is not None and ctx.inner[0].requires_grad:
+        if g is not None and ctx.inner is not None:
             inner, ctx.inner = ctx.inner, ctx.inner if _keeps_graph() else None
             found = _seed_gradients(ctx.seed, g, *inner)
             if found is not None:
@@ -85,6 +85,7 @@ class SeedCall(torch.autograd.Function):
                 for n, gradient in zip(inner[4], of_learnt, strict=True):
                     of_parameters[n] = gradient
                 of_h = g if of_x is None else g + of_x
+                ctx.seed.breaker.succeeded()
         return None, of_h, *of_parameters
 
 
@@ -99,6 +100,8 @@ def _seed_gradients(
     gain: float,
 ) -> tuple[Tensor | None, list[Any]] | None:
     """The gradients behind one call, of its input and its parameters; None where the seed fails."""
+    if not s.requires_grad:
+        return None, [None] * len(parameters)
     of_s = isolated_gradient(g, s.detach()) if seed.is_isolated else g * gain
     if ok is not None:
         of_s = torch.where(ok, of_s, 0.0)

@@ -20,7 +20,7 @@ from esper.kasmina.layer import KasminaLayer
 from esper.kasmina.lifecycle import WHOLE_STAGES, StageSchedule, Transition
 from esper.kasmina.marks import DeviceMarks
 from esper.kasmina.packing import pack_seeds, unpack_seeds
-from esper.kasmina.planning import SeedPlanner
+from esper.kasmina.planning import SeedPlanner, pairs
 from esper.kasmina.seeds import AwakeSeed, Mark
 from esper.kasmina.state import SeedArrays
 from esper.kasmina.topology import edges_between
@@ -63,7 +63,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
         self.probe = HealthProbe(self.layers.values())
         self.held: dict[tuple[str, int], LoadedKernel] = {}
-        self._awake: dict[tuple[str, int], AwakeSeed] = {}  # in joining order
+        self.awake: dict[tuple[str, int], AwakeSeed] = {}
         self._marks = DeviceMarks()
         self._breakers: dict[tuple[str, int], BreakerState] = {}  # as last told
         self._is_differentiable_twice = False
@@ -99,20 +99,20 @@ class MorphableModel(SeedPlanner, nn.Module):
         if not recurse:
             return
         yield from self.host.named_parameters(prefix, recurse, remove_duplicate)
-        for key, seed in self.__dict__.get("_awake", {}).items():
+        for key, seed in self.__dict__.get("awake", {}).items():
             for name, parameter in _named(key, seed):
                 yield f"{prefix}{'.' if prefix else ''}{name}", parameter
 
     def train(self, mode: bool = True) -> Self:
         """The host's mode, for grown seeds too."""
         super().train(mode)
-        for seed in self._awake.values():
+        for seed in self.awake.values():
             seed.module.train(mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for (layer_id, _seed_id), seed in self._awake.items():
+        for (layer_id, _seed_id), seed in self.awake.items():
             seed.module._apply(fn)  # type: ignore[no-untyped-call]
             seed.to_device(self.layers[layer_id].like.device)
         return self
@@ -168,12 +168,12 @@ class MorphableModel(SeedPlanner, nn.Module):
     def seeds_not_dormant(self) -> tuple[Seed, ...]:
         """All others, by layer and seed."""
         names = list(self.layers)
-        return tuple(self.seed(names[layer], seed_id) for layer, seed_id in self.state.not_dormant())
+        return tuple(self.seed(names[layer], seed_id) for layer, seed_id in pairs(self.state.not_dormant()))
 
     @property
     def num_parameters_grown(self) -> int:
         """Parameters of all seeds that are awake or fossilized."""
-        return sum(p.numel() for seed in self._awake.values() for p in seed.module.parameters())
+        return sum(p.numel() for seed in self.awake.values() for p in seed.module.parameters())
 
     # -- effects ----------------------------------------------------------------------------
 
@@ -199,7 +199,8 @@ class MorphableModel(SeedPlanner, nn.Module):
             if kernel is None:
                 raise ContractError("a seed germinates with its kernel")
             self.install(handle, plan.seed_id, kernel, optimizer)
-        self.state.move(handle.index, plan.seed_id, plan.to_stage, step=step, boundary=boundary)
+        at = handle.index, plan.seed_id
+        self.state.move(*at, plan.to_stage, step=step, boundary=boundary, kernel_sha256=plan.kernel_sha256)
         if plan.to_stage in EMBARGO_STAGES:
             self.uninstall(handle, plan.seed_id, optimizer)
         elif plan.to_stage is SeedStage.DORMANT:
@@ -208,11 +209,11 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     def on_step(self, step: int) -> None:
         """Between two steps: alpha of seeds that are grafted moves, breakers take in what happened."""
-        if not self._awake:
+        if not self.awake:
             return
-        marks = self._marks.read(self._awake.values())
+        marks = self._marks.read(self.awake.values())
         is_boundary = step % self.boundary_steps == 0
-        for (layer_id, seed_id), seed in self._awake.items():
+        for (layer_id, seed_id), seed in self.awake.items():
             handle = self.layers[layer_id]
             seed.settle(marks.get(id(seed), NO_MARK))
             if seed.breaker.state is not BreakerState.CLOSED:  # its time stands still
@@ -220,15 +221,17 @@ class MorphableModel(SeedPlanner, nn.Module):
             elif seed.stage is SeedStage.GRAFTING:
                 self._set_alpha(handle, seed_id, step)
 
-    def take_breaker_changes(self) -> list[BreakerChange]:
-        """Breakers that stand otherwise than at the last call, in joining order."""
-        changes = []
-        for key, seed in self._awake.items():
-            before, now = self._breakers.get(key, BreakerState.CLOSED), seed.breaker.state
-            if now is not before:
-                self._breakers[key] = now
-                changes.append(BreakerChange(*key, before, now, seed.breaker.num_failures, seed.breaker.detail))
-        return changes
+    def breaker_changes(self) -> list[BreakerChange]:
+        """Breakers that stand otherwise than was told (see ``breaker_told``), in joining order."""
+        return [
+            BreakerChange(*key, told, seed.breaker.state, seed.breaker.num_failures, seed.breaker.detail)
+            for key, seed in self.awake.items()
+            if seed.breaker.state is not (told := self._breakers.get(key, BreakerState.CLOSED))
+        ]
+
+    def breaker_told(self, change: BreakerChange) -> None:
+        """A change is in the log: it is not a change any more."""
+        self._breakers[change.layer_id, change.seed_id] = change.to_state
 
     # -- checkpoints ------------------------------------------------------------------------
 
@@ -257,7 +260,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         key = handle.layer_id, seed_id
         if optimizer is not None:
             optimizers.verify_can_join(optimizer, handle.module, kernel.weights)
-        seed = self._awake[key] = handle.wake(seed_id, kernel)
+        seed = self.awake[key] = handle.wake(seed_id, kernel)
         self.held[key] = kernel
         if optimizer is not None:
             optimizers.join(optimizer, handle.module, _named(key, seed))
@@ -267,7 +270,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         """Take a seed's module out; its parameters leave ``optimizer``."""
         key = handle.layer_id, seed_id
         gone = handle.sleep(seed_id)
-        del self._awake[key]
+        del self.awake[key]
         self._breakers.pop(key, None)
         if optimizer is not None:
             optimizers.leave(optimizer, gone.module.parameters())

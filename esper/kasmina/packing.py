@@ -56,6 +56,7 @@ def unpack_seeds(model: "MorphableModel", state: Mapping[str, Any], optimizer: O
     model.held.clear()
     for entry in state["kernels"]:
         kernel = unpack_kernel(entry["packed"], entry["kernel_sha256"])
+        model.state.kernels.add(kernel.kernel_sha256)
         handle = model.handle(entry["layer_id"], entry["seed_id"])
         if entry["is_awake"]:
             model.install(handle, entry["seed_id"], kernel, optimizer).has_run = entry["has_run"]

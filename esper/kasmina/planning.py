@@ -9,7 +9,8 @@ from esper.errors import ContractError, KernelError
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.layer import KasminaLayer
 from esper.kasmina.lifecycle import NEXT_BY_SCHEDULE, StageSchedule, Transition
-from esper.kasmina.state import SeedArrays
+from esper.kasmina.seeds import AwakeSeed
+from esper.kasmina.state import SeedArrays, SeedIndices
 from esper.schemas.enums import BreakerState, SeedStage, TransitionReason
 from esper.schemas.lifecycle import ACTIVE_STAGES, EMBARGO_STAGES, is_allowed, way_out
 
@@ -24,12 +25,14 @@ class SeedPlanner:
         schedule: how long stages last.
         state: where every seed stands.
         held: the kernels of seeds that hold one, in joining order.
+        awake: the seeds that hold a module, likewise.
     """
 
     layers: Mapping[str, KasminaLayer]
     schedule: StageSchedule
     state: SeedArrays
     held: dict[tuple[str, int], LoadedKernel]
+    awake: dict[tuple[str, int], AwakeSeed]
 
     def plan_germinate(self, layer_id: str, seed_id: int, kernel: LoadedKernel) -> Transition:
         """A dormant seed gets a kernel.
@@ -44,7 +47,9 @@ class SeedPlanner:
                 f"kernel {kernel.kernel_sha256[:12]} is for {kernel.kind} layers of {kernel.num_features} "
                 f"features; {layer_id} is {handle.kind} of {handle.num_features}"
             )
-        return self._plan(handle, seed_id, SeedStage.GERMINATED, TransitionReason.COMMAND, kernel=kernel)
+        plan = self._plan(handle, seed_id, SeedStage.GERMINATED, TransitionReason.COMMAND, kernel=kernel)
+        self.state.kernels.add(kernel.kernel_sha256)  # refused here, before anybody is told of the plan
+        return plan
 
     def plan_cull(self, layer_id: str, seed_id: int) -> Transition:
         """A seed under way is given up: cancelled before grafting, culled after.
@@ -73,12 +78,10 @@ class SeedPlanner:
         A seed whose breaker is not closed stays where it is until that is settled.
         """
         handles = list(self.layers.values())
-        plans = []
-        for layer, seed_id in self.state.not_dormant():
-            plan = self._advance(handles[layer], seed_id, boundary)
-            if plan is not None:
-                plans.append(plan)
-        return plans
+        due = set(pairs(self.state.due(boundary, self.schedule)))
+        due |= {(self.layers[key[0]].index, key[1]) for key, seed in self.awake.items() if seed.breaker.should_give_up}
+        plans = (self._advance(handles[layer], seed_id) for layer, seed_id in sorted(due))
+        return [plan for plan in plans if plan is not None]
 
     def handle(self, layer_id: str, seed_id: int) -> KasminaLayer:
         """The handle of a seed's layer.
@@ -91,21 +94,17 @@ class SeedPlanner:
             raise ContractError(f"there is no seed {layer_id}:{seed_id}")
         return handle
 
-    def _advance(self, handle: KasminaLayer, seed_id: int, boundary: int) -> Transition | None:
+    def _advance(self, handle: KasminaLayer, seed_id: int) -> Transition | None:
         stage = self.state.stage_of(handle.index, seed_id)
         seed = handle.awake.get(seed_id)
         if seed is not None and stage in ACTIVE_STAGES and seed.breaker.should_give_up:
             detail = f"failed its trial too: {seed.breaker.detail}"
             return self._plan(handle, seed_id, way_out(stage), TransitionReason.FAILURE, detail=detail)
-        if seed is not None and seed.breaker.state is not BreakerState.CLOSED:
-            return None
-        if stage not in NEXT_BY_SCHEDULE:
-            return None
-        to, field = NEXT_BY_SCHEDULE[stage]
-        if boundary - int(self.state.since_boundary[handle.index, seed_id]) < getattr(self.schedule, field):
+        if stage not in NEXT_BY_SCHEDULE or (seed is not None and seed.breaker.state is not BreakerState.CLOSED):
             return None
         if stage is SeedStage.TRAINING and seed is not None and not seed.has_run:
             return self._plan(handle, seed_id, way_out(stage), TransitionReason.FAILURE, detail=SILENT)
+        to, _field = NEXT_BY_SCHEDULE[stage]
         return self._plan(handle, seed_id, to, _reason_of(stage))
 
     def _plan(
@@ -133,6 +132,12 @@ class SeedPlanner:
             kernel.num_parameters if kernel else 0,
             detail,
         )
+
+
+def pairs(at: SeedIndices) -> list[tuple[int, int]]:
+    """Layer and seed, one after the other, of what the arrays are indexed with."""
+    layers, seeds = at
+    return list(zip(layers.tolist(), seeds.tolist(), strict=True))
 
 
 def _reason_of(stage: SeedStage) -> TransitionReason:

@@ -15,7 +15,7 @@ from esper.kasmina.autograd import Guarded, Isolated, SeedCall, is_finite
 from esper.kasmina.breaker import Breaker
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.watchdog import TimeLimit
-from esper.schemas.enums import SeedStage
+from esper.schemas.enums import BreakerState, SeedStage
 
 TIME_LIMIT_S = 30.0
 """A seed's forward or backward that takes longer is interrupted, and has failed."""
@@ -126,7 +126,8 @@ class AwakeSeed:
             if bool(is_finite(x)):  # else the host itself is sick: not the seed's doing
                 self.breaker.failed("an output is not finite", is_grave=True)
             return None
-        self.breaker.succeeded()
+        if not torch.is_grad_enabled() and self.breaker.state is BreakerState.HALF_OPEN:
+            self.breaker.succeeded()  # where gradients are wanted, the backward pass has the last word
         return s, None
 
     def _traced(self, h: Tensor) -> Tensor:

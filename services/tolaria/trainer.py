@@ -9,6 +9,7 @@ from torch import nn
 
 import esper
 from esper.config import Settings
+from esper.connection.follower import FollowerLink
 from esper.connection.run import RunLink, connect
 from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.model import MorphableModel
@@ -136,7 +137,7 @@ def accuracy(model: nn.Module, data: Digits) -> float:
 
 
 def _all_epochs(
-    run: RunLink,
+    run: RunLink | FollowerLink,
     model: MorphableModel,
     optimizer: torch.optim.Optimizer,
     data: Digits,

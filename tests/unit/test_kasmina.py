@@ -211,21 +211,6 @@ def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None
         assert torch.equal(a, b), name
 
 
-def test_a_failing_seed_neither_breaks_nor_poisons_the_step() -> None:
-    model, plain = wrapped(), make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    germinate(model, optimizer, "fc1")
-    run_to(model, optimizer, "fc1", 0, S.EVALUATING)
-    plain.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        next(iter(model.layers["fc1"].awake.values())).module[1].weight.fill_(math.nan)
-    x, _y = batch(3)
-    for _n in range(3):
-        assert torch.equal(model(x), plain(x))
-    (plan,) = model.plan_advance(100)
-    assert (plan.to_stage, plan.reason) == (S.CULLED, "failure")
-
-
 def test_kernels_are_deterministic_and_bad_ones_are_refused() -> None:
     import hashlib
 
