@@ -46,7 +46,7 @@ class Replicas:
     """
 
     def __init__(self, replica: DistributedDataParallel) -> None:
-        self.model = _morphable(replica.module)
+        self.model = morphable_of(replica.module)
         self.rank = dist.get_rank(replica.process_group)
         self._group = replica.process_group
         self._source = dist.get_global_rank(self._group, 0)
@@ -167,11 +167,18 @@ def ranks_of(model: nn.Module) -> tuple[MorphableModel, Replicas | None]:
             f"{dist.get_world_size()} ranks train, and a {type(inner).__name__} would grow on each by itself: "
             "give the DistributedDataParallel(esper.wrap(net)) model"
         )
-    return _morphable(inner), None
+    return morphable_of(inner), None
 
 
-def _morphable(module: nn.Module) -> MorphableModel:
-    inner = _uncompiled(module)
+def morphable_of(model: nn.Module) -> MorphableModel:
+    """The MorphableModel in what a training loop calls: under DDP, torch.compile, both or none.
+
+    Raises:
+        ContractError: there is none.
+    """
+    inner = _uncompiled(model)
+    if isinstance(inner, DistributedDataParallel):
+        inner = _uncompiled(inner.module)
     if not isinstance(inner, MorphableModel):
         raise ContractError(f"{type(inner).__name__} holds no seeds: esper.wrap() comes first, around the plain model")
     return inner

@@ -88,6 +88,12 @@ class MorphableModel(SeedPlanner, nn.Module):
         """Load a plain model's state_dict."""
         return self.host.load_state_dict(state_dict, strict=strict, assign=assign)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """For what holds this model (DDP, an average): the keys are the plain model's there, too."""
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            state_dict[f"{prefix}host.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
