@@ -92,7 +92,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         """For what holds this model (DDP, an average): the keys are the plain model's there, too."""
         for key in [k for k in state_dict if k.startswith(prefix)]:
             state_dict[f"{prefix}host.{key.removeprefix(prefix)}"] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

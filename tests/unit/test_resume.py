@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import loaded_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,7 +24,6 @@ from esper.kasmina.lifecycle import AlphaCurve, StageSchedule
 from esper.kasmina.model import MorphableModel
 from esper.schemas.enums import SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
-from tests.growing import loaded_kernel
 
 SCHEDULE = StageSchedule(
     germinated=1, training=1, grafting=2, stabilizing=1, evaluating=2, embargo=1, alpha=AlphaCurve.COSINE
