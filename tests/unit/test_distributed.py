@@ -1,15 +1,12 @@
 """Two ranks of one model (two_ranks.py) take the same moves in the same step and never part."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parent / "two_ranks.py"
+import two_ranks
 
 Ranks = list[dict[str, dict[str, Any]]]
 
@@ -18,20 +15,18 @@ Ranks = list[dict[str, dict[str, Any]]]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What came of every scene, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    quiet = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    children = []
-    for rank in ("0", "1"):
-        with (folder / f"{rank}.log").open("wb") as log:
-            command = [sys.executable, str(SCRIPT), rank, str(folder)]
-            children.append(subprocess.Popen(command, env=quiet, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [child.wait(80) for child in children]
-    finally:
-        for child in children:
+    store, out, log_path = folder / "store", folder / "1.pt", folder / "1.log"
+    with pytest.MonkeyPatch.context() as patch, log_path.open("wb") as log:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        command = [sys.executable, two_ranks.__file__, str(store), str(out)]
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            first = two_ranks.play(0, store)
+            assert child.wait(30) == 0, log_path.read_text()[-3000:]
+        finally:
             child.kill()
             child.wait()
-    assert codes == [0, 0], "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in (0, 1))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [first, torch.load(out, weights_only=True)]
 
 
 def assert_alike(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

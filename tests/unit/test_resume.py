@@ -181,7 +181,7 @@ PROGRAMS = st.lists(st.lists(ACTIONS, max_size=3), min_size=NUM_BOUNDARIES, max_
 RECIPES = st.tuples(st.sampled_from(sorted(OPTIMIZERS)), st.sampled_from(sorted(SCHEDULERS)), st.booleans())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(recipe=RECIPES, program=PROGRAMS, saved_at=st.integers(2, 2 * NUM_BOUNDARIES - 4))
 def test_any_program_of_growth_resumes_to_the_bit(
     recipe: tuple[str, str, bool], program: list[list[tuple[str, str, int, str]]], saved_at: int

@@ -1,19 +1,17 @@
-"""Two ranks on gloo for test_distributed.py: ``two_ranks.py RANK FOLDER`` plays every scene and saves what came of it."""
+"""Scenes for two ranks on gloo: test_distributed.py plays rank 0, ``two_ranks.py STORE OUT`` is rank 1."""
 
 import math
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from growing import loaded_kernel, plain, wrapped
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from growing import loaded_kernel, plain, wrapped
 
 from esper.errors import ContractError, InvariantError
 from esper.kasmina.distributed import Move, Replicas, morphable_of, ranks_of
@@ -23,6 +21,7 @@ from esper.kasmina.model import MorphableModel
 from esper.schemas.enums import BreakerState, SeedStage
 
 NUM_RANKS = 2
+PATIENCE = timedelta(seconds=60)
 LAST_STEP = 24
 GERMINATE_STEP, FOSSILIZE_STEPS, CULL_STEP = 2, (14, 16), 18
 
@@ -237,16 +236,16 @@ SCENES: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), NUM_RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_RANKS)
-    results = {name: scene(rank) for name, scene in SCENES.items()}
-    torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def play(rank: int, store: Path) -> dict[str, dict[str, Any]]:
+    """All scenes, as one of the two ranks that meet at the file ``store``."""
+    meeting = dist.FileStore(str(store), NUM_RANKS)
+    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=NUM_RANKS, timeout=PATIENCE)
+    try:
+        return {name: scene(rank) for name, scene in SCENES.items()}
+    finally:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    torch.save(play(1, Path(sys.argv[1])), sys.argv[2])
