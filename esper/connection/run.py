@@ -6,30 +6,26 @@ the network. A forked process (a DataLoader's worker) that calls it does nothing
 
 import os
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-from torch import nn
-from torch.optim import Optimizer
-
-from esper.config import Settings, load_settings
+from esper.config import Settings
 from esper.connection.boundary import BoundaryWork
 from esper.connection.checkpoints import CheckpointStore
 from esper.connection.commands import CommandInbox
-from esper.connection.follower import FollowerLink
 from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.connection.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
 from esper.errors import UnavailableError
-from esper.kasmina.distributed import Replicas, ranks_of
-from esper.kasmina.optimizers import plain_optimizer
+from esper.graph.windows import WINDOW_STEPS, last_complete_window
+from esper.kasmina.distributed import Replicas
+from esper.kasmina.health import Measured
 from esper.logging import get_logger
 from esper.oona.outbox import Outbox
 from esper.schemas import events
@@ -40,52 +36,6 @@ from esper.schemas.enums import RunStatus
 TELEMETRY_MARK = "telemetry_safe"  # kept in the outbox: incarnation, and how many records need no memory any more
 
 _log = get_logger(__name__)
-
-
-def connect(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    run_id: str | None = None,
-    settings: Settings | None = None,
-    options: LinkOptions | None = None,
-    scheduler: Any = None,
-    scaler: Any = None,
-    hyperparameters: Mapping[str, Scalar] | None = None,
-    is_resumed: bool = False,
-) -> "RunLink | FollowerLink":
-    """Link a training loop with Oona. Use it as a context manager.
-
-    Where several ranks train one DistributedDataParallel model, all of them call it: rank 0 talks to
-    Kafka, the others follow what it does.
-
-    Args:
-        model: from ``esper.wrap``, or the DistributedDataParallel module around it.
-        optimizer: any torch.optim optimizer, or what wraps one; grown parameters join it.
-        run_id: names the run; a new name where it is None.
-        settings: where everything is; from the environment where it is None.
-        scheduler: an lr scheduler (or anything with state_dict), kept in checkpoints.
-        scaler: a GradScaler, likewise.
-        hyperparameters: told with ``run started``.
-        is_resumed: go on from the newest checkpoint of ``run_id``.
-
-    Raises:
-        ContractError: the model holds no seeds, or is one rank's of several and not in DDP.
-        NotSupportedError: nothing can grow beside this optimizer.
-    """
-    morphable, replicas = ranks_of(model)
-    training = Training(morphable, plain_optimizer(optimizer), scheduler, scaler)
-    if replicas is not None and replicas.rank > 0:
-        return FollowerLink(replicas, training)
-    return RunLink(
-        training,
-        replicas,
-        run_id=run_id or f"run-{uuid.uuid4().hex[:12]}",
-        settings=settings or load_settings(),
-        options=options or LinkOptions.model_validate({}),
-        hyperparameters=dict(hyperparameters or {}),
-        is_resumed=is_resumed,
-    )
 
 
 class RunLink:
@@ -120,6 +70,7 @@ class RunLink:
         self._lifecycle_offset = 0
         self._gap_from = 0
         self._num_telemetry = 0
+        self._has_told_silent = False
 
     @property
     def incarnation(self) -> int:
@@ -165,6 +116,7 @@ class RunLink:
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
         self._model.probe.disarm()
+        self._tell_health(self._model.probe.drain())
         self._account_for_telemetry(self.step_number)
         self._journal.try_record(
             events.RunEnded,
@@ -193,8 +145,11 @@ class RunLink:
             step = self.step_number
             self._model.on_step(step)
             if self._model.probe.is_armed:
-                self._measure(step)
+                self._model.probe.collect(step, self.epoch)
+            self._tell_health(self._model.probe.finished())
             if step % self._options.boundary_steps == 0:
+                # A view reads whole windows up to here: what belongs to them comes before the boundary.
+                self._tell_health(self._model.probe.drain(last_complete_window(step) + WINDOW_STEPS - 1))
                 self._account_for_telemetry(step)
                 self._pass_boundary(step)
             if self._is_sampled(step + 1):
@@ -219,6 +174,7 @@ class RunLink:
         if os.getpid() != self._pid:
             return False
         with self._timed():
+            self._tell_health(self._model.probe.drain())  # the resumed run does not measure these steps again
             own = own_state(extra)
             if self._replicas is None:
                 return self._save([own])
@@ -339,14 +295,22 @@ class RunLink:
     def _is_sampled(self, step: int) -> bool:
         return step % self._options.health_every_steps == 0
 
-    def _measure(self, step: int) -> None:
-        for layer_id, signals in self._model.probe.read(self.epoch).items():
-            message = self._journal.make(
-                events.LayerHealthMeasured, step=step, epoch=self.epoch, layer_id=layer_id, signals=signals
-            )
-            if self._link.telemetry.put(message):
-                self._journal.note(message)
-                self._num_telemetry += 1
+    def _tell_health(self, measured: Sequence[Measured]) -> None:
+        for step, epoch, layers in measured:
+            for layer_id, signals in layers.items():
+                message = self._journal.make(
+                    events.LayerHealthMeasured, step=step, epoch=epoch, layer_id=layer_id, signals=signals
+                )
+                if self._link.telemetry.put(message):
+                    self._journal.note(message)
+                    self._num_telemetry += 1
+            self._tell_silent_layers()
+
+    def _tell_silent_layers(self) -> None:
+        silent = self._model.probe.silent_layers
+        if silent and not self._has_told_silent:
+            self._has_told_silent = True
+            _log.warning("health.silent_layers", run=self.run_id, layers=silent)
 
     def _account_for_telemetry(self, step: int) -> None:
         """Tell what was lost. The mark comes first: what it counts as safe because it was lost is told with it."""

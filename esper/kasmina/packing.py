@@ -4,7 +4,6 @@ Invariant: seeds come back in the order in which they joined the optimizer, so t
 state_dict, which knows parameters by their place, fits them.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esper.errors import ContractError
-from esper.kasmina.kernels import LoadedKernel, load_kernel, pack
+from esper.kasmina.kernels import LoadedKernel, load_grown, pack
 
 if TYPE_CHECKING:
     from esper.kasmina.model import MorphableModel
@@ -77,5 +76,4 @@ def unpack_kernel(packed: Tensor, kernel_sha256: str) -> LoadedKernel:
     Raises:
         KernelError: the bytes are no kernel.
     """
-    data = bytes(packed.numpy().tobytes())
-    return replace(load_kernel(data, hashlib.sha256(data).hexdigest()), kernel_sha256=kernel_sha256)
+    return replace(load_grown(packed.numpy().tobytes()), kernel_sha256=kernel_sha256)

@@ -9,8 +9,9 @@ from torch import nn
 
 import esper
 from esper.config import Settings
+from esper.connection.connecting import connect
 from esper.connection.follower import FollowerLink
-from esper.connection.run import RunLink, connect
+from esper.connection.run import RunLink
 from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.model import MorphableModel
 from esper.schemas.assets import TrainingResults

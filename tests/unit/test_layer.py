@@ -197,8 +197,9 @@ def test_a_graph_that_is_retained_can_be_walked_again() -> None:
 def test_copies_and_pickles_of_a_grown_model_live_on_by_themselves(stage: SeedStage) -> None:
     model, optimizer, _step = grown(stage)
     model.probe.arm()
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        x, _y = batch(0)
+    x, _y = batch(0)
+    for make_twin in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
+        twin = make_twin(model)
         assert torch.equal(twin(x), model(x))
         assert twin.seeds_not_dormant() == model.seeds_not_dormant()
         before = [p.clone() for p in twin.parameters()]
