@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from esper.errors import ContractError
+from esper.kasmina.cache import MIB, KernelCache
 from esper.kasmina.hosts import host_type
 from esper.kasmina.model import MorphableModel
 
@@ -13,6 +14,7 @@ def wrap(
     model: nn.Module,
     target_layers: Sequence[type[nn.Module]] = (nn.Linear,),
     seeds_per_layer: int = 4,
+    cache_size_mb: int = 128,
 ) -> MorphableModel:
     """Give each target layer its seeds, all dormant: the model computes what it computed, to the bit.
 
@@ -20,6 +22,7 @@ def wrap(
         model: any module; it is used, not copied.
         target_layers: classes of layers that hold seeds; nn.Linear and nn.Conv2d, or subclasses.
         seeds_per_layer: at most one seed per output feature.
+        cache_size_mb: MiB of kernels kept in memory; 0 keeps none.
 
     Raises:
         ContractError: the model is wrapped already, or has no such layer.
@@ -37,4 +40,6 @@ def wrap(
     for module in found.values():
         if host_type(module) is None:
             raise TypeError(f"{type(module).__name__} cannot hold seeds: nn.Linear and nn.Conv2d can")
-    return MorphableModel(model, found, seeds_per_layer)
+    morphable = MorphableModel(model, found, seeds_per_layer)
+    morphable.kernel_cache = KernelCache(cache_size_mb * MIB)
+    return morphable

@@ -16,7 +16,10 @@ SPEC = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(LayerKi
 
 
 async def stored_kernel(stack: EmbeddedStack, width: int) -> tuple[str, int]:
-    data = build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width)
+    return await stored(stack, build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width))
+
+
+async def stored(stack: EmbeddedStack, data: bytes) -> tuple[str, int]:
     async with BlobStore(stack.settings().need_s3()) as blobs:
         return await blobs.put(data), len(data)
 

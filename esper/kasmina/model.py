@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from esper.errors import ContractError
 from esper.kasmina import optimizers
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.layer import KasminaLayer
@@ -50,16 +51,19 @@ class MorphableModel(SeedPlanner, nn.Module):
         layers: qualified name -> handle, for each layer that holds seeds.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
+        kernel_cache: where the link keeps kernels; models of one process may be given the same.
     """
 
     def __init__(self, host: nn.Module, layers: Mapping[str, nn.Module], seeds_per_layer: int) -> None:
         super().__init__()
         self.host = host
+        object.__setattr__(self, "_host", host)  # found at once, where ``host`` is looked for in three places
         self.layers: Mapping[str, KasminaLayer] = {
             name: KasminaLayer(name, n, module, seeds_per_layer) for n, (name, module) in enumerate(layers.items())
         }
         self.schedule = StageSchedule()
         self.boundary_steps = 1
+        self.kernel_cache = KernelCache()
         self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
         self.probe = HealthProbe(self.layers.values())
         self.held: dict[tuple[str, int], LoadedKernel] = {}
@@ -72,7 +76,7 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The host's forward."""
-        return self.host(*args, **kwargs)
+        return self._host(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
