@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from esper.kasmina.distributed import morphable_of
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.seeds import Mode
 
 
 class GrowingAverage(AveragedModel):
@@ -75,9 +76,12 @@ def _grow_as(copy: MorphableModel, source: MorphableModel) -> None:
             (layer_id, seed_id), seed = life[0], source.awake[life[0]]
             grown = copy.install(copy.layers[layer_id], seed_id, seed.kernel, None)
             grown.module.load_state_dict(kept.get(life) or seed.module.state_dict())
+    apart = [key for key, seed in copy.awake.items() if seed.mode is not Mode.BLENDED]
     copy.state.load_lists(source.state.to_lists())
     for layer_id, seed_id in copy.awake:
         copy.follow_state(copy.layers[layer_id], seed_id)
+    for key in apart:  # the average of a seed begins when it is in the output
+        copy.awake[key].module.load_state_dict(source.awake[key].module.state_dict())
 
 
 def _germinations(model: MorphableModel) -> list[tuple[tuple[str, int], int]]:
