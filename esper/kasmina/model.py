@@ -158,7 +158,7 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     @property
     def grad_scaler(self) -> Any:
-        """The AMP GradScaler that scales the loss, if any: seeds in TRAINING have to know. ``esper.connect`` sets it."""
+        """The AMP GradScaler that scales the loss, if any: seeds in TRAINING must know. ``esper.connect`` sets it."""
         return self._grad_scaler
 
     @grad_scaler.setter
