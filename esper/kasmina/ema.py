@@ -67,6 +67,7 @@ class GrowingAverage(AveragedModel):
 
 
 def _grow_as(copy: MorphableModel, source: MorphableModel) -> None:
+    averaged = {life for life in _germinations(copy) if copy.awake[life[0]].mode is Mode.BLENDED}
     if _germinations(copy) != _germinations(source):
         kept = {life: dict(copy.awake[life[0]].module.state_dict()) for life in _germinations(copy)}
         for layer_id, seed_id in list(copy.awake):
@@ -76,11 +77,10 @@ def _grow_as(copy: MorphableModel, source: MorphableModel) -> None:
             (layer_id, seed_id), seed = life[0], source.awake[life[0]]
             grown = copy.install(copy.layers[layer_id], seed_id, seed.kernel, None)
             grown.module.load_state_dict(kept.get(life) or seed.module.state_dict())
-    apart = [key for key, seed in copy.awake.items() if seed.mode is not Mode.BLENDED]
     copy.state.load_lists(source.state.to_lists())
     for layer_id, seed_id in copy.awake:
         copy.follow_state(copy.layers[layer_id], seed_id)
-    for key in apart:  # the average of a seed begins when it is in the output
+    for key in (life[0] for life in _germinations(source) if life not in averaged):  # not in the output until now
         copy.awake[key].module.load_state_dict(source.awake[key].module.state_dict())
 
 
