@@ -1,0 +1,90 @@
+"""Parents that go around a layer: they read its weight and never call it, so a seed in it would do nothing.
+
+Two sorts are known:
+
+- Always. ``nn.MultiheadAttention`` hands ``out_proj.weight`` to a function. Which children a parent
+  treats so is read from the bytecode of its forward, once a class.
+- Sometimes. ``nn.TransformerEncoderLayer`` and ``nn.TransformerEncoder`` take a fast path in
+  evaluation that reads all their weights at once. It stays open while all seeds inside are
+  dormant, and is closed for that one module while a seed inside is awake.
+
+Invariant: a layer that holds an awake seed is called.
+"""
+
+import dis
+from collections.abc import Collection, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+_READ = frozenset({"weight", "bias", "in_proj_weight", "in_proj_bias"})
+_SWITCHES: dict[type[nn.Module], str] = {
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+    nn.TransformerEncoder: "use_nested_tensor",
+}
+"""Who has a fast path, and the attribute that its forward asks first; false closes it and changes nothing else."""
+
+_OPEN = "_kasmina_fast_path"  # on a module whose path is closed: what its switch was
+_read_only: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
+def children_read_only(parent: type[nn.Module]) -> frozenset[str]:
+    """Attributes of a module whose weight or bias its forward reads and which it uses in no other way."""
+    if parent not in _read_only:
+        read: set[str] = set()
+        used: set[str] = set()
+        for code in _reachable(parent):
+            for name, reading in _uses_of_self(code):
+                (read if reading else used).add(name)
+        _read_only[parent] = frozenset(read - used)
+    return _read_only[parent]
+
+
+def fast_path_owners(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules inside ``model`` that have a fast path around their layers."""
+    return tuple(m for m in model.modules() if isinstance(m, tuple(_SWITCHES)))
+
+
+def close_fast_paths(owners: Collection[nn.Module], awake: Collection[nn.Module]) -> None:
+    """Close the path of each owner that holds an awake layer, and open again those that hold none.
+
+    Idempotent. Closed paths stay closed through deepcopy and pickle.
+    """
+    for owner in owners:
+        is_closed = _OPEN in vars(owner)
+        must_close = any(m is a for m in owner.modules() for a in awake)
+        if must_close == is_closed:
+            continue
+        switch = next(name for cls, name in _SWITCHES.items() if isinstance(owner, cls))
+        if must_close:
+            setattr(owner, _OPEN, getattr(owner, switch, False))
+            setattr(owner, switch, False)
+        else:
+            setattr(owner, switch, vars(owner).pop(_OPEN))
+
+
+def _reachable(cls: type[nn.Module]) -> Iterator[CodeType]:
+    """The code of a class's forward, and of the methods that it names, and so on."""
+    pending, seen = ["forward"], set()
+    while pending:
+        name = pending.pop()
+        method: Any = getattr(cls, name, None)
+        if name in seen or not isinstance(method, FunctionType) or method.__module__ == nn.Module.__module__:
+            continue
+        seen.add(name)
+        yield method.__code__
+        pending.extend(method.__code__.co_names)
+
+
+def _uses_of_self(code: CodeType) -> Iterator[tuple[str, bool]]:
+    """Each attribute of ``self`` that the code loads, and whether only a weight or bias of it is taken."""
+    first = code.co_varnames[0] if code.co_argcount else ""
+    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    for at, step in enumerate(steps[1:-1], 1):
+        before, after = steps[at - 1], steps[at + 1]
+        loads_self = before.argval == first or (isinstance(before.argval, tuple) and before.argval[-1] == first)
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and loads_self:
+            is_called = step.opname == "LOAD_METHOD" or "NULL" in step.argrepr
+            yield step.argval, not is_called and after.opname == "LOAD_ATTR" and after.argval in _READ
