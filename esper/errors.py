@@ -6,6 +6,7 @@ EsperError
 │   ├── DecodeError        a record that cannot be decoded: it goes to the dead letters
 │   ├── NewerVersionError  a newer contract than this program reads: upgrade it
 │   └── KernelError        a kernel that is corrupt, too large or does not fit
+├── NotSupportedError      what was asked cannot be done with seeds in the model
 ├── ConflictError          somebody else was first: read again, then decide
 ├── UnavailableError       a service is away: retry later
 ├── NotAllowedError        a service refuses who asks: fix the credentials or the rights
@@ -51,6 +52,10 @@ class NewerVersionError(ContractError):
 
 class KernelError(ContractError):
     """A kernel that is corrupt, too large or does not fit its layer."""
+
+
+class NotSupportedError(EsperError):
+    """What was asked cannot be done with seeds in the model; the message says what can."""
 
 
 class ConflictError(EsperError):

@@ -50,6 +50,17 @@ class RejectionReason(StrEnum):
     DISK_FULL = "disk_full"
 
 
+class BreakerState(StrEnum):
+    """How a seed's circuit breaker stands: only an open one keeps the seed from running.
+
+    After a while an open one is half open and tries the seed again: success closes it, failure opens it.
+    """
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
 class RunStatus(StrEnum):
     """How a run stands; the last three end it."""
 

@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 from esper.schemas.base import Fact, NotNegative, SeedId, Unit
 from esper.schemas.conditions import when
 
-STATISTICS = ("activation_mean", "activation_std", "dead_ratio", "gradient_norm")
+STATISTICS = ("activation_mean", "activation_std", "dead_ratio", "gradient_norm", "effective_rank")
 
 
 def _non_finite_becomes_null(values: Any) -> Any:
@@ -35,7 +35,8 @@ class HealthSignal(Fact):
     """The health of one seed's chunk of a layer's output at one sampled step.
 
     A layer's output channels are divided among its seeds; ``chunk_id`` names the part that
-    the seed watches. A statistic is null where it was not taken (no gradient yet) or where
+    the seed watches. A statistic is null where it was not taken (no gradient yet, a rank
+    too dear to compute) or where
     it was not finite, and then ``non_finite`` says so: JSON has no NaN, and the sickest
     layers must not be the ones that are lost. ``health_score`` is 1 for healthy, 0 for dead;
     ``esper.kasmina.health`` has its formula.
@@ -52,6 +53,7 @@ class HealthSignal(Fact):
     activation_std: NotNegative | None = None
     dead_ratio: Unit | None = None
     gradient_norm: NotNegative | None = None
+    effective_rank: NotNegative | None = None
     non_finite: bool = False
 
     @classmethod

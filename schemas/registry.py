@@ -56,7 +56,7 @@ _BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[EventClass, ...]]] = {
     topics.VIEWS: ("run_id", (events.ViewRecorded,)),
     topics.DECISIONS: ("run_id", (events.DecisionMade,)),
     topics.COMMANDS: ("run_id", (events.GerminateSeed, events.CullSeed, events.FossilizeSeed)),
-    topics.LIFECYCLE: ("run_id", (events.SeedTransitioned, events.CommandRejected)),
+    topics.LIFECYCLE: ("run_id", (events.SeedTransitioned, events.CommandRejected, events.BreakerChanged)),
     topics.FIELD_REPORTS: ("run_id", (events.FieldReported,)),
     topics.BLUEPRINTS: ("blueprint_id", (events.BlueprintChangeRequested, events.KernelRegistered)),
     topics.POLICIES: ("policy_id", (events.PolicyActivated,)),

@@ -16,8 +16,23 @@ EVENT_TYPE = re.compile(r"(?P<name>esper(?:\.[a-z0-9-]+){2})\.v(?P<version>[1-9]
 Value = dict[str, Any]
 Upcaster = Callable[[Value], Value]
 
-UPCASTERS: Mapping[str, Upcaster] = MappingProxyType({})
-"""Old type -> its upcaster. Empty while every type is at v1."""
+
+def _only_wider(value: Value) -> Value:
+    """The next version allows more, and means the same by what the old one allowed."""
+    return value
+
+
+UPCASTERS: Mapping[str, Upcaster] = MappingProxyType(
+    {
+        # v2 knows conv1d layers
+        "esper.blueprint-change.requested.v1": _only_wider,
+        "esper.kernel.registered.v1": _only_wider,
+        "esper.run.started.v1": _only_wider,
+        # v2 has effective_rank, which nobody took before
+        "esper.layer-health.measured.v1": _only_wider,
+    }
+)
+"""Old type -> its upcaster."""
 
 
 def next_version(event_type: str) -> str:

@@ -29,7 +29,7 @@ RESULTS = TrainingResults(
 )  # fmt: skip
 EXAMPLES: tuple[Event, ...] = (
     events.LayerHealthMeasured(
-        **TRAINER, epoch=0, layer_id="fc1", signals=(HealthSignal(**SIGNAL, dead_ratio=0.25), SICK)
+        **TRAINER, epoch=0, layer_id="fc1", signals=(HealthSignal(**SIGNAL, dead_ratio=0.25, effective_rank=3.5), SICK)
     ),
     events.RunStarted(
         **TRAINER, model="Net", edges=(LayerEdge(source="fc1", target="fc2"),), boundary_steps=5, command_offset=0,
@@ -58,6 +58,9 @@ EXAMPLES: tuple[Event, ...] = (
     events.FossilizeSeed(**COMMAND),
     events.SeedTransitioned(**TRAINER, **SEED, from_stage="dormant", to_stage="germinated", reason="command"),
     events.CommandRejected(**TRAINER, **SEED, command_id=uuid.UUID(int=8), reason="expired"),
+    events.BreakerChanged(
+        **TRAINER, **SEED, from_state="closed", to_state="open", num_failures=3, detail="a value is not finite",
+    ),
     events.FieldReported(
         **TRAINER, **SEED, blueprint_id="noop", outcome="culled", decision_id=uuid.UUID(int=7),
         command_id=uuid.UUID(int=8), method="before_after", metric="val_accuracy", before=0.1, after=None,

@@ -19,6 +19,7 @@ from esper.logging import get_logger
 from esper.schemas.enums import RejectionReason, SeedStage
 from esper.schemas.events import (
     BoundaryReached,
+    BreakerChanged,
     CommandRejected,
     CullSeed,
     FieldReported,
@@ -56,6 +57,7 @@ class BoundaryWork:
                 self._handle(received, boundary, step)
             for plan in self._model.plan_advance(boundary):
                 self._move(plan, boundary, step, self._last_moves.get((plan.layer_id, plan.seed_id)))
+            self._tell_breakers(step)
             self._tell_reports(step)
             self._journal.record(
                 BoundaryReached,
@@ -66,6 +68,29 @@ class BoundaryWork:
             )
         except OutboxFullError as error:
             _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+
+    def _tell_breakers(self, step: int) -> None:
+        """Breakers moved when their seeds failed, between boundaries: here that is told."""
+        for change in self._model.breaker_changes():
+            self._journal.record(
+                BreakerChanged,
+                self._last_moves.get((change.layer_id, change.seed_id)),
+                step=step,
+                layer_id=change.layer_id,
+                seed_id=change.seed_id,
+                from_state=change.from_state,
+                to_state=change.to_state,
+                num_failures=change.num_failures,
+                detail=change.detail[:2000],
+            )
+            self._model.breaker_told(change)
+            _log.warning(
+                "seed.breaker",
+                seed=f"{change.layer_id}:{change.seed_id}",
+                state=change.to_state,
+                detail=change.detail,
+                step=step,
+            )
 
     def _tell_reports(self, step: int) -> None:
         """Field reports come after their moves took effect: on a full disk they wait for the next boundary."""

@@ -7,12 +7,16 @@ depend neither on how the log is cut into batches nor on the machine.
 from dataclasses import dataclass
 from typing import Any
 
-from esper.schemas.operational import STATISTICS, HealthSignal
+from esper.schemas.operational import HealthSignal
 
 WINDOW_STEPS = 16
 """The width of a window in optimizer steps. Part of the view version: never change one alone."""
 
-FIELDS = ("health_score", *STATISTICS)
+FIELDS = ("health_score", "activation_mean", "activation_std", "dead_ratio", "gradient_norm")
+"""What a window sums, in this order: stored arrays and views have it, so a change is a new view version.
+
+``effective_rank`` is not among them: it is taken on few steps, and no view has it.
+"""
 
 WindowKey = tuple[str, int, str, int, int]
 """(run, incarnation, layer, seed, first step)."""

@@ -96,7 +96,7 @@ _CONV = (LayerKind.CONV2D,)
 
 CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
     {
-        "noop": CatalogueEntry(_noop, {}, _BOTH),
+        "noop": CatalogueEntry(_noop, {}, tuple(LayerKind)),
         "affine": CatalogueEntry(_affine, {}, _BOTH),
         "low_rank": CatalogueEntry(_low_rank, {"rank": (1, 1024)}, _BOTH),
         "bottleneck": CatalogueEntry(_bottleneck, {"expansion": (0.01, 16.0)}, _BOTH),

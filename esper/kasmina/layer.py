@@ -1,8 +1,10 @@
 """KasminaLayer: the handle beside one module of the model, and the seeds that are awake in it.
 
-A dormant layer is the module itself, nothing in its path. Waking swaps the module's class for
-a subclass of it that blends the seeds in; going back to sleep swaps it back. So isinstance,
-``.weight`` and state_dict stay the plain module's.
+A dormant layer is the module itself, nothing in its path. When a seed begins to take part the
+module's class is swapped for a subclass of it that blends the seeds in; when none does any more,
+it is swapped back. So isinstance, ``.weight`` and state_dict stay the plain module's
+(docs/decisions/0008).
+Several seeds in one layer act in the order of their ids, each on what the one before it gave.
 """
 
 from typing import Any
@@ -10,103 +12,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.errors import NotSupportedError
+from esper.kasmina.hosts import host_type, output_of
 from esper.kasmina.kernels import LoadedKernel
-from esper.schemas.enums import LayerKind, SeedStage
-
-FAILURES_TO_OPEN = 3
-"""After so many failures of a seed its host's output is used until it is given up."""
-
-PULL = 1.0
-"""How strongly an isolated seed is held near zero; 1 lets it take one gradient step in activations."""
+from esper.kasmina.seeds import AwakeSeed, Mode
+from esper.schemas.enums import SeedStage
 
 _HANDLE = "_kasmina_layer"
 _awake_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-class Isolated(torch.autograd.Function):
-    """h unchanged to the bit. Its gradient g goes to h as it is, and to s as g + PULL * s / N.
+class KasminaLayer:
+    """One layer's handle.
 
-    So a seed in TRAINING learns as if it were added, and its host never notices. The pull is the
-    gradient of PULL * |s|^2 / 2N: nothing that s does comes back through the loss while it is
-    isolated, and without the pull it would grow without bound (docs/decisions/0004).
+    Attributes:
+        index: its row in the arrays of state.
+        awake: seed id -> seed, in the order in which they act.
+        differentiable_twice: blend with ordinary operations, so that double backward works.
+
+    Raises:
+        TypeError: the module cannot hold seeds.
     """
 
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:
-        """h and s of one shape, (N, ...)."""
-        ctx.save_for_backward(s)
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradient for h, and for s."""
-        (s,) = ctx.saved_tensors
-        return gradients[0], gradients[0] + PULL / s.shape[0] * s
-
-
-class AwakeSeed:
-    """A seed that holds a module. ``failures`` is a counter on the device: no sync in the step."""
-
-    def __init__(self, kernel: LoadedKernel, module: nn.Module, device: torch.device) -> None:
-        self.kernel = kernel
-        self.module = module
-        self.stage = SeedStage.GERMINATED
-        self.alpha = 0.0
-        self.errors = 0
-        self._non_finite = torch.zeros((), dtype=torch.int64, device=device)
-
-    @property
-    def num_failures(self) -> int:
-        """Failures so far; waits for the device."""
-        return self.errors + int(self._non_finite)
-
-    def blend(self, h: Tensor) -> Tensor:
-        """The layer's output with this seed in it, by its stage; ``h`` itself where the seed fails."""
-        if self.stage is SeedStage.GERMINATED or self.errors >= FAILURES_TO_OPEN:
-            return h
-        is_isolated = self.stage is SeedStage.TRAINING
-        try:
-            s = self._finite(self.module(h.detach() if is_isolated else h))
-            if s.shape != h.shape:
-                raise RuntimeError(f"shape {tuple(s.shape)} for {tuple(h.shape)}")
-        except RuntimeError:
-            self.errors += 1
-            return h
-        if is_isolated:
-            return Isolated.apply(h, s)  # type: ignore[no-any-return]
-        return h + s if self.alpha == 1.0 else h + self.alpha * s
-
-    def _finite(self, s: Tensor) -> Tensor:
-        is_finite = torch.isfinite(s.detach()).all()
-        self._non_finite += ~is_finite
-        return torch.where(is_finite, s, torch.zeros_like(s))
-
-
-class KasminaLayer:
-    """One layer's handle: ``index`` is its row in the arrays of state."""
-
     def __init__(self, layer_id: str, index: int, module: nn.Module, seeds_per_layer: int) -> None:
+        host = host_type(module)
+        if host is None:
+            raise TypeError(f"{type(module).__name__} cannot hold seeds")
         self.layer_id = layer_id
         self.index = index
         self.module = module
-        self.kind = kind_of(module)
-        self.num_features = int(module.weight.shape[0])  # type: ignore[index]
+        self.kind = host.kind
+        self.num_features = host.num_features(module)
         self.num_seeds = min(seeds_per_layer, self.num_features)
         self.awake: dict[int, AwakeSeed] = {}
+        self.differentiable_twice = False
 
     @property
-    def device(self) -> torch.device:
-        """Where the layer is."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return weight.device
+    def like(self) -> Tensor:
+        """A tensor of the device and type that the layer computes with."""
+        floating = (p for p in self.module.parameters() if p.is_floating_point())
+        return next(floating, torch.empty(0))
 
     def wake(self, seed_id: int, kernel: LoadedKernel) -> AwakeSeed:
         """Put a kernel into a seed; the layer's output stays as it is."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        module = kernel.build().to(device=weight.device, dtype=weight.dtype).train(self.module.training)
-        seed = self.awake[seed_id] = AwakeSeed(kernel, module, weight.device)
-        self.awake = dict(sorted(self.awake.items()))  # blended in seed order
-        self._swap_class()
+        like = self.like
+        module = kernel.build().to(device=like.device, dtype=like.dtype).train(self.module.training)
+        seed = self.awake[seed_id] = AwakeSeed(kernel, module, like.device)
+        self.awake = dict(sorted(self.awake.items()))
         return seed
 
     def sleep(self, seed_id: int) -> AwakeSeed:
@@ -115,41 +67,82 @@ class KasminaLayer:
         self._swap_class()
         return seed
 
-    def blend(self, h: Tensor) -> Tensor:
-        """The layer's output with all its seeds, in their order."""
+    def follow(self, seed_id: int, stage: SeedStage, alpha: float) -> None:
+        """Let an awake seed take part as this stage does, with this share."""
+        self.awake[seed_id].follow(stage, alpha)
+        self._swap_class()
+
+    def blend(self, returned: Any) -> Any:
+        """What the layer returns with its seeds, given what its host ``returned``.
+
+        Raises:
+            NotSupportedError: under vmap or another transform of torch.func.
+        """
+        h = output_of(returned)
+        is_traced = torch.compiler.is_compiling()
+        if not is_traced:
+            _refuse_transforms(h)
         for seed in self.awake.values():
-            h = seed.blend(h)
-        return h
+            h = seed.blend(h, is_traced=is_traced or self.differentiable_twice)
+        return (h, *returned[1:]) if isinstance(returned, tuple) else h
 
     def _swap_class(self) -> None:
-        plain = getattr(type(self.module), "_plain_class", type(self.module))
-        if self.awake:
-            self.module.__class__ = _awake_class(plain)
-            object.__setattr__(self.module, _HANDLE, self)
-        elif type(self.module) is not plain:
-            self.module.__class__ = plain
-            object.__delattr__(self.module, _HANDLE)
+        module = self.module
+        plain = plain_class(module)
+        takes_part = any(seed.mode is not Mode.IDLE for seed in self.awake.values())
+        if takes_part and type(module) is plain:
+            object.__setattr__(module, _HANDLE, self)
+            module.__class__ = _awake_class(plain)
+            if "forward" in module.__dict__:  # somebody's own forward hides the class's
+                object.__setattr__(module, "forward", _BlendedForward(self, module.__dict__["forward"]))
+        elif not takes_part and type(module) is not plain:
+            module.__class__ = plain
+            object.__delattr__(module, _HANDLE)
+            own = module.__dict__.get("forward")
+            if isinstance(own, _BlendedForward):
+                object.__setattr__(module, "forward", own.plain)
 
 
-def kind_of(module: nn.Module) -> LayerKind:
-    """The kind of a layer that can hold seeds.
+class _BlendedForward:
+    """A forward that was set on one module, with the seeds blended in."""
 
-    Raises:
-        TypeError: it cannot.
-    """
-    if isinstance(module, nn.Conv2d):
-        return LayerKind.CONV2D
-    if isinstance(module, nn.Linear):
-        return LayerKind.LINEAR
-    raise TypeError(f"{type(module).__name__} cannot hold seeds: nn.Linear and nn.Conv2d can")
+    def __init__(self, handle: KasminaLayer, plain: Any) -> None:
+        self.handle, self.plain = handle, plain
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.handle.blend(self.plain(*args, **kwargs))
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without seeds."""
+    found: type[nn.Module] = getattr(type(module), "_plain_class", type(module))
+    return found
 
 
 def _awake_class(plain: type[nn.Module]) -> type[nn.Module]:
     if plain not in _awake_classes:
 
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-            handle: KasminaLayer = getattr(self, _HANDLE)
-            return handle.blend(plain.forward(self, *args, **kwargs))
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self, _HANDLE).blend(plain.forward(self, *args, **kwargs))
 
-        _awake_classes[plain] = type(plain.__name__, (plain,), {"forward": forward, "_plain_class": plain})
+        def reduce(self: nn.Module, protocol: Any) -> Any:  # the class itself has no name that pickle could find
+            module = object.__reduce_ex__(self, protocol)
+            return _new_awake, (plain,), *module[2:]
+
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+        body = {**names, "forward": forward, "__reduce_ex__": reduce, "_plain_class": plain}
+        _awake_classes[plain] = type(plain.__name__, (plain,), body)
     return _awake_classes[plain]
+
+
+def _new_awake(plain: type[nn.Module]) -> nn.Module:
+    cls = _awake_class(plain)
+    return cls.__new__(cls)
+
+
+def _refuse_transforms(h: Tensor) -> None:
+    if torch._C._functorch.is_functorch_wrapped_tensor(h):
+        raise NotSupportedError(
+            "torch.func's transforms (vmap, grad, jvp) do not go through a layer with awake seeds: "
+            "use torch.autograd, or bake() the model"
+        )

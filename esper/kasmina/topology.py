@@ -48,7 +48,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._layer_ids = layer_ids
         self._inside = _layers_inside(root, layer_ids)
-        self._paths = {id(m): name for name, m in root.named_modules()}
+        self._paths: dict[int, str] = {id(m): name for name, m in root.named_modules()}
         self._chains: dict[str, list[str]] = {}  # path of a module that could not be traced -> its layers
         self._thread = threading.get_ident()
 

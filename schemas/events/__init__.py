@@ -17,7 +17,7 @@ from esper.schemas.events.runs import (
     RunStarted,
     TelemetryGap,
 )
-from esper.schemas.events.seeds import CommandRejected, FieldReported, SeedTransitioned
+from esper.schemas.events.seeds import BreakerChanged, CommandRejected, FieldReported, SeedTransitioned
 from esper.schemas.events.tamiyo import DecisionMade, PolicyActivated, ViewRecorded
 from esper.schemas.events.telemetry import LayerHealthMeasured
 
@@ -39,6 +39,7 @@ AnyEvent = Annotated[
     | FossilizeSeed
     | SeedTransitioned
     | CommandRejected
+    | BreakerChanged
     | FieldReported
     | BlueprintChangeRequested
     | KernelRegistered
@@ -55,6 +56,7 @@ __all__ = [
     "AnyEvent",
     "BlueprintChangeRequested",
     "BoundaryReached",
+    "BreakerChanged",
     "CheckpointSaved",
     "CommandRejected",
     "CullSeed",

@@ -21,7 +21,7 @@ class BlueprintChangeRequested(Event):
         json_schema_extra=when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL})
     )
 
-    type: Literal["esper.blueprint-change.requested.v1"] = "esper.blueprint-change.requested.v1"
+    type: Literal["esper.blueprint-change.requested.v2"] = "esper.blueprint-change.requested.v2"
     blueprint_id: BlueprintId
     change: BlueprintChange
     expected_version: Annotated[int, Field(ge=0, lt=MAX_INT32)]
@@ -38,7 +38,7 @@ class BlueprintChangeRequested(Event):
 class KernelRegistered(Event):
     """The kernel's bytes are in S3 under their SHA-256, and were read back."""
 
-    type: Literal["esper.kernel.registered.v1"] = "esper.kernel.registered.v1"
+    type: Literal["esper.kernel.registered.v2"] = "esper.kernel.registered.v2"
     blueprint_id: BlueprintId
     kernel: Kernel
 

@@ -30,7 +30,7 @@ class RunStarted(TrainerEvent):
     was written.
     """
 
-    type: Literal["esper.run.started.v1"] = "esper.run.started.v1"
+    type: Literal["esper.run.started.v2"] = "esper.run.started.v2"
     model: Name
     layers: tuple[LayerNode, ...]
     edges: tuple[LayerEdge, ...]

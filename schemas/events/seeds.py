@@ -4,7 +4,7 @@ from typing import Literal
 from uuid import UUID
 
 from esper.schemas.base import BlueprintId, Count, LayerId, Remark, SeedId, Sha256, ShortName
-from esper.schemas.enums import RejectionReason, ReportMethod, SeedStage, TransitionReason
+from esper.schemas.enums import BreakerState, RejectionReason, ReportMethod, SeedStage, TransitionReason
 from esper.schemas.events.base import TrainerEvent
 
 
@@ -36,6 +36,22 @@ class CommandRejected(TrainerEvent):
     seed_id: SeedId
     command_id: UUID
     reason: RejectionReason
+    detail: Remark = ""
+
+
+class BreakerChanged(TrainerEvent):
+    """A seed's circuit breaker opened, let a trial through or closed: while it is open the host's output is used.
+
+    ``num_failures`` counts failures in a row, ``detail`` says what the newest one was. The breaker
+    is a protection beside the lifecycle: the seed's stage is told by ``SeedTransitioned`` alone.
+    """
+
+    type: Literal["esper.seed-breaker.changed.v1"] = "esper.seed-breaker.changed.v1"
+    layer_id: LayerId
+    seed_id: SeedId
+    from_state: BreakerState
+    to_state: BreakerState
+    num_failures: Count
     detail: Remark = ""
 
 

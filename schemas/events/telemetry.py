@@ -12,7 +12,7 @@ from esper.schemas.operational import CheckedByReport, HealthSignal
 class LayerHealthMeasured(TrainerEvent):
     """One layer's signals of one step, its seeds side by side."""
 
-    type: Literal["esper.layer-health.measured.v1"] = "esper.layer-health.measured.v1"
+    type: Literal["esper.layer-health.measured.v2"] = "esper.layer-health.measured.v2"
     epoch: Epoch
     layer_id: LayerId
     signals: Annotated[tuple[Annotated[HealthSignal, CheckedByReport], ...], Field(min_length=1, max_length=1024)]

@@ -1,4 +1,4 @@
-"""control.kasmina.* and innovation.field-reports -> lifecycle, seeds, rejections, commands, reports."""
+"""control.kasmina.* and innovation.field-reports -> lifecycle, seeds, rejections, breakers, commands, reports."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +21,8 @@ async def project(connection: Any, batch: Sequence[Projected]) -> None:
                 await sql.move_seed(connection, **columns)
             case events.CommandRejected():
                 await sql.insert_rejection(connection, **columns)
+            case events.BreakerChanged():
+                await sql.insert_breaker_change(connection, **columns)
             case events.SeedCommand():
                 absent = {"blueprint_id": None, "kernel_sha256": None}
                 await sql.insert_command(connection, **{**absent, **columns})

@@ -20,6 +20,11 @@ UNION ALL
 SELECT at, 'rejection', incarnation, step, event_id, causation_id, reason || ': ' || detail
 FROM rejections WHERE run_id = :run_id AND layer_id = :layer_id AND seed_id = :seed_id
 UNION ALL
+SELECT at, 'breaker', incarnation, step, event_id, causation_id,
+    from_state || ' -> ' || to_state || ' (' || num_failures || ' failures in a row)'
+    || CASE WHEN detail <> '' THEN ': ' || detail ELSE '' END
+FROM breaker_changes WHERE run_id = :run_id AND layer_id = :layer_id AND seed_id = :seed_id
+UNION ALL
 SELECT at, 'field report', incarnation, step, event_id, causation_id,
     outcome || ': ' || metric || ' ' || coalesce(round(before::numeric, 4)::text, '?') || ' -> '
     || coalesce(round(after::numeric, 4)::text, '?') || ' (' || method || '), '

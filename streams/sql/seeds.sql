@@ -33,6 +33,16 @@ INSERT INTO rejections (
 )
 ON CONFLICT DO NOTHING;
 
+-- name: insert_breaker_change!
+INSERT INTO breaker_changes (
+    run_id, incarnation, sequence, step, layer_id, seed_id, from_state, to_state, num_failures, detail,
+    event_id, causation_id, at
+) VALUES (
+    :run_id, :incarnation, :sequence, :step, :layer_id, :seed_id, :from_state, :to_state, :num_failures, :detail,
+    :event_id, :causation_id, :at
+)
+ON CONFLICT DO NOTHING;
+
 -- name: insert_command!
 INSERT INTO commands (
     command_id, run_id, incarnation, boundary, type, decision_id, layer_id, seed_id,

@@ -35,6 +35,7 @@ class PlainSignal(BaseModel):
     activation_std: float | None = None
     dead_ratio: float | None = None
     gradient_norm: float | None = None
+    effective_rank: float | None = None
     non_finite: bool = False
 
 
@@ -59,6 +60,7 @@ class StructSignal(msgspec.Struct):
     activation_std: float | None = None
     dead_ratio: float | None = None
     gradient_norm: float | None = None
+    effective_rank: float | None = None
     non_finite: bool = False
 
 
@@ -84,6 +86,7 @@ def report() -> LayerHealthMeasured:
         HealthSignal(
             layer_id="layer1.0.conv1", seed_id=n, chunk_id=n, epoch=3, health_score=single(), activation_mean=single(),
             activation_std=single(), dead_ratio=single(), gradient_norm=single() / 1000,
+            effective_rank=8 * single(),
         )
         for n in range(NUM_SIGNALS)
     )  # fmt: skip

@@ -22,7 +22,7 @@ from esper.schemas.events import ANY_EVENT, Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.schemas.registry import REGISTRY, types_on
-from esper.schemas.upcasters import EVENT_TYPE
+from esper.schemas.upcasters import EVENT_TYPE, next_version
 from esper.schemas.verdicts import judge
 
 
@@ -66,7 +66,7 @@ class TestEveryEvent:
         other = topics.RUNS if REGISTRY[event.type].topic != topics.RUNS else topics.COMMANDS
         with pytest.raises(DecodeError, match="wrong_topic"):
             decode(other.name, record.value, record.headers)
-        newer = [(n, v.replace(b".v1", b".v2") if n == "ce_type" else v) for n, v in record.headers]
+        newer = [(n, next_version(event.type).encode() if n == "ce_type" else v) for n, v in record.headers]
         with pytest.raises(NewerVersionError, match="upgrade"):
             decode(record.topic, record.value, newer)
 

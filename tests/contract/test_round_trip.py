@@ -141,12 +141,12 @@ def test_a_broken_header_is_refused_in_one_short_line(name: str, text: bytes) ->
         ("esper.run.ended.v1", '"step":40,', "", r"step: Field required"),
         ("esper.epoch.completed.v1", "0.5", "NaN", r"metrics.val_accuracy: .*finite number \(got nan\)"),
         (
-            "esper.layer-health.measured.v1",
+            "esper.layer-health.measured.v2",
             '"health_score":0.0',
             '"health_score":0.1',
             r"health_score of seed 1 must be 0",
         ),
-        ("esper.layer-health.measured.v1", '"seed_id":1', '"seed_id":1024', r"signals.1.seed_id: .*1023 \(got 1024\)"),
+        ("esper.layer-health.measured.v2", '"seed_id":1', '"seed_id":1024', r"signals.1.seed_id: .*1023 \(got 1024\)"),
     ],
 )
 def test_a_refusal_names_field_value_and_what_is_allowed(event_type: str, old: str, new: str, says: str) -> None:

@@ -15,6 +15,7 @@ from esper.schemas.enums import (
     Action,
     BlueprintChange,
     BlueprintStatus,
+    BreakerState,
     LayerKind,
     RejectionReason,
     RunStatus,
@@ -167,5 +168,5 @@ def test_ids_are_the_same_in_every_program_for_ever() -> None:
 
 
 def test_words_on_the_wire_are_lower_case_and_never_mean_two_things() -> None:
-    for words in (SeedStage, TransitionReason, RejectionReason, Action, RunStatus):
+    for words in (SeedStage, TransitionReason, RejectionReason, Action, RunStatus, BreakerState):
         assert all(word.value == word.name.lower() for word in words)

@@ -135,8 +135,8 @@ def test_every_record_of_the_run_conforms_to_the_published_schemas(
     code, printed = cli(stack, tmp_path, "schema", "validate", "--log", "--run", run, COLUMNS="120")
     assert code == 0, printed
     for event_type in (
-        "esper.layer-health.measured.v1",
-        "esper.run.started.v1",
+        "esper.layer-health.measured.v2",
+        "esper.run.started.v2",
         "esper.boundary.reached.v1",
         "esper.epoch.completed.v1",
         "esper.checkpoint.saved.v1",

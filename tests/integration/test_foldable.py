@@ -5,15 +5,17 @@ import uuid
 
 import asyncpg
 import pytest
+from examples import BY_TYPE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import values_of
 
 from esper.config import PostgresSettings
 from esper.oona.producer import Position
-from esper.schemas.events import Event
+from esper.schemas.events import BreakerChanged, Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import REGISTRY
+from esper.streams.causes import why
 from esper.streams.projected import Projected
 from esper.streams.projectors import PROJECTORS
 
@@ -43,3 +45,23 @@ def test_whatever_decodes_can_be_folded(own_database: PostgresSettings) -> None:
 
         folds()
         runner.run(connection.close())
+
+
+async def test_why_tells_of_a_seeds_breaker(own_database: PostgresSettings) -> None:
+    path = {"search_path": own_database.schema_name}
+    connection = await asyncpg.connect(own_database.dsn.get_secret_value(), server_settings=path)
+    opened = BY_TYPE["esper.seed-breaker.changed.v1"]
+    assert isinstance(opened, BreakerChanged)
+    tried = opened.model_copy(update={"sequence": 4, "step": 70, "from_state": "open", "to_state": "half_open"})
+    messages = [OonaMessage.of(event, id=uuid.uuid4(), source="test") for event in (opened, tried)]
+    topic = REGISTRY[opened.type].topic.name
+    batch = [Projected(message, Position(topic, 0, n)) for n, message in enumerate(messages)]
+    for _twice in range(2):  # a fact is written once
+        await PROJECTORS[topic](connection, batch)
+    causes = await why(connection, opened.run_id, opened.layer_id, opened.seed_id)
+    assert [(c.kind, c.step, c.event_id) for c in causes] == [
+        ("breaker", 40, messages[0].id),
+        ("breaker", 70, messages[1].id),
+    ]
+    assert causes[0].told == "closed -> open (3 failures in a row): a value is not finite"
+    await connection.close()

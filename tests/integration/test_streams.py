@@ -21,6 +21,7 @@ from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.schemas.topics import TELEMETRY, TOPICS, TopicSpec
+from esper.schemas.upcasters import next_version
 
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
 
@@ -164,7 +165,7 @@ async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
     await producer.start()
     await send(fresh_stack, [first])
-    headers = [(n, v.replace(b".v1", b".v2") if n == "ce_type" else v) for n, v in record.headers]
+    headers = [(n, next_version(newer.data.type).encode() if n == "ce_type" else v) for n, v in record.headers]
     await producer.send_and_wait(record.topic, record.value, key=record.key, headers=headers)
     await producer.stop()
     await send(fresh_stack, [behind, *story("other-run", 5)])
@@ -175,7 +176,7 @@ async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(
 
         await wait_until_async(others_go_on, 30, "the other partitions")
         wait_until(lambda: "partition.stopped" in log_of(child), 20, "the red partition")
-        assert "newer than v1" in log_of(child)
+        assert "newer than v2" in log_of(child)
     assert await signals_folded(fresh_stack, "newer") == 2
     assert [r async for r in read_range(kafka, TELEMETRY.dead_letters)] == []
 

@@ -1,0 +1,173 @@
+"""How a seed joins its host's graph of gradients: so that it can neither break nor poison it.
+
+``SeedCall`` is one node of the host's graph, whatever happens inside: the seed's own graph lies
+behind it, and what fails there, forwards or backwards, leaves the host with its own output and
+gradient. It saves no tensor in the host's graph, so activation checkpoints see the same graph
+when they run the layer again, even where the seed then behaves differently.
+
+``Isolated`` and ``Guarded`` do the same with ordinary operations, for code that is compiled or
+differentiated twice, where nothing can be caught and every decision is a tensor.
+
+h: a host's output, (N, ...); s: what a seed adds to it, of the shape of h; g: the gradient of
+the loss with respect to the layer's output.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from esper.errors import NotSupportedError
+from esper.kasmina.watchdog import TimeLimit
+
+if TYPE_CHECKING:
+    from esper.kasmina.seeds import AwakeSeed
+
+PULL = 1.0
+"""How strongly an isolated seed is held near zero; 1 lets it take one gradient step in activations."""
+
+
+def is_finite(values: Tensor) -> Tensor:
+    """Whether all of ``values`` are finite: a boolean without dimensions, on its device."""
+    if values.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    return torch.isfinite(torch.linalg.vector_norm(values.detach(), float("inf")))
+
+
+def isolated_gradient(g: Tensor, s: Tensor) -> Tensor:
+    """The gradient of a seed in TRAINING: g + PULL * s / N.
+
+    The seed learns as if it were added, and its host never notices. The pull is the gradient of
+    PULL * |s|^2 / 2N: nothing that s does comes back through the loss while it is isolated, and
+    without the pull it would grow without bound (docs/decisions/0004).
+    """
+    return g + PULL / max(1, s.shape[0]) * s if s.dim() else g
+
+
+class SeedCall(torch.autograd.Function):
+    """The output of a layer with one seed in it: h itself while the seed is isolated or fails, else h + alpha * s."""
+
+    @staticmethod
+    def forward(ctx: Any, seed: "AwakeSeed", h: Tensor, *parameters: Tensor) -> Tensor:
+        """``parameters`` are the seed's; given so that their gradients arrive where they belong."""
+        ctx.set_materialize_grads(False)
+        ctx.seed, ctx.num_parameters, ctx.inner = seed, len(parameters), None
+        x = h.detach()
+        with torch.enable_grad():
+            if not seed.is_isolated:
+                x.requires_grad_(ctx.needs_input_grad[1])
+            tried = seed.attempt(x)
+        if tried is None:
+            return h.clone()
+        s, ok = tried
+        learns = [n for n, p in enumerate(parameters) if p.requires_grad]
+        ctx.inner = s, ok, x, [parameters[n] for n in learns], learns, seed.gain
+        if seed.is_isolated:
+            return h.clone()  # not h: a layer that works in place may come next
+        blended = torch.add(h, s.detach(), alpha=seed.gain)
+        return blended if ok is None else torch.where(ok, blended, h)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """g for h, and what the seed's own graph makes of it."""
+        if torch.is_grad_enabled():
+            raise NotSupportedError(
+                "a layer with awake seeds is differentiated twice (create_graph=True): "
+                "set model.differentiable_twice = True before such a step, or bake() the model"
+            )
+        (g,) = gradients
+        of_h, of_parameters = g, [None] * ctx.num_parameters
+        if g is not None and ctx.inner is not None:
+            inner, ctx.inner = ctx.inner, ctx.inner if _keeps_graph() else None
+            found = _seed_gradients(ctx.seed, g, *inner)
+            if found is not None:
+                of_x, of_learnt = found
+                for n, gradient in zip(inner[4], of_learnt, strict=True):
+                    of_parameters[n] = gradient
+                of_h = g if of_x is None else g + of_x
+                ctx.seed.breaker.succeeded()
+        return None, of_h, *of_parameters
+
+
+def _seed_gradients(
+    seed: "AwakeSeed",
+    g: Tensor,
+    s: Tensor,
+    ok: Tensor | None,
+    x: Tensor,
+    parameters: list[Tensor],
+    _learns: list[int],
+    gain: float,
+) -> tuple[Tensor | None, list[Any]] | None:
+    """The gradients behind one call, of its input and its parameters; None where the seed fails."""
+    if not s.requires_grad:
+        return None, [None] * len(parameters)
+    of_s = isolated_gradient(g, s.detach()) if seed.is_isolated else g * gain
+    if ok is not None:
+        of_s = torch.where(ok, of_s, 0.0)
+    wanted = [*parameters, x] if x.requires_grad else parameters
+    try:
+        with TimeLimit(seed.time_limit_s):
+            found = torch.autograd.grad(s, wanted, of_s, retain_graph=_keeps_graph(), allow_unused=True)
+    except Exception as error:  # whatever a seed raises: the host's own gradient is all there
+        seed.breaker.failed(f"backward: {type(error).__name__}: {error}")
+        return None
+    kept = _finite_gradients(found)
+    if kept is None:
+        if bool(is_finite(g)):  # else the loss itself is not finite, or its scale is too large: not the seed's doing
+            seed.breaker.failed("a gradient is not finite", is_grave=True)
+        return None
+    return (kept[-1], kept[:-1]) if x.requires_grad else (None, kept)
+
+
+def _finite_gradients(found: tuple[Tensor | None, ...]) -> list[Any] | None:
+    """The gradients, unless one is not finite. On an accelerator that one is made zero, and nothing waits."""
+    if all(f is None or f.device.type == "cpu" for f in found):
+        there = [f for f in found if f is not None]
+        return list(found) if all(bool(is_finite(f)) for f in there) else None
+    return [f if f is None else torch.where(is_finite(f), f, 0.0) for f in found]
+
+
+def _keeps_graph() -> bool:
+    """Whether this backward pass was asked to retain the graph; True where torch does not say."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())
+
+
+class Isolated(torch.autograd.Function):
+    """h unchanged to the bit, its gradient too; s learns as if it were added (see ``isolated_gradient``)."""
+
+    @staticmethod
+    def forward(h: Tensor, s: Tensor, ok: Tensor) -> Tensor:
+        """h, s of one shape; ok: whether s may learn from this call."""
+        return h.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        """Keep what the gradient of s is made of."""
+        _h, s, ok = inputs
+        ctx.save_for_backward(s, ok)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient for h, and for s."""
+        s, ok = ctx.saved_tensors
+        return gradients[0], torch.where(ok, isolated_gradient(gradients[0], s), 0.0), None
+
+
+class Guarded(torch.autograd.Function):
+    """The same values; a gradient that is not finite does not get through."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        """A view of ``values``."""
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient, or zeros."""
+        return torch.where(is_finite(gradients[0]), gradients[0], 0.0)

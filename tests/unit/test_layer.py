@@ -1,0 +1,279 @@
+"""A layer with awake seeds works in anybody's training loop, and a seed that fails harms nobody."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from growing import SmallNet, advance_to, batch, germinate, grown, loss_of, plain, train_step, wrapped
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from esper.errors import NotSupportedError
+from esper.kasmina.breaker import OPEN_S, Breaker
+from esper.kasmina.lifecycle import AlphaCurve
+from esper.kasmina.model import MorphableModel
+from esper.kasmina.seeds import AwakeSeed
+from esper.schemas.enums import BreakerState, SeedStage
+
+S, B = SeedStage, BreakerState
+
+
+class Faulty(nn.Module):
+    """Does what ``act`` says, in the place of a seed's module."""
+
+    def __init__(self, act: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.act, self.num_calls = act, 0
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, h: Tensor) -> object:
+        self.num_calls += 1
+        return self.act(h * self.scale)
+
+
+class RaisesBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, h: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        raise ValueError("backwards")
+
+
+def raises(_h: Tensor) -> Tensor:
+    raise RuntimeError("broken")
+
+
+def hangs(_h: Tensor) -> Tensor:
+    while True:
+        pass
+
+
+FAULTS: dict[str, Callable[[Tensor], object]] = {
+    "raises": raises,
+    "gives NaN": lambda h: h * math.nan,
+    "gives infinity": lambda h: h + math.inf,
+    "gives another shape": lambda h: h[..., :1],
+    "gives integers": lambda h: torch.ones_like(h, dtype=torch.int64),
+    "gives nothing": lambda h: None,
+    "hangs": hangs,
+    "allocates too much": lambda h: torch.empty(1 << 55) + h,
+    "raises backwards": lambda h: RaisesBackwards.apply(h),
+    "has no finite gradient": lambda h: torch.sqrt(h - h.detach()),  # 0, with an infinite slope
+}
+
+
+def awake(model: MorphableModel, layer_id: str = "fc1", seed_id: int = 0) -> AwakeSeed:
+    return model.layers[layer_id].awake[seed_id]
+
+
+def replace_module(seed: AwakeSeed, act: Callable[[Tensor], object]) -> Faulty:
+    faulty = Faulty(act)
+    seed.module = faulty
+    seed.time_limit_s = 0.05
+    return faulty
+
+
+def gradients(model: nn.Module, n: int) -> list[Tensor]:
+    model.zero_grad()
+    loss_of(model, n).backward()
+    return [torch.zeros(()) if p.grad is None else p.grad.clone() for p in model.parameters()]  # the host's first
+
+
+@pytest.mark.parametrize("stage", [S.TRAINING, S.GRAFTING, S.EVALUATING])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_seed_does_the_step_is_the_hosts(fault: str, stage: SeedStage) -> None:
+    model, _optimizer, _step = grown(stage)
+    host = plain()
+    host.load_state_dict(model.state_dict())
+    replace_module(awake(model), FAULTS[fault])
+    for n in range(2):
+        expected, got = gradients(host, n), gradients(model, n)
+        is_forward = fault not in ("raises backwards", "has no finite gradient")
+        if is_forward or stage is S.TRAINING:
+            assert torch.equal(loss_of(model, n), loss_of(host, n))
+            assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=False))
+        assert all(torch.isfinite(g).all() for g in got)
+    assert awake(model).breaker.num_failures > 0
+    with torch.no_grad():
+        x, _y = batch(0)
+        if is_forward:
+            assert torch.equal(model(x), host(x))
+
+
+def test_a_breaker_opens_tries_again_after_its_time_and_gives_up_after_that() -> None:
+    now = 0.0
+    model, optimizer, step = grown(S.GRAFTING)
+    seed = awake(model)
+    healthy, seed.breaker = seed.module, Breaker(lambda: now)
+    faulty = replace_module(seed, raises)
+    for n in range(4):
+        train_step(model, optimizer, n)
+        model.on_step(step + n)
+    assert faulty.num_calls == 3
+    (change,) = model.breaker_changes()
+    model.breaker_told(change)
+    assert model.breaker_changes() == []
+    assert (change.from_state, change.to_state, change.num_failures) == (B.CLOSED, B.OPEN, 3)
+    assert "broken" in change.detail
+    alpha = seed.gain
+    for n in range(20):
+        model.on_step(step + 4 + n)
+        assert model.plan_advance(1000) == []
+    assert seed.gain == alpha
+    now += OPEN_S
+    seed.module = healthy
+    train_step(model, optimizer, 5)
+    assert seed.breaker.state is B.CLOSED
+    replace_module(seed, FAULTS["gives NaN"])
+    train_step(model, optimizer, 6)
+    assert seed.breaker.state is B.OPEN, "one output that is not finite is enough"
+    now += OPEN_S
+    train_step(model, optimizer, 7)
+    (plan,) = model.plan_advance(1000)
+    assert (plan.to_stage, plan.reason) == (S.CULLED, "failure")
+    assert "not finite" in plan.detail
+
+
+def test_a_host_that_is_sick_itself_is_not_the_seeds_fault() -> None:
+    model, _optimizer, _step = grown(S.EVALUATING)
+    with torch.no_grad():
+        model.host.fc1.weight.fill_(math.nan)
+    loss_of(model, 0).backward()
+    assert awake(model).breaker.num_failures == 0
+
+
+def test_a_layer_that_is_never_called_gives_its_seed_up() -> None:
+    class ReadsWeight(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.relu(self.conv(x)).flatten(1)
+            return self.fc2(self.relu(nn.functional.linear(h, self.fc1.weight, self.fc1.bias)))
+
+    torch.manual_seed(0)
+    model = wrapped(net=ReadsWeight())
+    germinate(model, "fc1")
+    advance_to(model, "fc1", 0, S.CANCELLED, train=lambda n: loss_of(model, n).backward())
+
+
+def test_seeds_of_one_layer_act_in_the_order_of_their_ids() -> None:
+    model = wrapped()
+    for seed_id in (1, 0):
+        germinate(model, "fc1", seed_id)
+    advance_to(model, "fc1", 0, S.EVALUATING, train=lambda n: loss_of(model, n).backward())
+    awake(model, seed_id=0).module = Faulty(lambda h: h + 1.0)
+    awake(model, seed_id=1).module = Faulty(lambda h: h * 2.0)
+    x = torch.randn(2, 96)
+    h = nn.functional.linear(x, model.host.fc1.weight, model.host.fc1.bias)
+    with torch.no_grad():
+        assert torch.equal(model.host.fc1(x), 3 * (h + (h + 1.0)))
+
+
+@pytest.mark.parametrize("stage", [S.TRAINING, S.EVALUATING])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpoints_change_nothing_even_around_a_seed_that_fails_once(
+    stage: SeedStage, use_reentrant: bool
+) -> None:
+    model, _optimizer, _step = grown(stage)
+    for a, b in zip(checkpointed(model, use_reentrant), gradients(model, 1), strict=True):
+        assert torch.equal(a, b)
+    seed = awake(model)
+    healthy, calls = seed.module, iter(range(10))
+    replace_module(seed, lambda h: raises(h) if next(calls) == 0 else healthy(h))
+    assert all(torch.isfinite(g).all() for g in checkpointed(model, use_reentrant))
+
+
+def checkpointed(model: MorphableModel, use_reentrant: bool) -> list[Tensor]:
+    x, y = batch(1)
+    model.zero_grad()
+    out = checkpoint(model, x.requires_grad_(), use_reentrant=use_reentrant)
+    nn.functional.cross_entropy(out, y).backward()
+    return [torch.zeros(()) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("stage", [S.TRAINING, S.GRAFTING])
+def test_autocast_and_memory_formats_go_through(stage: SeedStage) -> None:
+    model, _optimizer, _step = grown(stage, "conv", "residual")
+    x, _y = batch(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.host.conv(x).dtype == torch.bfloat16
+        model(x).float().sum().backward()
+    assert awake(model, "conv").breaker.num_failures == 0
+    model.to(memory_format=torch.channels_last)
+    h = model.host.conv(torch.randn(2, 1, 4, 4).to(memory_format=torch.channels_last))
+    assert h.is_contiguous(memory_format=torch.channels_last)
+    half = model.to(torch.bfloat16)
+    half(x.to(torch.bfloat16)).sum().backward()
+    assert awake(model, "conv").breaker.num_failures == 0
+
+
+def test_what_cannot_be_done_with_awake_seeds_is_refused_clearly() -> None:
+    model, _optimizer, _step = grown(S.GRAFTING)
+    x, _y = batch(0)
+    with pytest.raises(NotSupportedError, match=r"torch\.func"):
+        torch.func.vmap(model)(x.unsqueeze(1))
+    (gradient,) = torch.autograd.grad(model(x.requires_grad_()).sum(), x, retain_graph=True)
+    with pytest.raises(NotSupportedError, match="differentiable_twice"):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    model.differentiable_twice = True
+    (twice,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    assert torch.allclose(twice, gradient)
+    twice.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_graph_that_is_retained_can_be_walked_again() -> None:
+    model, _optimizer, _step = grown(S.EVALUATING)
+    model.zero_grad()
+    loss = loss_of(model, 0)
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss.backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(once, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stage", [S.GERMINATED, S.TRAINING, S.EVALUATING])
+def test_copies_and_pickles_of_a_grown_model_live_on_by_themselves(stage: SeedStage) -> None:
+    model, optimizer, _step = grown(stage)
+    model.probe.arm()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        x, _y = batch(0)
+        assert torch.equal(twin(x), model(x))
+        assert twin.seeds_not_dormant() == model.seeds_not_dormant()
+        before = [p.clone() for p in twin.parameters()]
+        train_step(model, optimizer, 1)
+        assert all(torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
+        train_step(twin, torch.optim.SGD(twin.parameters(), lr=0.1), 1)
+
+
+def test_a_forward_that_somebody_put_on_a_module_is_kept() -> None:
+    net = plain()
+    theirs = net.fc1.forward
+    net.fc1.forward = lambda x: theirs(x) + 1.0  # type: ignore[method-assign]
+    mine = net.fc1.__dict__["forward"]
+    model = wrapped(net=net)
+    germinate(model, "fc1")
+    step = advance_to(model, "fc1", 0, S.EVALUATING, train=lambda n: loss_of(model, n).backward())
+    awake(model).module = Faulty(lambda h: torch.ones_like(h))
+    x = torch.randn(2, 96)
+    with torch.no_grad():
+        assert torch.equal(net.fc1(x), mine(x) + 1.0)
+        model.apply_transition(model.plan_cull("fc1", 0), step=step, boundary=step // 2)
+        assert torch.equal(net.fc1(x), mine(x))
+    assert net.fc1.__dict__["forward"] is mine
+
+
+@given(st.sampled_from(AlphaCurve), st.lists(st.floats(-1, 2), min_size=2).map(sorted))
+def test_alpha_rises_from_0_to_1_and_never_falls(curve: AlphaCurve, shares: list[float]) -> None:
+    alphas = [curve.at(share) for share in shares]
+    assert all(a <= b for a, b in pairwise(alphas))
+    assert all(0.0 <= a <= 1.0 for a in alphas)
+    assert (curve.at(0.0), curve.at(1.0)) == (0.0, 1.0)
+    assert curve.at(0.5) == pytest.approx(0.5)
