@@ -47,22 +47,23 @@ def fast_path_owners(model: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(m for m in model.modules() if isinstance(m, tuple(_SWITCHES)))
 
 
-def close_fast_paths(owners: Collection[nn.Module], awake: Collection[nn.Module]) -> None:
+def close_fast_paths(owners: Collection[nn.Module], awake: Collection[nn.Module], *, for_good: bool = False) -> None:
     """Close the path of each owner that holds an awake layer, and open again those that hold none.
 
-    Idempotent. Closed paths stay closed through deepcopy and pickle.
+    Idempotent. Closed paths stay closed through deepcopy and pickle; ``for_good`` means that
+    they are not opened again, either.
     """
     for owner in owners:
         is_closed = _OPEN in vars(owner)
         must_close = any(m is a for m in owner.modules() for a in awake)
-        if must_close == is_closed:
-            continue
         switch = next(name for cls, name in _SWITCHES.items() if isinstance(owner, cls))
-        if must_close:
+        if must_close and not is_closed:
             setattr(owner, _OPEN, getattr(owner, switch, False))
             setattr(owner, switch, False)
-        else:
+        elif is_closed and not must_close:
             setattr(owner, switch, vars(owner).pop(_OPEN))
+        if must_close and for_good:
+            delattr(owner, _OPEN)
 
 
 def _reachable(cls: type[nn.Module]) -> Iterator[CodeType]:

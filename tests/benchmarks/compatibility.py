@@ -10,6 +10,7 @@ import argparse
 import fnmatch
 import json
 import multiprocessing
+import os
 import random
 import time
 import warnings
@@ -47,6 +48,7 @@ class Result:
 
 def main() -> None:
     options = _options()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: nothing is downloaded
     torch.set_num_threads(1)
     began = time.monotonic()
     results = []

@@ -83,7 +83,9 @@ def _smaller(name: str, value: Any, config: Any, thoroughness: str) -> Any:
         return value
     for pattern, small in _RULES:
         if re.search(pattern, name):
-            if small < 0 or (thoroughness == "layers" and small != LAYERS):
+            if small < 0:
+                return value if value < VOCABULARY else KV_HEADS  # an id of a token must stay within the vocabulary
+            if thoroughness == "layers" and small not in (LAYERS, VOCABULARY):
                 return value
             if thoroughness == "no widths" and small in (HIDDEN, INNER, HEADS, KV_HEADS, IMAGE, PATCH):
                 return value
