@@ -39,7 +39,7 @@ def wrap(
         raise ContractError("seeds_per_layer must be at least 1")
     _refuse_what_is_not_plain(model)
     found = find_targets(model, target_layers)
-    return MorphableModel(model, found.layers, seeds_per_layer)
+    return MorphableModel(model, found.layers, seeds_per_layer, skipped=found.skipped)
 
 
 def _refuse_what_is_not_plain(model: nn.Module) -> None:

@@ -85,7 +85,8 @@ def _uses_of_self(code: CodeType) -> Iterator[tuple[str, bool]]:
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
     for at, step in enumerate(steps[1:-1], 1):
         before, after = steps[at - 1], steps[at + 1]
-        loads_self = before.argval == first or (isinstance(before.argval, tuple) and before.argval[-1] == first)
+        loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)  # 3.13 loads two at once
+        loads_self = before.opname.startswith("LOAD_FAST") and loaded[-1] == first
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and loads_self:
             is_called = step.opname == "LOAD_METHOD" or "NULL" in step.argrepr
             yield step.argval, not is_called and after.opname == "LOAD_ATTR" and after.argval in _READ

@@ -7,6 +7,7 @@ state_dict is the plain model's at all times; what has grown is in ``seed_state`
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -49,13 +50,21 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     Attributes:
         layers: qualified name -> handle, for each layer that holds seeds.
+        skipped: qualified name -> why it holds none, for layers that were asked for in general terms.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
     """
 
-    def __init__(self, host: nn.Module, layers: Mapping[str, nn.Module], seeds_per_layer: int) -> None:
+    def __init__(
+        self,
+        host: nn.Module,
+        layers: Mapping[str, nn.Module],
+        seeds_per_layer: int,
+        skipped: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.host = host
+        self.skipped = dict(skipped)
         self.layers: Mapping[str, KasminaLayer] = {
             name: KasminaLayer(name, n, module, seeds_per_layer) for n, (name, module) in enumerate(layers.items())
         }
