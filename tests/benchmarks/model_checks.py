@@ -92,6 +92,7 @@ class Subject:
         self.model, self.inputs = model, inputs
         self.is_small = sum(p.numel() for p in model.parameters()) <= MAX_COPIED_PARAMETERS
         self.start = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        self.keys = list(model.state_dict())
         self.classes = [type(m) for m in model.modules()]
         self.attributes = [set(vars(m)) for m in model.modules()]
         self.called = _called(model, inputs)
@@ -101,17 +102,14 @@ class Subject:
 
     def checks(self, wrap: Callable[..., Any]) -> Iterator[tuple[str, str]]:
         """See ``examine``."""
-        model: MorphableModel = wrap(self.model, target_layers=is_host)
+        model = wrap(self.model, target_layers=is_host)
+        if not isinstance(model, MorphableModel):  # by replacement: it is compared while dormant
+            yield from self._while_dormant(model)
+            return
         yield "layers", str(len(model.layers))
         reached = [n for n, h in model.layers.items() if self.called.get(id(h.module))]
         yield "reached", str(len(reached))
-        dormant = self._run(model)
-        for part in ("forward", "gradients"):
-            yield part, _same({part: self.plain[part]}, {part: dormant[part]}, self.is_deterministic)
-        yield "state_dict", self._attempt(self._interchange, model)
-        if self.is_small:
-            yield "copy", self._attempt(self._copied, model, copy.deepcopy)
-            yield "pickle", self._attempt(self._copied, model, _pickled)
+        yield from self._while_dormant(model)
         if reached:
             layer_id = reached[len(reached) // 2]
             yield "isolation", self._attempt(self._isolated, model, layer_id)
@@ -123,11 +121,24 @@ class Subject:
             yield "bake", self._attempt(self._baked, model, layer_id)
         yield "unwrap", self._attempt(self._unwrapped, model)
 
+    def _while_dormant(self, model: nn.Module) -> Iterator[tuple[str, str]]:
+        for part in ("forward", "gradients"):
+            yield part, self._attempt(self._unchanged, model, part)
+        yield "state_dict", self._attempt(self._interchange, model)
+        if self.is_small:
+            yield "copy", self._attempt(self._copied, model, copy.deepcopy)
+            yield "pickle", self._attempt(self._copied, model, _pickled)
+
     # -- the checks ---------------------------------------------------------------------------
+
+    def _unchanged(self, model: nn.Module, part: str) -> str:
+        if part == "forward":
+            self.dormant = self._run(model)
+        return _same({part: self.plain[part]}, {part: self.dormant[part]}, self.is_deterministic)
 
     def _interchange(self, model: nn.Module) -> str:
         saved = model.state_dict()
-        if list(saved) != list(self.model.state_dict()):
+        if list(saved) != self.keys:
             return "other keys than the plain model's"
         self.model.load_state_dict(saved)
         model.load_state_dict(self.model.state_dict())
@@ -227,7 +238,11 @@ class Subject:
             return f"{type(error).__name__}: {_short(error)}"
 
     def _run(self, model: nn.Module) -> dict[str, Any]:
-        model.load_state_dict(self.start, strict=False)
+        now = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        if set(self.start) <= set(now):
+            model.load_state_dict(self.start, strict=False)
+        else:  # replaced layers have other names, in the same order
+            model.load_state_dict(dict(zip(now, self.start.values(), strict=False)), strict=False)
         model.zero_grad()
         torch.manual_seed(7)
         outputs = tensors_in(call(model.train(), self.inputs))
@@ -235,7 +250,7 @@ class Subject:
         if isinstance(loss, Tensor):
             loss.backward()
         host = model.host if isinstance(model, MorphableModel) else model
-        gradients = {n: p.grad.clone() for n, p in host.named_parameters() if p.grad is not None}
+        gradients = {n.replace("host.", ""): p.grad.clone() for n, p in host.named_parameters() if p.grad is not None}
         return {"forward": [t.detach() for t in outputs], "gradients": gradients}
 
     def _germinate(self, model: MorphableModel, layer_id: str) -> None:
