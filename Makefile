@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help install lock format check test coverage faults soak demo up down status bench bench-bus bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
+STEPS ?= 10000
 MINUTES ?= 10
 HOLD ?= 300
 MODELS ?= *
@@ -36,8 +37,8 @@ coverage: install ## the contracts are covered whole
 	@$(BIN)/coverage run --branch --source=schemas -m pytest -q tests/contract
 	@$(BIN)/coverage report --fail-under=100 --skip-covered
 
-faults: install ## kills, cuts and stalls, ROUNDS=50 of them: nothing lost, nothing applied twice
-	@exec $(BIN)/python -m pytest -q -s tests/faults --fault-rounds $(ROUNDS)
+faults: install ## kills, cuts and stalls, ROUNDS=50 of them; seeds that fail in STEPS=10000 steps of training
+	@exec $(BIN)/python -m pytest -q -s tests/faults --fault-rounds $(ROUNDS) --fault-steps $(STEPS)
 
 soak: install ## MINUTES=10 of writing and reading: memory and descriptors flat
 	@exec $(BIN)/python tests/faults/soak.py --minutes $(MINUTES)

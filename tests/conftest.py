@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault suite")
+    parser.addoption("--fault-steps", type=int, default=300, help="training steps in which seeds fail at random")
     parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="which faults, and when")
 
 

@@ -5,6 +5,7 @@ Owns what `esper config` prints. Invariant: no row holds the value of a secret.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import SecretStr
@@ -127,8 +128,9 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    is_enum = isinstance(annotation, type) and issubclass(annotation, StrEnum)
+    if is_enum or get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in (list(annotation) if is_enum else get_args(annotation)))
     if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
         return " or ".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
     names = {SecretStr: "secret", str: "text", int: "integer", float: "number", bool: "true or false"}

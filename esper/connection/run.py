@@ -9,7 +9,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.errors import UnavailableError
+from esper.graph.windows import WINDOW_STEPS, last_complete_window
+from esper.kasmina.health import Measured
 from esper.kasmina.model import MorphableModel
 from esper.logging import get_logger
 from esper.oona.outbox import Outbox
@@ -108,6 +110,7 @@ class RunLink:
         self._lifecycle_offset = 0
         self._gap_from = 0
         self._num_telemetry = 0
+        self._has_told_silent = False
 
     @property
     def incarnation(self) -> int:
@@ -150,6 +153,7 @@ class RunLink:
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
         self._model.probe.disarm()
+        self._tell_health(self._model.probe.drain())
         self._account_for_telemetry(self.step_number)
         self._journal.try_record(
             events.RunEnded,
@@ -178,8 +182,11 @@ class RunLink:
             step = self.step_number
             self._model.on_step(step)
             if self._model.probe.is_armed:
-                self._measure(step)
+                self._model.probe.collect(step, self.epoch)
+            self._tell_health(self._model.probe.finished())
             if step % self._options.boundary_steps == 0:
+                # A view reads whole windows up to here: what belongs to them comes before the boundary.
+                self._tell_health(self._model.probe.drain(last_complete_window(step) + WINDOW_STEPS - 1))
                 self._account_for_telemetry(step)
                 self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
             if self._is_sampled(step + 1):
@@ -204,6 +211,7 @@ class RunLink:
         if os.getpid() != self._pid:
             return False
         with self._timed():
+            self._tell_health(self._model.probe.drain())  # the resumed run does not measure these steps again
             offset, applied = self._inbox.checkpoint()
             try:
                 saved = self._store.save(self._state(offset, applied, extra), self.step_number)
@@ -308,14 +316,22 @@ class RunLink:
     def _is_sampled(self, step: int) -> bool:
         return step % self._options.health_every_steps == 0
 
-    def _measure(self, step: int) -> None:
-        for layer_id, signals in self._model.probe.read(self.epoch).items():
-            message = self._journal.make(
-                events.LayerHealthMeasured, step=step, epoch=self.epoch, layer_id=layer_id, signals=signals
-            )
-            if self._link.telemetry.put(message):
-                self._journal.note(message)
-                self._num_telemetry += 1
+    def _tell_health(self, measured: Sequence[Measured]) -> None:
+        for step, epoch, layers in measured:
+            for layer_id, signals in layers.items():
+                message = self._journal.make(
+                    events.LayerHealthMeasured, step=step, epoch=epoch, layer_id=layer_id, signals=signals
+                )
+                if self._link.telemetry.put(message):
+                    self._journal.note(message)
+                    self._num_telemetry += 1
+            self._tell_silent_layers()
+
+    def _tell_silent_layers(self) -> None:
+        silent = self._model.probe.silent_layers
+        if silent and not self._has_told_silent:
+            self._has_told_silent = True
+            _log.warning("health.silent_layers", run=self.run_id, layers=silent)
 
     def _account_for_telemetry(self, step: int) -> None:
         """Tell what was lost. The mark comes first: what it counts as safe because it was lost is told with it."""

@@ -12,6 +12,8 @@ h: a host's output, (N, ...); s: what a seed adds to it, of the shape of h; g: t
 the loss with respect to the layer's output.
 """
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +33,18 @@ def is_finite(values: Tensor) -> Tensor:
     """Whether all of ``values`` are finite: a boolean without dimensions, on its device."""
     if values.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=values.device)
-    return torch.isfinite(torch.linalg.vector_norm(values.detach(), float("inf")))
+    return torch.isfinite(torch.linalg.vector_norm(values.detach(), math.inf))
+
+
+def are_finite(values: Sequence[Tensor]) -> bool:
+    """Whether all values of all tensors are finite; for tensors on the CPU, where asking waits for nobody."""
+    there = [v.detach() for v in values if v.numel()]
+    norms = (
+        torch._foreach_norm(there, math.inf)
+        if len(there) > 1
+        else [torch.linalg.vector_norm(v, math.inf) for v in there]
+    )
+    return all(math.isfinite(norm.item()) for norm in norms)
 
 
 def isolated_gradient(g: Tensor, s: Tensor) -> Tensor:
@@ -114,7 +127,7 @@ def _seed_gradients(
         return None
     kept = _finite_gradients(found)
     if kept is None:
-        if bool(is_finite(g)):  # else the loss itself is not finite, or its scale is too large: not the seed's doing
+        if are_finite([g]):  # else the loss itself is not finite, or its scale is too large: not the seed's doing
             seed.breaker.failed("a gradient is not finite", is_grave=True)
         return None
     return (kept[-1], kept[:-1]) if x.requires_grad else (None, kept)
@@ -123,8 +136,7 @@ def _seed_gradients(
 def _finite_gradients(found: tuple[Tensor | None, ...]) -> list[Any] | None:
     """The gradients, unless one is not finite. On an accelerator that one is made zero, and nothing waits."""
     if all(f is None or f.device.type == "cpu" for f in found):
-        there = [f for f in found if f is not None]
-        return list(found) if all(bool(is_finite(f)) for f in there) else None
+        return list(found) if are_finite([f for f in found if f is not None]) else None
     return [f if f is None else torch.where(is_finite(f), f, 0.0) for f in found]
 
 

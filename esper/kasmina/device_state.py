@@ -6,19 +6,28 @@ here waits for the device or reads a value back, so a batch is queued like any o
 N: seeds, in the order of layer and seed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from esper.kasmina.fields import ALLOWED, SeedRows
+from esper.kasmina.fields import SeedRows
 from esper.schemas.enums import SeedStage
-from esper.schemas.lifecycle import STAGE_CODES
+from esper.schemas.lifecycle import STAGE_CODES, STAGES, TRANSITIONS
 
 BYTES_PER_MOVE = 1 + (1 + 1) + (8 + 8) + (8 + 8) + 1
 """What one seed's move reads and writes: mask; stage; step; boundary; refusal. Measured against a plain copy."""
+
+MAY_BECOME: Mapping[SeedStage, int] = MappingProxyType(
+    {to: sum(1 << STAGE_CODES[at] for at in STAGES if to in TRANSITIONS[at]) for to in STAGES}
+)
+"""The transition table by columns: bit n says whether a seed at the stage of code n may become the key.
+
+A gather from a table would have to be copied to each device, and reads memory where a shift does not.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +58,10 @@ def move_on_device(seeds: DeviceSeeds, mask: Tensor, to: SeedStage, *, step: int
     that one seed was refused before moving another would take a second pass over all of them.
     On CUDA one fused kernel does it, compiled at the first call.
     """
-    device = seeds.stage.device
     # Numbers that change from call to call are tensors of the CPU: as Python numbers each would be compiled for.
-    code, at_step, at_boundary = (torch.tensor(n) for n in (STAGE_CODES[to], step, boundary))
-    move = _compiled() if device.type == "cuda" else move_fields
-    return move(
-        seeds.stage, seeds.since_step, seeds.since_boundary, mask, _may_go(to, device), code, at_step, at_boundary
-    )
+    numbers = (torch.tensor(n) for n in (MAY_BECOME[to], STAGE_CODES[to], step, boundary))
+    move = _compiled() if seeds.stage.device.type == "cuda" else move_fields
+    return move(seeds.stage, seeds.since_step, seeds.since_boundary, mask, *numbers)
 
 
 def move_fields(
@@ -63,20 +69,22 @@ def move_fields(
     since_step: Tensor,
     since_boundary: Tensor,
     mask: Tensor,
-    may_go: Tensor,
+    may_become: Tensor,
     code: Tensor,
     step: Tensor,
     boundary: Tensor,
 ) -> Tensor:
-    """What ``move_on_device`` compiles: a gather from the table, and a select a field.
+    """What ``move_on_device`` compiles: a bit of the table, and a select a field.
 
     Args:
-        may_go: bool (10,), whether a seed of each stage may make the move.
-        code: int64 (), of the stage to move to; ``step`` and ``boundary`` alike.
+        may_become: int64 (), of ``MAY_BECOME``.
+        code: int64 (), of the stage to move to.
+        step: int64 (), and ``boundary`` alike.
 
     The others are as in ``move_on_device``.
     """
-    is_allowed = may_go[stage.int()]
+    # A number takes the type of the tensor beside it, and uint8 would lose two of the ten bits.
+    is_allowed = ((may_become >> stage.short()) & 1).bool()
     moved = mask & is_allowed
     stage.copy_(torch.where(moved, code.to(torch.uint8), stage))
     since_step.copy_(torch.where(moved, step, since_step))
@@ -87,8 +95,3 @@ def move_fields(
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., Tensor]:
     return torch.compile(move_fields)
-
-
-@lru_cache(maxsize=64)
-def _may_go(to: SeedStage, device: torch.device) -> Tensor:
-    return torch.tensor(ALLOWED[:, STAGE_CODES[to]], device=device)

@@ -26,9 +26,9 @@ FIELDS: dict[str, type[np.generic]] = {
 }
 """Field -> type: 39 bytes a seed.
 
-``alpha`` is what is shown of a seed, not what its layer computes with: that follows from the step.
-A float16 in 0..1 is at most 2**-12 off, exact at both ends and never falls while alpha rises, so
-it tells every step of a graft of up to 2,048 apart, and each of a longer one to 0.03 %.
+``alpha`` is what a layer blends with, so that what is shown and resumed is what was used. A float16
+in 0..1 is at most 2**-12 off, exact at both ends, and never falls while the schedule's alpha rises: it
+tells every step of a linear graft of up to 2,048 apart; a longer one goes in stairs of at most 0.05 %.
 """
 
 ALLOWED: npt.NDArray[np.bool_] = np.array([[to in TRANSITIONS[at] for to in STAGES] for at in STAGES])

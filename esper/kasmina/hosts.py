@@ -57,3 +57,10 @@ def output_of(returned: Any) -> Tensor:
     """The tensor h in what a host's forward returned."""
     h: Tensor = returned[0] if isinstance(returned, tuple) else returned
     return h
+
+
+def has_features_last(module: nn.Module) -> bool:
+    """Whether a host's weight is (in, F), as that of transformers' Conv1D; else it is (F, ...)."""
+    return any(
+        f"{cls.__module__}.{cls.__qualname__}" == "transformers.pytorch_utils.Conv1D" for cls in type(module).__mro__
+    )

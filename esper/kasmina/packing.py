@@ -4,7 +4,6 @@ Invariant: seeds come back in the order in which they joined the optimizer, so t
 state_dict, which knows parameters by their place, fits them.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from esper.kasmina.kernels import LoadedKernel, load_kernel, pack
+from esper.kasmina.kernels import LoadedKernel, load_grown, pack
 
 if TYPE_CHECKING:
     from esper.kasmina.model import MorphableModel
@@ -57,6 +56,5 @@ def unpack_seeds(model: "MorphableModel", state: Mapping[str, Any], optimizer: O
 
 
 def _unpack(entry: Mapping[str, Any]) -> LoadedKernel:
-    data = bytes(entry["packed"].numpy().tobytes())
-    kernel = load_kernel(data, hashlib.sha256(data).hexdigest())
-    return replace(kernel, kernel_sha256=entry["kernel_sha256"])
+    grown = load_grown(entry["packed"].numpy().tobytes())
+    return replace(grown, kernel_sha256=entry["kernel_sha256"])

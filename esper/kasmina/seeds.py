@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper.kasmina.autograd import Guarded, Isolated, SeedCall, is_finite
+from esper.kasmina.autograd import Guarded, Isolated, SeedCall, are_finite, is_finite
 from esper.kasmina.breaker import Breaker
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.watchdog import TimeLimit
@@ -118,12 +118,12 @@ class AwakeSeed:
         except Exception as error:  # whatever a seed raises: its host's output is there
             self.breaker.failed(f"{type(error).__name__}: {error}")
             return None
-        ok = is_finite(s)
-        if ok.device.type != "cpu":
+        if s.device.type != "cpu":
+            ok = is_finite(s)
             self._mark(ok, x)
             return s, ok
-        if not bool(ok):
-            if bool(is_finite(x)):  # else the host itself is sick: not the seed's doing
+        if not are_finite([s]):
+            if are_finite([x]):  # else the host itself is sick: not the seed's doing
                 self.breaker.failed("an output is not finite", is_grave=True)
             return None
         if not torch.is_grad_enabled() and self.breaker.state is BreakerState.HALF_OPEN:

@@ -6,12 +6,13 @@ from pydantic import Field
 
 from esper.config import SectionModel
 from esper.connection.settings import LinkOptions
+from esper.kasmina.lifecycle import AlphaCurve
 
 Positive = Annotated[int, Field(ge=1)]
 
 
 class ScheduleSettings(SectionModel):
-    """How long a seed stays in each stage, in boundaries."""
+    """How long a seed stays in each stage, in boundaries, and how alpha rises."""
 
     germinated: Positive = Field(1, description="Boundaries in GERMINATED.")
     training: Positive = Field(6, description="Boundaries in TRAINING.")
@@ -19,6 +20,7 @@ class ScheduleSettings(SectionModel):
     stabilizing: Positive = Field(2, description="Boundaries in STABILIZING.")
     evaluating: Positive = Field(12, description="Boundaries in EVALUATING before the seed is culled.")
     embargo: Positive = Field(8, description="Boundaries that a seed which was given up stays away.")
+    alpha: AlphaCurve = Field(AlphaCurve.LINEAR, description="How alpha rises in GRAFTING.")
 
 
 class TrainerSettings(SectionModel):

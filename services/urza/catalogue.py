@@ -9,27 +9,34 @@ from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
 
 SOURCE = "urza"
-BOTH = (LayerKind.LINEAR, LayerKind.CONV2D)
-CONV = (LayerKind.CONV2D,)
+FIRST = (LayerKind.LINEAR, LayerKind.CONV2D)
+ALL = tuple(LayerKind)
+CONV1D = (LayerKind.CONV1D,)
+CONV2D = (LayerKind.CONV2D,)
+
+
+def _spec(module: str, targets: tuple[LayerKind, ...], description: str, **options: float) -> BlueprintSpec:
+    return BlueprintSpec(module=module, parameters=options, targets=targets, description=description)
+
 
 SHIPPED: dict[str, BlueprintSpec] = {
-    "noop": BlueprintSpec(module="noop", targets=BOTH, description="adds nothing: the placebo"),
-    "affine": BlueprintSpec(module="affine", targets=BOTH, description="a scale and a shift per feature"),
-    "low-rank-4": BlueprintSpec(
-        module="low_rank", parameters={"rank": 4}, targets=BOTH, description="a linear map of rank 4"
-    ),
-    "bottleneck-2x": BlueprintSpec(
-        module="bottleneck",
-        parameters={"expansion": 2.0},
-        targets=BOTH,
-        description="a small MLP, twice as wide",
-    ),
-    "depthwise-3x3": BlueprintSpec(module="depthwise", targets=CONV, description="a 3x3 filter per channel"),
-    "residual-3x3": BlueprintSpec(
-        module="residual", parameters={"expansion": 1.0}, targets=CONV, description="two 3x3 convolutions"
-    ),
+    "noop": _spec("noop", FIRST, "adds nothing: the placebo"),
+    "affine": _spec("affine", FIRST, "a scale and a shift per feature"),
+    "low-rank-4": _spec("low_rank", FIRST, "a linear map of rank 4", rank=4),
+    "bottleneck-2x": _spec("bottleneck", FIRST, "a small MLP, twice as wide", expansion=2.0),
+    "depthwise-3x3": _spec("depthwise", CONV2D, "a 3x3 filter per channel"),
+    "residual-3x3": _spec("residual", CONV2D, "two 3x3 convolutions", expansion=1.0),
+    "norm": _spec("norm", ALL, "what a normalisation would add"),
+    "squeeze-excite-4": _spec("squeeze_excite", ALL, "a gate per feature, squeezed to a quarter", reduction=4),
+    "mlp-64": _spec("mlp", ALL, "an MLP with 64 hidden units", width=64),
+    "noop-conv1d": _spec("noop", CONV1D, "adds nothing: the placebo"),
+    "affine-conv1d": _spec("affine", CONV1D, "a scale and a shift per feature"),
+    "low-rank-4-conv1d": _spec("low_rank", CONV1D, "a linear map of rank 4", rank=4),
+    "bottleneck-2x-conv1d": _spec("bottleneck", CONV1D, "a small MLP, twice as wide", expansion=2.0),
+    "depthwise-3": _spec("depthwise", CONV1D, "a filter of 3 taps per channel"),
+    "residual-3": _spec("residual", CONV1D, "two convolutions of 3 taps", expansion=1.0),
 }
-"""Blueprint id -> spec. An id, once released, never changes its spec."""
+"""Blueprint id -> spec. An id, once released, never changes its spec: other targets need an id of their own."""
 
 LIFE = (BlueprintChange.PROPOSE, BlueprintChange.COMPILE, BlueprintChange.CERTIFY)
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from esper.errors import ConflictError
-from esper.kasmina.device_state import BYTES_PER_MOVE, DeviceSeeds, move_fields, move_on_device
+from esper.kasmina.device_state import BYTES_PER_MOVE, MAY_BECOME, DeviceSeeds, move_fields, move_on_device
 from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.state import SeedArrays
 from esper.schemas.enums import SeedStage
+from esper.schemas.lifecycle import STAGE_CODES
 
 D, G, C, T = SeedStage.DORMANT, SeedStage.GERMINATED, SeedStage.CANCELLED, SeedStage.TRAINING
 SEEDS = 4
@@ -146,7 +147,7 @@ def boundaries_and_readers() -> None:
 
 def threads() -> None:
     print("threads that move seeds of one model, each in a layer of its own, beside one thread")
-    total = 19_200  # divides by every number of threads
+    total = 57_600  # divides by every number of threads
 
     def rate(num_threads: int, work: Callable[[SeedArrays, int], None]) -> float:
         arrays = SeedArrays(64, 1)
@@ -190,7 +191,6 @@ def device(name: str) -> None:
     mask = torch.ones(num_seeds, dtype=torch.bool, device=name)
     source = torch.zeros(num_seeds * BYTES_PER_MOVE // 2, dtype=torch.uint8, device=name)
     target = torch.empty_like(source)
-    may_go = torch.ones(10, dtype=torch.bool, device=name)
     fused = torch.compile(move_fields)
 
     def wait(call: Callable[[], object]) -> Callable[[], object]:
@@ -201,8 +201,8 @@ def device(name: str) -> None:
 
         return called
 
-    arguments = (seeds.stage, seeds.since_step, seeds.since_boundary, mask, may_go)
-    numbers = tuple(torch.tensor(n) for n in (1, 5, 6))
+    arguments = (seeds.stage, seeds.since_step, seeds.since_boundary, mask)
+    numbers = tuple(torch.tensor(n) for n in (MAY_BECOME[T], STAGE_CODES[T], 5, 6))
     ways = {
         "copy": lambda: target.copy_(source),
         "move_on_device": lambda: move_on_device(seeds, mask, T, step=5, boundary=6),

@@ -3,11 +3,11 @@
 import copy
 import math
 import pickle
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from faults.seed_faults import BACKWARD, FAULTS, Act, Faulty, raises
 from growing import SmallNet, advance_to, batch, germinate, grown, loss_of, plain, train_step, wrapped
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,57 +24,11 @@ from esper.schemas.enums import BreakerState, SeedStage
 S, B = SeedStage, BreakerState
 
 
-class Faulty(nn.Module):
-    """Does what ``act`` says, in the place of a seed's module."""
-
-    def __init__(self, act: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.act, self.num_calls = act, 0
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, h: Tensor) -> object:
-        self.num_calls += 1
-        return self.act(h * self.scale)
-
-
-class RaisesBackwards(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, h: Tensor) -> Tensor:
-        return h.clone()
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        raise ValueError("backwards")
-
-
-def raises(_h: Tensor) -> Tensor:
-    raise RuntimeError("broken")
-
-
-def hangs(_h: Tensor) -> Tensor:
-    while True:
-        pass
-
-
-FAULTS: dict[str, Callable[[Tensor], object]] = {
-    "raises": raises,
-    "gives NaN": lambda h: h * math.nan,
-    "gives infinity": lambda h: h + math.inf,
-    "gives another shape": lambda h: h[..., :1],
-    "gives integers": lambda h: torch.ones_like(h, dtype=torch.int64),
-    "gives nothing": lambda h: None,
-    "hangs": hangs,
-    "allocates too much": lambda h: torch.empty(1 << 55) + h,
-    "raises backwards": lambda h: RaisesBackwards.apply(h),
-    "has no finite gradient": lambda h: torch.sqrt(h - h.detach()),  # 0, with an infinite slope
-}
-
-
 def awake(model: MorphableModel, layer_id: str = "fc1", seed_id: int = 0) -> AwakeSeed:
     return model.layers[layer_id].awake[seed_id]
 
 
-def replace_module(seed: AwakeSeed, act: Callable[[Tensor], object]) -> Faulty:
+def replace_module(seed: AwakeSeed, act: Act) -> Faulty:
     faulty = Faulty(act)
     seed.module = faulty
     seed.time_limit_s = 0.05
@@ -96,7 +50,7 @@ def test_whatever_a_seed_does_the_step_is_the_hosts(fault: str, stage: SeedStage
     replace_module(awake(model), FAULTS[fault])
     for n in range(2):
         expected, got = gradients(host, n), gradients(model, n)
-        is_forward = fault not in ("raises backwards", "has no finite gradient")
+        is_forward = fault not in BACKWARD
         if is_forward or stage is S.TRAINING:
             assert torch.equal(loss_of(model, n), loss_of(host, n))
             assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=False))
@@ -243,8 +197,9 @@ def test_a_graph_that_is_retained_can_be_walked_again() -> None:
 def test_copies_and_pickles_of_a_grown_model_live_on_by_themselves(stage: SeedStage) -> None:
     model, optimizer, _step = grown(stage)
     model.probe.arm()
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        x, _y = batch(0)
+    x, _y = batch(0)
+    for make_twin in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
+        twin = make_twin(model)
         assert torch.equal(twin(x), model(x))
         assert twin.seeds_not_dormant() == model.seeds_not_dormant()
         before = [p.clone() for p in twin.parameters()]
