@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from esper.errors import ContractError
+from esper.kasmina.layer import plain_class
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.targets import Target, find_targets
 
@@ -48,7 +49,7 @@ def _refuse_what_is_not_plain(model: nn.Module) -> None:
     if isinstance(model, _PARALLEL):
         raise ContractError(f"wrap the model first, then put it into {type(model).__name__}")
     for module in model.modules():
-        if isinstance(module, MorphableModel):
+        if isinstance(module, MorphableModel) or plain_class(module) is not type(module):
             raise ContractError("this model is wrapped already; use the MorphableModel that wrap() gave")
         if _SHARDED & {cls.__name__ for cls in type(module).__mro__}:
             raise ContractError("a sharded model cannot grow: its parameters are no longer those of its layers")

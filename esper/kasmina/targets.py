@@ -67,7 +67,7 @@ def find_targets(model: nn.Module, targets: Target | Sequence[Target]) -> Target
             chosen.add(names[id(holder)])
         elif name in demanded:
             raise ContractError(f"{name} cannot hold seeds: {reason}")
-        elif host_type(module) is not None or any(isinstance(t, type) for t in wanted):
+        elif not module._modules or host_type(module) is not None:  # a container is no layer
             skipped[name] = reason
     if not chosen:
         _refuse(model, wanted, skipped)
