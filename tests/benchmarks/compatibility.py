@@ -27,7 +27,7 @@ from model_checks import Unsuited, examine
 from replacement import wrap_by_replacement
 
 MAX_BYTES = 8 * 2**30  # of one model's process, as resident; beyond it the process is ended
-TIMEOUT_S = 240.0  # of one model
+TIMEOUT_S = 400.0  # of one model
 POLL_S = 0.1
 FACTS = ("parameters", "layers", "reached")
 
@@ -48,6 +48,9 @@ class Result:
 
 def main() -> None:
     options = _options()
+    if options.read:
+        print("\n".join(table(read(options.read))))
+        return
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: nothing is downloaded
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -76,7 +79,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.0, help="no model is started after this long")
     parser.add_argument("--method", choices=["swap", "replacement"], default="swap")
     parser.add_argument("--json", default="", help="a file to which each result is appended as a line of JSON")
+    parser.add_argument(
+        "--read", nargs="+", default=[], help="run nothing: the table of such files, the last result counts"
+    )
     return parser.parse_args()
+
+
+def read(paths: Sequence[str]) -> list[Result]:
+    """Results of earlier runs, the last of each model."""
+    lines = [json.loads(line) for path in paths for line in Path(path).read_text().splitlines()]
+    return list({(line["catalogue"], line["name"]): Result(**line) for line in lines}.values())
 
 
 def _chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
