@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from esper.errors import ContractError
+from esper.kasmina.cache import MIB, KernelCache
 from esper.kasmina.layer import plain_class
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.targets import Target, find_targets
@@ -18,6 +19,7 @@ def wrap(
     model: nn.Module,
     target_layers: Target | Sequence[Target] = (nn.Linear,),
     seeds_per_layer: int = 4,
+    cache_size_mb: int = 128,
 ) -> MorphableModel:
     """Give each target layer its seeds, all dormant: the model computes what it computed, to the bit.
 
@@ -30,6 +32,7 @@ def wrap(
         target_layers: classes, patterns of names, predicates, or several of these
             (esper.kasmina.targets says what each means).
         seeds_per_layer: at most one seed per output feature.
+        cache_size_mb: MiB of kernels kept in memory; 0 keeps none.
 
     Raises:
         ContractError: the model is wrapped, scripted or sharded already, is inside
@@ -40,7 +43,10 @@ def wrap(
         raise ContractError("seeds_per_layer must be at least 1")
     _refuse_what_is_not_plain(model)
     found = find_targets(model, target_layers)
-    return MorphableModel(model, found.layers, seeds_per_layer, skipped=found.skipped)
+    morphable = MorphableModel(model, found.layers, seeds_per_layer)
+    morphable.skipped = found.skipped
+    morphable.kernel_cache = KernelCache(cache_size_mb * MIB)
+    return morphable
 
 
 def _refuse_what_is_not_plain(model: nn.Module) -> None:

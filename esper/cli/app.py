@@ -28,6 +28,7 @@ ROOMS = (
     "schema",
     "projections",
     "serve",
+    "blueprints",
 )
 
 app = typer.Typer(

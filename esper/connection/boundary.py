@@ -4,6 +4,7 @@ Each move is written to the outbox before it takes effect. Where the disk is ful
 and nothing moves; training goes on.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from torch.optim import Optimizer
@@ -26,6 +27,7 @@ from esper.schemas.events import (
     GerminateSeed,
     SeedTransitioned,
 )
+from esper.schemas.lifecycle import ACTIVE_STAGES
 from esper.schemas.messages import OonaMessage
 
 _log = get_logger(__name__)
@@ -49,6 +51,7 @@ class BoundaryWork:
         self._book = book
         self._last_moves: dict[tuple[str, int], OonaMessage] = {}
         self._untold: list[tuple[OonaMessage, dict[str, Any]]] = []
+        self._pinned: dict[tuple[str, int], str] = {}
 
     def pass_boundary(self, boundary: int, step: int, epoch: int) -> None:
         """Do all of it; never raises for a full disk."""
@@ -68,6 +71,11 @@ class BoundaryWork:
             )
         except OutboxFullError as error:
             _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+
+    def release_pins(self) -> None:
+        """The run is over: the cache may let go of its seeds' kernels."""
+        while self._pinned:
+            self._model.kernel_cache.unpin(self._pinned.popitem()[1])
 
     def _tell_breakers(self, step: int) -> None:
         """Breakers moved when their seeds failed, between boundaries: here that is told."""
@@ -172,6 +180,7 @@ class BoundaryWork:
         )
         kernel: LoadedKernel | None = received.kernel if received else None
         self._model.apply_transition(plan, step=step, boundary=boundary, kernel=kernel, optimizer=self._optimizer)
+        self._follow_pins(plan, kernel)
         self._last_moves[plan.layer_id, plan.seed_id] = moved
         if plan.to_stage is SeedStage.GERMINATED and received is not None:
             self._book.germinated(plan, received.message.id, received.command.decision_id, step)
@@ -185,3 +194,14 @@ class BoundaryWork:
             reason=plan.reason,
             step=step,
         )
+
+    def _follow_pins(self, plan: Transition, kernel: LoadedKernel | None) -> None:
+        """The kernel of a seed under way stays in the cache: a seed that is given up is often tried again."""
+        cache, seed = self._model.kernel_cache, (plan.layer_id, plan.seed_id)
+        if plan.to_stage is SeedStage.GERMINATED and kernel is not None:
+            cache.pin(kernel)
+            self._pinned[seed] = kernel.kernel_sha256
+            if cache.is_full_of_pins:
+                _log.warning("kernels.pinned_beyond_capacity", **asdict(cache.stats), capacity=cache.capacity_bytes)
+        elif plan.to_stage not in ACTIVE_STAGES and seed in self._pinned:
+            cache.unpin(self._pinned.pop(seed))

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,10 +19,11 @@ from aiokafka.errors import KafkaError
 
 from esper.config import Settings
 from esper.connection.commands import CommandInbox, ReceivedCommand
+from esper.connection.kernels import KernelFetcher
 from esper.connection.settings import LinkOptions
 from esper.connection.telemetry import TelemetryPipe
-from esper.errors import ContractError, KernelError, NotAllowedError, OutboxFullError, UnavailableError
-from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
+from esper.errors import ContractError, NotAllowedError, OutboxFullError
+from esper.kasmina.cache import KernelCache
 from esper.logging import get_logger
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
 from esper.oona.outbox import Outbox
@@ -29,14 +31,13 @@ from esper.oona.permissions import verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.refusals import kafka_error
 from esper.oona.sending import AWAY, send_oldest
-from esper.schemas.enums import RejectionReason
-from esper.schemas.events import CommandRejected, GerminateSeed, SeedCommand, SeedTransitioned
+from esper.schemas.events import CommandRejected, SeedCommand, SeedTransitioned
+from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, LIFECYCLE
 from esper.storage.blobs import BlobStore
 
 IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is looked for
 RETRY_S = (0.2, 2.0)  # after the broker refused, and after something broke
-KERNEL_ATTEMPTS = 3
 START_TIMEOUT_S = 30.0
 
 _log = get_logger(__name__)
@@ -53,19 +54,30 @@ class Replay:
 class LinkThread:
     """One thread with an event loop. ``start`` it, then feed it; ``stop`` flushes."""
 
-    def __init__(self, settings: Settings, run_id: str, outbox: Outbox, spill: Outbox, options: LinkOptions) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run_id: str,
+        outbox: Outbox,
+        spill: Outbox,
+        options: LinkOptions,
+        cache: KernelCache,
+        habits: Path,
+    ) -> None:
         self._settings = settings
         self._run_id = run_id
         self._partition = partition_of(run_id, COMMANDS)
         self._outbox = outbox
         self._options = options
+        self._cache = cache
+        self._habits = habits
         self.telemetry = TelemetryPipe(spill, options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="esper-link", daemon=True)
         self._exits = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._producer: OonaProducer | None = None
-        self._blobs: BlobStore | None = None
+        self._kernels: KernelFetcher | None = None
 
     # -- the trainer's side -----------------------------------------------------------------
 
@@ -134,8 +146,10 @@ class LinkThread:
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id=self._run_id))
             pairs = [(COMMANDS.name, self._partition), (LIFECYCLE.name, self._partition)]
             self._consumer = await exits.enter_async_context(assigned_consumer(kafka, pairs))
-            if self._settings.s3 is not None:
-                self._blobs = await exits.enter_async_context(BlobStore(self._settings.s3))
+            s3 = self._settings.s3
+            blobs = await exits.enter_async_context(BlobStore(s3)) if s3 is not None else None
+            fetcher = KernelFetcher(self._cache, blobs, self._habits)
+            self._kernels = await exits.enter_async_context(fetcher)
             self._exits = exits.pop_all()
 
     async def _close(self) -> None:
@@ -156,12 +170,17 @@ class LinkThread:
             "telemetry": lambda: self.telemetry.keep_sending(producer),
             "spill": lambda: self.telemetry.keep_emptying_spill(producer),
             "commands": lambda: self._keep_receiving(inbox, replay),
+            "prefetch": self._needed_kernels().keep_prefetching,
         }
         self._tasks = [asyncio.create_task(_for_ever(n, w), name=f"link-{n}") for n, w in works.items()]
 
     def _needed_producer(self) -> OonaProducer:
         assert self._producer is not None
         return self._producer
+
+    def _needed_kernels(self) -> KernelFetcher:
+        assert self._kernels is not None
+        return self._kernels
 
     async def _keep_sending(self) -> None:
         while True:
@@ -184,45 +203,33 @@ class LinkThread:
                 await asyncio.sleep(RETRY_S[1])
                 continue
             for records in fetched.values():
-                for record in records:
-                    await self._receive(record, inbox, replay)
-                    inbox.passed(record.offset + 1)
+                await self._receive(records, inbox, replay)
 
-    async def _receive(self, record: Any, inbox: CommandInbox, replay: Replay | None) -> None:
+    async def _receive(self, records: list[Any], inbox: CommandInbox, replay: Replay | None) -> None:
+        """Fetch the kernels of all these commands at once; put them in, in the order of the log."""
+        kernels = self._needed_kernels()
+        async with asyncio.TaskGroup() as answers:
+            mine = [(r.offset, m) for r in records if (m := self._mine(r, replay)) is not None]
+            begun = [(offset, m, c, answers.create_task(kernels.answer(c))) for offset, (m, c) in mine]
+            for offset, message, command, answer in begun:
+                kernel, problem = await answer
+                at_step = replay.applied_at.get(message.id) if replay is not None else None
+                inbox.put(ReceivedCommand(message, command, offset, kernel, problem, at_step))
+                inbox.passed(offset + 1)
+        inbox.passed(records[-1].offset + 1)
+
+    def _mine(self, record: Any, replay: Replay | None) -> tuple[OonaMessage, SeedCommand] | None:
         try:
             message = stored(record).decode()
         except ContractError as error:
             _log.error("command.unreadable", offset=record.offset, error=str(error))
-            return
+            return None
         command = message.data
         if not isinstance(command, SeedCommand) or command.run_id != self._run_id:
-            return
+            return None
         if replay is not None and message.id in replay.rejected:
-            return
-        at_step = replay.applied_at.get(message.id) if replay is not None else None
-        kernel, problem = await self._kernel_of(command)
-        inbox.put(ReceivedCommand(message, command, record.offset, kernel, problem, at_step))
-
-    async def _kernel_of(self, command: SeedCommand) -> tuple[LoadedKernel | None, tuple[RejectionReason, str] | None]:
-        if not isinstance(command, GerminateSeed):
-            return None, None
-        for attempt in range(1, KERNEL_ATTEMPTS + 1):
-            try:
-                return await self._fetch(command), None
-            except KernelError as error:
-                return None, (RejectionReason.KERNEL_INVALID, str(error))
-            except Exception as error:  # whatever it was: the command is answered
-                if attempt == KERNEL_ATTEMPTS:
-                    return None, (RejectionReason.KERNEL_UNAVAILABLE, str(error) or type(error).__name__)
-                await asyncio.sleep(RETRY_S[0] * attempt)
-        return None, None
-
-    async def _fetch(self, command: GerminateSeed) -> LoadedKernel:
-        if self._blobs is None:
-            raise UnavailableError("no S3 is named: set ESPER_S3__ENDPOINT_URL")
-        limit = min(command.kernel_size_bytes, MAX_KERNEL_BYTES)
-        data = await self._blobs.get(command.kernel_sha256, max_bytes=limit)
-        return load_kernel(data, command.kernel_sha256, max_bytes=limit)
+            return None
+        return message, command
 
     async def _drain(self, timeout_s: float) -> bool:
         try:

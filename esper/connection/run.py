@@ -9,7 +9,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,13 @@ from esper.config import Settings, load_settings
 from esper.connection.boundary import BoundaryWork
 from esper.connection.checkpoints import CheckpointStore
 from esper.connection.commands import CommandInbox
+from esper.connection.habits import habits_path
+from esper.connection.health import HealthReporter
 from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.errors import UnavailableError
-from esper.graph.windows import WINDOW_STEPS, last_complete_window
-from esper.kasmina.health import Measured
 from esper.kasmina.model import MorphableModel
 from esper.logging import get_logger
 from esper.oona.outbox import Outbox
@@ -105,12 +105,11 @@ class RunLink:
         self._store = CheckpointStore(folder)
         self._outbox = Outbox(folder / OUTBOX_FILE, max_pages=options.outbox_max_pages)
         self._spill = Outbox(folder / SPILL_FILE)
-        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options)
+        habits = habits_path(options.folder, model.layers.values())
+        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options, model.kernel_cache, habits)
         self._book = AdaptationBook(options.metric)
         self._lifecycle_offset = 0
         self._gap_from = 0
-        self._num_telemetry = 0
-        self._has_told_silent = False
 
     @property
     def incarnation(self) -> int:
@@ -131,6 +130,9 @@ class RunLink:
             saved = self._store.load_newest() if self._is_resumed else None
             incarnation = self._store.claim_incarnation(is_resumed=self._is_resumed)
             self._journal = Journal(self.run_id, incarnation, self._outbox)
+            self._health = HealthReporter(
+                self._model.probe, self._journal, self._link.telemetry, self._options.health_every_steps
+            )
             if saved is None:
                 self._begin()
             else:
@@ -140,8 +142,7 @@ class RunLink:
             self._outbox.close()
             self._spill.close()
             raise
-        if self._is_sampled(self.step_number + 1):
-            self._model.probe.arm()
+        self._health.begin_step(self.step_number + 1)
         return self
 
     def __exit__(
@@ -152,8 +153,8 @@ class RunLink:
         status = RunStatus.COMPLETED
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
-        self._model.probe.disarm()
-        self._tell_health(self._model.probe.drain())
+        self._work.release_pins()
+        self._health.stop()
         self._account_for_telemetry(self.step_number)
         self._journal.try_record(
             events.RunEnded,
@@ -181,16 +182,12 @@ class RunLink:
             self.step_number += 1
             step = self.step_number
             self._model.on_step(step)
-            if self._model.probe.is_armed:
-                self._model.probe.collect(step, self.epoch)
-            self._tell_health(self._model.probe.finished())
-            if step % self._options.boundary_steps == 0:
-                # A view reads whole windows up to here: what belongs to them comes before the boundary.
-                self._tell_health(self._model.probe.drain(last_complete_window(step) + WINDOW_STEPS - 1))
+            is_boundary = step % self._options.boundary_steps == 0
+            self._health.end_step(step, self.epoch, is_boundary=is_boundary)
+            if is_boundary:
                 self._account_for_telemetry(step)
                 self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
-            if self._is_sampled(step + 1):
-                self._model.probe.arm()
+            self._health.begin_step(step + 1)
 
     def epoch_completed(self, metrics: Mapping[str, float]) -> None:
         """Call it at the end of each epoch, with its metrics (the option ``metric`` among them)."""
@@ -211,7 +208,7 @@ class RunLink:
         if os.getpid() != self._pid:
             return False
         with self._timed():
-            self._tell_health(self._model.probe.drain())  # the resumed run does not measure these steps again
+            self._health.tell_rest()
             offset, applied = self._inbox.checkpoint()
             try:
                 saved = self._store.save(self._state(offset, applied, extra), self.step_number)
@@ -293,7 +290,7 @@ class RunLink:
             "command_offset": offset,
             "lifecycle_offset": self._lifecycle_offset,
             "applied": applied,
-            "telemetry": [self._journal.incarnation, self._num_telemetry],
+            "telemetry": [self._journal.incarnation, self._health.num_told],
             "book": self._book.to_dict(),
             "extra": dict(extra or {}),
         }
@@ -312,26 +309,6 @@ class RunLink:
         self._lifecycle_offset = saved["lifecycle_offset"]
         self._book.load_dict(saved["book"])
         self.restored = saved["extra"]
-
-    def _is_sampled(self, step: int) -> bool:
-        return step % self._options.health_every_steps == 0
-
-    def _tell_health(self, measured: Sequence[Measured]) -> None:
-        for step, epoch, layers in measured:
-            for layer_id, signals in layers.items():
-                message = self._journal.make(
-                    events.LayerHealthMeasured, step=step, epoch=epoch, layer_id=layer_id, signals=signals
-                )
-                if self._link.telemetry.put(message):
-                    self._journal.note(message)
-                    self._num_telemetry += 1
-            self._tell_silent_layers()
-
-    def _tell_silent_layers(self) -> None:
-        silent = self._model.probe.silent_layers
-        if silent and not self._has_told_silent:
-            self._has_told_silent = True
-            _log.warning("health.silent_layers", run=self.run_id, layers=silent)
 
     def _account_for_telemetry(self, step: int) -> None:
         """Tell what was lost. The mark comes first: what it counts as safe because it was lost is told with it."""

@@ -20,7 +20,7 @@ from esper.schemas.enums import LayerKind
 MAX_PARAMETERS = 50_000_000
 """Of one seed: 200 MB in float32."""
 
-MAX_WIDENING = 64
+MAX_WIDENING = 16
 """How many times the size of h a seed's widest intermediate tensor may be: what a forward pass needs in memory."""
 
 KERNEL_SIZE = 3

@@ -18,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from esper.kasmina.hosts import CHANNEL_DIM, has_features_last, output_of
 from esper.kasmina.layer import KasminaLayer
-from esper.kasmina.readings import ChunkStatistics, OutputStatistics, Reading, measure_output
-from esper.kasmina.samples import GradientSample, sample_gradient
+from esper.kasmina.readings import ChunkStatistics, Reading
+from esper.kasmina.samples import GradientSample, OutputSample, sample_gradient, sample_output
 from esper.kasmina.stance import Hold, hold_eager, let_go
 from esper.schemas.operational import HealthSignal
 
@@ -50,7 +50,7 @@ class HealthProbe:
 
     def __init__(self, layers: Iterable[KasminaLayer]) -> None:
         self._layers = tuple(layers)
-        self._outputs: dict[str, OutputStatistics] | None = None  # seen since it was armed
+        self._outputs: dict[str, OutputSample] | None = None  # seen since it was armed
         self._stop: Callable[[], object] = _nothing
         self._pending: deque[_Pending] = deque()
         self._seen: set[str] = set()
@@ -92,10 +92,10 @@ class HealthProbe:
         """Stop watching, and send what was seen to the host; does not wait. Gradients are those in ``.grad``."""
         outputs = self._outputs or {}
         self.disarm()
-        by_device: dict[torch.device, dict[str, OutputStatistics]] = {}
+        by_device: dict[torch.device, dict[str, OutputSample]] = {}
         gradients: dict[str, list[GradientSample]] = {}
         for layer in (layer for layer in self._layers if layer.layer_id in outputs):
-            device = outputs[layer.layer_id].means.device
+            device = outputs[layer.layer_id].values.device
             by_device.setdefault(device, {})[layer.layer_id] = outputs[layer.layer_id]
             gradients[layer.layer_id] = _gradients_of(layer, device)
         self._seen.update(outputs)
@@ -114,8 +114,15 @@ class HealthProbe:
         """Like ``finished``, but waits for the device: for all, or for steps up to one."""
         found = []
         while self._pending and (up_to_step is None or self._pending[0].step <= up_to_step):
-            found.append(_signals_of(self._pending.popleft()))
+            found.append(_signals_of(self._pending[0]))  # it may raise: what is not told is still under way
+            self._pending.popleft()
         return found
+
+    def forget(self) -> int:
+        """Drop what is under way; how many layers' signals it was."""
+        dropped = sum(len(pending.layer_ids) for pending in self._pending)
+        self._pending.clear()
+        return dropped
 
 
 class _Watch:
@@ -125,7 +132,7 @@ class _Watch:
     are not watched.
     """
 
-    def __init__(self, layer: KasminaLayer, outputs: dict[str, OutputStatistics]) -> None:
+    def __init__(self, layer: KasminaLayer, outputs: dict[str, OutputSample]) -> None:
         self._layer, self._outputs = layer, outputs
 
     def __call__(self, module: nn.Module, _args: Any, returned: Any) -> None:
@@ -135,7 +142,7 @@ class _Watch:
         h = output_of(returned)
         dim = CHANNEL_DIM[layer.kind]
         if _is_readable(h) and h.ndim >= -dim and h.shape[dim] == layer.num_features:
-            self._outputs[layer.layer_id] = measure_output(h, dim, layer.num_seeds)
+            self._outputs[layer.layer_id] = sample_output(h, dim, layer.num_seeds)
 
     def __reduce__(self) -> tuple[type["_Spent"], tuple[()]]:
         return _Spent, ()

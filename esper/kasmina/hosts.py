@@ -64,5 +64,5 @@ def output_of(returned: Any) -> Tensor:
 def has_features_last(module: nn.Module) -> bool:
     """Whether a host's weight is (in, F), as that of transformers' Conv1D; else it is (F, ...)."""
     return any(
-        f"{cls.__module__}.{cls.__qualname__}" == "transformers.pytorch_utils.Conv1D" for cls in type(module).__mro__
+        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils" for cls in type(module).__mro__
     )

@@ -7,7 +7,6 @@ state_dict is the plain model's at all times; what has grown is in ``seed_state`
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from esper.errors import ContractError
 from esper.kasmina import baking, optimizers
 from esper.kasmina.bypass import close_fast_paths, fast_path_owners
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.layer import KasminaLayer
@@ -53,23 +53,20 @@ class MorphableModel(SeedPlanner, nn.Module):
         skipped: qualified name -> why it holds none, for layers that were asked for in general terms.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
+        kernel_cache: where the link keeps kernels; models of one process may be given the same.
     """
 
-    def __init__(
-        self,
-        host: nn.Module,
-        layers: Mapping[str, nn.Module],
-        seeds_per_layer: int,
-        skipped: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, host: nn.Module, layers: Mapping[str, nn.Module], seeds_per_layer: int) -> None:
         super().__init__()
         self.host = host
-        self.skipped = dict(skipped)
+        object.__setattr__(self, "_host", host)  # found at once, where ``host`` is looked for in three places
+        self.skipped: Mapping[str, str] = {}
         self.layers: Mapping[str, KasminaLayer] = {
             name: KasminaLayer(name, n, module, seeds_per_layer) for n, (name, module) in enumerate(layers.items())
         }
         self.schedule = StageSchedule()
         self.boundary_steps = 1
+        self.kernel_cache = KernelCache()
         self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
         self.probe = HealthProbe(self.layers.values())
         self.held: dict[tuple[str, int], LoadedKernel] = {}
@@ -83,7 +80,7 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The host's forward."""
-        return self.host(*args, **kwargs)
+        return self._host(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -1,11 +1,12 @@
 """Readings: the statistics of all layers of one sampled step, taken on the device, chunk by chunk.
 
-Owns the arithmetic from samples to numbers on the host. Seeds are never looped over on the device:
-channels are reduced first, layer by layer, then all chunks of all layers by one segment reduction.
+Owns the arithmetic from samples to numbers on the host. Nothing loops over seeds on the device:
+channels are reduced first, layers of one shape side by side, then all chunks of all layers by one
+segment reduction.
 Invariant: nothing here waits for the device but ``Reading.chunks``.
 
-C: channels read of a layer. P: positions read. K: chunks (one for each seed) of all layers.
-R, P': channels of a chunk, and positions, that the rank is taken of.
+G: layers of one shape. C: channels read of a layer. P: positions read. S: seeds of a layer.
+K: chunks (one for each seed) of all layers.
 """
 
 import math
@@ -13,18 +14,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from esper.kasmina.samples import GradientSample, chunk_lengths, sample_output, spread_channels
+from esper.kasmina.samples import GradientSample, OutputSample, chunk_lengths, spread_channels
 
 RANK_CHANNELS, RANK_POSITIONS = 16, 128
 """Most channels of a chunk, and positions, whose covariance is taken: a small product of matrices a layer."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkStatistics:
+class ChunkStatistics(NamedTuple):
     """What was measured of one chunk; NaN where it was not finite, None where it was not taken."""
 
     mean: float
@@ -35,83 +36,57 @@ class ChunkStatistics:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OutputStatistics:
-    """One layer's output, channel by channel: all that is kept of it.
+class _Group:
+    """Layers whose samples have one shape, measured side by side, channel by channel.
 
-    Shapes: ``means``, ``variances`` and ``tops`` (the greatest value) (C,); ``lengths`` (S,), the
-    channels of each chunk; ``rank_sample`` (S, R, P'), None where no rank can be told.
+    Shapes: ``means``, ``variances`` and ``tops`` (the greatest value) (G * C,); ``lengths`` (G * S,),
+    the channels of each chunk; ``ranks`` (G * S,), the inverses, None where no rank can be told.
     """
 
+    layer_ids: tuple[str, ...]
+    num_seeds: int
     means: Tensor
     variances: Tensor
     tops: Tensor
     lengths: Tensor
-    rank_sample: Tensor | None
-
-
-@torch.no_grad()
-def measure_output(h: Tensor, channel_dim: int, num_seeds: int) -> OutputStatistics:
-    """The statistics of an output: see ``sample_output`` for what of it is read."""
-    sample = sample_output(h, channel_dim, num_seeds)
-    x, dim, step, num_features = sample.values, sample.positions_dim, sample.channel_step, h.shape[channel_dim]
-    means = x.mean(dim, keepdim=True)
-    rank_sample = None
-    channels, count = spread_channels(num_features, num_seeds, step, RANK_CHANNELS, x.device)
-    if count > 1 and sample.num_positions > 1:
-        rank_sample = sample.channels(channels, RANK_POSITIONS).reshape(num_seeds, count, -1)
-    return OutputStatistics(
-        means=means.flatten(),
-        variances=(x - means).square_().mean(dim),
-        tops=x.amax(dim),
-        lengths=chunk_lengths(num_features, num_seeds, step, x.device),
-        rank_sample=rank_sample,
-    )
+    ranks: Tensor | None
 
 
 class Reading:
     """Numbers under way from one device to the host, of the layers that are on it."""
 
-    def __init__(
-        self, outputs: Mapping[str, OutputStatistics], gradients: Mapping[str, Sequence[GradientSample]]
-    ) -> None:
+    def __init__(self, outputs: Mapping[str, OutputSample], gradients: Mapping[str, Sequence[GradientSample]]) -> None:
         """Launch it. ``gradients`` has each layer's parameters that have a gradient."""
-        self._num_seeds = {layer_id: len(o.lengths) for layer_id, o in outputs.items()}
-        self._scales = {layer_id: [g.scales for g in gradients.get(layer_id, ())] for layer_id in outputs}
-        self._ranked, ranks = _rank_sums(outputs)
-        parts = [
-            *_chunk_moments(tuple(outputs.values())),
-            *_gradient_sums(gradients.get(i, ()) for i in outputs),
-            *ranks,
-        ]
-        self._copy = _HostCopy(torch.cat(parts))
+        by_shape = defaultdict(list)
+        for layer_id, sample in outputs.items():
+            by_shape[sample.shape].append(layer_id)
+        self._groups = [_measure(tuple(ids), [outputs[i] for i in ids]) for ids in by_shape.values()]
+        self._num_seeds = {layer_id: group.num_seeds for group in self._groups for layer_id in group.layer_ids}
+        mine = {layer_id: gradients.get(layer_id, ()) for layer_id in self._num_seeds}
+        self._scales = {layer_id: [g.scales for g in found] for layer_id, found in mine.items()}
+        ranks = [group.ranks for group in self._groups if group.ranks is not None]
+        self._copy = _HostCopy(torch.cat([*_chunk_moments(self._groups), *_gradient_sums(mine.values()), *ranks]))
 
     @property
     def is_done(self) -> bool:
         """Whether the numbers are on the host."""
         return self._copy.is_done
 
-    def chunks(self) -> dict[str, tuple[ChunkStatistics, ...]]:
+    def chunks(self) -> dict[str, list[ChunkStatistics]]:
         """Each layer's chunks, in the order of its seeds; waits for the device until ``is_done``."""
         numbers = iter(self._copy.wait())
-        means, deads, variances = (self._take(numbers) for _statistic in range(3))
+        count = sum(self._num_seeds.values())
+        means, deads, variances = (iter(list(islice(numbers, count))) for _statistic in range(3))
         norms = {layer_id: self._norms(layer_id, numbers) for layer_id in self._num_seeds}
-        ranks = {layer_id: _ranks(numbers, self._num_seeds[layer_id]) for layer_id in self._ranked}
-        return {
-            layer_id: tuple(
-                ChunkStatistics(
-                    mean=means[layer_id][n],
-                    std=math.sqrt(variances[layer_id][n]),
-                    dead_ratio=deads[layer_id][n],
-                    gradient_norm=norms[layer_id][n],
-                    effective_rank=ranks[layer_id][n] if layer_id in ranks else None,
-                )
-                for n in range(count)
-            )
-            for layer_id, count in self._num_seeds.items()
-        }
-
-    def _take(self, numbers: Iterator[float]) -> dict[str, list[float]]:
-        return {layer_id: list(islice(numbers, count)) for layer_id, count in self._num_seeds.items()}
+        found = {}
+        for group in self._groups:
+            for layer_id in group.layer_ids:
+                ranks = [None] * group.num_seeds if group.ranks is None else _ranks(numbers, group.num_seeds)
+                found[layer_id] = [
+                    ChunkStatistics(next(means), math.sqrt(next(variances)), next(deads), norm, rank)
+                    for norm, rank in zip(norms[layer_id], ranks, strict=True)
+                ]
+        return found
 
     def _norms(self, layer_id: str, numbers: Iterator[float]) -> Sequence[float | None]:
         squares = [0.0] * self._num_seeds[layer_id]
@@ -120,17 +95,57 @@ class Reading:
         return [math.sqrt(s) for s in squares] if self._scales[layer_id] else [None] * len(squares)
 
 
-def _chunk_moments(outputs: Sequence[OutputStatistics]) -> tuple[Tensor, Tensor]:
+def _measure(layer_ids: tuple[str, ...], samples: Sequence[OutputSample]) -> _Group:
+    one = samples[0]
+    dim = one.positions_dim + 1
+    x = torch.stack([sample.values for sample in samples])
+    means, tops = x.mean(dim, keepdim=True), x.amax(dim)
+    x -= means
+    device = x.device
+    return _Group(
+        layer_ids=layer_ids,
+        num_seeds=one.num_seeds,
+        means=means.flatten(),
+        variances=x.square().mean(dim).flatten(),
+        tops=tops.flatten(),
+        lengths=chunk_lengths(one.num_features, one.num_seeds, one.channel_step, device).repeat(len(samples)),
+        ranks=_rank_inverses(x, one),
+    )
+
+
+def _rank_inverses(x: Tensor, one: OutputSample) -> Tensor | None:
+    """1 / PR of every chunk: see docs/health.md.
+
+    PR = (tr M)^2 / tr(M^2) for the covariance M of a chunk's channels; with M / tr M in place of M,
+    nothing overflows.
+    """
+    channels, count = spread_channels(one.num_features, one.num_seeds, one.channel_step, RANK_CHANNELS, x.device)
+    num_positions = x.shape[one.positions_dim + 1]
+    if count < 2 or num_positions < 2:
+        return None
+    every = -(-num_positions // RANK_POSITIONS)
+    if one.positions_dim == 0:
+        x = x[:, ::every].index_select(2, channels).transpose(1, 2)
+    else:
+        x = x[:, :, ::every].index_select(1, channels)
+    x = x.reshape(-1, count, x.shape[-1])
+    x = x - x.mean(2, keepdim=True)
+    covariance = _products(x)
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (covariance / trace[:, None, None]).square().sum((1, 2))
+
+
+def _chunk_moments(groups: Sequence[_Group]) -> tuple[Tensor, Tensor]:
     """Means and dead ratios (2K,), then variances (K,).
 
     The variance of a chunk is that within its channels plus that of their means: no difference of
     large sums.
     """
-    means, lengths = torch.cat([o.means for o in outputs]), torch.cat([o.lengths for o in outputs])
-    is_dead = (torch.cat([o.tops for o in outputs]) <= 0.0).to(torch.float32)
+    means, lengths = torch.cat([g.means for g in groups]), torch.cat([g.lengths for g in groups])
+    is_dead = (torch.cat([g.tops for g in groups]) <= 0.0).to(torch.float32)
     first = _segments("mean", torch.cat([means, is_dead]), torch.cat([lengths, lengths]))
     centres = first[: len(lengths)].repeat_interleave(lengths, output_size=len(means))
-    within = torch.cat([o.variances for o in outputs])
+    within = torch.cat([g.variances for g in groups])
     return first, _segments("mean", within + (means - centres).square(), lengths)
 
 
@@ -140,26 +155,6 @@ def _gradient_sums(layers: Iterable[Sequence[GradientSample]]) -> Iterator[Tenso
     if samples:
         squares = torch.cat([s.norms for s in samples]).square()
         yield _segments("sum", squares, torch.cat([s.lengths for s in samples]))
-
-
-def _rank_sums(outputs: Mapping[str, OutputStatistics]) -> tuple[list[str], list[Tensor]]:
-    """Which layers have a rank, and for those of one shape together 1 / PR, flat: see docs/health.md.
-
-    PR = (tr M)^2 / tr(M^2) for the covariance M of a chunk's channels; with M / tr M in place of M,
-    nothing overflows.
-    """
-    by_shape: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)
-    for layer_id, output in outputs.items():
-        if output.rank_sample is not None:
-            by_shape[output.rank_sample.shape][layer_id] = output.rank_sample
-    sums = []
-    for group in by_shape.values():
-        x = torch.cat(list(group.values()))
-        x = x - x.mean(2, keepdim=True)
-        covariance = _products(x)
-        trace = x.square().sum((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)
-        sums.append((covariance / trace[:, None, None]).square().sum((1, 2)))
-    return [layer_id for group in by_shape.values() for layer_id in group], sums
 
 
 def _products(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-OUTPUT_VALUES = 16_384
+OUTPUT_VALUES = 8_192
 """Most values that are read of one output."""
 
 LEAST_POSITIONS = 16
@@ -27,7 +27,7 @@ channel that is merely seldom positive would count as dead."""
 LEAST_PLACES = 4
 """An axis other than the batch is thinned to this before the batch is: samples differ more than places do."""
 
-GRADIENT_VALUES = 65_536
+GRADIENT_VALUES = 32_768
 """Most values that are read of one parameter's gradient, give or take LEAST_RUNS."""
 
 RUN_VALUES = 64
@@ -39,27 +39,21 @@ LEAST_RUNS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputSample:
-    """What is read of an output, as float32: (P, C) where ``positions_dim`` is 0, (C, P) where it is 1.
+    """A copy of what is read of an output, as float32: (P, C) where ``positions_dim`` is 0, (C, P) where it is 1.
 
-    Channel c of the sample is channel ``channel_step`` * c of the output. ``values`` may be a view
-    of the output.
+    Channel c of the sample is channel ``channel_step`` * c of the output's ``num_features``.
     """
 
     values: Tensor
     positions_dim: int
     channel_step: int
+    num_features: int
+    num_seeds: int
 
     @property
-    def num_positions(self) -> int:
-        """P."""
-        return int(self.values.shape[self.positions_dim])
-
-    def channels(self, index: Tensor, most_positions: int) -> Tensor:
-        """A copy of some channels, of shape (len(index), P'), P' <= most_positions evenly spaced."""
-        every = -(-self.num_positions // most_positions)
-        if self.positions_dim == 0:
-            return self.values[::every].index_select(1, index).t()
-        return self.values[:, ::every].index_select(0, index)
+    def shape(self) -> tuple[torch.Size, int, int, int, int]:
+        """Equal for samples that can be measured together, side by side."""
+        return self.values.shape, self.positions_dim, self.channel_step, self.num_features, self.num_seeds
 
 
 def sample_output(h: Tensor, channel_dim: int, num_seeds: int) -> OutputSample:
@@ -77,10 +71,12 @@ def sample_output(h: Tensor, channel_dim: int, num_seeds: int) -> OutputSample:
     taken.insert(h.ndim + channel_dim, slice(None, None, channel_step))
     view = h.detach()[tuple(taken)]
     if h.stride(channel_dim) == 1:
-        rows = view.movedim(channel_dim, -1).reshape(-1, view.shape[channel_dim])
-        return OutputSample(rows.to(torch.float32).contiguous(), 0, channel_step)
-    rows = view.movedim(channel_dim, 0).reshape(view.shape[channel_dim], -1)
-    return OutputSample(rows.to(torch.float32).contiguous(), 1, channel_step)
+        order, positions_dim = view.movedim(channel_dim, -1), 0
+    else:
+        order, positions_dim = view.movedim(channel_dim, 0), 1
+    copied = order.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    values = copied.reshape(-1, order.shape[-1]) if positions_dim == 0 else copied.reshape(order.shape[0], -1)
+    return OutputSample(values, positions_dim, channel_step, num_features, num_seeds)
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Content-addressed blobs in S3. A key is the SHA-256 of the bytes, checked on every read."""
+"""Content-addressed blobs in S3: kernels. A key is the SHA-256 of the bytes, checked on every read."""
 
 import hashlib
 from contextlib import AsyncExitStack
@@ -11,7 +11,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from esper.config import S3Settings
-from esper.errors import ContractError, NotAllowedError, UnavailableError
+from esper.errors import ContractError, KernelError, NotAllowedError, UnavailableError
 
 PREFIX = "kernels/"
 CONNECT_TIMEOUT_S = 5
@@ -69,21 +69,21 @@ class BlobStore:
         """The bytes of a blob, verified.
 
         Raises:
-            ContractError: there is no such blob, it is larger than ``max_bytes``, or its bytes
-                are not those of its name.
+            ContractError: there is no such blob.
+            KernelError: it is larger than ``max_bytes``, or its bytes are not those of its name.
             NotAllowedError: S3 refuses these keys.
             UnavailableError: S3 did not answer.
         """
         found = await self._call("get_object", digest)
         async with found["Body"] as body:
             if found["ContentLength"] > max_bytes:
-                raise ContractError(f"blob {digest[:12]} has {found['ContentLength']} bytes, over {max_bytes}")
+                raise KernelError(f"blob {digest[:12]} has {found['ContentLength']} bytes, over {max_bytes}")
             try:
                 data: bytes = await body.read()
             except (BotoCoreError, aiohttp.ClientError, OSError) as error:
                 raise UnavailableError(f"S3 broke off in the middle of blob {digest[:12]}: {error!r}") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ContractError(f"the bytes of blob {digest[:12]} are not those of its name: it was altered")
+            raise KernelError(f"the bytes of blob {digest[:12]} are not those of its name: it was altered")
         return data
 
     async def exists(self, digest: str) -> bool:

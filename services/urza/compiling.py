@@ -46,7 +46,7 @@ class Compiler:
             digest = await self._blobs.put(data)
             kernel = load_kernel(await self._blobs.get(digest, max_bytes=MAX_KERNEL_BYTES), digest)
         except KernelError as error:
-            _log.error("kernel.refused", blueprint=row["blueprint_id"], kind=kind, width=width, error=str(error))
+            _log.warning("kernel.refused", blueprint=row["blueprint_id"], kind=kind, width=width, error=str(error))
             return False
         registered = Kernel(
             kernel_sha256=digest,

@@ -276,9 +276,9 @@ class Subject:
 
 
 def small_kernel(handle: Any) -> LoadedKernel:
-    """A kernel of low rank for one layer."""
-    spec = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(handle.kind,))
-    data = build_kernel("low-rank-2", spec, handle.kind, handle.num_features)
+    """A small kernel with biases, so that it acts on a layer that gives nothing but zeros, too."""
+    spec = BlueprintSpec(module="bottleneck", parameters={"expansion": 0.02}, targets=(handle.kind,))
+    data = build_kernel("bottleneck-2", spec, handle.kind, handle.num_features)
     return load_kernel(data, hashlib.sha256(data).hexdigest())
 
 

@@ -12,13 +12,15 @@ import torch
 from processes import process
 from small_disk import end_of, on_small_disk
 from torch import nn
-from waiting import wait_until
+from waiting import wait_until, wait_until_async
 
 import esper
+from esper.connection.kernels import KernelFetcher
 from esper.connection.settings import LinkOptions
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ConflictError, ContractError, UnavailableError
-from esper.kasmina.kernels import build_kernel
+from esper.kasmina.cache import KernelCache
+from esper.kasmina.kernels import build_kernel, pack
 from esper.oona.consumer import partition_of, read_range
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids, topics
@@ -32,7 +34,10 @@ SPEC = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(LayerKi
 
 
 async def stored_kernel(stack: EmbeddedStack, width: int) -> tuple[str, int]:
-    data = build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width)
+    return await stored(stack, build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width))
+
+
+async def stored(stack: EmbeddedStack, data: bytes) -> tuple[str, int]:
     async with BlobStore(stack.settings().need_s3()) as blobs:
         return await blobs.put(data), len(data)
 
@@ -154,6 +159,48 @@ async def test_commands_that_do_not_fit_are_rejected_by_an_event(
         RejectionReason.KERNEL_INVALID,
         RejectionReason.KERNEL_UNAVAILABLE,
     ]
+
+
+async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if_it_had_not_come(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    zeros = {"0.weight": torch.zeros(2, 8), "1.weight": torch.zeros(8, 2)}
+    made = {
+        "is malformed": b"no kernel at all",
+        "does not fit its spec": pack("x", SPEC, LayerKind.LINEAR, 9, zeros),
+        "not finite": pack("x", SPEC, LayerKind.LINEAR, 8, {**zeros, "0.weight": torch.full((2, 8), float("nan"))}),
+        "must be all zero": pack("x", SPEC, LayerKind.LINEAR, 8, {**zeros, "1.weight": torch.ones(8, 2)}),
+        "it was altered": pack(f"x-{uuid.uuid4().hex}", SPEC, LayerKind.LINEAR, 8, zeros),
+    }
+    kernels = [await stored(stack, data) for data in made.values()]
+    altered = stack.s3.root / "data" / "esper" / "kernels" / kernels[-1][0]
+    altered.write_bytes(altered.read_bytes()[:-1] + b"?")
+    run, one_step = training(stack, tmp_path, run_id)
+
+    def train() -> None:
+        with run:
+            one_step()
+            sent = [asyncio.run(germinate(stack, run_id, k, boundary=n)) for n, k in enumerate(kernels, start=1)]
+            wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "all commands")
+            for _n in range(10):
+                one_step()
+
+    await asyncio.to_thread(train)
+    events_told = [m.data for m in await told(stack, run_id, topics.LIFECYCLE)]
+    assert [type(e) for e in events_told] == [events.CommandRejected] * len(made)
+    for event, says in zip(events_told, made, strict=True):
+        assert event.reason is RejectionReason.KERNEL_INVALID
+        assert says in event.detail
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.manual_seed(0)
+    for layer in (plain[0], plain[2]):
+        layer.reset_parameters()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
+    for _n in range(11):
+        optimizer.zero_grad()
+        plain(torch.ones(4, 6)).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), run._model.parameters(), strict=True))
 
 
 @pytest.mark.timeout(180)
@@ -291,3 +338,63 @@ async def test_blobs_are_what_their_name_says(stack: EmbeddedStack) -> None:
         altered.write_bytes(data[:-1] + b"?")
         with pytest.raises(ContractError, match="it was altered"):
             await blobs.get(digest, max_bytes=10_000)
+
+
+async def test_many_commands_for_one_kernel_are_one_fetch_and_predictions_give_way(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    kernels = [await stored_kernel(stack, width) for width in (8, 16, 32)]
+    commands = [
+        events.GerminateSeed.model_validate({
+            "run_id": run_id, "incarnation": 1, "boundary": 1, "decision_id": uuid.uuid4(), "layer_id": "0",
+            "seed_id": 0, "expires_at_step": 9, "blueprint_id": "low-rank-2", "blueprint_version": 3,
+            "kernel_sha256": digest, "kernel_size_bytes": size,
+        })
+        for digest, size in kernels
+    ]  # fmt: skip
+    cache, habits = KernelCache(), tmp_path / "habits.json"
+    async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(cache, blobs, habits) as fetcher:
+        waiters = [asyncio.create_task(fetcher.answer(commands[0])) for _n in range(32)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()  # the one that leads
+        answers = await asyncio.gather(*waiters[1:])
+        assert {kernel.kernel_sha256 for kernel, _problem in answers} == {kernels[0][0]}
+        assert cache.stats.fetches == 2, "the cancelled one, and one for all others"
+        for command in (*commands[1:], *commands):
+            assert (await fetcher.answer(command))[1] is None
+    later = KernelCache()
+    async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(later, blobs, habits) as fetcher:
+        early = asyncio.create_task(fetcher.keep_prefetching())
+        await wait_until_async(lambda: _is(later.stats.prefetched == 3))
+        for command in commands:
+            assert (await fetcher.answer(command))[1] is None
+        early.cancel()
+        await asyncio.gather(early, return_exceptions=True)
+    assert (later.stats.fetches, later.stats.misses, later.stats.prefetched_used) == (0, 0, 3)
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def test_the_kernel_of_a_seed_under_way_is_pinned_and_the_next_run_has_it_early(
+    stack: EmbeddedStack, tmp_path: Path, run_id: str
+) -> None:
+    kernel = await stored_kernel(stack, 8)
+
+    def train(name: str) -> KernelCache:
+        run, one_step = training(stack, tmp_path, name)
+        cache = run._model.kernel_cache
+        with run:
+            if name != run_id:
+                wait_until(lambda: cache.stats.prefetched, 30, "the kernel of the run before")
+            sent = [asyncio.run(germinate(stack, name, kernel, boundary=n + 1, seed_id=n)) for n in range(2)]
+            wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "the commands")
+            for _n in range(5):
+                one_step()
+            assert cache.stats.pinned_bytes == cache.stats.bytes > 0
+        assert cache.stats.pinned_bytes == 0, "the run is over"
+        return cache
+
+    assert (await asyncio.to_thread(train, run_id)).stats.fetches == 1
+    assert (await asyncio.to_thread(train, f"{run_id}-again")).stats.fetches == 0
