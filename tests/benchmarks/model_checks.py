@@ -8,9 +8,11 @@ import copy
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from catalogues import Case, Inputs
 from torch import Tensor, nn
@@ -27,8 +29,6 @@ from esper.schemas.enums import SeedStage
 
 ALL_STAGES_ONE_BOUNDARY = StageSchedule(germinated=1, training=1, grafting=1, stabilizing=1, evaluating=9, embargo=1)
 MAX_COPIED_PARAMETERS = 120_000_000  # a larger model is neither copied nor pickled here: memory
-
-CHECKS = ("forward", "gradients", "state_dict", "copy", "pickle", "isolation", "growth", "checkpoint", "bake", "unwrap")
 
 
 def is_host(_name: str, module: nn.Module) -> bool:
@@ -112,6 +112,7 @@ class Subject:
         yield from self._while_dormant(model)
         if reached:
             layer_id = reached[len(reached) // 2]
+            yield "health", self._attempt(self._measured, model, reached)
             yield "isolation", self._attempt(self._isolated, model, layer_id)
             yield "growth", self._attempt(self._grown, model, layer_id)
             if self.is_small:
@@ -154,6 +155,14 @@ class Subject:
         if shared:
             return "the copy shares parameters"
         return _same(self.now, self._run(twin), self.is_deterministic)
+
+    def _measured(self, model: MorphableModel, reached: Sequence[str]) -> str:
+        model.probe.arm()
+        self._run(model)
+        model.probe.collect(1, 0)
+        ((_step, _epoch, signals),) = model.probe.drain()
+        missing = set(reached) - set(signals)
+        return f"no signal of {sorted(missing)[:3]}" if missing else "ok"
 
     def _isolated(self, model: MorphableModel, layer_id: str) -> str:
         self._germinate(model, layer_id)
@@ -244,7 +253,7 @@ class Subject:
                 if start is not None and start.shape == buffer.shape:
                     buffer.copy_(start)
         model.zero_grad()
-        torch.manual_seed(7)
+        _seed(7)
         outputs = tensors_in(call(model.train(), self.inputs))
         loss = sum(t.float().square().mean() for t in outputs if t.requires_grad)
         if isinstance(loss, Tensor):
@@ -316,6 +325,12 @@ def _same(before: Mapping[str, Any], after: Mapping[str, Any], to_the_bit: bool 
             ):
                 return f"{part}: {name} differs"
     return "ok"
+
+
+def _seed(number: int) -> None:
+    torch.manual_seed(number)
+    np.random.seed(number)  # the generator that foreign models draw from
+    random.seed(number)
 
 
 def _plain(name: str) -> str:
