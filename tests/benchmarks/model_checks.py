@@ -111,7 +111,7 @@ class Subject:
         yield "reached", str(len(reached))
         yield from self._while_dormant(model)
         if reached:
-            layer_id = reached[len(reached) // 2]
+            layer_id = self._one_that_matters(model, reached)
             yield "health", self._attempt(self._measured, model, reached)
             yield "isolation", self._attempt(self._isolated, model, layer_id)
             yield "growth", self._attempt(self._grown, model, layer_id)
@@ -237,6 +237,14 @@ class Subject:
         if any(left):
             return f"attributes are left: {set().union(*left)}"
         return _same(self.plain, self._run(plain), self.is_deterministic)
+
+    def _one_that_matters(self, model: MorphableModel, reached: Sequence[str]) -> str:
+        """A layer from the middle that the outputs depend on: some parts of random models are dead."""
+        moved = {n.rpartition(".")[0] for n, g in self.plain["gradients"].items() if bool(g.count_nonzero())}
+        places = {id(m): n for n, m in model.host.named_modules()}
+        alive = [n for n in reached if any(m.startswith(places[id(model.layers[n].module)]) for m in moved)]
+        found = alive or reached
+        return found[len(found) // 2]
 
     # -- how they go about it -----------------------------------------------------------------
 
