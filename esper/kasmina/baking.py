@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from esper.errors import ContractError
 from esper.kasmina.bypass import close_fast_paths, fast_path_owners
 from esper.kasmina.hosts import output_of
+from esper.kasmina.layer import plain_class
 from esper.kasmina.seeds import AwakeSeed, Mode
 from esper.schemas.enums import BreakerState, SeedStage
 
@@ -52,16 +53,13 @@ def bake(model: "MorphableModel", optimizer: Optimizer | None = None) -> nn.Modu
     """
     grown = {handle.layer_id: _fossils(handle.layer_id, handle.awake) for handle in model.layers.values()}
     for layer_id, seeds in grown.items():
-        if seeds and hasattr(model.layers[layer_id].module, GROWN):
+        module = model.layers[layer_id].module
+        if seeds and hasattr(module, GROWN) and not _has_grown(module):
             raise ContractError(f"{layer_id} has an attribute {GROWN!r} of its own: it cannot be baked")
     layers = [(model.layers[layer_id].module, seeds) for layer_id, seeds in grown.items() if seeds]
     plain = model.release(optimizer, keep=tuple(s for _module, seeds in layers for s in seeds))
     for module, seeds in layers:
-        module.add_module(GROWN, nn.ModuleList(seed.module for seed in seeds))
-        if "forward" in vars(module):  # somebody's own forward hides the class's
-            object.__setattr__(module, "forward", _GrownForward(module, vars(module)["forward"]))
-        else:
-            module.__class__ = _grown_class(type(module))
+        _add(module, [seed.module for seed in seeds])
     close_fast_paths(fast_path_owners(plain), [module for module, _seeds in layers], for_good=True)
     return plain
 
@@ -76,6 +74,23 @@ def _fossils(layer_id: str, awake: dict[int, AwakeSeed]) -> list[AwakeSeed]:
         elif seed.mode is Mode.BLENDED:
             raise ContractError(f"seed {layer_id}:{seed_id} is {seed.stage}: fossilize or cull it before bake()")
     return found
+
+
+def _has_grown(module: nn.Module) -> bool:
+    own = vars(module).get("forward")
+    is_own = any(isinstance(forward, _GrownForward) for forward in (own, getattr(own, "plain", None)))
+    return is_own or plain_class(module) in _grown_classes.values()
+
+
+def _add(module: nn.Module, seeds: list[nn.Module]) -> None:
+    if _has_grown(module):  # it was baked before, wrapped again, and has grown more
+        module.get_submodule(GROWN).extend(seeds)  # type: ignore[operator]  # torch types it as any module
+        return
+    module.add_module(GROWN, nn.ModuleList(seeds))
+    if "forward" in vars(module):  # somebody's own forward hides the class's
+        object.__setattr__(module, "forward", _GrownForward(module, vars(module)["forward"]))
+    else:
+        module.__class__ = _grown_class(type(module))
 
 
 def _grown_output(module: nn.Module, returned: Any) -> Any:

@@ -12,9 +12,9 @@ Invariant: a layer that holds an awake seed is called.
 """
 
 import dis
+import inspect
 from collections.abc import Collection, Iterator
 from types import CodeType, FunctionType
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -36,7 +36,7 @@ def children_read_only(parent: type[nn.Module]) -> frozenset[str]:
         read: set[str] = set()
         used: set[str] = set()
         for code in _reachable(parent):
-            for name, reading in _uses_of_self(code):
+            for name, reading in _uses_of_self(code, code.co_varnames[0] if code.co_argcount else ""):
                 (read if reading else used).add(name)
         _read_only[parent] = frozenset(read - used)
     return _read_only[parent]
@@ -67,26 +67,38 @@ def close_fast_paths(owners: Collection[nn.Module], awake: Collection[nn.Module]
 
 
 def _reachable(cls: type[nn.Module]) -> Iterator[CodeType]:
-    """The code of a class's forward, and of the methods that it names, and so on."""
+    """The code of a class's forward, and of the methods that it names, and so on; of its bases' too."""
+    own = cls.__mro__[: cls.__mro__.index(nn.Module)]
     pending, seen = ["forward"], set()
     while pending:
         name = pending.pop()
-        method: Any = getattr(cls, name, None)
-        if name in seen or not isinstance(method, FunctionType) or method.__module__ == nn.Module.__module__:
+        if name in seen:
             continue
         seen.add(name)
-        yield method.__code__
-        pending.extend(method.__code__.co_names)
+        for base in own:
+            method = inspect.unwrap(vars(base)[name]) if callable(vars(base).get(name)) else None
+            if isinstance(method, FunctionType):
+                yield method.__code__
+                pending.extend(n for code in (method.__code__, *_inner(method.__code__)) for n in code.co_names)
 
 
-def _uses_of_self(code: CodeType) -> Iterator[tuple[str, bool]]:
+def _inner(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _inner(constant)
+
+
+def _uses_of_self(code: CodeType, self_name: str) -> Iterator[tuple[str, bool]]:
     """Each attribute of ``self`` that the code loads, and whether only a weight or bias of it is taken."""
-    first = code.co_varnames[0] if code.co_argcount else ""
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
     for at, step in enumerate(steps[1:-1], 1):
         before, after = steps[at - 1], steps[at + 1]
         loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)  # 3.13 loads two at once
-        loads_self = before.opname.startswith("LOAD_FAST") and loaded[-1] == first
+        loads_self = before.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and loaded[-1] == self_name
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and loads_self:
             is_called = step.opname == "LOAD_METHOD" or "NULL" in step.argrepr
             yield step.argval, not is_called and after.opname == "LOAD_ATTR" and after.argval in _READ
+    for function in _inner(code):  # a lambda or a comprehension
+        if self_name in function.co_freevars:
+            yield from _uses_of_self(function, self_name)

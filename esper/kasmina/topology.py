@@ -5,7 +5,7 @@ so (it looks at values) becomes a chain of its layers in the order of registrati
 the graph stays as traced.
 
 Invariant: the model is as it was afterwards: attributes, buffers and random numbers.
-Other threads may run it meanwhile.
+Other threads may run models meanwhile, though not compiled ones: torch refuses those while fx traces.
 """
 
 import inspect
@@ -26,6 +26,8 @@ MAX_NODES = 20_000
 
 def edges_between(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[LayerEdge, ...]:
     """The edges among ``layers`` (layer id -> module), through modules that are not in it; sorted, no loops."""
+    if len(layers) < 2:
+        return ()
     root = getattr(model, "_orig_mod", model)  # what torch.compile was given
     tracer = _Tracer(root, {id(module): name for name, module in layers.items()})
     try:
@@ -70,7 +72,7 @@ class _Tracer(fx.Tracer):
         """A call of any module while this tracer is at work, in any thread and any model."""
         if threading.get_ident() != self._thread or id(m) not in self._inside:
             return forward(*args, **kwargs)
-        before = len(self.graph.nodes)
+        before, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except _TooLargeError:
@@ -78,6 +80,8 @@ class _Tracer(fx.Tracer):
         except Exception:  # this forward looks at values: its layers are taken in their order
             for node in reversed(list(self.graph.nodes)[before:]):
                 self.graph.erase_node(node)
+            while len(self.module_stack) > depth:  # fx leaves them there where a forward raises
+                self.module_stack.popitem()
             self._chains[self.path_of_module(m)] = self._inside[id(m)][1]
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
@@ -101,9 +105,10 @@ class _Tracer(fx.Tracer):
         """(source, target) for each flow between layers, some more than once."""
         sources: dict[fx.Node, frozenset[str]] = {}
         names = {self._paths[key]: [layer_id] for key, layer_id in self._layer_ids.items() if key in self._paths}
+        passing = {**names, **self._chains}
         for node in graph.nodes:
             reaching = frozenset(name for earlier in node.all_input_nodes for name in sources[earlier])
-            passed = {**names, **self._chains}.get(str(node.target), []) if node.op == "call_module" else []
+            passed = passing.get(str(node.target), []) if node.op == "call_module" else []
             if passed:
                 yield from ((name, passed[0]) for name in reaching)
                 yield from pairwise(passed)

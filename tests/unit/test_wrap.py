@@ -182,7 +182,11 @@ def test_a_layer_whose_parent_only_reads_its_weight_passes_its_seeds_on_or_is_pa
             self.read, self.called = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.called(self.half_way(x))
+            assert self.called.weight.requires_grad
+            return self.inside_a_function(lambda y: self.called(y), self.half_way(x))
+
+        def inside_a_function(self, function, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
 
         def half_way(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.linear(x, self.read.weight, self.read.bias)
@@ -310,8 +314,10 @@ def test_bake_keeps_what_has_grown_with_the_output_unchanged_and_exports() -> No
     assert torch.equal(fresh(x), before)
     again = esper.wrap(baked, ["0", "2"])
     assert torch.equal(again(x), before)
-    grow(again, "2")
-    assert not torch.equal(again(x), before)
+    grow(again, "2", S.FOSSILIZED)
+    grown = again(x)
+    assert not torch.equal(grown, before)
+    assert torch.equal(again.bake()(x), grown)
 
 
 def test_a_baked_encoder_keeps_its_fast_path_closed() -> None:
@@ -339,6 +345,7 @@ class Branching(nn.Module):
         self.chosen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         self.register_buffer("num_calls", torch.zeros(()))
         self.chosen.forward = self.looks_at_values
+        self.block = nn.Sequential(self.a, nn.Sequential(self.chosen))
         self.last = None
 
     def looks_at_values(self, x: torch.Tensor) -> torch.Tensor:
@@ -347,7 +354,7 @@ class Branching(nn.Module):
     def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         self.num_calls.add_(1)
         self.last = x + torch.rand(()) * torch.ones(4)
-        return self.c(self.chosen(self.a(self.last) + self.b(x) * scale))
+        return self.c(self.block[1](self.block[0](self.last) + self.b(x) * scale))
 
 
 def test_the_graph_follows_branches_and_leaves_no_trace_on_the_model() -> None:
