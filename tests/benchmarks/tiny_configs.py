@@ -17,10 +17,14 @@ MAX_PARAMETERS = 120_000_000  # as built for the check; beyond it a way of shrin
 
 HIDDEN, HEADS, KV_HEADS, INNER, VOCABULARY, POSITIONS, IMAGE, PATCH, LAYERS = 64, 4, 2, 96, 160, 256, 64, 8, 2
 
+WAYS = ("all", "all, each head its own keys", "no widths", "layers")
+"""How a config is made small, most thoroughly first. Some architectures hold for some numbers only."""
+
 # What a name says, first match wins. Names of widths that must agree get one and the same number.
 _RULES: tuple[tuple[str, int], ...] = (
     (r"token_id$|_token_index$|^pad|_id$|num_labels|num_channels|in_chans|type_vocab_size|_index$", -1),
     (r"num_(key_value|kv)_heads|num_key_value|n_head_kv|num_kv", KV_HEADS),
+    (r"rotary_dim|rope_dim", HIDDEN // HEADS // 2),
     (r"head_dim|kv_channels|d_kv$|attention_head_size", HIDDEN // HEADS),
     (r"(num|n)_.*heads?$|attention_heads$|^n_heads?$|num_heads|n_head$|attn_heads", HEADS),
     (r"(num|n)_.*layers?$|_layers$|^n_layers?$|layers_(count|num)|depth$|num_blocks|num_hidden_layers", LAYERS),
@@ -39,7 +43,7 @@ _RULES: tuple[tuple[str, int], ...] = (
 
 def tiny_models(config_class: Any) -> tuple[Callable[[], nn.Module], ...]:
     """Ways to build a small model of this architecture, the smallest first; each raises where it does not work."""
-    return tuple(partial(_build, config_class, thoroughness) for thoroughness in ("all", "no widths", "layers"))
+    return tuple(partial(_build, config_class, thoroughness) for thoroughness in WAYS)
 
 
 def _build(config_class: Any, thoroughness: str) -> nn.Module:
@@ -80,10 +84,15 @@ def _smaller(name: str, value: Any, config: Any, thoroughness: str) -> Any:
         return [value[0], (others or value)[-1]]  # of layers of two sorts, one each
     if isinstance(value, list | tuple) and re.search(r"depths|num_layers|layers$", name):
         return type(value)(min(1, v) if isinstance(v, int) else v for v in value)
+    if isinstance(value, dict) and "mrope_section" in value:  # shares of half a head's width
+        sections = [s * HIDDEN // HEADS // 2 // sum(value["mrope_section"]) for s in value["mrope_section"]]
+        return {**value, "mrope_section": sections} if thoroughness.startswith("all") else value
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     for pattern, small in _RULES:
         if re.search(pattern, name):
+            if small == KV_HEADS and thoroughness == WAYS[1] and "kv" in pattern:
+                return min(value, HEADS)
             if small < 0:
                 return value if value < VOCABULARY else KV_HEADS  # an id of a token must stay within the vocabulary
             if thoroughness == "layers" and small not in (LAYERS, VOCABULARY):
