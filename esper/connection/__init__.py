@@ -3,17 +3,20 @@
 Importing the package loads nothing heavy: its settings are read by programs that train nothing.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esper.connection.run import RunLink, connect
+    from esper.connection.connecting import connect
+    from esper.connection.follower import FollowerLink
+    from esper.connection.run import RunLink
 
-__all__ = ["RunLink", "connect"]
+__all__ = ["FollowerLink", "RunLink", "connect"]
+
+_MODULES = {"FollowerLink": "follower", "RunLink": "run", "connect": "connecting"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from esper.connection import run
-
-        return getattr(run, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"esper.connection.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,9 +13,11 @@ from esper.connection.commands import CommandInbox, ReceivedCommand, reason_to_r
 from esper.connection.journal import Journal
 from esper.connection.reports import AdaptationBook
 from esper.errors import ContractError, KernelError, OutboxFullError
+from esper.kasmina.distributed import Move
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.lifecycle import Transition
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.optimizers import verify_can_join
 from esper.logging import get_logger
 from esper.schemas.enums import RejectionReason, SeedStage
 from esper.schemas.events import (
@@ -51,10 +53,12 @@ class BoundaryWork:
         self._book = book
         self._last_moves: dict[tuple[str, int], OonaMessage] = {}
         self._untold: list[tuple[OonaMessage, dict[str, Any]]] = []
+        self._moves: list[Move] = []
         self._pinned: dict[tuple[str, int], str] = {}
 
-    def pass_boundary(self, boundary: int, step: int, epoch: int) -> None:
-        """Do all of it; never raises for a full disk."""
+    def pass_boundary(self, boundary: int, step: int, epoch: int) -> list[Move]:
+        """Do all of it, and give what moved; never raises for a full disk."""
+        self._moves = []
         try:
             for received in self._inbox.ready(step):
                 self._handle(received, boundary, step)
@@ -71,6 +75,7 @@ class BoundaryWork:
             )
         except OutboxFullError as error:
             _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+        return self._moves
 
     def release_pins(self) -> None:
         """The run is over: the cache may let go of its seeds' kernels."""
@@ -128,7 +133,10 @@ class BoundaryWork:
         if isinstance(command, GerminateSeed):
             if received.kernel is None:
                 raise KernelError("the kernel did not arrive")
-            return model.plan_germinate(command.layer_id, command.seed_id, received.kernel)
+            plan = model.plan_germinate(command.layer_id, command.seed_id, received.kernel)
+            host = model.layers[command.layer_id].module
+            verify_can_join(self._optimizer, host, received.kernel.weights)
+            return plan
         stage = model.seed(command.layer_id, command.seed_id).stage
         if stage is not command.expected_stage:
             raise ContractError(f"the seed is {stage}, not {command.expected_stage}")
@@ -180,6 +188,7 @@ class BoundaryWork:
         )
         kernel: LoadedKernel | None = received.kernel if received else None
         self._model.apply_transition(plan, step=step, boundary=boundary, kernel=kernel, optimizer=self._optimizer)
+        self._moves.append(Move(plan, kernel))
         self._follow_pins(plan, kernel)
         self._last_moves[plan.layer_id, plan.seed_id] = moved
         if plan.to_stage is SeedStage.GERMINATED and received is not None:

@@ -4,11 +4,8 @@ The trainer's thread records events in the outbox and reads the inbox; ``LinkThr
 the network. A forked process (a DataLoader's worker) that calls it does nothing.
 """
 
-import ast
 import os
-import random
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-import torch
-from torch.optim import Optimizer
-
-from esper.config import Settings, load_settings
+from esper.config import Settings
 from esper.connection.boundary import BoundaryWork
 from esper.connection.checkpoints import CheckpointStore
 from esper.connection.commands import CommandInbox
@@ -29,8 +23,9 @@ from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.reports import AdaptationBook
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
+from esper.connection.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
 from esper.errors import UnavailableError
-from esper.kasmina.model import MorphableModel
+from esper.kasmina.distributed import Replicas
 from esper.logging import get_logger
 from esper.oona.outbox import Outbox
 from esper.schemas import events
@@ -43,52 +38,17 @@ TELEMETRY_MARK = "telemetry_safe"  # kept in the outbox: incarnation, and how ma
 _log = get_logger(__name__)
 
 
-def connect(
-    model: MorphableModel,
-    optimizer: Optimizer,
-    *,
-    run_id: str | None = None,
-    settings: Settings | None = None,
-    options: LinkOptions | None = None,
-    scheduler: Any = None,
-    hyperparameters: Mapping[str, Scalar] | None = None,
-    is_resumed: bool = False,
-) -> "RunLink":
-    """Link a training loop with Oona. Use it as a context manager.
-
-    Args:
-        model: from ``esper.wrap``.
-        optimizer: any torch.optim optimizer; grown parameters join it.
-        run_id: names the run; a new name where it is None.
-        settings: where everything is; from the environment where it is None.
-        scheduler: an lr scheduler (or anything with state_dict), kept in checkpoints.
-        hyperparameters: told with ``run started``.
-        is_resumed: go on from the newest checkpoint of ``run_id``.
-    """
-    return RunLink(
-        model,
-        optimizer,
-        run_id=run_id or f"run-{uuid.uuid4().hex[:12]}",
-        settings=settings or load_settings(),
-        options=options or LinkOptions.model_validate({}),
-        scheduler=scheduler,
-        hyperparameters=dict(hyperparameters or {}),
-        is_resumed=is_resumed,
-    )
-
-
 class RunLink:
     """One incarnation of one run. ``restored`` is the ``extra`` of the checkpoint it resumed from."""
 
     def __init__(
         self,
-        model: MorphableModel,
-        optimizer: Optimizer,
+        training: Training,
+        replicas: Replicas | None,
         *,
         run_id: str,
         settings: Settings,
         options: LinkOptions,
-        scheduler: Any,
         hyperparameters: dict[str, Scalar],
         is_resumed: bool,
     ) -> None:
@@ -98,15 +58,15 @@ class RunLink:
         self.overhead_s = 0.0
         self.results: TrainingResults | None = None
         self.restored: dict[str, Any] | None = None
-        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
+        self._training, self._replicas, self._model = training, replicas, training.model
         self._options, self._hyperparameters, self._is_resumed = options, hyperparameters, is_resumed
         self._pid = os.getpid()
         folder: Path = options.folder / run_id
         self._store = CheckpointStore(folder)
         self._outbox = Outbox(folder / OUTBOX_FILE, max_pages=options.outbox_max_pages)
         self._spill = Outbox(folder / SPILL_FILE)
-        habits = habits_path(options.folder, model.layers.values())
-        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options, model.kernel_cache, habits)
+        habits = habits_path(options.folder, self._model.layers.values())
+        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options, self._model.kernel_cache, habits)
         self._book = AdaptationBook(options.metric)
         self._lifecycle_offset = 0
         self._gap_from = 0
@@ -137,7 +97,10 @@ class RunLink:
                 self._begin()
             else:
                 self._resume(saved)
-        except BaseException:
+            self._tell_beginning(saved)
+        except BaseException as error:
+            if self._replicas is not None:
+                self._replicas.tell({"failed": _told(error)})
             self._link.abandon()
             self._outbox.close()
             self._spill.close()
@@ -186,7 +149,7 @@ class RunLink:
             self._health.end_step(step, self.epoch, is_boundary=is_boundary)
             if is_boundary:
                 self._account_for_telemetry(step)
-                self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
+                self._pass_boundary(step)
             self._health.begin_step(step + 1)
 
     def epoch_completed(self, metrics: Mapping[str, float]) -> None:
@@ -209,24 +172,47 @@ class RunLink:
             return False
         with self._timed():
             self._health.tell_rest()
-            offset, applied = self._inbox.checkpoint()
-            try:
-                saved = self._store.save(self._state(offset, applied, extra), self.step_number)
-            except UnavailableError as error:
-                _log.error("checkpoint.failed", error=str(error))
-                return False
-            self._account_for_telemetry(self.step_number)
-            self._journal.try_record(
-                events.CheckpointSaved,
-                step=self.step_number,
-                epoch=self.epoch,
-                sha256=saved.sha256,
-                size_bytes=saved.size_bytes,
-                command_offset=offset,
-            )
-            return True
+            own = own_state(extra)
+            if self._replicas is None:
+                return self._save([own])
+            is_saved = self._save([from_bytes(data) for data in self._replicas.gather(to_bytes(own))])
+            self._replicas.tell({"is_saved": is_saved})
+            return is_saved
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _save(self, ranks: list[dict[str, Any]]) -> bool:
+        offset, applied = self._inbox.checkpoint()
+        try:
+            saved = self._store.save(self._state(offset, applied, ranks), self.step_number)
+        except UnavailableError as error:
+            _log.error("checkpoint.failed", error=str(error))
+            return False
+        self._account_for_telemetry(self.step_number)
+        self._journal.try_record(
+            events.CheckpointSaved,
+            step=self.step_number,
+            epoch=self.epoch,
+            sha256=saved.sha256,
+            size_bytes=saved.size_bytes,
+            command_offset=offset,
+        )
+        return True
+
+    def _tell_beginning(self, saved: Mapping[str, Any] | None) -> None:
+        """Let the other ranks begin where this one stands."""
+        if self._replicas is None:
+            return
+        told = {
+            "run_id": self.run_id,
+            "incarnation": self.incarnation,
+            "step": self.step_number,
+            "epoch": self.epoch,
+            "num_adaptations": self.num_adaptations,
+            "boundary_steps": self._options.boundary_steps,
+        }
+        self._replicas.tell(told, [] if saved is None else [to_bytes(saved)])
+        self._replicas.follow_growth()
 
     def _begin(self) -> None:
         offset = self._link.end_of_commands()
@@ -272,19 +258,21 @@ class RunLink:
                 raise UnavailableError("commands that were applied before the crash could not be read again")
             time.sleep(0.01)
 
+    def _pass_boundary(self, step: int) -> None:
+        if self._replicas is not None:
+            self._replicas.share_breakers()
+        moves = self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
+        if self._replicas is not None:
+            self._replicas.share_moves(step, moves)
+
     def _prepare(self, inbox: CommandInbox) -> None:
         self._inbox = inbox
-        self._work = BoundaryWork(self._model, self._optimizer, self._journal, inbox, self._book)
+        self._work = BoundaryWork(self._model, self._training.optimizer, self._journal, inbox, self._book)
 
-    def _state(self, offset: int, applied: list[str], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _state(self, offset: int, applied: list[str], ranks: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "model": dict(self._model.state_dict()),
-            "seeds": self._model.seed_state(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict() if self._scheduler is not None else None,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python_rng": repr(random.getstate()),
+            **self._training.to_dict(),
+            "ranks": ranks,
             "step": self.step_number,
             "epoch": self.epoch,
             "command_offset": offset,
@@ -292,23 +280,14 @@ class RunLink:
             "applied": applied,
             "telemetry": [self._journal.incarnation, self._health.num_told],
             "book": self._book.to_dict(),
-            "extra": dict(extra or {}),
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        self._model.load_state_dict(saved["model"])
-        self._model.load_seed_state(saved["seeds"], self._optimizer)
-        self._optimizer.load_state_dict(saved["optimizer"])
-        if self._scheduler is not None and saved["scheduler"] is not None:
-            self._scheduler.load_state_dict(saved["scheduler"])
-        torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
-        random.setstate(ast.literal_eval(saved["python_rng"]))
+        self._training.load_dict(saved)
         self.step_number, self.epoch = saved["step"], saved["epoch"]
         self._lifecycle_offset = saved["lifecycle_offset"]
         self._book.load_dict(saved["book"])
-        self.restored = saved["extra"]
+        self.restored = load_own_state(saved["ranks"][0])
 
     def _account_for_telemetry(self, step: int) -> None:
         """Tell what was lost. The mark comes first: what it counts as safe because it was lost is told with it."""

@@ -34,6 +34,7 @@ class Breaker:
         self._clock = clock
         self._opened_at_s = 0.0
         self._num_openings = 0
+        self._has_opened = False
 
     @property
     def should_give_up(self) -> bool:
@@ -60,3 +61,17 @@ class Breaker:
             self.state = BreakerState.OPEN
             self._opened_at_s = self._clock()
             self._num_openings += 1
+            self._has_opened = True
+
+    def take_opening(self) -> bool:
+        """Whether it opened since the last call."""
+        opened, self._has_opened = self._has_opened, False
+        return opened
+
+    def opened_elsewhere(self, *, gives_up: bool) -> None:
+        """The breaker of the same seed opened on another rank of the run: so does this one."""
+        if self.state is not BreakerState.OPEN:
+            self.failed("it failed on another rank", is_grave=True)
+        self._has_opened = False
+        if gives_up:
+            self._num_openings = OPENINGS_TO_GIVE_UP

@@ -96,14 +96,26 @@ class MorphableModel(SeedPlanner, nn.Module):
         """Load a plain model's state_dict."""
         return self.host.load_state_dict(state_dict, strict=strict, assign=assign)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """For what holds this model (DDP, an average): the keys are the plain model's there, too."""
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            state_dict[f"{prefix}host.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The host's parameters under their own names, then those of grown seeds."""
+        """The host's parameters under their own names, then those of grown seeds, as they joined.
+
+        Without ``recurse`` there are none: the model itself holds no parameter. DDP asks module by
+        module, so that it reduces the host's gradients and leaves those of seeds to ``Replicas``.
+        """
+        if not recurse:
+            return
         yield from self.host.named_parameters(prefix, recurse, remove_duplicate)
-        for (layer_id, seed_id), seed in self.__dict__.get("awake", {}).items():
-            for name, parameter in seed.module.named_parameters():
-                yield f"{prefix}{'.' if prefix else ''}kasmina.{layer_id}.{seed_id}.{name}", parameter
+        for key, seed in self.__dict__.get("awake", {}).items():
+            for name, parameter in _named(key, seed):
+                yield f"{prefix}{'.' if prefix else ''}{name}", parameter
 
     def train(self, mode: bool = True) -> Self:
         """The host's mode, for grown seeds too."""
@@ -204,11 +216,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         at = handle.index, plan.seed_id
         self.state.move(*at, plan.to_stage, step=step, boundary=boundary, kernel_sha256=plan.kernel_sha256)
         if plan.to_stage in EMBARGO_STAGES:
-            gone = handle.sleep(plan.seed_id)
-            del self.awake[key]
-            self._breakers.pop(key, None)
-            if optimizer is not None:
-                optimizers.leave(optimizer, gone.module.parameters())
+            self.uninstall(handle, plan.seed_id, optimizer)
         elif plan.to_stage is SeedStage.DORMANT:
             self.held.pop(key, None)
         self._set_alpha(handle, plan.seed_id, step)
@@ -247,12 +255,12 @@ class MorphableModel(SeedPlanner, nn.Module):
         return pack_seeds(self)
 
     def load_seed_state(self, state: Mapping[str, Any], optimizer: Optimizer | None = None) -> None:
-        """Grow what had grown, in the order in which it joined the optimizer.
+        """Grow what had grown, in the order in which it joined the optimizer; what has grown since goes.
 
-        Call it on a freshly wrapped model, before the optimizer's own state is loaded.
+        Call it before the optimizer's own state is loaded.
 
         Raises:
-            ContractError: the state is of another model.
+            ContractError: the state is of another model, or of another format; nothing has changed.
         """
         unpack_seeds(self, state, optimizer)
         self._close_fast_paths()
@@ -288,13 +296,28 @@ class MorphableModel(SeedPlanner, nn.Module):
     def install(
         self, handle: KasminaLayer, seed_id: int, kernel: LoadedKernel, optimizer: Optimizer | None
     ) -> AwakeSeed:
-        """Put a kernel into a seed, whatever its stage; its parameters join ``optimizer``."""
+        """Put a kernel into a seed, whatever its stage; its parameters join ``optimizer``.
+
+        Raises:
+            KernelError, NotSupportedError: the optimizer does not take them; nothing has changed.
+        """
         key = handle.layer_id, seed_id
+        if optimizer is not None:
+            optimizers.verify_can_join(optimizer, handle.module, kernel.weights)
         seed = self.awake[key] = handle.wake(seed_id, kernel)
         self.held[key] = kernel
         if optimizer is not None:
-            optimizers.join(optimizer, handle.module, seed.module.parameters())
+            optimizers.join(optimizer, handle.module, _named(key, seed))
         return seed
+
+    def uninstall(self, handle: KasminaLayer, seed_id: int, optimizer: Optimizer | None) -> None:
+        """Take a seed's module out; its parameters leave ``optimizer``."""
+        key = handle.layer_id, seed_id
+        gone = handle.sleep(seed_id)
+        del self.awake[key]
+        self._breakers.pop(key, None)
+        if optimizer is not None:
+            optimizers.leave(optimizer, gone.module.parameters())
 
     def follow_state(self, handle: KasminaLayer, seed_id: int) -> None:
         """Let an awake seed take part as the arrays say."""
@@ -315,3 +338,9 @@ class MorphableModel(SeedPlanner, nn.Module):
             alpha = self.schedule.alpha.at((step - int(self.state.since_step[at])) / max(1, length))
         self.state.set_alpha(*at, alpha)
         self.follow_state(handle, seed_id)
+
+
+def _named(key: tuple[str, int], seed: AwakeSeed) -> Iterator[tuple[str, nn.Parameter]]:
+    layer_id, seed_id = key
+    for name, parameter in seed.module.named_parameters():
+        yield f"kasmina.{layer_id}.{seed_id}.{name}", parameter

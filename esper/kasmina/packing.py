@@ -9,12 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from esper.errors import ContractError
 from esper.kasmina.kernels import LoadedKernel, load_grown, pack
 
 if TYPE_CHECKING:
     from esper.kasmina.model import MorphableModel
+
+FORMAT = 2
+"""Of seeds in a checkpoint. The first format had no number."""
 
 
 def pack_seeds(model: "MorphableModel") -> dict[str, Any]:
@@ -22,8 +27,6 @@ def pack_seeds(model: "MorphableModel") -> dict[str, Any]:
     kernels = []
     for (layer_id, seed_id), kernel in model.held.items():
         seed = model.layers[layer_id].awake.get(seed_id)
-        weights = dict(seed.module.state_dict()) if seed else kernel.weights
-        packed = pack(kernel.blueprint_id, kernel.spec, kernel.kind, kernel.num_features, weights)
         kernels.append(
             {
                 "layer_id": layer_id,
@@ -31,21 +34,27 @@ def pack_seeds(model: "MorphableModel") -> dict[str, Any]:
                 "kernel_sha256": kernel.kernel_sha256,
                 "is_awake": seed is not None,
                 "has_run": seed is not None and seed.has_run,
-                "packed": torch.frombuffer(bytearray(packed), dtype=torch.uint8),
+                "packed": pack_kernel(kernel, dict(seed.module.state_dict()) if seed else kernel.weights),
             }
         )
-    return {"arrays": model.state.to_lists(), "kernels": kernels}
+    return {"format": FORMAT, "arrays": model.state.to_lists(), "kernels": kernels}
 
 
 def unpack_seeds(model: "MorphableModel", state: Mapping[str, Any], optimizer: Optimizer | None) -> None:
-    """Grow what had grown. Breakers begin closed.
+    """Grow what had grown, in place of what has grown since. Breakers begin closed.
 
     Raises:
-        ContractError: the state is of another model.
+        ContractError: the state is of another model, or of another format; nothing has changed.
     """
+    if state.get("format") != FORMAT:
+        raise ContractError(f"seeds of format {state.get('format', 1)}: this Esper reads format {FORMAT}")
     model.state.load_lists(state["arrays"])
+    for handle in model.layers.values():
+        for seed_id in list(handle.awake):
+            model.uninstall(handle, seed_id, optimizer)
+    model.held.clear()
     for entry in state["kernels"]:
-        kernel = _unpack(entry)
+        kernel = unpack_kernel(entry["packed"], entry["kernel_sha256"])
         model.state.kernels.add(kernel.kernel_sha256)
         handle = model.handle(entry["layer_id"], entry["seed_id"])
         if entry["is_awake"]:
@@ -55,6 +64,16 @@ def unpack_seeds(model: "MorphableModel", state: Mapping[str, Any], optimizer: O
             model.held[handle.layer_id, entry["seed_id"]] = kernel
 
 
-def _unpack(entry: Mapping[str, Any]) -> LoadedKernel:
-    grown = load_grown(entry["packed"].numpy().tobytes())
-    return replace(grown, kernel_sha256=entry["kernel_sha256"])
+def pack_kernel(kernel: LoadedKernel, weights: dict[str, Tensor]) -> Tensor:
+    """A kernel with the weights that it has come to, as one uint8 tensor."""
+    packed = pack(kernel.blueprint_id, kernel.spec, kernel.kind, kernel.num_features, weights)
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+
+def unpack_kernel(packed: Tensor, kernel_sha256: str) -> LoadedKernel:
+    """The inverse of ``pack_kernel``; the kernel keeps the hash of the one that it grew from.
+
+    Raises:
+        KernelError: the bytes are no kernel.
+    """
+    return replace(load_grown(packed.numpy().tobytes()), kernel_sha256=kernel_sha256)

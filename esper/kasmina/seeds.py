@@ -64,6 +64,11 @@ class AwakeSeed:
         self.is_suspended = False
 
     @property
+    def num_features(self) -> int:
+        """F, the features of its layer's output."""
+        return self.kernel.num_features
+
+    @property
     def is_isolated(self) -> bool:
         """Whether it learns beside its host."""
         return self.mode is Mode.ISOLATED
@@ -139,7 +144,7 @@ class AwakeSeed:
         ok = is_finite(s)
         self._mark(ok, h)
         if self.mode is Mode.ISOLATED:
-            isolated: Tensor = Isolated.apply(h, s, ok)
+            isolated: Tensor = Isolated.apply(h, s, ok, self.num_features)
             return isolated
         return torch.where(ok, h + self.alpha_on_device.to(h.dtype) * s, h)
 

@@ -9,7 +9,9 @@ from torch import nn
 
 import esper
 from esper.config import Settings
-from esper.connection.run import RunLink, connect
+from esper.connection.connecting import connect
+from esper.connection.follower import FollowerLink
+from esper.connection.run import RunLink
 from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.model import MorphableModel
 from esper.schemas.assets import TrainingResults
@@ -136,7 +138,7 @@ def accuracy(model: nn.Module, data: Digits) -> float:
 
 
 def _all_epochs(
-    run: RunLink,
+    run: RunLink | FollowerLink,
     model: MorphableModel,
     optimizer: torch.optim.Optimizer,
     data: Digits,

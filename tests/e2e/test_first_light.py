@@ -110,15 +110,16 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
             return connection.execute(sql, (run,)).fetchall()
 
         wait_until(lambda: len(rows("SELECT 1 FROM esper.field_reports WHERE run_id = %s")) == len(reports), 30)
-        for table, topic in (
-            ("decisions", "control.tamiyo.decisions"),
-            ("lifecycle", "control.kasmina.lifecycle"),
-            ("field_reports", "innovation.field-reports"),
+        for table, event_type in (
+            ("decisions", "esper.decision.made.v1"),
+            ("lifecycle", "esper.seed.transitioned.v1"),
+            ("breaker_changes", "esper.seed-breaker.changed.v1"),
+            ("field_reports", "esper.adaptation.reported.v1"),
         ):
-            in_kafka = {e["ce_id"] for e in events if e["topic"] == topic}
+            in_kafka = {e["ce_id"] for e in events if e["ce_type"] == event_type}
             in_rows = {str(r[0]) for r in rows(f"SELECT event_id FROM esper.{table} WHERE run_id = %s")}
             assert in_rows <= in_kafka
-            assert len(in_rows) == len(in_kafka)
+            assert len(in_rows) == len(in_kafka), table
         causes = rows("SELECT command_id, decision_id FROM esper.commands WHERE run_id = %s")
         assert {str(c): str(d) for c, d in causes} == {
             e["ce_id"]: e["ce_causationid"] for e in events if e["topic"] == "control.kasmina.commands"

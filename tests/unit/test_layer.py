@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from esper.errors import NotSupportedError
+from esper.kasmina.autograd import isolated_gradient
 from esper.kasmina.breaker import OPEN_S, Breaker
 from esper.kasmina.lifecycle import AlphaCurve
 from esper.kasmina.model import MorphableModel
@@ -232,3 +233,12 @@ def test_alpha_rises_from_0_to_1_and_never_falls(curve: AlphaCurve, shares: list
     assert all(0.0 <= a <= 1.0 for a in alphas)
     assert (curve.at(0.0), curve.at(1.0)) == (0.0, 1.0)
     assert curve.at(0.5) == pytest.approx(0.5)
+
+
+def test_an_isolated_seed_settles_where_it_is_one_gradient_step_whatever_the_number_of_positions() -> None:
+    for shape in [(3, 5), (3, 5, 7), (3, 5, 4, 4)]:
+        torch.manual_seed(0)
+        s, g = torch.zeros(shape), torch.randn(shape)
+        for _n in range(200 * s[0, 0].numel()):
+            s -= 0.5 * isolated_gradient(g, s, 5)
+        assert torch.allclose(s, -3 * g, atol=1e-3), "N times the gradient of a mean over N samples"
