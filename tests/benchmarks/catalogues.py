@@ -4,6 +4,7 @@ Owns how a model of each catalogue is built from random weights, and small input
 Nothing is downloaded. Where one input does not suit a model, the next candidate is tried.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 BATCH = 2  # batch norm over 1x1 maps needs more than one
+
+
+MAX_TIMM_PARAMETERS = 60_000_000
+"""Larger ones of timm are scaled from smaller ones, and take minutes each: they are not run."""
+
+
+class TooLarge(Exception):
+    """A model that is left out for its size."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,13 @@ def _timm_case(name: str, family: str) -> Case:
     def build() -> nn.Module:
         import timm
 
+        with (
+            contextlib.suppress(NotImplementedError, RuntimeError),
+            torch.device("meta"),
+        ):  # some read values as they build
+            count = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+            if count > MAX_TIMM_PARAMETERS:
+                raise TooLarge(f"{count:,} parameters")
         return timm.create_model(name, pretrained=False)  # type: ignore[no-any-return]
 
     def inputs(model: nn.Module) -> Iterator[Inputs]:

@@ -354,8 +354,9 @@ def _digest(values: Tensor) -> Tensor:
 def _called(model: nn.Module, inputs: Inputs) -> dict[int, int]:
     counts: dict[int, int] = {}
 
-    def count(module: nn.Module, _args: Any, _output: Any) -> None:
-        counts[id(module)] = counts.get(id(module), 0) + 1
+    def count(module: nn.Module, _args: Any, output: Any) -> None:
+        if any(t.numel() for t in tensors_in(output)):  # an expert may be called with no token at all
+            counts[id(module)] = counts.get(id(module), 0) + 1
 
     hooks = [m.register_forward_hook(count) for m in model.modules()]
     with torch.no_grad():
