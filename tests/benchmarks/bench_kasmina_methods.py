@@ -12,7 +12,7 @@ from torch import nn
 import esper
 from esper.kasmina.hosts import host_type
 
-ROUNDS = 30
+ROUNDS = 25
 ROUND_S = 0.05
 
 

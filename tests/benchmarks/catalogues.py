@@ -80,6 +80,8 @@ def _torchvision_case(name: str, family: str, *, quantize: bool | None) -> Case:
             options["weights_backbone"] = None
         if family == "classification" and name.startswith("vit_"):
             options["image_size"] = 56 if "14" in name else 64
+        if family == "detection" and not name.startswith("ssd"):
+            options |= {"min_size": 96, "max_size": 160}  # else they scale every image up to 800
         if quantize is not None:
             options["quantize"] = quantize
         if name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3"):
