@@ -94,9 +94,9 @@ class Subject:
         self.buffers = {_plain(n): b.detach().clone() for n, b in model.named_buffers()}
         self.keys = list(model.state_dict())
         self.classes = [type(m) for m in model.modules()]
-        self.attributes = [set(vars(m)) for m in model.modules()]
         self.called = _called(model, inputs)
-        self.plain = self._run(model)
+        self.plain = self._run(model)  # some models set attributes in forward: what counts is what comes after
+        self.attributes = [set(vars(m)) for m in model.modules()]
         self.is_deterministic = _same(self.plain, self._run(model)) == "ok"
         self.now = self.plain  # what the model is known to compute
 
