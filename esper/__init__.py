@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper.connection import connect
+    from esper.kasmina.baking import bake, unwrap
     from esper.wrapping import wrap
 
-__all__ = ["connect", "wrap"]
+__all__ = ["bake", "connect", "unwrap", "wrap"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from esper.wrapping import wrap
 
         return wrap
+    if name in ("bake", "unwrap"):
+        from esper.kasmina import baking
+
+        return getattr(baking, name)
     if name == "connect":
         from esper.connection import connect
 

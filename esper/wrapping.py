@@ -2,44 +2,60 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from esper.errors import ContractError
 from esper.kasmina.cache import MIB, KernelCache
-from esper.kasmina.hosts import host_type
+from esper.kasmina.layer import plain_class
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.targets import Target, find_targets
+
+_SHARDED = frozenset({"FullyShardedDataParallel", "FSDPModule"})
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def wrap(
     model: nn.Module,
-    target_layers: Sequence[type[nn.Module]] = (nn.Linear,),
+    target_layers: Target | Sequence[Target] = (nn.Linear,),
     seeds_per_layer: int = 4,
     cache_size_mb: int = 128,
 ) -> MorphableModel:
     """Give each target layer its seeds, all dormant: the model computes what it computed, to the bit.
 
+    Nothing is attached to the model and no weight is read: a model on the meta device will do.
+    ``unwrap`` gives it back.
+
     Args:
-        model: any module; it is used, not copied.
-        target_layers: classes of layers that hold seeds; nn.Linear and nn.Conv2d, or subclasses.
+        model: any module; it is used, not copied. One that torch.compile made keeps its keys in
+            state_dict, and its layers go by their plain names.
+        target_layers: classes, patterns of names, predicates, or several of these
+            (esper.kasmina.targets says what each means).
         seeds_per_layer: at most one seed per output feature.
         cache_size_mb: MiB of kernels kept in memory; 0 keeps none.
 
     Raises:
-        ContractError: the model is wrapped already, or has no such layer.
+        ContractError: the model is wrapped, scripted or sharded already, is inside
+            DataParallel, or has no layer that was asked for and can hold seeds.
         TypeError: a target class cannot hold seeds.
     """
-    if any(isinstance(m, MorphableModel) for m in model.modules()):
-        raise ContractError("this model is wrapped already; use the MorphableModel that wrap() gave")
     if seeds_per_layer < 1:
         raise ContractError("seeds_per_layer must be at least 1")
-    targets = tuple(target_layers)
-    found = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, targets)}
-    if not found:
-        named = ", ".join(t.__name__ for t in targets)
-        raise ContractError(f"{type(model).__name__} has no layer of {named}: name others in target_layers")
-    for module in found.values():
-        if host_type(module) is None:
-            raise TypeError(f"{type(module).__name__} cannot hold seeds: nn.Linear and nn.Conv2d can")
-    morphable = MorphableModel(model, found, seeds_per_layer)
+    _refuse_what_is_not_plain(model)
+    found = find_targets(model, target_layers)
+    morphable = MorphableModel(model, found.layers, seeds_per_layer)
+    morphable.skipped = found.skipped
     morphable.kernel_cache = KernelCache(cache_size_mb * MIB)
     return morphable
+
+
+def _refuse_what_is_not_plain(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ContractError("a scripted model runs its own copy of the code: wrap the model it was made from")
+    if isinstance(model, _PARALLEL):
+        raise ContractError(f"wrap the model first, then put it into {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, MorphableModel) or plain_class(module) is not type(module):
+            raise ContractError("this model is wrapped already; use the MorphableModel that wrap() gave")
+        if _SHARDED & {cls.__name__ for cls in type(module).__mro__}:
+            raise ContractError("a sharded model cannot grow: its parameters are no longer those of its layers")

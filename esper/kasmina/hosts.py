@@ -39,6 +39,8 @@ _TYPES: dict[type[nn.Module] | str, HostType] = {
     nn.Linear: HostType(LayerKind.LINEAR, lambda m: int(m.out_features)),
     nn.Conv1d: HostType(LayerKind.CONV1D, _out_channels),
     nn.Conv2d: HostType(LayerKind.CONV2D, _out_channels),
+    nn.ConvTranspose1d: HostType(LayerKind.CONV1D, _out_channels),
+    nn.ConvTranspose2d: HostType(LayerKind.CONV2D, _out_channels),
     nn.MultiheadAttention: HostType(LayerKind.LINEAR, lambda m: int(m.embed_dim)),
     "transformers.pytorch_utils.Conv1D": HostType(LayerKind.LINEAR, lambda m: int(m.nf)),
 }

@@ -53,6 +53,11 @@ class KasminaLayer:
         floating = (p for p in self.module.parameters() if p.is_floating_point())
         return next(floating, torch.empty(0))
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether a seed has to be called when the layer is."""
+        return any(seed.mode is not Mode.IDLE for seed in self.awake.values())
+
     def wake(self, seed_id: int, kernel: LoadedKernel) -> AwakeSeed:
         """Put a kernel into a seed; the layer's output stays as it is."""
         like = self.like
@@ -89,13 +94,12 @@ class KasminaLayer:
     def _swap_class(self) -> None:
         module = self.module
         plain = plain_class(module)
-        takes_part = any(seed.mode is not Mode.IDLE for seed in self.awake.values())
-        if takes_part and type(module) is plain:
+        if self.takes_part and type(module) is plain:
             object.__setattr__(module, _HANDLE, self)
             module.__class__ = _awake_class(plain)
             if "forward" in module.__dict__:  # somebody's own forward hides the class's
                 object.__setattr__(module, "forward", _BlendedForward(self, module.__dict__["forward"]))
-        elif not takes_part and type(module) is not plain:
+        elif not self.takes_part and type(module) is not plain:
             module.__class__ = plain
             object.__delattr__(module, _HANDLE)
             own = module.__dict__.get("forward")

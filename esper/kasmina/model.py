@@ -5,7 +5,7 @@ and applied after. While all seeds are dormant it is the plain model to the bit,
 state_dict is the plain model's at all times; what has grown is in ``seed_state``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.errors import ContractError
-from esper.kasmina import optimizers
+from esper.kasmina import baking, optimizers
+from esper.kasmina.bypass import close_fast_paths, fast_path_owners
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel
@@ -49,6 +50,7 @@ class MorphableModel(SeedPlanner, nn.Module):
 
     Attributes:
         layers: qualified name -> handle, for each layer that holds seeds.
+        skipped: qualified name -> why it holds none, for layers that were asked for in general terms.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
         kernel_cache: where the link keeps kernels; models of one process may be given the same.
@@ -58,6 +60,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         super().__init__()
         self.host = host
         object.__setattr__(self, "_host", host)  # found at once, where ``host`` is looked for in three places
+        self.skipped: Mapping[str, str] = {}
         self.layers: Mapping[str, KasminaLayer] = {
             name: KasminaLayer(name, n, module, seeds_per_layer) for n, (name, module) in enumerate(layers.items())
         }
@@ -68,6 +71,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         self.probe = HealthProbe(self.layers.values())
         self.held: dict[tuple[str, int], LoadedKernel] = {}
         self.awake: dict[tuple[str, int], AwakeSeed] = {}
+        self._fast_paths = fast_path_owners(host)
         self._marks = DeviceMarks()
         self._breakers: dict[tuple[str, int], BreakerState] = {}  # as last told
         self._is_differentiable_twice = False
@@ -242,6 +246,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         elif plan.to_stage is SeedStage.DORMANT:
             self.held.pop(key, None)
         self._set_alpha(handle, plan.seed_id, step)
+        self._close_fast_paths()
 
     def on_step(self, step: int) -> None:
         """Between two steps: alpha of seeds that are grafted moves, breakers take in what happened."""
@@ -284,6 +289,35 @@ class MorphableModel(SeedPlanner, nn.Module):
             ContractError: the state is of another model, or of another format; nothing has changed.
         """
         unpack_seeds(self, state, optimizer)
+        self._close_fast_paths()
+
+    # -- out of Kasmina again ---------------------------------------------------------------
+
+    def unwrap(self, optimizer: Optimizer | None = None) -> nn.Module:
+        """See ``esper.kasmina.baking.unwrap``."""
+        return baking.unwrap(self, optimizer)
+
+    def bake(self, optimizer: Optimizer | None = None) -> nn.Module:
+        """See ``esper.kasmina.baking.bake``."""
+        return baking.bake(self, optimizer)
+
+    def release(self, optimizer: Optimizer | None, keep: Collection[AwakeSeed] = ()) -> nn.Module:
+        """The host, with nothing of Kasmina in it: all seeds are dormant, and there are no hooks.
+
+        Parameters of the seeds leave ``optimizer``, except those of ``keep``.
+        """
+        self.probe.disarm()
+        for (layer_id, seed_id), seed in self.awake.items():
+            self.layers[layer_id].sleep(seed_id)
+            if optimizer is not None and not any(seed is kept for kept in keep):
+                optimizers.leave(optimizer, seed.module.parameters())
+        self._close_fast_paths()
+        for table in (self.awake, self.held, self._breakers):
+            table.clear()
+        self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
+        return self.host
+
+    # -- inside -----------------------------------------------------------------------------
 
     def install(
         self, handle: KasminaLayer, seed_id: int, kernel: LoadedKernel, optimizer: Optimizer | None
@@ -317,6 +351,10 @@ class MorphableModel(SeedPlanner, nn.Module):
         if seed_id in handle.awake:
             at = handle.index, seed_id
             handle.follow(seed_id, self.state.stage_of(*at), float(self.state.alpha[at]))
+
+    def _close_fast_paths(self) -> None:
+        if self._fast_paths:
+            close_fast_paths(self._fast_paths, [h.module for h in self.layers.values() if h.takes_part])
 
     def _set_alpha(self, handle: KasminaLayer, seed_id: int, step: int) -> None:
         at = handle.index, seed_id
