@@ -1,6 +1,7 @@
 """What all tests share: one embedded stack a session, one fresh database a test."""
 
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from esper.config import PostgresSettings, Settings
 from esper.embedded.stack import EmbeddedStack
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other when the cores are busy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -293,7 +293,8 @@ def test_the_last_call_counts_evaluations_do_not_and_silent_layers_are_named() -
             self.used, self.read = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(self.used(self.used(x)), self.read.weight)
+            read = dict(self.named_children())["read"]  # in a way that wrap() does not see through
+            return nn.functional.linear(self.used(self.used(x)), read.weight)
 
     model = esper.wrap(Shared(), seeds_per_layer=1)
     probe, x = model.probe, torch.randn(8, 4)
