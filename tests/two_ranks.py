@@ -79,7 +79,9 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in morphable_of(model).named_parameters()}
+    grown = morphable_of(model)
+    named = {**dict(grown.host.named_parameters()), **dict(grown.named_seed_parameters())}
+    return {name: p.detach().clone() for name, p in named.items()}
 
 
 def life(rank: int, **how: Any) -> dict[str, Any]:

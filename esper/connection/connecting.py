@@ -40,7 +40,7 @@ def connect(
         run_id: names the run; a new name where it is None.
         settings: where everything is; from the environment where it is None.
         scheduler: an lr scheduler (or anything with state_dict), kept in checkpoints.
-        scaler: a GradScaler, likewise.
+        scaler: the AMP GradScaler that scales the loss, likewise.
         hyperparameters: told with ``run started``.
         is_resumed: go on from the newest checkpoint of ``run_id``.
 

@@ -32,6 +32,9 @@ class Training:
     scheduler: Any = None
     scaler: Any = None
 
+    def __post_init__(self) -> None:
+        self.model.grad_scaler = self.scaler
+
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
@@ -60,6 +63,7 @@ class Training:
         for name, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None:
                 part.load_state_dict(saved[name])
+        self.model.grad_scaler = self.scaler
 
 
 def verify_format(saved: Mapping[str, Any]) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PULL = 1.0
 """How strongly an isolated seed is held near zero; 1 lets it take one gradient step in activations."""
 
+Pull = float | Tensor
+"""PULL times the scale of the loss, as an AMP GradScaler has it."""
+
 
 def is_finite(values: Tensor) -> Tensor:
     """Whether all of ``values`` are finite: a boolean without dimensions, on its device."""
@@ -47,17 +50,17 @@ def are_finite(values: Sequence[Tensor]) -> bool:
     return all(math.isfinite(norm.item()) for norm in norms)
 
 
-def isolated_gradient(g: Tensor, s: Tensor, num_features: int) -> Tensor:
-    """The gradient of a seed in TRAINING: (g + PULL * s / N) / P, P positions of F features in each of N samples.
+def isolated_gradient(g: Tensor, s: Tensor, num_features: int, pull: Pull = PULL) -> Tensor:
+    """The gradient of a seed in TRAINING: (g + pull * s / N) / P, P positions of F features in each of N samples.
 
     The seed learns as if it were added, and its host never notices. The pull is the gradient of
-    PULL * |s|^2 / 2N: nothing that s does comes back through the loss while it is isolated, and
+    pull * |s|^2 / 2N: nothing that s does comes back through the loss while it is isolated, and
     without the pull it would grow without bound. Both are divided by P, since the curvature of
     the pull grows with the number of positions (docs/decisions/0004).
     """
     num_samples = max(1, s.shape[0]) if s.dim() > 1 else 1
     num_positions = max(1, s.numel() // (num_samples * num_features))
-    return (g + PULL / num_samples * s) / num_positions
+    return (g + pull / num_samples * s) / num_positions
 
 
 class SeedCall(torch.autograd.Function):
@@ -118,7 +121,7 @@ def _seed_gradients(
     """The gradients behind one call, of its input and its parameters; None where the seed fails."""
     if not s.requires_grad:
         return None, [None] * len(parameters)
-    of_s = isolated_gradient(g, s.detach(), seed.num_features) if seed.is_isolated else g * gain
+    of_s = isolated_gradient(g, s.detach(), seed.num_features, seed.pull()) if seed.is_isolated else g * gain
     if ok is not None:
         of_s = torch.where(ok, of_s, 0.0)
     wanted = [*parameters, x] if x.requires_grad else parameters
@@ -153,22 +156,22 @@ class Isolated(torch.autograd.Function):
     """h unchanged to the bit, its gradient too; s learns as if it were added (see ``isolated_gradient``)."""
 
     @staticmethod
-    def forward(h: Tensor, s: Tensor, ok: Tensor, num_features: int) -> Tensor:
+    def forward(h: Tensor, s: Tensor, ok: Tensor, num_features: int, pull: Pull) -> Tensor:
         """h, s of one shape; ok: whether s may learn from this call."""
         return h.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         """Keep what the gradient of s is made of."""
-        _h, s, ok, ctx.num_features = inputs
+        _h, s, ok, ctx.num_features, ctx.pull = inputs
         ctx.save_for_backward(s, ok)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradient for h, and for s."""
         s, ok = ctx.saved_tensors
-        of_s = isolated_gradient(gradients[0], s, ctx.num_features)
-        return gradients[0], torch.where(ok, of_s, 0.0), None, None
+        of_s = isolated_gradient(gradients[0], s, ctx.num_features, ctx.pull)
+        return gradients[0], torch.where(ok, of_s, 0.0), None, None, None
 
 
 class Guarded(torch.autograd.Function):

@@ -45,7 +45,8 @@ class GradientAverager:
             hook.remove()
         self._hooks = []
         if any(layer.awake for layer in self._model.layers.values()):
-            learning: list[Any] = [p for p in self._model.parameters() if p.requires_grad]
+            seeds = (p for _name, p in self._model.named_seed_parameters())
+            learning: list[Any] = [p for p in (*self._model.host.parameters(), *seeds) if p.requires_grad]
             self._hooks = [p.register_post_accumulate_grad_hook(self._queue) for p in learning]
 
     def _queue(self, _parameter: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from esper.kasmina.distributed import morphable_of
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.seeds import Mode
 
 
 class GrowingAverage(AveragedModel):
@@ -66,6 +67,7 @@ class GrowingAverage(AveragedModel):
 
 
 def _grow_as(copy: MorphableModel, source: MorphableModel) -> None:
+    averaged = {life for life in _germinations(copy) if copy.awake[life[0]].mode is Mode.BLENDED}
     if _germinations(copy) != _germinations(source):
         kept = {life: dict(copy.awake[life[0]].module.state_dict()) for life in _germinations(copy)}
         for layer_id, seed_id in list(copy.awake):
@@ -78,6 +80,8 @@ def _grow_as(copy: MorphableModel, source: MorphableModel) -> None:
     copy.state.load_lists(source.state.to_lists())
     for layer_id, seed_id in copy.awake:
         copy.follow_state(copy.layers[layer_id], seed_id)
+    for key in (life[0] for life in _germinations(source) if life not in averaged):  # not in the output until now
+        copy.awake[key].module.load_state_dict(source.awake[key].module.state_dict())
 
 
 def _germinations(model: MorphableModel) -> list[tuple[tuple[str, int], int]]:

@@ -23,7 +23,7 @@ from esper.kasmina.lifecycle import WHOLE_STAGES, StageSchedule, Transition
 from esper.kasmina.marks import DeviceMarks
 from esper.kasmina.packing import pack_seeds, unpack_seeds
 from esper.kasmina.planning import SeedPlanner, pairs
-from esper.kasmina.seeds import AwakeSeed, Mark
+from esper.kasmina.seeds import AwakeSeed, Mark, Mode
 from esper.kasmina.state import SeedArrays
 from esper.kasmina.topology import edges_between
 from esper.schemas.assets import LayerEdge, LayerNode, Seed
@@ -75,6 +75,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         self._marks = DeviceMarks()
         self._breakers: dict[tuple[str, int], BreakerState] = {}  # as last told
         self._is_differentiable_twice = False
+        self._grad_scaler: Any = None
 
     # -- as a module: the host's face ------------------------------------------------------
 
@@ -105,17 +106,31 @@ class MorphableModel(SeedPlanner, nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The host's parameters under their own names, then those of grown seeds, as they joined.
+        """The host's parameters under their own names, then those of seeds that are in its output, as they joined.
 
-        Without ``recurse`` there are none: the model itself holds no parameter. DDP asks module by
-        module, so that it reduces the host's gradients and leaves those of seeds to ``Replicas``.
+        A seed in TRAINING is not among them, so that clipping the norm of these leaves the host's
+        step as it is without the seed; ``named_seed_parameters`` has them all. Without ``recurse``
+        there are none: the model itself holds no parameter. DDP asks module by module, so that it
+        reduces the host's gradients and leaves those of seeds to ``Replicas``.
         """
         if not recurse:
             return
         yield from self.host.named_parameters(prefix, recurse, remove_duplicate)
         for key, seed in self.__dict__.get("awake", {}).items():
-            for name, parameter in _named(key, seed):
-                yield f"{prefix}{'.' if prefix else ''}{name}", parameter
+            if seed.mode is Mode.BLENDED:
+                for name, parameter in _named(key, seed):
+                    yield f"{prefix}{'.' if prefix else ''}{name}", parameter
+
+    def named_seed_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of all seeds that hold a module, whether they take part or not."""
+        for key, seed in self.awake.items():
+            yield from _named(key, seed)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear all gradients, those of seeds in TRAINING too."""
+        super().zero_grad(set_to_none)
+        for seed in self.awake.values():
+            seed.module.zero_grad(set_to_none)
 
     def train(self, mode: bool = True) -> Self:
         """The host's mode, for grown seeds too."""
@@ -144,6 +159,17 @@ class MorphableModel(SeedPlanner, nn.Module):
         self._is_differentiable_twice = wanted
         for handle in self.layers.values():
             handle.differentiable_twice = wanted
+
+    @property
+    def grad_scaler(self) -> Any:
+        """The AMP GradScaler that scales the loss, if any: seeds in TRAINING must know. ``esper.connect`` sets it."""
+        return self._grad_scaler
+
+    @grad_scaler.setter
+    def grad_scaler(self, scaler: Any) -> None:
+        self._grad_scaler = scaler
+        for seed in self.awake.values():
+            seed.follow_scaler(scaler)
 
     # -- what it is -------------------------------------------------------------------------
 
@@ -305,6 +331,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         if optimizer is not None:
             optimizers.verify_can_join(optimizer, handle.module, kernel.weights)
         seed = self.awake[key] = handle.wake(seed_id, kernel)
+        seed.follow_scaler(self._grad_scaler)
         self.held[key] = kernel
         if optimizer is not None:
             optimizers.join(optimizer, handle.module, _named(key, seed))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper.kasmina.autograd import Guarded, Isolated, SeedCall, are_finite, is_finite
+from esper.kasmina.autograd import PULL, Guarded, Isolated, Pull, SeedCall, are_finite, is_finite
 from esper.kasmina.breaker import Breaker
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.watchdog import TimeLimit
@@ -62,6 +62,8 @@ class AwakeSeed:
         self.time_limit_s = TIME_LIMIT_S
         self.has_run = False
         self.is_suspended = False
+        self._scaler: Any = None
+        self._traced_pull: Pull = PULL
 
     @property
     def num_features(self) -> int:
@@ -73,6 +75,18 @@ class AwakeSeed:
         """Whether it learns beside its host."""
         return self.mode is Mode.ISOLATED
 
+    def pull(self) -> Pull:
+        """What holds the seed near zero while it is isolated: its gradients are scaled as the loss is."""
+        if self._scaler is None:
+            return PULL
+        scaled: Tensor = self._scaler.scale(torch.full((), PULL, device=self.marks.device))
+        return scaled
+
+    def follow_scaler(self, scaler: Any) -> None:
+        """Scale the pull as this GradScaler scales the loss; compiled code takes the scale of now."""
+        self._scaler = scaler
+        self._traced_pull = self.pull()
+
     def follow(self, stage: SeedStage, alpha: float) -> None:
         """Take part as this stage does, with this share. Waits for no device."""
         self.stage, self.mode = stage, _MODES.get(stage, Mode.BLENDED)
@@ -83,6 +97,8 @@ class AwakeSeed:
     def settle(self, mark: Mark) -> None:
         """Between two steps: take in what ``marks`` said, and let the breaker's time pass."""
         self.has_run |= mark.has_run
+        if isinstance(self._traced_pull, Tensor):
+            self._traced_pull.fill_(self.pull())
         if mark.was_faulty and not self.is_suspended:
             self.breaker.failed("an output is not finite", is_grave=True)
         elif mark.has_run and not mark.was_faulty:
@@ -144,7 +160,7 @@ class AwakeSeed:
         ok = is_finite(s)
         self._mark(ok, h)
         if self.mode is Mode.ISOLATED:
-            isolated: Tensor = Isolated.apply(h, s, ok, self.num_features)
+            isolated: Tensor = Isolated.apply(h, s, ok, self.num_features, self._traced_pull)
             return isolated
         return torch.where(ok, h + self.alpha_on_device.to(h.dtype) * s, h)
 

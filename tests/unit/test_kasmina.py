@@ -137,19 +137,19 @@ def test_a_seed_in_training_leaves_the_host_as_it_is_and_learns() -> None:
     for plan in model.plan_advance(1):
         model.apply_transition(plan, step=2, boundary=1, optimizer=second)
     assert model.seed("fc1", 0).stage is S.TRAINING
-    before = [p.clone() for name, p in model.named_parameters() if name.startswith("kasmina.")]
+    before = [p.clone() for _name, p in model.named_seed_parameters()]
     for n in range(10):
         assert torch.equal(step(plain, first, n), step(model, second, n))
     for a, b in zip(plain.parameters(), model.host.parameters(), strict=True):
         assert torch.equal(a, b)
-    after = [p for name, p in model.named_parameters() if name.startswith("kasmina.")]
+    after = [p for _name, p in model.named_seed_parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_isolation_keeps_negative_zero_and_infinity() -> None:
     h = torch.tensor([-0.0, math.inf, -math.inf, 1.5], requires_grad=True)
     s = torch.tensor([1.0, -2.0, 2.0, 0.0], requires_grad=True)
-    out = Isolated.apply(h, s, torch.tensor(True), 4)
+    out = Isolated.apply(h, s, torch.tensor(True), 4, 1.0)
     assert out.numpy(force=True).tobytes() == h.numpy(force=True).tobytes()
     out.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert torch.equal(h.grad, torch.tensor([1.0, 2.0, 3.0, 4.0]))

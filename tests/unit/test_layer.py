@@ -239,6 +239,33 @@ def test_an_isolated_seed_settles_where_it_is_one_gradient_step_whatever_the_num
     for shape in [(3, 5), (3, 5, 7), (3, 5, 4, 4)]:
         torch.manual_seed(0)
         s, g = torch.zeros(shape), torch.randn(shape)
-        for _n in range(200 * s[0, 0].numel()):
+        for _n in range(60 * s[0, 0].numel()):
             s -= 0.5 * isolated_gradient(g, s, 5)
         assert torch.allclose(s, -3 * g, atol=1e-3), "N times the gradient of a mean over N samples"
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_clipping_and_scaling_the_loss_leave_an_isolated_seed_and_its_host_alone(max_norm: float) -> None:
+    def run(scale: float, *, with_seed: bool) -> list[Tensor]:
+        model = wrapped()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        model.grad_scaler = scaler
+        if with_seed:
+            germinate(model, "fc1", optimizer=optimizer)
+            (plan,) = model.plan_advance(1)
+            model.apply_transition(plan, step=2, boundary=1, optimizer=optimizer)
+        for n in range(20):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, n)).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            model.on_step(n)
+        return [p.detach() for p in (*model.host.parameters(), *dict(model.named_seed_parameters()).values())]
+
+    alone, unscaled, scaled = run(1.0, with_seed=False), run(1.0, with_seed=True), run(2.0**16, with_seed=True)
+    assert all(torch.equal(a, b) for a, b in zip(alone, unscaled, strict=False))
+    for a, b in zip(unscaled, scaled, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -60,7 +60,7 @@ def advance(model: MorphableModel, optimizer: Any, step: int) -> None:
 
 
 def grown(model: MorphableModel) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if name.startswith("kasmina.")}
+    return dict(model.named_seed_parameters())
 
 
 def train(model: nn.Module, optimizer: Any, step: int) -> None:
