@@ -1,4 +1,4 @@
-"""Health in a run: what the model's probe measured becomes events, each with the step it was measured at.
+"""Health in a run: what the model's probe measured becomes events and state, each with the step it was measured at.
 
 Owns when a step is sampled and when its signals are told; esper.kasmina.health has the signals.
 Invariant: signals of windows that a view at a boundary reads are told before that boundary. All
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from esper.connection.journal import Journal
 from esper.connection.telemetry import TelemetryPipe
 from esper.graph.windows import WINDOW_STEPS, last_complete_window
-from esper.kasmina.health import HealthProbe, Measured
+from esper.kasmina.health import Measured
+from esper.kasmina.model import MorphableModel
 from esper.logging import get_logger
 from esper.schemas.events import LayerHealthMeasured
 
@@ -20,9 +21,9 @@ _log = get_logger(__name__)
 class HealthReporter:
     """The probe of one incarnation. ``num_told`` counts the records that were queued."""
 
-    def __init__(self, probe: HealthProbe, journal: Journal, telemetry: TelemetryPipe, every_steps: int) -> None:
+    def __init__(self, model: MorphableModel, journal: Journal, telemetry: TelemetryPipe, every_steps: int) -> None:
         self.num_told = 0
-        self._probe, self._journal, self._telemetry = probe, journal, telemetry
+        self._model, self._probe, self._journal, self._telemetry = model, model.probe, journal, telemetry
         self._every_steps = every_steps
         self._has_named_silent = False
 
@@ -56,6 +57,7 @@ class HealthReporter:
     def _tell(self, measured: Sequence[Measured]) -> None:
         for step, epoch, layers in measured:
             for layer_id, signals in layers.items():
+                self._model.state.set_health(self._model.layers[layer_id].index, [s.health_score for s in signals])
                 message = self._journal.make(
                     LayerHealthMeasured, step=step, epoch=epoch, layer_id=layer_id, signals=signals
                 )

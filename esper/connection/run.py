@@ -91,7 +91,7 @@ class RunLink:
             incarnation = self._store.claim_incarnation(is_resumed=self._is_resumed)
             self._journal = Journal(self.run_id, incarnation, self._outbox)
             self._health = HealthReporter(
-                self._model.probe, self._journal, self._link.telemetry, self._options.health_every_steps
+                self._model, self._journal, self._link.telemetry, self._options.health_every_steps
             )
             if saved is None:
                 self._begin()

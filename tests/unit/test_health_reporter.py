@@ -24,7 +24,7 @@ class Training:
         self.model = esper.wrap(nn.Linear(4, 4), seeds_per_layer=2)
         self.pipe = TelemetryPipe(Outbox(folder / "spill.sqlite"), LinkOptions.model_validate({}))
         journal = Journal("run", 1, Outbox(folder / "outbox.sqlite"))
-        self.reporter = HealthReporter(self.model.probe, journal, self.pipe, EVERY_STEPS)
+        self.reporter = HealthReporter(self.model, journal, self.pipe, EVERY_STEPS)
         self.step = 0
 
     def to(self, step: int) -> list[int]:
