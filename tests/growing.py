@@ -15,6 +15,13 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import LayerKind, SeedStage
 
 BOUNDARY_STEPS = 2
+OPTIONS: dict[str, dict[str, float]] = {
+    "low_rank": {"rank": 2},
+    "bottleneck": {"expansion": 0.5},
+    "residual": {"expansion": 0.5},
+    "mlp": {"width": 3},
+    "squeeze_excite": {"reduction": 2},
+}
 SCHEDULE = StageSchedule(germinated=1, training=2, grafting=2, stabilizing=1, evaluating=5, embargo=2)
 
 
@@ -46,10 +53,14 @@ def wrapped(seed: int = 0, net: nn.Module | None = None) -> MorphableModel:
 def loaded_kernel(
     kind: LayerKind, num_features: int, module: str = "low_rank", parameters: Mapping[str, float] | None = None
 ) -> LoadedKernel:
-    given = {"low_rank": {"rank": 2}, "bottleneck": {"expansion": 0.5}, "residual": {"expansion": 0.5}}
-    spec = BlueprintSpec(module=module, parameters=parameters or given.get(module, {}), targets=(kind,))
+    spec = BlueprintSpec(module=module, parameters=parameters or OPTIONS.get(module, {}), targets=(kind,))
     data = build_kernel(f"{module}-test", spec, kind, num_features)
     return load_kernel(data, hashlib.sha256(data).hexdigest())
+
+
+def kernel_for(model: MorphableModel, layer_id: str, module: str = "low_rank") -> LoadedKernel:
+    handle = model.layers[layer_id]
+    return loaded_kernel(handle.kind, handle.num_features, module)
 
 
 def germinate(
@@ -61,8 +72,7 @@ def germinate(
     optimizer: Optimizer | None = None,
     step: int = 0,
 ) -> None:
-    handle = model.layers[layer_id]
-    kernel = loaded_kernel(handle.kind, handle.num_features, module)
+    kernel = kernel_for(model, layer_id, module)
     plan = model.plan_germinate(layer_id, seed_id, kernel)
     boundary = step // model.boundary_steps
     model.apply_transition(plan, step=step, boundary=boundary, kernel=kernel, optimizer=optimizer)
@@ -109,10 +119,24 @@ def train_step(model: nn.Module, optimizer: Optimizer, n: int) -> Tensor:
     return loss.detach()
 
 
+def train_to(
+    model: MorphableModel, optimizer: Optimizer, layer_id: str, seed_id: int, stage: SeedStage, start: int = 0
+) -> int:
+    """``advance_to``, with an ordinary training step."""
+    return advance_to(
+        model,
+        layer_id,
+        seed_id,
+        stage,
+        train=lambda n: train_step(model, optimizer, n),
+        optimizer=optimizer,
+        start=start,
+    )
+
+
 def grown(stage: SeedStage, layer_id: str = "fc1", module: str = "low_rank") -> tuple[MorphableModel, Optimizer, int]:
     """A model with one seed at ``stage``, its optimizer, and the step that it is at."""
     model = wrapped()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     germinate(model, layer_id, module=module, optimizer=optimizer)
-    step = advance_to(model, layer_id, 0, stage, train=lambda n: train_step(model, optimizer, n), optimizer=optimizer)
-    return model, optimizer, step
+    return model, optimizer, train_to(model, optimizer, layer_id, 0, stage)

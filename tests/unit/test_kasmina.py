@@ -6,103 +6,28 @@ import math
 
 import pytest
 import torch
+from growing import batch, germinate, kernel_for, train_step, train_to, wrapped
+from growing import plain as plain_net
 from torch import nn
 
 import esper
 from esper.errors import ContractError, KernelError
 from esper.kasmina.autograd import Isolated
 from esper.kasmina.catalogue import CATALOGUE
-from esper.kasmina.kernels import build_kernel, load_kernel
-from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.model import MorphableModel
-from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import SeedStage
 
 S = SeedStage
-SCHEDULE = StageSchedule(germinated=1, training=2, grafting=2, stabilizing=1, evaluating=5, embargo=2)
-OPTIONS = {
-    "low_rank": {"rank": 2},
-    "bottleneck": {"expansion": 0.5},
-    "residual": {"expansion": 0.5},
-    "mlp": {"width": 3},
-    "squeeze_excite": {"reduction": 2},
-}
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 6, 3, padding=1)
-        self.fc1 = nn.Linear(6 * 16, 8)
-        self.fc2 = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.relu(self.conv(x)).flatten(1)
-        return self.fc2(torch.relu(self.fc1(h)))
-
-
-def make(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net()
-
-
-def wrapped(seed: int = 0) -> MorphableModel:
-    model = esper.wrap(make(seed), target_layers=[nn.Conv2d, nn.Linear])
-    model.schedule, model.boundary_steps = SCHEDULE, 2
-    return model
-
-
-def kernel_for(model: MorphableModel, layer_id: str, module: str = "low_rank"):
-    handle = model.layers[layer_id]
-    spec = BlueprintSpec(module=module, parameters=OPTIONS.get(module, {}), targets=(handle.kind,))
-    data = build_kernel(f"{module}-test", spec, handle.kind, handle.num_features)
-    import hashlib
-
-    return load_kernel(data, hashlib.sha256(data).hexdigest())
-
-
-def batch(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    return torch.randn(8, 1, 4, 4, generator=generator), torch.randint(0, 4, (8,), generator=generator)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> torch.Tensor:
-    x, y = batch(n)
-    optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(x), y)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def run_to(model: MorphableModel, optimizer, layer_id: str, seed_id: int, stage: SeedStage, start: int = 0) -> int:
-    """Advance boundaries (2 steps each) until the seed is at ``stage``; gives the next step number."""
-    n = start
-    while model.seed(layer_id, seed_id).stage is not stage:
-        n += 1
-        step(model, optimizer, n)
-        model.on_step(n)
-        if n % 2 == 0:
-            for plan in model.plan_advance(n // 2):
-                model.apply_transition(plan, step=n, boundary=n // 2, optimizer=optimizer)
-        assert n < start + 60
-    return n
-
-
-def germinate(model: MorphableModel, optimizer, layer_id: str, seed_id: int = 0, module: str = "low_rank", at: int = 0):
-    kernel = kernel_for(model, layer_id, module)
-    plan = model.plan_germinate(layer_id, seed_id, kernel)
-    model.apply_transition(plan, step=at, boundary=at // 2, kernel=kernel, optimizer=optimizer)
 
 
 def test_a_dormant_model_is_the_plain_one_to_the_bit() -> None:
-    plain, model = make(), wrapped()
+    plain, model = plain_net(), wrapped()
     assert [type(m) for m in plain.modules()] == [type(m) for m in model.host.modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert list(model.state_dict()) == list(plain.state_dict())
     first, second = torch.optim.AdamW(plain.parameters()), torch.optim.AdamW(model.parameters())
     for n in range(5):
-        assert torch.equal(step(plain, first, n), step(model, second, n))
+        assert torch.equal(train_step(plain, first, n), train_step(model, second, n))
     for a, b in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
     plain.load_state_dict(model.state_dict())
@@ -111,16 +36,16 @@ def test_a_dormant_model_is_the_plain_one_to_the_bit() -> None:
 @pytest.mark.parametrize("layer_id", ["conv", "fc1", "fc2"])
 @pytest.mark.parametrize("module", sorted(CATALOGUE))
 def test_every_kernel_starts_as_identity_and_goes_through_its_life(layer_id: str, module: str) -> None:
-    model, plain = wrapped(), make()
+    model, plain = wrapped(), plain_net()
     if model.layers[layer_id].kind not in CATALOGUE[module].targets:
         with pytest.raises(KernelError, match="does not go into"):
             kernel_for(model, layer_id, module)
         return
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    germinate(model, optimizer, layer_id, module=module)
+    germinate(model, layer_id, module=module, optimizer=optimizer)
     x, _y = batch(0)
     assert torch.equal(model(x), plain(x))
-    n = run_to(model, optimizer, layer_id, 0, S.EVALUATING)
+    n = train_to(model, optimizer, layer_id, 0, S.EVALUATING)
     assert model.seed(layer_id, 0).alpha == 1.0
     plan = model.plan_fossilize(layer_id, 0)
     model.apply_transition(plan, step=n, boundary=n // 2, optimizer=optimizer)
@@ -130,16 +55,16 @@ def test_every_kernel_starts_as_identity_and_goes_through_its_life(layer_id: str
 
 
 def test_a_seed_in_training_leaves_the_host_as_it_is_and_learns() -> None:
-    plain, model = make(), wrapped()
+    plain, model = plain_net(), wrapped()
     first = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
     second = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    germinate(model, second, "fc1")
+    germinate(model, "fc1", optimizer=second)
     for plan in model.plan_advance(1):
         model.apply_transition(plan, step=2, boundary=1, optimizer=second)
     assert model.seed("fc1", 0).stage is S.TRAINING
     before = [p.clone() for _name, p in model.named_seed_parameters()]
     for n in range(10):
-        assert torch.equal(step(plain, first, n), step(model, second, n))
+        assert torch.equal(train_step(plain, first, n), train_step(model, second, n))
     for a, b in zip(plain.parameters(), model.host.parameters(), strict=True):
         assert torch.equal(a, b)
     after = [p for _name, p in model.named_seed_parameters()]
@@ -160,25 +85,25 @@ def test_a_culled_seed_leaves_no_trace_and_can_come_back_after_the_embargo() -> 
     model = wrapped()
     optimizer = torch.optim.AdamW(model.parameters())
     num_params = len(optimizer.param_groups[0]["params"])
-    germinate(model, optimizer, "fc1")
+    germinate(model, "fc1", optimizer=optimizer)
     assert len(optimizer.param_groups[0]["params"]) == num_params + 2
-    n = run_to(model, optimizer, "fc1", 0, S.GRAFTING)
+    n = train_to(model, optimizer, "fc1", 0, S.GRAFTING)
     model.apply_transition(model.plan_cull("fc1", 0), step=n, boundary=n // 2, optimizer=optimizer)
     assert model.seed("fc1", 0).stage is S.CULLED
     assert type(model.layers["fc1"].module) is nn.Linear
     assert len(optimizer.param_groups[0]["params"]) == num_params
     assert len(optimizer.state) == num_params
     with pytest.raises(ContractError, match="cannot become"):
-        germinate(model, optimizer, "fc1")
-    n = run_to(model, optimizer, "fc1", 0, S.DORMANT, start=n)
-    germinate(model, optimizer, "fc1", at=n)
+        germinate(model, "fc1", optimizer=optimizer)
+    n = train_to(model, optimizer, "fc1", 0, S.DORMANT, start=n)
+    germinate(model, "fc1", optimizer=optimizer, step=n)
 
 
 def test_a_seed_that_nobody_decides_about_is_culled() -> None:
     model = wrapped()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    germinate(model, optimizer, "fc2")
-    run_to(model, optimizer, "fc2", 0, S.CULLED)
+    germinate(model, "fc2", optimizer=optimizer)
+    train_to(model, optimizer, "fc2", 0, S.CULLED)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -192,10 +117,10 @@ def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None
     model = wrapped()
     optimizer = optimizer_for(model)
     for n in range(4):
-        step(model, optimizer, n)
-    germinate(model, optimizer, "fc1", 1)
-    germinate(model, optimizer, "conv", 0, "residual")
-    n = 0 if stage is S.GERMINATED else run_to(model, optimizer, "fc1", 1, stage)
+        train_step(model, optimizer, n)
+    germinate(model, "fc1", 1, optimizer=optimizer)
+    germinate(model, "conv", 0, "residual", optimizer=optimizer)
+    n = 0 if stage is S.GERMINATED else train_to(model, optimizer, "fc1", 1, stage)
     saved = io.BytesIO()
     torch.save({"host": model.state_dict(), "seeds": model.seed_state(), "optimizer": optimizer.state_dict()}, saved)
     saved.seek(0)
@@ -208,7 +133,7 @@ def test_a_resumed_model_goes_on_to_the_bit(kind: str, stage: SeedStage) -> None
     assert other.seeds_not_dormant() == model.seeds_not_dormant()
     for m, o in ((model, optimizer), (other, other_optimizer)):
         for k in range(n + 1, n + 9):
-            step(m, o, k)
+            train_step(m, o, k)
             m.on_step(k)
             if k % 2 == 0:
                 for plan in m.plan_advance(k // 2):
