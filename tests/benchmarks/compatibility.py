@@ -57,7 +57,8 @@ def main() -> None:
     results = []
     for catalogue in options.catalogue or ["torchvision", "transformers"]:
         chosen = _chosen(cases(catalogue), options)
-        for case in chosen:
+        done = {r.name for r in read([options.json])} if Path(options.json).is_file() else set()
+        for case in (c for c in chosen if c.name not in done):
             if options.seconds and time.monotonic() - began > options.seconds:
                 print(f"out of time: {catalogue} stops before {case.name}")
                 break
@@ -78,7 +79,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=0.0, help="no model is started after this long")
     parser.add_argument("--method", choices=["swap", "replacement"], default="swap")
-    parser.add_argument("--json", default="", help="a file to which each result is appended as a line of JSON")
+    parser.add_argument(
+        "--json", default="", help="a file to which each result is appended; a model that is in it is not run again"
+    )
     parser.add_argument(
         "--read", nargs="+", default=[], help="run nothing: the table of such files, the last result counts"
     )
