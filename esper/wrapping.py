@@ -39,8 +39,9 @@ def wrap(
             DataParallel, or has no layer that was asked for and can hold seeds.
         TypeError: a target class cannot hold seeds.
     """
-    if seeds_per_layer < 1:
-        raise ContractError("seeds_per_layer must be at least 1")
+    for name, number, least in (("seeds_per_layer", seeds_per_layer, 1), ("cache_size_mb", cache_size_mb, 0)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise ContractError(f"{name} is a whole number of at least {least}, not {number!r}")
     _refuse_what_is_not_plain(model)
     found = find_targets(model, target_layers)
     morphable = MorphableModel(model, found.layers, seeds_per_layer)

@@ -128,7 +128,7 @@ class KernelFetcher:
             return
         try:
             with claim:
-                claim.deliver(await self._fetch(key, min(MAX_KERNEL_BYTES, self._cache.capacity_bytes)))
+                claim.deliver(await self._fetch(key, MAX_KERNEL_BYTES))
         except Exception as error:  # a command that waits for it hears of it through the claim
             _log.info("kernel.not_prefetched", kernel=key[:12], error=str(error) or type(error).__name__)
 

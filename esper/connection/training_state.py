@@ -34,6 +34,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.model.grad_scaler = self.scaler
+        self.model.join_awake(self.optimizer)
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -14,7 +14,7 @@ the loss with respect to the layer's output.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,17 +50,33 @@ def are_finite(values: Sequence[Tensor]) -> bool:
     return all(math.isfinite(norm.item()) for norm in norms)
 
 
-def isolated_gradient(g: Tensor, s: Tensor, num_features: int, pull: Pull = PULL) -> Tensor:
+def isolated_gradient(g: Tensor, s: Tensor, num_samples: int, num_features: int, pull: Pull = PULL) -> Tensor:
     """The gradient of a seed in TRAINING: (g + pull * s / N) / P, P positions of F features in each of N samples.
 
     The seed learns as if it were added, and its host never notices. The pull is the gradient of
     pull * |s|^2 / 2N: nothing that s does comes back through the loss while it is isolated, and
     without the pull it would grow without bound. Both are divided by P, since the curvature of
-    the pull grows with the number of positions (docs/decisions/0004).
+    the pull grows with the number of positions (docs/decisions/0004). Reckoned in float32: the
+    pull is as large as the scale of the loss, which half precision does not hold.
     """
-    num_samples = max(1, s.shape[0]) if s.dim() > 1 else 1
     num_positions = max(1, s.numel() // (num_samples * num_features))
-    return (g + pull / num_samples * s) / num_positions
+    exact = torch.promote_types(g.dtype, torch.float32)
+    return ((g.to(exact) + pull / num_samples * s.to(exact)) / num_positions).to(g.dtype)
+
+
+class Inner(NamedTuple):
+    """What lies behind one call of a seed: s and the graph that made it from x and the parameters.
+
+    ``ok`` is whether s is finite, where only the device knows. ``learns`` are the places of
+    ``parameters`` among those that the call was given.
+    """
+
+    s: Tensor
+    ok: Tensor | None
+    x: Tensor
+    parameters: list[Tensor]
+    learns: list[int]
+    gain: float
 
 
 class SeedCall(torch.autograd.Function):
@@ -71,20 +87,23 @@ class SeedCall(torch.autograd.Function):
         """``parameters`` are the seed's; given so that their gradients arrive where they belong."""
         ctx.set_materialize_grads(False)
         ctx.seed, ctx.num_parameters, ctx.inner = seed, len(parameters), None
+        unchanged = (
+            h.clone()
+        )  # not h: a layer that works in place may come next, and a seed may write into what it gets
         x = h.detach()
         with torch.enable_grad():
             if not seed.is_isolated:
                 x.requires_grad_(ctx.needs_input_grad[1])
             tried = seed.attempt(x)
         if tried is None:
-            return h.clone()
+            return unchanged
         s, ok = tried
         learns = [n for n, p in enumerate(parameters) if p.requires_grad]
-        ctx.inner = s, ok, x, [parameters[n] for n in learns], learns, seed.gain
+        ctx.inner = Inner(s, ok, x, [parameters[n] for n in learns], learns, seed.gain)
         if seed.is_isolated:
-            return h.clone()  # not h: a layer that works in place may come next
-        blended = torch.add(h, s.detach(), alpha=seed.gain)
-        return blended if ok is None else torch.where(ok, blended, h)
+            return unchanged
+        blended = torch.add(unchanged, s.detach(), alpha=seed.gain)
+        return blended if ok is None else torch.where(ok, blended, unchanged)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -97,33 +116,28 @@ class SeedCall(torch.autograd.Function):
         (g,) = gradients
         of_h, of_parameters = g, [None] * ctx.num_parameters
         if g is not None and ctx.inner is not None:
-            inner, ctx.inner = ctx.inner, ctx.inner if _keeps_graph() else None
-            found = _seed_gradients(ctx.seed, g, *inner)
+            inner: Inner = ctx.inner
+            if not _keeps_graph():
+                ctx.inner = None
+            found = _seed_gradients(ctx.seed, g, inner)
             if found is not None:
                 of_x, of_learnt = found
-                for n, gradient in zip(inner[4], of_learnt, strict=True):
+                for n, gradient in zip(inner.learns, of_learnt, strict=True):
                     of_parameters[n] = gradient
                 of_h = g if of_x is None else g + of_x
-                ctx.seed.breaker.succeeded()
+                if inner.ok is None:  # else only the device knows, and ``settle`` hears of it
+                    ctx.seed.breaker.succeeded()
         return None, of_h, *of_parameters
 
 
-def _seed_gradients(
-    seed: "AwakeSeed",
-    g: Tensor,
-    s: Tensor,
-    ok: Tensor | None,
-    x: Tensor,
-    parameters: list[Tensor],
-    _learns: list[int],
-    gain: float,
-) -> tuple[Tensor | None, list[Any]] | None:
+def _seed_gradients(seed: "AwakeSeed", g: Tensor, inner: Inner) -> tuple[Tensor | None, list[Any]] | None:
     """The gradients behind one call, of its input and its parameters; None where the seed fails."""
+    s, x, parameters = inner.s, inner.x, inner.parameters
     if not s.requires_grad:
         return None, [None] * len(parameters)
-    of_s = isolated_gradient(g, s.detach(), seed.num_features, seed.pull()) if seed.is_isolated else g * gain
-    if ok is not None:
-        of_s = torch.where(ok, of_s, 0.0)
+    of_s = seed.isolated_gradient(g, s.detach()) if seed.is_isolated else g * inner.gain
+    if inner.ok is not None:
+        of_s = torch.where(inner.ok, of_s, 0.0)
     wanted = [*parameters, x] if x.requires_grad else parameters
     try:
         with TimeLimit(seed.time_limit_s):
@@ -133,7 +147,8 @@ def _seed_gradients(
         return None
     kept = _finite_gradients(found)
     if kept is None:
-        if are_finite([g]):  # else the loss itself is not finite, or its scale is too large: not the seed's doing
+        # not the seed's doing where the loss itself is not finite, or its scale may be too large
+        if are_finite([g]) and not seed.is_scaled:
             seed.breaker.failed("a gradient is not finite", is_grave=True)
         return None
     return (kept[-1], kept[:-1]) if x.requires_grad else (None, kept)
@@ -156,22 +171,22 @@ class Isolated(torch.autograd.Function):
     """h unchanged to the bit, its gradient too; s learns as if it were added (see ``isolated_gradient``)."""
 
     @staticmethod
-    def forward(h: Tensor, s: Tensor, ok: Tensor, num_features: int, pull: Pull) -> Tensor:
-        """h, s of one shape; ok: whether s may learn from this call."""
+    def forward(h: Tensor, s: Tensor, ok: Tensor, num_samples: int, num_features: int, pull: Pull) -> Tensor:
+        """h, s of one shape; ok: whether s may learn from this call; the others as in ``isolated_gradient``."""
         return h.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         """Keep what the gradient of s is made of."""
-        _h, s, ok, ctx.num_features, ctx.pull = inputs
+        _h, s, ok, *ctx.how = inputs
         ctx.save_for_backward(s, ok)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradient for h, and for s."""
         s, ok = ctx.saved_tensors
-        of_s = isolated_gradient(gradients[0], s, ctx.num_features, ctx.pull)
-        return gradients[0], torch.where(ok, of_s, 0.0), None, None, None
+        of_s = isolated_gradient(gradients[0], s, *ctx.how)
+        return gradients[0], torch.where(ok, of_s, 0.0), None, None, None, None
 
 
 class Guarded(torch.autograd.Function):

@@ -10,6 +10,7 @@ twice in a row without closing means that the seed should be given up.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from esper.schemas.enums import BreakerState
 
@@ -35,6 +36,14 @@ class Breaker:
         self._opened_at_s = 0.0
         self._num_openings = 0
         self._has_opened = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a monotonic clock has another zero in another process: what is kept is how long ago it was
+        return {**self.__dict__, "_opened_at_s": self._opened_at_s - self._clock()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._opened_at_s += self._clock()
 
     @property
     def should_give_up(self) -> bool:

@@ -78,8 +78,8 @@ def _grow_as(copy: MorphableModel, source: MorphableModel) -> None:
             grown = copy.install(copy.layers[layer_id], seed_id, seed.kernel, None)
             grown.module.load_state_dict(kept.get(life) or seed.module.state_dict())
     copy.state.load_lists(source.state.to_lists())
-    for layer_id, seed_id in copy.awake:
-        copy.follow_state(copy.layers[layer_id], seed_id)
+    copy.held = {key: copy.held.get(key, kernel) for key, kernel in source.held.items()}
+    copy.follow_all()
     for key in (life[0] for life in _germinations(source) if life not in averaged):  # not in the output until now
         copy.awake[key].module.load_state_dict(source.awake[key].module.state_dict())
 

@@ -66,3 +66,21 @@ def has_features_last(module: nn.Module) -> bool:
     return any(
         cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils" for cls in type(module).__mro__
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """Where a host's output counts its samples: ``dim``, if it has more than ``sample_dims`` dimensions."""
+
+    dim: int
+    sample_dims: int
+
+    def num_samples(self, h: Tensor) -> int:
+        """How many samples an output holds, at least 1; one without a batch is one sample."""
+        return max(1, h.shape[self.dim]) if h.dim() > self.sample_dims else 1
+
+
+def batching_of(module: nn.Module, kind: LayerKind) -> Batching:
+    """That of a host, of whatever its parent makes of the other dimensions."""
+    dim = 0 if getattr(module, "batch_first", True) else 1
+    return Batching(dim, 1 + dim if kind is LayerKind.LINEAR else -CHANNEL_DIM[kind])

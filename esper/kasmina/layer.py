@@ -7,18 +7,21 @@ it is swapped back. So isinstance, ``.weight`` and state_dict stay the plain mod
 Several seeds in one layer act in the order of their ids, each on what the one before it gave.
 """
 
+import weakref
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from esper.errors import NotSupportedError
-from esper.kasmina.hosts import host_type, output_of
+from esper.errors import ContractError, NotSupportedError
+from esper.kasmina.hosts import batching_of, host_type, output_of
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.seeds import AwakeSeed, Mode
 from esper.schemas.enums import SeedStage
 
 _HANDLE = "_kasmina_layer"
+_handles: "WeakKeyDictionary[nn.Module, weakref.ref[KasminaLayer]]" = WeakKeyDictionary()
 _awake_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -31,6 +34,7 @@ class KasminaLayer:
         differentiable_twice: blend with ordinary operations, so that double backward works.
 
     Raises:
+        ContractError: the module is another handle's.
         TypeError: the module cannot hold seeds.
     """
 
@@ -38,6 +42,12 @@ class KasminaLayer:
         host = host_type(module)
         if host is None:
             raise TypeError(f"{type(module).__name__} cannot hold seeds")
+        other = _handles.get(module)
+        if other is not None and other() is not None:
+            raise ContractError(
+                f"{layer_id} is wrapped already: use the MorphableModel that wrap() gave, or unwrap() it first"
+            )
+        _handles[module] = weakref.ref(self)
         self.layer_id = layer_id
         self.index = index
         self.module = module
@@ -62,9 +72,13 @@ class KasminaLayer:
         """Put a kernel into a seed; the layer's output stays as it is."""
         like = self.like
         module = kernel.build().to(device=like.device, dtype=like.dtype).train(self.module.training)
-        seed = self.awake[seed_id] = AwakeSeed(kernel, module, like.device)
+        seed = self.awake[seed_id] = AwakeSeed(kernel, module, like.device, batching_of(self.module, self.kind))
         self.awake = dict(sorted(self.awake.items()))
         return seed
+
+    def let_go(self) -> None:
+        """The module may be wrapped again."""
+        _handles.pop(self.module, None)
 
     def sleep(self, seed_id: int) -> AwakeSeed:
         """Take a seed's module out; with the last one the layer is the plain module again."""
@@ -81,7 +95,7 @@ class KasminaLayer:
         """What the layer returns with its seeds, given what its host ``returned``.
 
         Raises:
-            NotSupportedError: under vmap or another transform of torch.func.
+            NotSupportedError: under vmap or another transform of torch.func, or torch.jit.trace.
         """
         h = output_of(returned)
         is_traced = torch.compiler.is_compiling()
@@ -93,14 +107,18 @@ class KasminaLayer:
 
     def _swap_class(self) -> None:
         module = self.module
+        holder = vars(module).get(_HANDLE)
+        if holder is not None and holder is not self:
+            raise ContractError(f"{self.layer_id} holds a seed of another MorphableModel: wrap a model once")
         plain = plain_class(module)
-        if self.takes_part and type(module) is plain:
+        if self.takes_part and holder is None:
             object.__setattr__(module, _HANDLE, self)
             module.__class__ = _awake_class(plain)
             if "forward" in module.__dict__:  # somebody's own forward hides the class's
                 object.__setattr__(module, "forward", _BlendedForward(self, module.__dict__["forward"]))
-        elif not self.takes_part and type(module) is not plain:
-            module.__class__ = plain
+        elif not self.takes_part and holder is self:
+            if type(module) is _awake_classes.get(plain):  # else somebody put a class of their own on top
+                module.__class__ = plain
             object.__delattr__(module, _HANDLE)
             own = module.__dict__.get("forward")
             if isinstance(own, _BlendedForward):
@@ -127,7 +145,9 @@ def _awake_class(plain: type[nn.Module]) -> type[nn.Module]:
     if plain not in _awake_classes:
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return getattr(self, _HANDLE).blend(plain.forward(self, *args, **kwargs))
+            returned = plain.forward(self, *args, **kwargs)
+            handle: KasminaLayer | None = self.__dict__.get(_HANDLE)
+            return returned if handle is None else handle.blend(returned)
 
         def reduce(self: nn.Module, protocol: Any) -> Any:  # the class itself has no name that pickle could find
             module = object.__reduce_ex__(self, protocol)
@@ -145,6 +165,8 @@ def _new_awake(plain: type[nn.Module]) -> nn.Module:
 
 
 def _refuse_transforms(h: Tensor) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # documented, but not exported
+        raise NotSupportedError("torch.jit.trace does not follow awake seeds: bake() the model first")
     if torch._C._functorch.is_functorch_wrapped_tensor(h):
         raise NotSupportedError(
             "torch.func's transforms (vmap, grad, jvp) do not go through a layer with awake seeds: "

@@ -5,6 +5,7 @@ that is read at a later step, when it has arrived.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,30 +17,39 @@ class DeviceMarks:
     """Reads and clears the marks of awake seeds, one copy at a time."""
 
     def __init__(self) -> None:
-        self._under_way: tuple[list[int], Tensor, torch.cuda.Event] | None = None
+        self._under_way: dict[torch.device, tuple[list[int], Tensor, torch.cuda.Event]] = {}
 
-    def __getstate__(self) -> dict[str, None]:
-        return {"_under_way": None}  # a copy of a model hears of its own calls only
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_under_way": {}}  # a copy of a model hears of its own calls only
 
     def read(self, seeds: Iterable[AwakeSeed]) -> dict[int, Mark]:
-        """What has arrived, by ``id`` of the seed; empty while a copy is under way."""
-        listed = list(seeds)
-        if listed[0].marks.device.type != "cuda":
-            return {id(seed): mark for seed in listed if (mark := _taken(seed)).has_run}
+        """What has arrived, by ``id`` of the seed; nothing of a device whose copy is under way."""
+        by_device: dict[torch.device, list[AwakeSeed]] = {}
+        for seed in seeds:
+            by_device.setdefault(seed.marks.device, []).append(seed)
+        found: dict[int, Mark] = {}
+        for device, listed in by_device.items():
+            if device.type == "cuda":
+                found |= self._arrived(device, listed)
+            else:
+                found |= {id(seed): mark for seed in listed if (mark := _taken(seed)).has_run}
+        return found
+
+    def _arrived(self, device: torch.device, listed: list[AwakeSeed]) -> dict[int, Mark]:
         arrived: dict[int, Mark] = {}
-        if self._under_way is not None:
-            ids, copied, done = self._under_way
-            if not done.query():  # type: ignore[no-untyped-call]
+        if device in self._under_way:
+            ids, copied, done = self._under_way[device]
+            if not done.query():  # type: ignore[no-untyped-call]  # torch's events have no types
                 return {}
             arrived = {i: Mark(*values) for i, values in zip(ids, copied.tolist(), strict=True)}
         stacked = torch.stack([seed.marks for seed in listed])
         copied = torch.empty(stacked.shape, dtype=torch.bool, pin_memory=True)
         copied.copy_(stacked, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+        done.record(torch.cuda.current_stream(device))
         for seed in listed:
             seed.marks.zero_()
-        self._under_way = [id(seed) for seed in listed], copied, done
+        self._under_way[device] = [id(seed) for seed in listed], copied, done
         return arrived
 
 

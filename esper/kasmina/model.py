@@ -5,17 +5,18 @@ and applied after. While all seeds are dormant it is the plain model to the bit,
 state_dict is the plain model's at all times; what has grown is in ``seed_state``.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from esper.errors import ContractError
 from esper.kasmina import baking, optimizers
 from esper.kasmina.bypass import close_fast_paths, fast_path_owners
 from esper.kasmina.cache import KernelCache
+from esper.kasmina.face import HostFace, named_parameters_of
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.layer import KasminaLayer
@@ -23,7 +24,7 @@ from esper.kasmina.lifecycle import WHOLE_STAGES, StageSchedule, Transition
 from esper.kasmina.marks import DeviceMarks
 from esper.kasmina.packing import pack_seeds, unpack_seeds
 from esper.kasmina.planning import SeedPlanner, pairs
-from esper.kasmina.seeds import AwakeSeed, Mark, Mode
+from esper.kasmina.seeds import AwakeSeed, Mark
 from esper.kasmina.state import SeedArrays
 from esper.kasmina.topology import edges_between
 from esper.schemas.assets import LayerEdge, LayerNode, Seed
@@ -45,7 +46,7 @@ class BreakerChange:
     detail: str
 
 
-class MorphableModel(SeedPlanner, nn.Module):
+class MorphableModel(SeedPlanner, HostFace):
     """Made by ``esper.wrap``. Calls, attributes and state_dict go through to ``host``.
 
     Attributes:
@@ -76,75 +77,7 @@ class MorphableModel(SeedPlanner, nn.Module):
         self._breakers: dict[tuple[str, int], BreakerState] = {}  # as last told
         self._is_differentiable_twice = False
         self._grad_scaler: Any = None
-
-    # -- as a module: the host's face ------------------------------------------------------
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's forward."""
-        return self._host(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("host"), name)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain model's state_dict, whatever has grown."""
-        return self.host.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a plain model's state_dict."""
-        return self.host.load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """For what holds this model (DDP, an average): the keys are the plain model's there, too."""
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            state_dict[f"{prefix}host.{key.removeprefix(prefix)}"] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The host's parameters under their own names, then those of seeds that are in its output, as they joined.
-
-        A seed in TRAINING is not among them, so that clipping the norm of these leaves the host's
-        step as it is without the seed; ``named_seed_parameters`` has them all. Without ``recurse``
-        there are none: the model itself holds no parameter. DDP asks module by module, so that it
-        reduces the host's gradients and leaves those of seeds to ``Replicas``.
-        """
-        if not recurse:
-            return
-        yield from self.host.named_parameters(prefix, recurse, remove_duplicate)
-        for key, seed in self.__dict__.get("awake", {}).items():
-            if seed.mode is Mode.BLENDED:
-                for name, parameter in _named(key, seed):
-                    yield f"{prefix}{'.' if prefix else ''}{name}", parameter
-
-    def named_seed_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters of all seeds that hold a module, whether they take part or not."""
-        for key, seed in self.awake.items():
-            yield from _named(key, seed)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients, those of seeds in TRAINING too."""
-        super().zero_grad(set_to_none)
-        for seed in self.awake.values():
-            seed.module.zero_grad(set_to_none)
-
-    def train(self, mode: bool = True) -> Self:
-        """The host's mode, for grown seeds too."""
-        super().train(mode)
-        for seed in self.awake.values():
-            seed.module.train(mode)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for (layer_id, _seed_id), seed in self.awake.items():
-            seed.module._apply(fn)  # type: ignore[no-untyped-call]
-            seed.to_device(self.layers[layer_id].like.device)
-        return self
+        self._is_made = True
 
     @property
     def differentiable_twice(self) -> bool:
@@ -236,11 +169,13 @@ class MorphableModel(SeedPlanner, nn.Module):
         if self.state.stage_of(handle.index, plan.seed_id) is not plan.from_stage:
             raise ContractError(f"seed {plan.layer_id}:{plan.seed_id} is not {plan.from_stage} any more")
         if plan.to_stage is SeedStage.GERMINATED:
-            if kernel is None:
-                raise ContractError("a seed germinates with its kernel")
+            if kernel is None or kernel.kernel_sha256 != plan.kernel_sha256:
+                raise ContractError("a seed germinates with the kernel that was planned")
             self.install(handle, plan.seed_id, kernel, optimizer)
         at = handle.index, plan.seed_id
         self.state.move(*at, plan.to_stage, step=step, boundary=boundary, kernel_sha256=plan.kernel_sha256)
+        if optimizer is not None and key in self.awake:  # it may have been made since, without them
+            optimizers.join(optimizer, handle.module, named_parameters_of(key, self.awake[key]))
         if plan.to_stage in EMBARGO_STAGES:
             self.uninstall(handle, plan.seed_id, optimizer)
         elif plan.to_stage is SeedStage.DORMANT:
@@ -307,6 +242,8 @@ class MorphableModel(SeedPlanner, nn.Module):
         Parameters of the seeds leave ``optimizer``, except those of ``keep``.
         """
         self.probe.disarm()
+        for handle in self.layers.values():
+            handle.let_go()
         for (layer_id, seed_id), seed in self.awake.items():
             self.layers[layer_id].sleep(seed_id)
             if optimizer is not None and not any(seed is kept for kept in keep):
@@ -334,8 +271,13 @@ class MorphableModel(SeedPlanner, nn.Module):
         seed.follow_scaler(self._grad_scaler)
         self.held[key] = kernel
         if optimizer is not None:
-            optimizers.join(optimizer, handle.module, _named(key, seed))
+            optimizers.join(optimizer, handle.module, named_parameters_of(key, seed))
         return seed
+
+    def join_awake(self, optimizer: Optimizer) -> None:
+        """Let the parameters of all awake seeds join an optimizer that was made without them."""
+        for key, seed in self.awake.items():
+            optimizers.join(optimizer, self.layers[key[0]].module, named_parameters_of(key, seed))
 
     def uninstall(self, handle: KasminaLayer, seed_id: int, optimizer: Optimizer | None) -> None:
         """Take a seed's module out; its parameters leave ``optimizer``."""
@@ -352,6 +294,12 @@ class MorphableModel(SeedPlanner, nn.Module):
             at = handle.index, seed_id
             handle.follow(seed_id, self.state.stage_of(*at), float(self.state.alpha[at]))
 
+    def follow_all(self) -> None:
+        """Let all awake seeds take part as the arrays say."""
+        for layer_id, seed_id in self.awake:
+            self.follow_state(self.layers[layer_id], seed_id)
+        self._close_fast_paths()
+
     def _close_fast_paths(self) -> None:
         if self._fast_paths:
             close_fast_paths(self._fast_paths, [h.module for h in self.layers.values() if h.takes_part])
@@ -365,9 +313,3 @@ class MorphableModel(SeedPlanner, nn.Module):
             alpha = self.schedule.alpha.at((step - int(self.state.since_step[at])) / max(1, length))
         self.state.set_alpha(*at, alpha)
         self.follow_state(handle, seed_id)
-
-
-def _named(key: tuple[str, int], seed: AwakeSeed) -> Iterator[tuple[str, nn.Parameter]]:
-    layer_id, seed_id = key
-    for name, parameter in seed.module.named_parameters():
-        yield f"kasmina.{layer_id}.{seed_id}.{name}", parameter

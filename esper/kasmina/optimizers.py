@@ -62,7 +62,7 @@ def verify_can_join(optimizer: Optimizer, beside: nn.Module, weights: Mapping[st
 
 
 def join(optimizer: Optimizer, beside: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
-    """Add named parameters to the group, or two, that hold those of ``beside``.
+    """Add named parameters to the group, or two, that hold those of ``beside``; those that are there stay.
 
     Where none does (the layer is frozen) they join the first group. The names are kept by an
     optimizer that was made from named parameters.
@@ -70,8 +70,9 @@ def join(optimizer: Optimizer, beside: nn.Module, named: Iterable[tuple[str, Ten
     Raises:
         KernelError, NotSupportedError: the optimizer cannot take them; nothing has changed.
     """
-    joining = dict(named)
     plain = plain_optimizer(optimizer)
+    there = {id(p) for group in plain.param_groups for p in group["params"]}
+    joining = {name: p for name, p in named if id(p) not in there}
     verify_can_join(plain, beside, joining)
     for home, members in _homes(plain, beside, joining):
         _extend(plain, home, members)

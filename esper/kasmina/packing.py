@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esper.errors import ContractError
+from esper.kasmina import optimizers
 from esper.kasmina.kernels import LoadedKernel, load_grown, pack
+from esper.kasmina.planning import verify_fits
 
 if TYPE_CHECKING:
     from esper.kasmina.model import MorphableModel
@@ -50,20 +52,29 @@ def unpack_seeds(model: "MorphableModel", state: Mapping[str, Any], optimizer: O
     """
     if state.get("format") != FORMAT:
         raise ContractError(f"seeds of format {state.get('format', 1)}: this Esper reads format {FORMAT}")
+    kernels = [_checked(model, entry, optimizer) for entry in state["kernels"]]
     model.state.load_lists(state["arrays"])
     for handle in model.layers.values():
         for seed_id in list(handle.awake):
             model.uninstall(handle, seed_id, optimizer)
     model.held.clear()
-    for entry in state["kernels"]:
-        kernel = unpack_kernel(entry["packed"], entry["kernel_sha256"])
-        model.state.kernels.add(kernel.kernel_sha256)
+    for entry, kernel in zip(state["kernels"], kernels, strict=True):
         handle = model.handle(entry["layer_id"], entry["seed_id"])
         if entry["is_awake"]:
             model.install(handle, entry["seed_id"], kernel, optimizer).has_run = entry["has_run"]
-            model.follow_state(handle, entry["seed_id"])
         else:
             model.held[handle.layer_id, entry["seed_id"]] = kernel
+    model.follow_all()
+
+
+def _checked(model: "MorphableModel", entry: Mapping[str, Any], optimizer: Optimizer | None) -> LoadedKernel:
+    handle = model.handle(entry["layer_id"], entry["seed_id"])
+    kernel = unpack_kernel(entry["packed"], entry["kernel_sha256"])
+    verify_fits(kernel, handle)
+    if optimizer is not None:
+        optimizers.verify_can_join(optimizer, handle.module, kernel.weights)
+    model.state.kernels.add(kernel.kernel_sha256)
+    return kernel
 
 
 def pack_kernel(kernel: LoadedKernel, weights: dict[str, Tensor]) -> Tensor:

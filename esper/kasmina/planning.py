@@ -42,11 +42,7 @@ class SeedPlanner:
             KernelError: the kernel is of another kind or width.
         """
         handle = self.handle(layer_id, seed_id)
-        if (kernel.kind, kernel.num_features) != (handle.kind, handle.num_features):
-            raise KernelError(
-                f"kernel {kernel.kernel_sha256[:12]} is for {kernel.kind} layers of {kernel.num_features} "
-                f"features; {layer_id} is {handle.kind} of {handle.num_features}"
-            )
+        verify_fits(kernel, handle)
         plan = self._plan(handle, seed_id, SeedStage.GERMINATED, TransitionReason.COMMAND, kernel=kernel)
         self.state.kernels.add(kernel.kernel_sha256)  # refused here, before anybody is told of the plan
         return plan
@@ -131,6 +127,19 @@ class SeedPlanner:
             kernel.kernel_sha256 if kernel else None,
             kernel.num_parameters if kernel else 0,
             detail,
+        )
+
+
+def verify_fits(kernel: LoadedKernel, handle: KasminaLayer) -> None:
+    """See that a kernel is for layers of this kind and width.
+
+    Raises:
+        KernelError: it is not.
+    """
+    if (kernel.kind, kernel.num_features) != (handle.kind, handle.num_features):
+        raise KernelError(
+            f"kernel {kernel.kernel_sha256[:12]} is for {kernel.kind} layers of {kernel.num_features} "
+            f"features; {handle.layer_id} is {handle.kind} of {handle.num_features}"
         )
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper.kasmina.autograd import PULL, Guarded, Isolated, Pull, SeedCall, are_finite, is_finite
+from esper.kasmina.autograd import PULL, Guarded, Isolated, Pull, SeedCall, are_finite, is_finite, isolated_gradient
 from esper.kasmina.breaker import Breaker
+from esper.kasmina.hosts import Batching
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.watchdog import TimeLimit
-from esper.schemas.enums import BreakerState, SeedStage
+from esper.schemas.enums import SeedStage
 
 TIME_LIMIT_S = 30.0
 """A seed's forward or backward that takes longer is interrupted, and has failed."""
@@ -50,7 +51,7 @@ class AwakeSeed:
         is_suspended: the breaker is open, as compiled code sees it.
     """
 
-    def __init__(self, kernel: LoadedKernel, module: nn.Module, device: torch.device) -> None:
+    def __init__(self, kernel: LoadedKernel, module: nn.Module, device: torch.device, batching: Batching) -> None:
         self.kernel = kernel
         self.module = module
         self.stage = SeedStage.GERMINATED
@@ -59,21 +60,30 @@ class AwakeSeed:
         self.alpha_on_device = torch.zeros((), device=device)
         self.marks = torch.zeros(2, dtype=torch.bool, device=device)
         self.breaker = Breaker()
+        self._num_samples = batching.num_samples
         self.time_limit_s = TIME_LIMIT_S
         self.has_run = False
         self.is_suspended = False
         self._scaler: Any = None
         self._traced_pull: Pull = PULL
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy of a model trains by itself: the scaler of this one is not its own
+        return {**self.__dict__, "_scaler": None, "_traced_pull": PULL}
+
     @property
-    def num_features(self) -> int:
-        """F, the features of its layer's output."""
-        return self.kernel.num_features
+    def is_scaled(self) -> bool:
+        """Whether a GradScaler scales the loss: it looks for its own overflows."""
+        return self._scaler is not None
 
     @property
     def is_isolated(self) -> bool:
         """Whether it learns beside its host."""
         return self.mode is Mode.ISOLATED
+
+    def isolated_gradient(self, g: Tensor, s: Tensor) -> Tensor:
+        """See ``esper.kasmina.autograd.isolated_gradient``."""
+        return isolated_gradient(g, s, self._num_samples(s), self.kernel.num_features, self.pull())
 
     def pull(self) -> Pull:
         """What holds the seed near zero while it is isolated: its gradients are scaled as the loss is."""
@@ -134,7 +144,7 @@ class AwakeSeed:
         if not self.breaker.lets_through():
             return None
         try:
-            with TimeLimit(self.time_limit_s), _own_saved_tensors():
+            with _own_saved_tensors(), TimeLimit(self.time_limit_s):  # what interrupts stays in the inner one
                 s = self._fitted(self.module(x), x)
         except Exception as error:  # whatever a seed raises: its host's output is there
             self.breaker.failed(f"{type(error).__name__}: {error}")
@@ -147,7 +157,7 @@ class AwakeSeed:
             if are_finite([x]):  # else the host itself is sick: not the seed's doing
                 self.breaker.failed("an output is not finite", is_grave=True)
             return None
-        if not torch.is_grad_enabled() and self.breaker.state is BreakerState.HALF_OPEN:
+        if not torch.is_grad_enabled():
             self.breaker.succeeded()  # where gradients are wanted, the backward pass has the last word
         return s, None
 
@@ -160,7 +170,9 @@ class AwakeSeed:
         ok = is_finite(s)
         self._mark(ok, h)
         if self.mode is Mode.ISOLATED:
-            isolated: Tensor = Isolated.apply(h, s, ok, self.num_features, self._traced_pull)
+            isolated: Tensor = Isolated.apply(
+                h, s, ok, self._num_samples(h), self.kernel.num_features, self._traced_pull
+            )
             return isolated
         return torch.where(ok, h + self.alpha_on_device.to(h.dtype) * s, h)
 

@@ -75,9 +75,15 @@ def find_targets(model: nn.Module, targets: Target | Sequence[Target]) -> Target
 
 
 def _as_sequence(targets: Target | Sequence[Target]) -> tuple[Target, ...]:
-    if isinstance(targets, str | re.Pattern | type) or callable(targets):
-        return (targets,)
-    return tuple(targets)
+    listed = [targets] if isinstance(targets, str | re.Pattern | type) or callable(targets) else targets
+    if not isinstance(listed, Iterable) or not (wanted := tuple(listed)):
+        raise ContractError(f"target_layers is {targets!r}: give classes, names, patterns or predicates")
+    for target in wanted:
+        if isinstance(target, nn.Module):
+            raise ContractError(f"target_layers has a module: give its class, {type(target).__name__}, or its name")
+        if not isinstance(target, str | re.Pattern | type) and not callable(target):
+            raise ContractError(f"target_layers has {target!r}: give classes, names, patterns or predicates")
+    return wanted
 
 
 def _plain(name: str) -> str:

@@ -23,18 +23,20 @@ class _Watch:
     """The calls under way, by thread, and the thread that looks at them."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Know of no call and of no thread."""
         self.lock = threading.Lock()
         self.calls: dict[int, TimeLimit] = {}
         self._keeper: threading.Thread | None = None
         self._last_call_s = 0.0
-        self._pid = os.getpid()
 
     def begin(self, call: "TimeLimit") -> None:
         with self.lock:
             self.calls[call.thread_id] = call
             self._last_call_s = call.ends_at_s
-            if self._keeper is None or self._pid != os.getpid():  # a forked child has no keeper
-                self._pid = os.getpid()
+            if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="esper-watchdog", daemon=True)
                 self._keeper.start()
 
@@ -44,7 +46,7 @@ class _Watch:
             now = time.monotonic()
             with self.lock:
                 for call in self.calls.values():
-                    if now > call.ends_at_s and not call.is_interrupted:
+                    if now > call.ends_at_s:  # again and again: a seed may catch it and go on
                         call.is_interrupted = True
                         thread = ctypes.c_ulong(call.thread_id)
                         ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SeedTimeoutError))
@@ -54,6 +56,7 @@ class _Watch:
 
 
 _watch = _Watch()
+os.register_at_fork(after_in_child=_watch.reset)  # no thread lives on there, and its lock may be held for ever
 
 
 class TimeLimit:

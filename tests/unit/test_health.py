@@ -141,7 +141,7 @@ def test_a_large_gradient_is_sampled_close_to_its_norm(rows: int, columns: int, 
     assert len(sample.norms) <= max(rows, GRADIENT_VALUES // 64 + 4 * seeds)
     parts = sample.norms.split(sample.lengths.tolist())
     for part, scale, exact in zip(parts, sample.scales, gradient.tensor_split(seeds), strict=True):
-        assert math.sqrt(scale * float(part.square().sum())) == pytest.approx(float(exact.norm()), rel=0.2)
+        assert math.sqrt(scale * float(part.square().sum())) == pytest.approx(float(exact.norm()), rel=0.4)
 
 
 def test_gradients_are_found_wherever_a_layer_keeps_its_weights() -> None:

@@ -74,7 +74,7 @@ def test_a_seed_in_training_leaves_the_host_as_it_is_and_learns() -> None:
 def test_isolation_keeps_negative_zero_and_infinity() -> None:
     h = torch.tensor([-0.0, math.inf, -math.inf, 1.5], requires_grad=True)
     s = torch.tensor([1.0, -2.0, 2.0, 0.0], requires_grad=True)
-    out = Isolated.apply(h, s, torch.tensor(True), 4, 1.0)
+    out = Isolated.apply(h, s, torch.tensor(True), 1, 4, 1.0)
     assert out.numpy(force=True).tobytes() == h.numpy(force=True).tobytes()
     out.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert torch.equal(h.grad, torch.tensor([1.0, 2.0, 3.0, 4.0]))

@@ -14,19 +14,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from esper.errors import NotSupportedError
+from esper.errors import ContractError, NotSupportedError
 from esper.kasmina.autograd import isolated_gradient
 from esper.kasmina.breaker import OPEN_S, Breaker
+from esper.kasmina.hosts import batching_of
 from esper.kasmina.lifecycle import AlphaCurve
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.seeds import AwakeSeed
-from esper.schemas.enums import BreakerState, SeedStage
+from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 S, B = SeedStage, BreakerState
 
 
 def awake(model: MorphableModel, layer_id: str = "fc1", seed_id: int = 0) -> AwakeSeed:
     return model.layers[layer_id].awake[seed_id]
+
+
+def writes_into_its_input(h: Tensor) -> Tensor:
+    h.zero_()
+    raise RuntimeError("broken")
 
 
 def replace_module(seed: AwakeSeed, act: Act) -> Faulty:
@@ -236,12 +242,20 @@ def test_alpha_rises_from_0_to_1_and_never_falls(curve: AlphaCurve, shares: list
 
 
 def test_an_isolated_seed_settles_where_it_is_one_gradient_step_whatever_the_number_of_positions() -> None:
-    for shape in [(3, 5), (3, 5, 7), (3, 5, 4, 4)]:
+    for kind, shape, n in [
+        (LayerKind.LINEAR, (3, 5), 3),
+        (LayerKind.LINEAR, (3, 7, 5), 3),
+        (LayerKind.LINEAR, (5,), 1),
+        (LayerKind.CONV1D, (3, 5, 7), 3),
+        (LayerKind.CONV2D, (3, 5, 4, 4), 3),
+        (LayerKind.CONV2D, (5, 4, 4), 1),
+    ]:
         torch.manual_seed(0)
         s, g = torch.zeros(shape), torch.randn(shape)
-        for _n in range(60 * s[0, 0].numel()):
-            s -= 0.5 * isolated_gradient(g, s, 5)
-        assert torch.allclose(s, -3 * g, atol=1e-3), "N times the gradient of a mean over N samples"
+        assert batching_of(nn.Identity(), kind).num_samples(s) == n
+        for _n in range(60 * s.numel() // (5 * n)):
+            s -= 0.5 * isolated_gradient(g, s, n, 5)
+        assert torch.allclose(s, -n * g, atol=1e-3), "N times the gradient of a mean over N samples"
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
@@ -269,3 +283,55 @@ def test_clipping_and_scaling_the_loss_leave_an_isolated_seed_and_its_host_alone
     assert all(torch.equal(a, b) for a, b in zip(alone, unscaled, strict=False))
     for a, b in zip(unscaled, scaled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [S.TRAINING, S.EVALUATING])
+def test_a_seed_that_writes_into_what_it_is_given_harms_nobody(stage: SeedStage) -> None:
+    model, _optimizer, _step = grown(stage)
+    host = plain()
+    host.load_state_dict(model.state_dict())
+    awake(model).module = Faulty(writes_into_its_input)
+    awake(model).module.forward = writes_into_its_input  # type: ignore[method-assign]
+    assert torch.equal(loss_of(model, 0), loss_of(host, 0))
+
+
+def test_one_seed_is_not_shut_out_by_a_loss_scale_that_half_precision_does_not_hold() -> None:
+    model = wrapped(net=nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    model.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    germinate(model, "0")
+    (plan,) = model.plan_advance(1)
+    model.apply_transition(plan, step=2, boundary=1)
+    with torch.autocast("cpu", torch.float16):
+        loss = model(torch.randn(1, 4)).float().square().mean() * 1e-4
+    model.grad_scaler.scale(loss).backward()
+    assert awake(model, "0").breaker.num_failures == 0
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for _name, p in model.named_seed_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_one_model_is_wrapped_once_and_refuses_to_be_traced_while_a_seed_is_awake() -> None:
+    model, _optimizer, _step = grown(S.EVALUATING)
+    with pytest.raises(ContractError, match="wrapped already"):
+        wrapped(net=model.host)
+    with torch.no_grad(), pytest.raises(NotSupportedError, match="trace"):
+        torch.jit.trace(model, batch(0)[:1])
+    again = wrapped(net=wrapped().unwrap())
+    assert again.seeds_not_dormant() == ()
+
+
+def test_attributes_of_the_host_are_set_on_the_host_and_layers_with_seeds_stay() -> None:
+    model = wrapped()
+    model.relu = nn.GELU()
+    assert isinstance(model.host.relu, nn.GELU)
+    with pytest.raises(ContractError, match="fc2 holds seeds"):
+        model.fc2 = nn.Linear(8, 7)
+
+
+def test_an_optimizer_that_was_made_during_training_gets_the_seed_when_it_moves_on() -> None:
+    model, _optimizer, step = grown(S.TRAINING)
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    boundary = step // 2 + 9
+    for plan in model.plan_advance(boundary):
+        model.apply_transition(plan, step=step, boundary=boundary, optimizer=other)
+    held = {id(p) for group in other.param_groups for p in group["params"]}
+    assert all(id(p) in held for _name, p in model.named_seed_parameters())
