@@ -18,6 +18,7 @@ from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.errors import OutboxFullError, UnavailableError
+from esper.kasmina.cache import KernelCache
 from esper.logging import configure_logging
 from esper.oona.outbox import Outbox
 from esper.schemas.events import EpochCompleted, LayerHealthMeasured
@@ -37,7 +38,8 @@ def main() -> None:
     outbox, spill = Outbox(folder / OUTBOX_FILE), Outbox(folder / SPILL_FILE)
     outbox.open()
     spill.open()
-    link = started(lambda: LinkThread(settings, run_id, outbox, spill, options), stopping)
+    habits = folder / "habits.json"
+    link = started(lambda: LinkThread(settings, run_id, outbox, spill, options, KernelCache(), habits), stopping)
     store = CheckpointStore(folder)
     incarnation = store.claim_incarnation(is_resumed=(folder / "incarnations" / "1").exists())
     journal = Journal(run_id, incarnation, outbox)
