@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from esper.errors import KernelError
-from esper.kasmina.catalogue import CATALOGUE, cost_of
+from esper.kasmina.catalogue import CATALOGUE
 from esper.kasmina.modules import build_module
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.base import BlueprintId, Fact
@@ -150,15 +150,6 @@ def load_grown(data: bytes) -> LoadedKernel:
     if len(data) > MAX_GROWN_BYTES:
         raise _refusal(digest, f"has {len(data)} bytes, more than {MAX_GROWN_BYTES}", "no seed can have grown so large")
     return _read(data, digest, GROWN_TYPES)
-
-
-def parameters_of(spec: BlueprintSpec, kind: LayerKind, num_features: int) -> int:
-    """How many parameters a kernel would have, without building it.
-
-    Raises:
-        KernelError: the spec cannot be built for this layer.
-    """
-    return cost_of(spec, kind, num_features).num_parameters
 
 
 def _read(data: bytes, kernel_sha256: str, types: tuple[str, ...]) -> LoadedKernel:

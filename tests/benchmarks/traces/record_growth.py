@@ -19,7 +19,7 @@ from torch import nn
 import esper
 from esper.graph.view import EpochView, GraphView, KernelView, LayerView, SeedView
 from esper.graph.windows import FIELDS
-from esper.kasmina.kernels import parameters_of
+from esper.kasmina.catalogue import cost_of
 from esper.kasmina.lifecycle import NEXT_BY_SCHEDULE, StageSchedule
 from esper.schemas.assets import LayerNode
 from esper.schemas.enums import Action, SeedStage
@@ -109,7 +109,7 @@ def kernels_for(nodes: tuple[LayerNode, ...]) -> tuple[KernelView, ...]:
     for kind, width in sorted({(n.kind, n.num_features) for n in nodes}):
         for name, spec in SHIPPED.items():
             if kind in spec.targets:
-                count = parameters_of(spec, kind, width)
+                count = cost_of(spec, kind, width).num_parameters
                 digest = hashlib.sha256(f"{name}:{kind}:{width}".encode()).hexdigest()
                 found.append(KernelView(name, 3, digest, count * FLOAT32_BYTES, kind, width, count))
     return tuple(found)
