@@ -67,16 +67,21 @@ class Faulty(nn.Module):
 
 
 class SometimesFaulty(nn.Module):
-    """A healthy module that goes wrong with probability ``rate``, in a way drawn each time; counts them."""
+    """A healthy module that goes wrong with probability ``rate``, in a way drawn each time.
+
+    ``counts`` has the faults by name; ``num_given`` counts outputs with which nothing was wrong forwards.
+    """
 
     def __init__(self, module: nn.Module, rng: random.Random, rate: float, counts: Counter[str]) -> None:
         super().__init__()
         self.module, self.rng, self.rate, self.counts = module, rng, rate, counts
+        self.num_given = 0
 
     def forward(self, h: Tensor) -> object:
         s = self.module(h)
-        if self.rng.random() >= self.rate:
+        fault = self.rng.choice(list(FAULTS)) if self.rng.random() < self.rate else None
+        self.num_given += fault not in FORWARD
+        if fault is None:
             return s
-        fault = self.rng.choice(list(FAULTS))
         self.counts[fault] += 1
         return FAULTS[fault](s)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina.breaker import Breaker
 from esper.kasmina.model import MorphableModel
-from esper.schemas.enums import BreakerState, SeedStage
+from esper.schemas.enums import SeedStage
 
 FAULT_RATE = 0.15  # of a seed's calls
 STEP_S = 2.0  # of the breakers' clock in one step
@@ -35,8 +35,9 @@ class Storm:
     def step(self, n: int) -> bool:
         """One step of training; gives whether it was compared with the host alone."""
         before = {k: v.clone() for k, v in self.model.state_dict().items()}
+        given = {key: seed.module.num_given for key, seed in self.model.awake.items()}
         loss = train_step(self.model, self.optimizer, n)
-        is_alone = all(s.is_isolated or s.breaker.state is BreakerState.OPEN for s in self.model.awake.values())
+        is_alone = all(s.is_isolated or s.module.num_given == given[k] for k, s in self.model.awake.items())
         if is_alone:
             self.twin.load_state_dict(before)
             x_loss, gradients = alone(self.twin, n)
