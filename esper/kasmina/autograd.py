@@ -56,12 +56,15 @@ def isolated_gradient(g: Tensor, s: Tensor, num_samples: int, num_features: int,
     The seed learns as if it were added, and its host never notices. The pull is the gradient of
     pull * |s|^2 / 2N: nothing that s does comes back through the loss while it is isolated, and
     without the pull it would grow without bound. Both are divided by P, since the curvature of
-    the pull grows with the number of positions (docs/decisions/0004). Reckoned in float32: the
-    pull is as large as the scale of the loss, which half precision does not hold.
+    the pull grows with the number of positions (docs/decisions/0004). Where a GradScaler is, in float32: the
+    pull of a scaled loss is as large as its scale, which half precision does not hold.
     """
     num_positions = max(1, s.numel() // (num_samples * num_features))
-    exact = torch.promote_types(g.dtype, torch.float32)
-    return ((g.to(exact) + pull / num_samples * s.to(exact)) / num_positions).to(g.dtype)
+    if isinstance(pull, Tensor):
+        exact = torch.promote_types(g.dtype, torch.float32)
+        return ((g.to(exact) + pull / num_samples * s.to(exact)) / num_positions).to(g.dtype)
+    held = torch.add(g, s, alpha=pull / num_samples)
+    return held if num_positions == 1 else held / num_positions
 
 
 class Inner(NamedTuple):
