@@ -104,7 +104,7 @@ def _torchvision_case(name: str, family: str, *, quantize: bool | None) -> Case:
         elif family == "optical_flow":
             yield tuple(torch.rand(1, 3, 128, 128) for _n in range(2)), {}
         else:
-            yield from images_of((64, 96, 224, 299) if "vit_" not in name else (56 if "14" in name else 64,))
+            yield from images_of((64, 96, 224, 299) if not name.startswith("vit_") else (56 if "14" in name else 64,))
 
     suffix = " (float)" if quantize is False else ""
     return Case("torchvision", name + suffix, family, (build,), inputs, must_be_refused=bool(quantize))
