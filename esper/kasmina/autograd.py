@@ -90,9 +90,7 @@ class SeedCall(torch.autograd.Function):
         """``parameters`` are the seed's; given so that their gradients arrive where they belong."""
         ctx.set_materialize_grads(False)
         ctx.seed, ctx.num_parameters, ctx.inner = seed, len(parameters), None
-        unchanged = (
-            h.clone()
-        )  # not h: a layer that works in place may come next, and a seed may write into what it gets
+        unchanged = h.clone()  # a layer that works in place may come next, and a seed may write into h
         x = h.detach()
         with torch.enable_grad():
             if not seed.is_isolated:

@@ -44,8 +44,8 @@ class AwakeSeed:
     """One seed with its module.
 
     Attributes:
-        stage, alpha: set by ``follow``.
-        gain: alpha as the blend takes it; ``alpha_on_device`` is the same for compiled code.
+        stage: set by ``follow``.
+        gain: alpha, likewise; ``alpha_on_device`` is the same for compiled code.
         marks: (2,), a ``Mark`` set by calls whose outcome only the device knows.
         has_run: whether it was called since it woke, as far as ``settle`` has heard.
         is_suspended: the breaker is open, as compiled code sees it.
@@ -94,7 +94,7 @@ class AwakeSeed:
 
     def follow_scaler(self, scaler: Any) -> None:
         """Scale the pull as this GradScaler scales the loss; compiled code takes the scale of now."""
-        self._scaler = scaler
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._traced_pull = self.pull()
 
     def follow(self, stage: SeedStage, alpha: float) -> None:
