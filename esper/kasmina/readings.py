@@ -159,6 +159,8 @@ def _gradient_sums(layers: Iterable[Sequence[GradientSample]]) -> Iterator[Tenso
 
 def _products(x: Tensor) -> Tensor:
     """x x^T for each matrix, at full precision: the caller may be under autocast."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return torch.bmm(x, x.transpose(1, 2))
     with torch.autocast(x.device.type, enabled=False):
         return torch.bmm(x, x.transpose(1, 2))
 
