@@ -111,9 +111,7 @@ class Replicas:
         if self.model.state.to_lists()["stage"] != arrays["stage"]:
             raise InvariantError(f"the seeds of rank {self.rank} do not stand as those of rank 0 do")
         self.model.state.load_lists(dict(arrays))
-        for layer in self.model.layers.values():
-            for seed_id in layer.awake:
-                self.model.follow_state(layer, seed_id)
+        self.model.follow_all()
 
     # -- messages ---------------------------------------------------------------------------
 

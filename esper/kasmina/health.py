@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper.kasmina.hosts import CHANNEL_DIM, has_features_last, output_of
+from esper.kasmina.hosts import CHANNEL_DIM, host_type, output_of
 from esper.kasmina.layer import KasminaLayer
 from esper.kasmina.readings import ChunkStatistics, Reading
 from esper.kasmina.samples import GradientSample, OutputSample, sample_gradient, sample_output
@@ -186,7 +186,8 @@ def _is_readable(h: Any) -> bool:
 
 def _gradients_of(layer: KasminaLayer, device: torch.device) -> list[GradientSample]:
     """Of each of the layer's own parameters that has the layer's features as rows (or columns) and a gradient."""
-    turned = has_features_last(layer.module)
+    host = host_type(layer.module)
+    turned = host is not None and host.has_features_last
     found = []
     for parameter in layer.module.parameters():
         gradient = parameter.grad

@@ -25,10 +25,14 @@ CHANNEL_DIM: Mapping[LayerKind, int] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class HostType:
-    """One type of module that can hold seeds: its kind, and how to read the width of its output."""
+    """One type of module that can hold seeds: its kind, and how to read the width of its output.
+
+    ``has_features_last``: its weight is (in, F); else it is (F, ...).
+    """
 
     kind: LayerKind
     num_features: Callable[[Any], int]
+    has_features_last: bool = False
 
 
 def _out_channels(module: Any) -> int:
@@ -42,7 +46,7 @@ _TYPES: dict[type[nn.Module] | str, HostType] = {
     nn.ConvTranspose1d: HostType(LayerKind.CONV1D, _out_channels),
     nn.ConvTranspose2d: HostType(LayerKind.CONV2D, _out_channels),
     nn.MultiheadAttention: HostType(LayerKind.LINEAR, lambda m: int(m.embed_dim)),
-    "transformers.pytorch_utils.Conv1D": HostType(LayerKind.LINEAR, lambda m: int(m.nf)),
+    "transformers.pytorch_utils.Conv1D": HostType(LayerKind.LINEAR, lambda m: int(m.nf), has_features_last=True),
 }
 
 
@@ -59,13 +63,6 @@ def output_of(returned: Any) -> Tensor:
     """The tensor h in what a host's forward returned."""
     h: Tensor = returned[0] if isinstance(returned, tuple) else returned
     return h
-
-
-def has_features_last(module: nn.Module) -> bool:
-    """Whether a host's weight is (in, F), as that of transformers' Conv1D; else it is (F, ...)."""
-    return any(
-        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils" for cls in type(module).__mro__
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,12 +174,12 @@ class MorphableModel(SeedPlanner, HostFace):
             self.install(handle, plan.seed_id, kernel, optimizer)
         at = handle.index, plan.seed_id
         self.state.move(*at, plan.to_stage, step=step, boundary=boundary, kernel_sha256=plan.kernel_sha256)
-        if optimizer is not None and key in self.awake:  # it may have been made since, without them
-            optimizers.join(optimizer, handle.module, named_parameters_of(key, self.awake[key]))
         if plan.to_stage in EMBARGO_STAGES:
             self.uninstall(handle, plan.seed_id, optimizer)
         elif plan.to_stage is SeedStage.DORMANT:
             self.held.pop(key, None)
+        elif optimizer is not None:  # it may have been made since, without this seed's parameters
+            optimizers.join(optimizer, handle.module, named_parameters_of(key, self.awake[key]))
         self._set_alpha(handle, plan.seed_id, step)
         self._close_fast_paths()
 
