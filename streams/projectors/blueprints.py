@@ -1,4 +1,4 @@
-"""innovation.blueprints -> blueprints, their changes with verdicts, kernels."""
+"""innovation.blueprints -> blueprints, their changes with verdicts, certificates, kernels and their refusals."""
 
 import json
 from collections.abc import Sequence
@@ -20,6 +20,11 @@ async def project(connection: Any, batch: Sequence[Projected]) -> None:
         match projected.message.data:
             case events.KernelRegistered() as event:
                 await sql.insert_kernel(connection, **{**projected.columns, **event.kernel.model_dump()})
+            case events.KernelRefused():
+                await sql.insert_kernel_refusal(connection, **projected.columns)
+            case events.CertificateIssued() as event:
+                told = {name: to_json(event.model_dump(mode="json")[name]) for name in ("checks", "measurements")}
+                await sql.insert_certificate(connection, **{**projected.columns, **told})
             case events.BlueprintChangeRequested() as event:
                 if not await sql.is_judged(connection, event_id=projected.message.id):
                     await _judge(connection, event, projected.columns)

@@ -1,4 +1,4 @@
--- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, and kernels.
+-- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, certificates, and kernels.
 
 -- name: is_judged$
 SELECT count(*) FROM blueprint_changes WHERE event_id = :event_id;
@@ -16,10 +16,10 @@ ON CONFLICT (blueprint_id) DO UPDATE SET
 -- name: insert_change!
 INSERT INTO blueprint_changes (
     event_id, blueprint_id, change, expected_version, verdict, version_after, reason,
-    log_partition, log_offset, at
+    causation_id, log_partition, log_offset, at
 ) VALUES (
     :event_id, :blueprint_id, :change, :expected_version, :verdict, :version_after, :reason,
-    :log_partition, :log_offset, :at
+    :causation_id, :log_partition, :log_offset, :at
 );
 
 -- name: insert_kernel!
@@ -29,4 +29,14 @@ INSERT INTO kernels (
     :kernel_sha256, :blueprint_id, :blueprint_version, :target, :num_features, :num_parameters, :size_bytes,
     :event_id, :at
 )
+ON CONFLICT DO NOTHING;
+
+-- name: insert_kernel_refusal!
+INSERT INTO kernel_refusals (blueprint_id, target, num_features, blueprint_version, reason, event_id, at)
+VALUES (:blueprint_id, :target, :num_features, :blueprint_version, :reason, :event_id, :at)
+ON CONFLICT DO NOTHING;
+
+-- name: insert_certificate!
+INSERT INTO certificates (blueprint_id, blueprint_version, examiner, checks, measurements, event_id, at)
+VALUES (:blueprint_id, :blueprint_version, :examiner, :checks, :measurements, :event_id, :at)
 ON CONFLICT DO NOTHING;
