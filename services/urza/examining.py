@@ -163,9 +163,7 @@ def _gradient_flow(subject: Subject) -> None:
         for parameter, gradient in zip(parameters, _gradients(subject, h, wanted), strict=True):
             if gradient is not None and gradient.any():
                 parameter.data -= STEP * gradient / gradient.abs().max()
-    for (name, _p), gradient in zip(
-        subject.module.named_parameters(), _gradients(subject, h, wanted), strict=True
-    ):
+    for (name, _p), gradient in zip(subject.module.named_parameters(), _gradients(subject, h, wanted), strict=True):
         if gradient is None or not gradient.any():
             raise KernelError(f"no gradient reaches {name}: it would never learn")
         if not gradient.isfinite().all():

@@ -3,11 +3,11 @@
 No torch: both sides import it. What comes out of the sandbox is checked as what a stranger wrote.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from esper.errors import ContractError
 from esper.schemas.assets import BlueprintSpec, Measurement
@@ -74,6 +74,12 @@ class Ending(Fact):
 class Examination(Fact):
     """What became of a blueprint: a refusal to build it, a check that it failed, or its measurements."""
 
+    @model_validator(mode="after")
+    def _passed_by_checks(self) -> Self:
+        if self.not_built is None and self.not_passed is None and not (self.checks and self.measurements):
+            raise ValueError("it says neither what was refused nor what was checked")
+        return self
+
     not_built: Remark | None = None
     not_passed: Remark | None = None
     examiner: ShortName = "unknown"
@@ -128,15 +134,3 @@ def frames(answer: bytes) -> Iterator[BuiltKernel]:
         if at > len(view):
             return
         yield BuiltKernel(header, bytes(view[end:at]))
-
-
-def batches(wanted: Sequence[WantedKernel], bytes_of: Sequence[int], *, most: int, most_bytes: int) -> Iterator[slice]:
-    """Cut wanted kernels into jobs: at most so many, and so many bytes unless it is one alone."""
-    start, size = 0, 0
-    for n, num_bytes in enumerate(bytes_of):
-        if n > start and (n - start >= most or size + num_bytes > most_bytes):
-            yield slice(start, n)
-            start, size = n, 0
-        size += num_bytes
-    if start < len(wanted):
-        yield slice(start, len(wanted))

@@ -20,7 +20,7 @@ NUM_PASSES = (5, 20)  # at least and at most
 PASSES_S = 0.03  # the least number may take longer
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types none of it
     """Context manager: what the operations inside it cost.
 
     Attributes:
@@ -29,14 +29,14 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.peak_bytes = 0
         self._alive: dict[int, int] = {}
         self._now_bytes = 0
 
     def __enter__(self) -> Self:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     @classmethod

@@ -133,14 +133,12 @@ class Sandbox:
         return ending, await process.stdout.readexactly(ending.size)
 
     async def _start(self) -> None:
-        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-        paths = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
         self._is_warm = False
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**kept, **ONE_THREAD, "PYTHONPATH": paths},
+            env=_environment(),
             cwd="/",
             start_new_session=True,
         )
@@ -168,3 +166,9 @@ class Sandbox:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """No more than Python and torch need, and the packages that this process sees."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return {**kept, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)}

@@ -14,7 +14,6 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -65,13 +64,12 @@ def run(order: Order) -> tuple[Ending, bytes]:
         os.close(reader)
         _be_the_child(order, writer)
     os.close(writer)
-    with suppress(OSError):  # the child does the same, and one of both is first
-        os.setpgid(child, child)
     try:
         answer, failure = _collect(child, reader, order.limits)
     finally:
         os.close(reader)
-        with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        with suppress(ProcessLookupError):  # it may not have come to lead a group
             os.killpg(child, signal.SIGKILL)
         _pid, status = os.waitpid(child, 0)
     failure = failure or _ending_of(status, order.limits)
