@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from esper.services.urza.changes import ChangeOutcome
@@ -32,7 +33,7 @@ def blueprints_table(rows: list[Row]) -> Table:
 def module_of(spec: dict[str, Any]) -> str:
     """A module and its options: ``low_rank(rank=4)``."""
     options = ", ".join(f"{name}={value}" for name, value in spec["parameters"].items())
-    return f"{spec['module']}({options})" if options else str(spec["module"])
+    return escape(f"{spec['module']}({options})") if options else str(spec["module"])
 
 
 def outcomes_table(outcomes: list[ChangeOutcome], key: str, late: str) -> Table:
@@ -57,7 +58,7 @@ def _changes(rows: list[Row]) -> Table:
     table = table_of("Changes", "at", "change", "verdict", "reason", numbers=("version",))
     for row in rows:
         told = f"{row['expected_version']} -> {row['version_after'] or '-'}"
-        table.add_row(f"{row['at']:%Y-%m-%d %H:%M:%S}", row["change"], row["verdict"], row["reason"], told)
+        table.add_row(f"{row['at']:%Y-%m-%d %H:%M:%S}", row["change"], row["verdict"], escape(row["reason"]), told)
     return table
 
 
@@ -85,7 +86,7 @@ def _kernels(found: Lineage) -> Table:
         numbers = (f"{row[name]:,}" for name in ("num_features", "num_parameters", "size_bytes"))
         table.add_row(row["kernel_sha256"][:12], row["target"], *numbers)
     for row in found.refusals:
-        table.add_row(f"refused: {row['reason']}", row["target"], f"{row['num_features']:,}", "-", "-")
+        table.add_row(escape(f"refused: {row['reason']}"), row["target"], f"{row['num_features']:,}", "-", "-")
     return table
 
 

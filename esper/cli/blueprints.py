@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from esper.cli.blueprint_tables import blueprints_table, lineage_tables, module_of, outcomes_table, table_of
 from esper.config import Settings, load_settings
@@ -109,7 +110,7 @@ def show(blueprint_id: Annotated[str, typer.Argument(help="The blueprint.", meta
     console, row = Console(), found.blueprint
     spec = row["spec"]
     console.print(f"[bold]{row['blueprint_id']}[/bold] is {row['status']} (version {row['version']})")
-    console.print(f"{module_of(spec)} for {', '.join(spec['targets'])}; {spec['description']}", markup=False)
+    console.print(f"{module_of(spec)} for {', '.join(spec['targets'])}; {escape(spec['description'])}")
     for table in lineage_tables(found):
         console.print(table)
 

@@ -97,7 +97,7 @@ def _told(error: Exception) -> str:
 def _widths(job: Examine, kind: LayerKind) -> Iterator[int]:
     """The widths asked for that the catalogue's limits allow, or one that they do. All is arithmetic."""
     refusals, found = [], False
-    for width in (*job.widths, *WIDER):
+    for width in dict.fromkeys((*job.widths, *WIDER)):
         if width in WIDER and width not in job.widths and found:
             return
         try:

@@ -67,13 +67,21 @@ class Sandbox:
     ) -> None:
         await self._end()
 
-    async def examine(self, job: Examine) -> Examination:
+    @property
+    def pid(self) -> int | None:
+        """The number of its process, while it has one."""
+        return self._process.pid if self._process is not None else None
+
+    async def examine(self, job: Examine, limits: Limits | None = None) -> Examination:
         """What became of a blueprint. One that broke its sandbox was not built.
+
+        Args:
+            limits: others than the sandbox's own.
 
         Raises:
             UnavailableError: the sandbox cannot be started.
         """
-        ending, answer = await self._attempt(job)
+        ending, answer = await self._attempt(job, limits or self._limits)
         if ending.failure is None:
             try:
                 return Examination.model_validate_json(answer)
@@ -87,7 +95,7 @@ class Sandbox:
         Raises:
             UnavailableError: the sandbox cannot be started.
         """
-        ending, answer = await self._attempt(job)
+        ending, answer = await self._attempt(job, self._limits)
         try:
             built = list(frames(answer))
         except (ContractError, ValidationError):
@@ -96,12 +104,12 @@ class Sandbox:
             return built[: len(job.kernels)], None
         return built, f"contained in the sandbox: {ending.failure or 'it ended without an answer'}"
 
-    async def _attempt(self, job: Examine | Build) -> tuple[Ending, bytes]:
+    async def _attempt(self, job: Examine | Build, limits: Limits) -> tuple[Ending, bytes]:
         """Run a job; once more where it was contained."""
         ending = Ending()
         for attempt in range(1, ATTEMPTS + 1):
             async with self._lock:
-                ending, answer = await self._run(Order(limits=self._limits, job=job))
+                ending, answer = await self._run(Order(limits=limits, job=job))
             if ending.failure is None:
                 return ending, answer
             _log.warning("sandbox.contained", failure=ending.failure, attempt=attempt, attempts=ATTEMPTS)
@@ -116,7 +124,7 @@ class Sandbox:
             async with asyncio.timeout(order.limits.wall_s + ANSWER_GRACE_S):
                 process.stdin.write(order.model_dump_json().encode() + b"\n")
                 await process.stdin.drain()
-                return await self._read_answer(process)
+                return await self._read_answer(process, order.limits)
         except (EOFError, OSError, ValueError) as error:  # a TimeoutError is an OSError; ValueError: no Ending came
             await self._end()
             return Ending(failure=reason_of(f"it took the sandbox with it ({type(error).__name__})")), b""
@@ -124,11 +132,11 @@ class Sandbox:
             await self._end()  # the answer to come would be taken for the next job's
             raise
 
-    async def _read_answer(self, process: asyncio.subprocess.Process) -> tuple[Ending, bytes]:
+    async def _read_answer(self, process: asyncio.subprocess.Process, limits: Limits) -> tuple[Ending, bytes]:
         assert process.stdout is not None
         line = await process.stdout.readuntil(b"\n")
         ending = Ending.model_validate_json(line)
-        if ending.size > self._limits.answer_bytes:
+        if ending.size > limits.answer_bytes:
             raise ValueError(f"an answer of {ending.size} bytes")
         return ending, await process.stdout.readexactly(ending.size)
 
@@ -151,7 +159,7 @@ class Sandbox:
         assert self._process is not None
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._read_answer(self._process)
+                await self._read_answer(self._process, self._limits)
         except (EOFError, OSError, ValueError) as error:
             await self._end()
             raise UnavailableError(f"the sandbox of blueprints did not start ({type(error).__name__})") from error

@@ -27,7 +27,7 @@ from esper.kasmina.kernels import build_kernel, load_kernel
 from esper.services.urza.examining import examine
 from esper.services.urza.jobs import Build, Ending, Examine, KernelHeader, Limits, Order, WantedKernel, frame, reason_of
 
-NICENESS = 10  # training and the API come first
+NICENESS = 5  # training and the API come first; with 10, a second of work takes half a minute on a busy machine
 MAX_OPEN_FILES = 64
 MAX_INHERITED_FILES = 4096
 EXIT_FAILED, EXIT_MEMORY = 70, 71
