@@ -2,15 +2,16 @@
 
 import random
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.errors import UnavailableError
+from esper.errors import KernelError, UnavailableError
+from esper.kasmina.catalogue import CATALOGUE, cost_of
 from esper.schemas.assets import Blueprint, BlueprintSpec, Measurement
-from esper.schemas.enums import BlueprintStatus, Verdict
+from esper.schemas.enums import BlueprintStatus, LayerKind, Verdict
 from esper.schemas.events import BlueprintChangeRequested, CertificateIssued, KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.schemas.verdicts import judge
@@ -178,3 +179,24 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
     assert sorted(registered) == sorted(widths - culprits - refused)
     assert set(told) == widths & (culprits | refused)
     assert len({m.id for m in parts.sent}) == len(widths), "asked again, it is the same event"
+
+
+@given(
+    spec=st.builds(
+        BlueprintSpec,
+        module=st.sampled_from([*CATALOGUE, "nothing_known"]),
+        parameters=st.dictionaries(
+            st.sampled_from(["rank", "expansion", "width", "reduction", "other"]),
+            st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30),
+            max_size=2,
+        ),
+        targets=st.just(("linear",)),
+    ),
+    target=st.sampled_from(LayerKind),
+    width=st.integers(1, 2**31 - 1),
+)
+def test_arithmetic_answers_for_every_spec_that_the_log_can_hold(
+    spec: BlueprintSpec, target: LayerKind, width: int
+) -> None:
+    with suppress(KernelError):
+        assert cost_of(spec, target, width).num_parameters <= 50_000_000
