@@ -20,6 +20,7 @@ from esper.schemas.events import Event, LayerHealthMeasured, TrainerEvent
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.schemas.registry import registration
+from esper.schemas.topics import TELEMETRY
 
 Place = tuple[str, int]
 Log = Mapping[Place, Sequence[StoredRecord]]
@@ -41,17 +42,24 @@ class Recipe:
     hole: int
 
 
-RECIPES = st.lists(
-    st.builds(
+OF_TOPIC: dict[str, list[int]] = {}
+for _n, _event in enumerate(EXAMPLES):
+    OF_TOPIC.setdefault(registration(_event.type).topic.name, []).append(_n)
+
+
+def _recipes(examples: Sequence[int]) -> st.SearchStrategy[list[Recipe]]:
+    recipe = st.builds(
         Recipe,
         kind=st.sampled_from(["event"] * 6 + ["resend", "garbage", "redriven", "redriven"]),
-        example=st.sampled_from([0] * 5 + list(range(len(EXAMPLES)))),  # most of a log is health
+        example=st.sampled_from(examples),
         n=st.integers(0, 40),
         hole=st.sampled_from([0] * 9 + [1, 3]),
-    ),
-    min_size=1,
-    max_size=24,
-)
+    )
+    return st.lists(recipe, min_size=6, max_size=24)
+
+
+RECIPES = st.sampled_from([*[TELEMETRY.name] * 6, *OF_TOPIC]).flatmap(lambda topic: _recipes(OF_TOPIC[topic]))
+"""A log is of one topic: folds of two never meet. Most are of health reports, whose fold remembers most."""
 
 
 def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
