@@ -124,7 +124,7 @@ async def _fold_decoded(
     """The transaction; gives the number of events that were new."""
     stored = await _lock_position(connection, batch, memory)
     events: Sequence[Projected] = decoded.events
-    if False:
+    if batch.records and batch.records[0].position.offset < stored:
         events = [e for e in events if e.position.offset >= stored]
     broken = [b for b in decoded.broken if b[0].position.offset >= stored]
     if broken:
