@@ -35,13 +35,15 @@ class Batch:
     """Consecutive records of one partition.
 
     ``start`` is where the reader stood before it fetched them. Offsets may be missing in
-    between (expired records, transaction markers); that is no gap.
+    between (expired records, transaction markers); that is no gap. ``may_begin`` says that a
+    partition without a stored position may begin here, since the log does.
     """
 
     topic: str
     partition: int
     start: int
     records: tuple[StoredRecord, ...]
+    may_begin: bool = True
 
     @property
     def end(self) -> int:
@@ -122,7 +124,7 @@ async def _fold_decoded(
     """The transaction; gives the number of events that were new."""
     stored = await _lock_position(connection, batch, memory)
     events: Sequence[Projected] = decoded.events
-    if batch.start < stored:
+    if batch.records and batch.records[0].position.offset < stored:
         events = [e for e in events if e.position.offset >= stored]
     broken = [b for b in decoded.broken if b[0].position.offset >= stored]
     if broken:
@@ -159,9 +161,14 @@ def _projected(record: StoredRecord) -> Projected:
 async def _lock_position(connection: Any, batch: Batch, memory: PartitionMemory) -> int:
     sql, where = queries("positions"), {"topic": batch.topic, "log_partition": batch.partition}
     row = await sql.lock_position(connection, **where)
-    if row is None:
+    if row is None and batch.may_begin:
         await sql.claim_position(connection, **where, next_offset=batch.start)
         row = await sql.lock_position(connection, **where)
+    if row is None:
+        raise PositionError(
+            f"{batch.topic}[{batch.partition}]: the projections hold no position any more, but the batch starts at "
+            f"{batch.start}: a migration or somebody else removed it; restart the worker"
+        )
     stored = int(row["next_offset"])
     if batch.start > stored:
         raise PositionError(
