@@ -31,10 +31,6 @@ ALTER TABLE blueprint_changes ADD PRIMARY KEY (event_id, blueprint_id);
 DROP INDEX changes_of_a_blueprint;
 CREATE INDEX changes_of_a_blueprint ON blueprint_changes (blueprint_id, log_offset);
 
--- telemetry.seed.health: a view reads two windows of all seeds at once.
-ALTER TABLE health_windows DROP CONSTRAINT health_windows_pkey;
-ALTER TABLE health_windows ADD PRIMARY KEY (run_id, incarnation, step, layer_id, seed_id, logged_at);
-
 -- Signals that were redriven when later ones had been folded: they count in views of boundaries that name the
 -- sequence late_from or a later one, so that no view changes after it was read. Empty as a rule.
 CREATE TABLE late_health_windows (

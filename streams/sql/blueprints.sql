@@ -1,7 +1,7 @@
 -- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, and kernels.
 
 -- name: is_judged$
-SELECT count(*) FROM blueprint_changes WHERE event_id = :event_id;
+SELECT count(*) FROM blueprint_changes WHERE event_id = :event_id AND blueprint_id = :blueprint_id;
 
 -- name: blueprint^
 SELECT blueprint_id, version, status, spec FROM blueprints WHERE blueprint_id = :blueprint_id;
@@ -24,9 +24,10 @@ INSERT INTO blueprint_changes (
 
 -- name: insert_kernel!
 INSERT INTO kernels (
-    kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at
+    kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at,
+    log_partition, log_offset
 ) VALUES (
     :kernel_sha256, :blueprint_id, :blueprint_version, :target, :num_features, :num_parameters, :size_bytes,
-    :event_id, :at
+    :event_id, :at, :log_partition, :log_offset
 )
 ON CONFLICT DO NOTHING;

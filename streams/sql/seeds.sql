@@ -4,11 +4,11 @@
 INSERT INTO lifecycle (
     run_id, incarnation, sequence, step, layer_id, seed_id, from_stage, to_stage, reason,
     blueprint_id, kernel_sha256, command_id, num_parameters, detail, is_impossible,
-    event_id, causation_id, at
+    event_id, causation_id, at, seen_from
 ) VALUES (
     :run_id, :incarnation, :sequence, :step, :layer_id, :seed_id, :from_stage, :to_stage, :reason,
     :blueprint_id, :kernel_sha256, :command_id, :num_parameters, :detail, :is_impossible,
-    :event_id, :causation_id, :at
+    :event_id, :causation_id, :at, :seen_from
 )
 ON CONFLICT DO NOTHING;
 
@@ -26,20 +26,20 @@ WHERE seeds.since_step <= EXCLUDED.since_step; -- a redriven event tells of the 
 -- name: insert_rejection!
 INSERT INTO rejections (
     run_id, incarnation, sequence, step, layer_id, seed_id, command_id, reason, detail,
-    event_id, causation_id, at
+    event_id, causation_id, at, seen_from
 ) VALUES (
     :run_id, :incarnation, :sequence, :step, :layer_id, :seed_id, :command_id, :reason, :detail,
-    :event_id, :causation_id, :at
+    :event_id, :causation_id, :at, :seen_from
 )
 ON CONFLICT DO NOTHING;
 
 -- name: insert_breaker_change!
 INSERT INTO breaker_changes (
     run_id, incarnation, sequence, step, layer_id, seed_id, from_state, to_state, num_failures, detail,
-    event_id, causation_id, at
+    event_id, causation_id, at, seen_from
 ) VALUES (
     :run_id, :incarnation, :sequence, :step, :layer_id, :seed_id, :from_state, :to_state, :num_failures, :detail,
-    :event_id, :causation_id, :at
+    :event_id, :causation_id, :at, :seen_from
 )
 ON CONFLICT DO NOTHING;
 
