@@ -112,7 +112,7 @@ def _windows(rows: ViewRows, step: int) -> Windows:
     told = rows.boundary["last_sequences"].get(TELEMETRY.name, -1)
     found: dict[SeedKey, HealthWindow] = {}
     counted = [r for r in rows.windows if r["step"] == step and r["late_from"] <= told]
-    for r in sorted(counted, key=lambda r: r["late_from"]):
+    for r in sorted(counted, key=lambda r: (r["late_from"], r["log_offset"], r["place"])):
         key = (r["layer_id"], r["seed_id"])
         window = HealthWindow(r["num_signals"], r["num_non_finite"], tuple(r["sums"]), tuple(r["counts"]))
         found[key] = found[key] + window if key in found else window

@@ -20,7 +20,7 @@ class ViewRows:
             ``lifecycle_sequence`` up to which its transitions count.
         resumed_seeds: what the incarnation's checkpoint held.
         epochs: the newest ``MAX_EPOCHS`` on the live line, ``num_epochs`` of which there are.
-        windows: health windows and late ones, of any step.
+        windows: health windows, and late signals in the same form, of any step.
         blueprint_offsets: partition of innovation.blueprints -> how far it counts.
     """
 

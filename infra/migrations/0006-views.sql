@@ -33,29 +33,24 @@ CREATE INDEX changes_of_a_blueprint ON blueprint_changes (blueprint_id, log_offs
 
 -- Signals that were redriven when later ones had been folded: they count in views of boundaries that name the
 -- sequence late_from or a later one, so that no view changes after it was read. Empty as a rule.
-CREATE TABLE late_health_windows (
+CREATE TABLE late_health_signals (
     run_id text COLLATE "C",
     incarnation integer,
-    step bigint,
-    layer_id text COLLATE "C",
-    seed_id integer,
-    late_from bigint,
-    logged_at timestamptz NOT NULL,
+    step bigint, -- the first step of its window
     log_partition integer NOT NULL,
-    first_offset bigint NOT NULL,
-    num_signals bigint NOT NULL,
-    num_non_finite bigint NOT NULL,
-    sum_health_score double precision NOT NULL,
-    sum_activation_mean double precision NOT NULL,
-    sum_activation_std double precision NOT NULL,
-    sum_dead_ratio double precision NOT NULL,
-    sum_gradient_norm double precision NOT NULL,
-    count_health_score bigint NOT NULL,
-    count_activation_mean bigint NOT NULL,
-    count_activation_std bigint NOT NULL,
-    count_dead_ratio bigint NOT NULL,
-    count_gradient_norm bigint NOT NULL,
-    PRIMARY KEY (run_id, incarnation, step, layer_id, seed_id, late_from)
+    log_offset bigint,
+    place integer, -- in its record
+    logged_at timestamptz NOT NULL,
+    late_from bigint NOT NULL,
+    layer_id text COLLATE "C" NOT NULL,
+    seed_id integer NOT NULL,
+    non_finite boolean NOT NULL,
+    health_score double precision NOT NULL,
+    activation_mean double precision,
+    activation_std double precision,
+    dead_ratio double precision,
+    gradient_norm double precision,
+    PRIMARY KEY (run_id, incarnation, step, log_offset, place)
 );
 
 -- What Tamiyo asks at every poll must not grow with the history: runs under way are found by an index, and those

@@ -1,7 +1,7 @@
-"""telemetry.seed.health, redriven -> late_health_windows.
+"""telemetry.seed.health, redriven -> late_health_signals.
 
 A window that a view was made of must not change afterwards. So signals that come when later ones of their
-incarnation were folded are added up beside it, and count in views of boundaries that came after them alone.
+incarnation were folded lie beside it, and count in views of boundaries that came after them alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,27 +15,26 @@ from esper.streams.queries import queries
 
 
 async def project(connection: Any, batch: Sequence[Projected]) -> None:
-    """Add late signals to their windows, one by one in the order of the log."""
-    await queries("telemetry").add_late_signal(connection, list(_rows(batch)))
+    """Record late signals."""
+    await queries("telemetry").insert_late_signal(connection, list(_rows(batch)))
 
 
 def _rows(batch: Sequence[Projected]) -> Iterator[dict[str, Any]]:
     for projected in batch:
         report = projected.data
         assert isinstance(report, LayerHealthMeasured), "a redriven record is read the long way"
-        for signal in report.signals:
-            values = {name: getattr(signal, name) for name in FIELDS}
+        for place, signal in enumerate(report.signals):
             yield {
                 "run_id": report.run_id,
                 "incarnation": report.incarnation,
                 "step": report.step - report.step % WINDOW_STEPS,
+                "log_partition": projected.position.partition,
+                "log_offset": projected.position.offset,
+                "place": place,
+                "logged_at": datetime.fromtimestamp(projected.logged_ms / 1000, UTC),
+                "late_from": projected.late_from,
                 "layer_id": report.layer_id,
                 "seed_id": signal.seed_id,
-                "late_from": projected.late_from,
-                "logged_at": datetime.fromtimestamp(projected.logged_ms / 1000, UTC),
-                "log_partition": projected.position.partition,
-                "first_offset": projected.position.offset,
-                "num_non_finite": int(signal.non_finite),
-                **{f"sum_{name}": value or 0.0 for name, value in values.items()},
-                **{f"count_{name}": int(value is not None) for name, value in values.items()},
+                "non_finite": signal.non_finite,
+                **{name: getattr(signal, name) for name in FIELDS},
             }

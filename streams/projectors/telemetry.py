@@ -1,8 +1,9 @@
 """telemetry.seed.health -> health_windows: tumbling windows of WINDOW_STEPS steps.
 
 Sums are added up one record at a time in the order of the log, starting from the stored row: so their bits do
-not depend on how the log was cut into batches. What comes late, redriven, has rows of its own. A window is new, and goes in by COPY, where its steps lie beyond
-every step that was folded of its incarnation; of the others those that are not remembered are read.
+not depend on how the log was cut into batches. A window is new, and goes in by COPY, where its steps lie beyond
+every step that was folded of its incarnation; of the others those that are not remembered are read. Signals that
+come late, redriven, have rows of their own (``late_health``).
 """
 
 from collections.abc import Iterable, Sequence

@@ -32,27 +32,12 @@ FROM unnest(
 WHERE w.run_id = g.run_id AND w.incarnation = g.incarnation AND w.step = g.step AND w.layer_id = g.layer_id
     AND w.seed_id = g.seed_id AND w.logged_at = g.logged_at;
 
--- name: add_late_signal*!
-INSERT INTO late_health_windows AS l (
-    run_id, incarnation, step, layer_id, seed_id, late_from, logged_at, log_partition, first_offset,
-    num_signals, num_non_finite,
-    sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm,
-    count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, count_gradient_norm
+-- name: insert_late_signal*!
+INSERT INTO late_health_signals (
+    run_id, incarnation, step, log_partition, log_offset, place, logged_at, late_from, layer_id, seed_id, non_finite,
+    health_score, activation_mean, activation_std, dead_ratio, gradient_norm
 ) VALUES (
-    :run_id, :incarnation, :step, :layer_id, :seed_id, :late_from, :logged_at, :log_partition, :first_offset,
-    1, :num_non_finite,
-    :sum_health_score, :sum_activation_mean, :sum_activation_std, :sum_dead_ratio, :sum_gradient_norm,
-    :count_health_score, :count_activation_mean, :count_activation_std, :count_dead_ratio, :count_gradient_norm
+    :run_id, :incarnation, :step, :log_partition, :log_offset, :place, :logged_at, :late_from, :layer_id, :seed_id,
+    :non_finite, :health_score, :activation_mean, :activation_std, :dead_ratio, :gradient_norm
 )
-ON CONFLICT (run_id, incarnation, step, layer_id, seed_id, late_from) DO UPDATE SET
-    num_signals = l.num_signals + 1, num_non_finite = l.num_non_finite + EXCLUDED.num_non_finite,
-    sum_health_score = l.sum_health_score + EXCLUDED.sum_health_score,
-    sum_activation_mean = l.sum_activation_mean + EXCLUDED.sum_activation_mean,
-    sum_activation_std = l.sum_activation_std + EXCLUDED.sum_activation_std,
-    sum_dead_ratio = l.sum_dead_ratio + EXCLUDED.sum_dead_ratio,
-    sum_gradient_norm = l.sum_gradient_norm + EXCLUDED.sum_gradient_norm,
-    count_health_score = l.count_health_score + EXCLUDED.count_health_score,
-    count_activation_mean = l.count_activation_mean + EXCLUDED.count_activation_mean,
-    count_activation_std = l.count_activation_std + EXCLUDED.count_activation_std,
-    count_dead_ratio = l.count_dead_ratio + EXCLUDED.count_dead_ratio,
-    count_gradient_norm = l.count_gradient_norm + EXCLUDED.count_gradient_norm;
+ON CONFLICT DO NOTHING;
