@@ -56,7 +56,7 @@ def assemble(rows: ViewRows) -> GraphView:
             r["num_lost"]
             for r in rows.gaps
             if r["log_offset"] < at["log_offset"]
-            and r["step"] >= newest - WINDOW_STEPS
+            and r["to_step"] >= newest - WINDOW_STEPS
             and r["from_step"] < newest + WINDOW_STEPS
         ),
         num_rejections=len(seeds.rejections),

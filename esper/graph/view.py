@@ -30,7 +30,7 @@ class LayerView:
     num_seeds: int
     health: Mapping[str, float | None]
     non_finite_ratio: float | None
-    health_change: Mapping[str, float | None] = NO_HEALTH
+    health_change: Mapping[str, float | None] = field(default_factory=lambda: NO_HEALTH)
     num_signals: int | None = None
 
 
@@ -46,7 +46,7 @@ class SeedView:
     num_parameters: int
     germinated_at_step: int | None
     health: Mapping[str, float | None]
-    health_change: Mapping[str, float | None] = NO_HEALTH
+    health_change: Mapping[str, float | None] = field(default_factory=lambda: NO_HEALTH)
     non_finite_ratio: float | None = None
     num_signals: int | None = None
     steps_in_stage: int | None = None
@@ -64,7 +64,7 @@ class EpochView:
     epoch: int
     step: int
     metrics: Mapping[str, float | None]
-    gains: Mapping[str, float | None] = MappingProxyType({})
+    gains: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

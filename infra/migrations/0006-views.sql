@@ -11,6 +11,7 @@ DELETE FROM redriven WHERE topic IN ('system.runs', 'control.kasmina.lifecycle',
 
 -- system.runs: what lies before a boundary in its partition counts in its view.
 ALTER TABLE incarnations ADD COLUMN log_offset bigint NOT NULL;
+ALTER TABLE incarnations ADD COLUMN from_epoch integer NOT NULL;
 ALTER TABLE boundaries ADD COLUMN log_offset bigint NOT NULL;
 ALTER TABLE epochs ADD COLUMN log_offset bigint NOT NULL;
 ALTER TABLE telemetry_gaps ADD COLUMN log_offset bigint NOT NULL;

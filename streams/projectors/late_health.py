@@ -10,6 +10,7 @@ from typing import Any
 
 from esper.graph.windows import FIELDS, WINDOW_STEPS
 from esper.schemas.events import LayerHealthMeasured
+from esper.streams.health_reports import HealthReport
 from esper.streams.projected import Projected
 from esper.streams.queries import queries
 
@@ -22,7 +23,7 @@ async def project(connection: Any, batch: Sequence[Projected]) -> None:
 def _rows(batch: Sequence[Projected]) -> Iterator[dict[str, Any]]:
     for projected in batch:
         report = projected.data
-        assert isinstance(report, LayerHealthMeasured), "a redriven record is read the long way"
+        assert isinstance(report, HealthReport | LayerHealthMeasured)
         for place, signal in enumerate(report.signals):
             yield {
                 "run_id": report.run_id,

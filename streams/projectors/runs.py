@@ -53,9 +53,10 @@ async def _started(connection: Any, event: events.RunStarted, columns: dict[str,
     edges = [{"run_id": event.run_id, **edge.model_dump()} for edge in event.edges]
     await sql.insert_layer(connection, layers)
     await sql.insert_edge(connection, edges)
-    await sql.insert_incarnation(connection, **{**columns, "from_incarnation": None, "from_step": 0, "seeds": "[]"})
+    first = {"from_incarnation": None, "from_step": 0, "from_epoch": 0, "seeds": "[]"}
+    await sql.insert_incarnation(connection, **{**columns, **first})
 
 
 def _resumed(event: events.RunResumed, columns: dict[str, Any]) -> dict[str, Any]:
     seeds = to_json([seed.model_dump(mode="json") for seed in event.seeds])
-    return {**columns, "from_step": event.step, "seeds": seeds}
+    return {**columns, "from_step": event.step, "from_epoch": event.epoch, "seeds": seeds}

@@ -17,10 +17,10 @@ ON CONFLICT DO NOTHING;
 -- name: insert_incarnation!
 INSERT INTO incarnations (
     run_id, incarnation, from_incarnation, from_step, seeds, command_offset, event_id, causation_id, at,
-    log_offset
+    log_offset, from_epoch
 ) VALUES (
     :run_id, :incarnation, :from_incarnation, :from_step, :seeds, :command_offset,
-    :event_id, :causation_id, :at, :log_offset
+    :event_id, :causation_id, :at, :log_offset, :from_epoch
 )
 ON CONFLICT DO NOTHING;
 

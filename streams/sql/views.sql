@@ -108,15 +108,16 @@ WHERE e.run_id = :run_id AND e.incarnation <= :incarnation AND e.log_offset < :l
     AND NOT EXISTS (
         SELECT FROM incarnations AS i
         WHERE i.run_id = e.run_id AND i.incarnation > e.incarnation AND i.incarnation <= :incarnation
-            AND i.log_offset < :log_offset AND (i.from_step < e.step OR i.log_offset < e.log_offset)
+            AND i.log_offset < :log_offset
+            AND (i.from_step < e.step OR i.from_epoch <= e.epoch OR i.log_offset < e.log_offset)
     )
 ORDER BY e.step DESC, e.epoch DESC, e.incarnation DESC, e.sequence DESC
 LIMIT :max_epochs;
 
 -- name: gaps
-SELECT from_step, step, num_lost, log_offset
+SELECT from_step, to_step, num_lost, log_offset
 FROM telemetry_gaps
-WHERE run_id = :run_id AND incarnation = :incarnation AND log_offset < :log_offset AND step >= :from_step;
+WHERE run_id = :run_id AND incarnation = :incarnation AND log_offset < :log_offset AND to_step >= :from_step;
 
 -- name: windows
 SELECT layer_id, seed_id, step, 0::bigint AS late_from, 0::bigint AS log_offset, 0 AS place,
