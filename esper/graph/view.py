@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
+from esper.errors import ContractError
 from esper.graph.encoding import Columns, decode, encode
 from esper.graph.features import FEATURES, VIEW_VERSION, Kind, Level
 from esper.graph.windows import FIELDS
@@ -128,6 +129,13 @@ class GraphView:
         """
         columns = decode(data)
         run = columns[Level.RUN]
+        try:
+            return cls._of(run, columns)
+        except (TypeError, ValueError) as error:
+            raise ContractError(f"no view: {error}") from error
+
+    @classmethod
+    def _of(cls, run: Columns, columns: Mapping[Level, Columns]) -> Self:
         return cls(
             **{name: values[0] for name, values in run.items() if name != "blueprint_offsets"},
             blueprint_offsets=tuple(run["blueprint_offsets"][0] or ()),
