@@ -12,12 +12,13 @@ from esper.graph.windows import FIELDS, WINDOW_STEPS
 from esper.schemas.events import LayerHealthMeasured
 from esper.streams.health_reports import HealthReport
 from esper.streams.projected import Projected
+from esper.streams.projectors.facts import write_rows
 from esper.streams.queries import queries
 
 
 async def project(connection: Any, batch: Sequence[Projected]) -> None:
     """Record late signals."""
-    await queries("telemetry").insert_late_signal(connection, list(_rows(batch)))
+    await write_rows(connection, queries("telemetry"), "insert_late_signals", list(_rows(batch)))
 
 
 def _rows(batch: Sequence[Projected]) -> Iterator[dict[str, Any]]:
