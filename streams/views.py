@@ -141,7 +141,7 @@ async def read_view_rows(
                 sequence=at["last_sequences"].get(TELEMETRY.name, -1),
             )
         ),
-        kernels=await _all(sql.kernels(connection, run_id=run_id, offsets=offsets)),
+        kernels=await _all(sql.kernels(connection, run_id=run_id, offsets=offsets)) if is_started else [],
         blueprint_offsets=offsets,
     )
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from esper.graph.windows import FIELDS, WINDOW_STEPS
 from esper.schemas.events import LayerHealthMeasured
-from esper.streams.health_reports import HealthReport
+from esper.schemas.operational import HealthSignal
+from esper.streams.health_reports import HealthReport, Signal
 from esper.streams.projected import Projected
 from esper.streams.projectors.facts import write_rows
 from esper.streams.queries import queries
@@ -25,7 +26,8 @@ def _rows(batch: Sequence[Projected]) -> Iterator[dict[str, Any]]:
     for projected in batch:
         report = projected.data
         assert isinstance(report, HealthReport | LayerHealthMeasured)
-        for place, signal in enumerate(report.signals):
+        signals: Sequence[Signal | HealthSignal] = report.signals
+        for place, signal in enumerate(signals):
             yield {
                 "run_id": report.run_id,
                 "incarnation": report.incarnation,
