@@ -1,6 +1,7 @@
 """An event on its way into a row: what was in the record, and where it was read."""
 
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 from esper.oona.records import Position
@@ -25,6 +26,11 @@ class Projected(NamedTuple):
     origin: Position | None = None
     message: OonaMessage | None = None
     late_from: int = 0
+
+    @property
+    def is_trainers(self) -> bool:
+        """Whether a trainer's sequence numbers it."""
+        return _is_trainers(type(self.data))
 
     @classmethod
     def of(
@@ -52,3 +58,8 @@ class Projected(NamedTuple):
             "log_offset": self.position.offset,
             "logged_at": datetime.fromtimestamp(self.logged_ms / 1000, UTC),
         }
+
+
+@cache
+def _is_trainers(kind: type) -> bool:
+    return issubclass(kind, TrainerEvent | HealthReport)
