@@ -184,7 +184,7 @@ async def _without_redriven(
 ) -> Sequence[Projected]:
     """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
 
-    A resend of an event that has a letter is folded, and settles the letter.
+    A resend of an event that has a letter is folded as if it were redriven, and settles the letter.
     """
     sql, where = queries("letters"), {"topic": batch.topic, "log_partition": batch.partition}
     if memory.letters is None:
@@ -202,15 +202,16 @@ async def _without_redriven(
             continue
         if projected.origin is None and letter is not None and letter[1]:
             continue
+        origin = projected.origin or projected.position._replace(offset=letter[0])  # type: ignore[index]
         noted = await sql.note_redriven(
             connection,
             **where,
-            log_offset=projected.origin.offset if projected.origin is not None else letter[0],  # type: ignore[index]
+            log_offset=origin.offset,
             redriven_offset=projected.position.offset,
             event_id=projected.event_id,
         )
         if noted is not None:
-            fresh.append(projected)
+            fresh.append(projected._replace(origin=origin))
             if letter is not None:
                 memory.letters[projected.event_id] = (letter[0], True)
     return fresh
@@ -235,16 +236,20 @@ async def _load_progress(
 def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> list[Projected]:
     """Drop trainers' events that are not beyond the highest sequence seen, and remember the new one.
 
-    A redriven event is not measured by its sequence: it comes late by nature, and once by its origin.
+    A redriven event is not dropped for its sequence: it comes late by nature, and once by its origin. Where
+    later ones were folded before it, it is marked as late.
     """
     fresh = []
     for projected in events:
-        if projected.origin is None and projected.is_trainers:
+        if projected.is_trainers:
             event = cast("TrainerEvent | HealthReport", projected.data)
             progress = memory.progress[event.run_id, event.incarnation]
-            if event.sequence <= progress.last_sequence:
+            if event.sequence > progress.last_sequence:
+                progress.last_sequence = event.sequence
+            elif projected.origin is None:
                 continue
-            progress.last_sequence = event.sequence
+            else:
+                projected = projected._replace(late_from=progress.last_sequence + 1)
         fresh.append(projected)
     return fresh
 

@@ -15,7 +15,7 @@ import asyncpg
 
 from esper.config import Settings
 from esper.errors import NotAllowedError, UnavailableError
-from esper.graph.view import assemble
+from esper.graph.assembling import assemble
 from esper.logging import get_logger
 from esper.oona.producer import OonaProducer
 from esper.oona.topics import verify_topics
