@@ -9,6 +9,7 @@ The order is the design:
 A newer version of a known type ends the batch before it and stops the partition.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -58,10 +59,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What folding did: events that were new, and whether letters may wait to be sent."""
+    """What folding did: events that were new, whether letters may wait to be sent, and what the transaction took."""
 
     num_events: int
     has_letters: bool
+    transaction_s: float
 
 
 def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> Decoded:
@@ -94,7 +96,7 @@ async def fold(connection: Any, batch: Batch, replayed: Mapping[Position, Decode
         PositionError: the batch starts beyond the stored position.
         NewerVersionError: after all before it was folded.
     """
-    decoded = decode_batch(batch, replayed or NO_LETTERS)
+    decoded, began = decode_batch(batch, replayed or NO_LETTERS), time.perf_counter()
     async with connection.transaction():
         stored = await _lock_position(connection, batch)
         events = [e for e in decoded.events if e.position.offset >= stored]
@@ -109,7 +111,7 @@ async def fold(connection: Any, batch: Batch, replayed: Mapping[Position, Decode
             )
     if decoded.newer is not None:
         raise decoded.newer
-    return Folded(len(fresh), bool(decoded.broken))
+    return Folded(len(fresh), bool(decoded.broken), time.perf_counter() - began)
 
 
 def _origin(record: StoredRecord) -> Position | None:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.metrics.settings import MetricsAddress
 
 
 class StreamsSettings(SectionModel):
@@ -26,6 +27,12 @@ class StreamsSettings(SectionModel):
     stalled_after_s: float = Field(
         30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
     )
+    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
     )
+
+    @property
+    def metrics_address(self) -> MetricsAddress:
+        """Where the worker answers Prometheus."""
+        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_STREAMS__METRICS_PORT")
