@@ -67,7 +67,9 @@ def lag_of(metrics: WorkerMetrics) -> tuple[float | None, float | None]:
 
 
 def test_the_table_in_the_docs_is_the_codes() -> None:
-    assert markdown(catalogue()) in DOCS.read_text(encoding="utf-8"), "write `esper metrics docs` into docs/monitoring.md"
+    assert markdown(catalogue()) in DOCS.read_text(encoding="utf-8"), (
+        "write `esper metrics docs` into docs/monitoring.md"
+    )
 
 
 def test_a_name_belongs_to_one_metric() -> None:
@@ -176,7 +178,9 @@ def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[Wor
     assert found["esper_worker_partition_red", labels] == 1
     assert found["esper_worker_partition_red", ("4", "system.runs")] == 0
     assert metrics.health.problems() == [Problem("newer than v2", *PLACE)]
-    metrics.watched({}, [Stall(*PLACE, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")])
+    metrics.watched(
+        {}, [Stall(*PLACE, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")]
+    )
     assert len(metrics.health.problems()) == 2
     assert shown(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
     metrics.assigned({PLACE: 0})
