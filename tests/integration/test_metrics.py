@@ -1,8 +1,11 @@
-"""Four real processes scraped: what they serve is what the code says, and a stopped partition makes its alert true."""
+"""Four real processes, run and set as infra/stack.yml has them, scraped: what they serve is what the code says, and a
+stopped partition makes its alert true."""
 
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +17,8 @@ import pytest
 import torch
 import yaml
 from aiokafka import AIOKafkaProducer
-from processes import SCRIPTS, WORKER, cli, log_of, process, running, worker
+from deployment import environment_here, environment_of, image_check, image_of, own_services
+from processes import READY_S, SCRIPTS, WORKER, cli, log_of, process
 from prometheus_client.parser import text_string_to_metric_families
 from promql import evaluate, samples_of
 from torch import nn
@@ -23,8 +27,8 @@ from waiting import wait_until
 import esper
 from esper.cli.metrics import SHARED, catalogue
 from esper.connection.settings import LinkOptions
-from esper.embedded.processes import free_port
-from esper.embedded.stack import EmbeddedStack
+from esper.embedded.processes import ChildProcess, free_port
+from esper.embedded.stack import EmbeddedStack, inherited_environment
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import partition_of
 from esper.oona.producer import OonaProducer
@@ -53,22 +57,34 @@ class Services(NamedTuple):
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     from conftest import running_stack
 
-    folder, script = tmp_path_factory.mktemp("services"), str(SCRIPTS / "esper")
+    folder, port_of_api = tmp_path_factory.mktemp("services"), str(free_port())
+    more = {"worker": {"ESPER_STREAMS__STALLED_AFTER_S": "1"}, "urza": {"ESPER_URZA__PORT": port_of_api}}
     with ExitStack() as exits:
         stack = exits.enter_context(running_stack())
-        children = {
-            "worker": (worker(stack, folder, ESPER_STREAMS__STALLED_AFTER_S="1"), "worker.ready"),
-            "urza": (process(stack, folder, "urza", script, "serve", "urza"), "urza.ready"),
-            "tamiyo": (process(stack, folder, "tamiyo", script, "serve", "tamiyo"), "tamiyo.ready"),
-        }
-        ports = {}
-        for name, (child, ready_line) in children.items():
-            exits.enter_context(running(child, ready_line))
-            found = re.search(r"(?:metrics_port|\.metrics.* port)=(\d+)", log_of(child))
-            assert found is not None, log_of(child)
-            ports[name] = f"http://127.0.0.1:{found[1]}"
-        api = log_of(children["urza"][0]).split("url=")[1].split()[0]
-        yield Services(stack, **ports, api=api)
+        urls, children = {}, {}
+        for name in ("worker", "urza", "tamiyo"):
+            port = str(free_port())
+            children[name] = as_deployed(name, stack, folder, port, **more.get(name, {}))
+            children[name].start()
+            exits.callback(children[name].stop)
+            urls[name] = f"http://127.0.0.1:{port}"
+        for name, child in children.items():
+            child.wait_until_ready(lambda c=child, line=f'"{name}.ready"': line in log_of(c), READY_S)
+        yield Services(stack, **urls, api=f"http://127.0.0.1:{port_of_api}")
+
+
+def as_deployed(name: str, stack: EmbeddedStack, folder: Path, port: str, **changes: str) -> ChildProcess:
+    """A service of infra/stack.yml without Docker: its command and its variables, at other addresses."""
+    (variable,) = (v for v in environment_of(own_services()[name]) if v.endswith("METRICS_PORT"))
+    env = environment_here(name, stack, folder, **{variable: port}, **changes)
+    program, *arguments = own_services()[name]["command"]
+    return ChildProcess(
+        name,
+        [str(SCRIPTS / program), *arguments],
+        env={**inherited_environment(), **env},
+        log_path=folder / f"{name}.log",
+        cwd=folder,
+    )
 
 
 def scrape(url: str) -> str:
@@ -231,6 +247,19 @@ async def test_a_trainer_shows_its_run_while_it_lasts_and_tamiyo_its_decisions(
         "esper_tamiyo_policy_info",
         "esper_tamiyo_boundaries_pending",
     }
+
+
+@pytest.mark.timeout(120)
+def test_the_health_checks_of_the_images_and_of_the_compose_file_find_the_processes(services: Services) -> None:
+    for name, url in (("worker", services.worker), ("urza", services.urza), ("tamiyo", services.tamiyo)):
+        service = own_services()[name]
+        for command in (service["healthcheck"]["test"][1:], image_check(image_of(service))):
+            assert command[0] == "python"
+            here = [sys.executable, command[1], re.sub(r"http://127\.0\.0\.1:\d+", url, command[2])]
+            is_ready = httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+            expected = is_ready or "healthz" in command[2]
+            done = subprocess.run(here, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode == 0) is expected, (name, done.stderr)
 
 
 @pytest.mark.timeout(120)
