@@ -19,7 +19,7 @@ from esper.streams.folding import Batch
 
 BATCH_RECORDS = (1, 10, 50, 100, 500, 1_000, 2_500, 5_000, 10_000)
 NOT_ASSIGNED = "the group has assigned no partition to this worker yet"
-POSTGRES = (asyncpg.PostgresError, asyncpg.InterfaceError)
+POSTGRES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @dataclass(slots=True)

@@ -40,7 +40,14 @@ from esper.streams.views import (
 
 RESEND_AFTER_S = 2.0  # a command may take this long to be projected before it is sent again
 RETRY_S = (0.2, 5.0)
-TRANSIENT = (UnavailableError, NotAllowedError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+TRANSIENT = (
+    UnavailableError,
+    NotAllowedError,
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
+)
 
 _log = get_logger(__name__)
 

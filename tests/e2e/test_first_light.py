@@ -74,7 +74,7 @@ def read_all(stack: EmbeddedStack, run_id: str, *more: str) -> list[dict[str, An
     consumer.assign(places)
     found = []
     while left:
-        for message in consumer.consume(500, timeout=10):
+        for message in consumer.consume(min(left, 500), timeout=10):
             assert message.error() is None
             left -= 1
             if message.key() == run_id.encode():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import psycopg
 import pytest
 import torch
 import yaml
@@ -276,6 +277,33 @@ def test_a_port_that_is_taken_is_one_line_of_every_process(services: Services, t
     wait_until(lambda: not second.is_alive, 60, "the refusal")
     assert told in log_of(second)
     assert "Traceback" not in log_of(second)
+
+
+ENDED = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'esper' AND pid <> pg_backend_pid()"
+
+
+@pytest.mark.timeout(240)
+async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services: Services) -> None:
+    """asyncpg has a third kind of error for it, where a connection ends in the moment of a question."""
+
+    def red() -> set[Any]:
+        samples = samples_of(scrape(services.worker))["esper_worker_partition_red"]
+        return {labels for labels, value in samples.items() if value}
+
+    def num_folded() -> float:
+        return metric(services.worker, "esper_worker_events_total", topic=RUNS.name) or 0
+
+    run_id, before, folded = f"ended-{uuid.uuid4().hex[:8]}", red(), num_folded()
+    epoch = {"epoch": 0, "step": 1, "metrics": {"val_accuracy": 0.5}}
+    with psycopg.connect(services.stack.postgres.dsn, autocommit=True) as admin:
+        async with OonaProducer(services.stack.settings().need_kafka()) as producer:
+            for n in range(100):
+                await producer.send(made(run_id, n, events.EpochCompleted, **epoch))
+                admin.execute(ENDED)
+    wait_until(lambda: num_folded() == folded + 100, 90, "all of them")
+    assert red() == before
+    assert (metric(services.worker, "esper_worker_retries_total", topic=RUNS.name, cause="postgres") or 0) >= 1
+    wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "Tamiyo's readiness")
 
 
 @pytest.mark.timeout(240)
