@@ -6,10 +6,11 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from esper.cli.metrics import catalogue, markdown
+from esper.config import load_settings
 from esper.errors import ConfigError, InvariantError, UnavailableError
 from esper.logging import incoming_trace
 from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem
@@ -26,8 +28,10 @@ from esper.oona.consumer import StoredRecord
 from esper.oona.progress import Stall
 from esper.oona.records import Position
 from esper.services.urza.metrics import UrzaMetrics
-from esper.streams.folding import Batch
+from esper.streams.folder import LogFolder
+from esper.streams.folding import Batch, Folded
 from esper.streams.metrics import WorkerMetrics
+from esper.streams.settings import StreamsSettings
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "monitoring.md"
 ANY_PORT = MetricsAddress("127.0.0.1", 0, "ESPER_TEST__PORT")
@@ -189,8 +193,6 @@ def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[Wor
 
 
 def test_what_was_away_is_counted_by_cause(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
-    import asyncpg
-
     metrics, _wall, _clock = worker
     metrics.retried("system.runs", asyncpg.DeadlockDetectedError("x"))
     metrics.retried("system.runs", UnavailableError("no broker answers"))
@@ -321,3 +323,31 @@ def test_a_seeds_last_move_survives_a_checkpoint() -> None:
     before._last_moves["fc1", 2] = Cause(uuid4(), "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
     after.load_causes(json.loads(json.dumps(before.causes())))
     assert after._last_moves == before._last_moves
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalClientError("cannot switch to state 12"), OSError("away")])
+async def test_a_worker_tries_again_where_its_connection_ends_however_asyncpg_says_it(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [error, error]
+
+    async def fold(_connection: object, _batch: Batch, memory: object) -> Folded:
+        if left:
+            raise left.pop()
+        return Folded(0, has_letters=False, transaction_s=0.0)
+
+    class Pool:
+        def acquire(self) -> Any:
+            return nullcontext()
+
+    monkeypatch.setattr("esper.streams.folder.fold", fold)
+    folder = LogFolder(load_settings(environ={}), StreamsSettings.model_validate({"retry_max_delay_s": 0.01}))
+    monkeypatch.setattr(folder, "_pool", Pool())
+    monkeypatch.setattr(folder, "_producer", object())
+    folder.metrics.assigned({PLACE: 0})
+    await folder.fold(batch(0, 1), is_current=True)
+    assert not left
+    assert folder.metrics.health.problems() == []
+    assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in shown(
+        folder.metrics.meter
+    )
