@@ -4,6 +4,7 @@ from pydantic import Field
 
 from esper.config import SectionModel
 from esper.metrics.settings import MetricsAddress
+from esper.schemas.topics import TELEMETRY_RETENTION
 
 
 class StreamsSettings(SectionModel):
@@ -29,6 +30,12 @@ class StreamsSettings(SectionModel):
     )
     stalled_after_s: float = Field(
         30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
+    )
+    window_retention_h: float = Field(
+        TELEMETRY_RETENTION.total_seconds() / 3600,
+        gt=0,
+        description="How long health windows are kept, in hours, by whole days of the log. The log has their telemetry "
+        "no longer than that, so that a rebuild would not bring older ones back.",
     )
     metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
     metrics_port: int = Field(
