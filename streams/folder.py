@@ -39,6 +39,7 @@ Place = tuple[str, int]
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,
     asyncpg.InsufficientResourcesError,
@@ -88,8 +89,10 @@ class LogFolder:
             slot = take_slot(state_dir() / "slots", self._streams.slot)
             exits.callback(slot.release)
             self.instance_id = slot.instance_id
-            port = self.metrics.serve(self._streams.metrics_port)
+            port = self.metrics.serve(self._streams.metrics_address)
             exits.callback(self.metrics.stop)
+            beating = asyncio.create_task(self.metrics.health.keep_beating(), name="worker-beat")
+            exits.callback(beating.cancel)
             self._exits = exits.pop_all()
         _log.info("worker.opened", instance=self.instance_id, metrics_port=port)
 
@@ -137,14 +140,13 @@ class LogFolder:
         async with self._pool.acquire() as connection:
             stored = await stored_positions(connection)
             await self._send_left_letters(connection, assigned)
-        positions = {}
         self._memories.clear()
         for place in self._watch.places - assigned:
             self._watch.end(place)
-            self.metrics.forget(place)
-        for place in sorted(assigned):
+        positions = {place: stored.get(place, first.get(place, 0)) for place in sorted(assigned)}
+        self.metrics.assigned(positions)
+        for place in positions:
             self._red.pop(place, None)
-            positions[place] = stored.get(place, first.get(place, 0))
             self._watch.begin(place, positions[place])
             try:
                 check_position(place, positions[place], first, last)
@@ -169,7 +171,7 @@ class LogFolder:
         """
         stalls = self._watch.stalls(ends)
         self._teller.tell(stalls)
-        self.metrics.stalled(self._watch.places, stalls)
+        self.metrics.watched(ends, stalls)
 
     async def _send_left_letters(self, connection: Any, assigned: set[Place]) -> None:
         """Send what an earlier owner of these partitions decided on and did not get to send."""
@@ -193,12 +195,13 @@ class LogFolder:
                         await send_pending(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
             self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
+            self.metrics.retried(batch.topic, error)
             raise
-        self.metrics.folded(batch, folded.num_events)
+        self.metrics.folded(batch, folded.num_events, folded.transaction_s)
 
     def _stop(self, place: Place, reason: str) -> None:
         topic, partition = place
         self._red[place] = reason
         self._watch.stopped(place, reason)
-        self.metrics.red(topic, partition)
+        self.metrics.red(place, reason)
         _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

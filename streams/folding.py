@@ -10,6 +10,7 @@ A newer version of a known type ends the batch before it and stops the partition
 the partition is forgotten whenever the transaction did not end well.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -63,10 +64,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What folding did: events that were new, and whether letters may wait to be sent."""
+    """What folding did: events that were new, whether letters may wait to be sent, and what the transaction took."""
 
     num_events: int
     has_letters: bool
+    transaction_s: float
 
 
 def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> Decoded:
@@ -105,7 +107,7 @@ async def fold(
         PositionError: the batch starts beyond the stored position.
         NewerVersionError: after all before it was folded.
     """
-    decoded = decode_batch(batch, replayed or NO_LETTERS)
+    decoded, began = decode_batch(batch, replayed or NO_LETTERS), time.perf_counter()
     memory = memory if memory is not None else PartitionMemory()
     try:
         async with connection.transaction():
@@ -115,7 +117,7 @@ async def fold(
         raise
     if decoded.newer is not None:
         raise decoded.newer
-    return Folded(fresh, bool(decoded.broken))
+    return Folded(fresh, bool(decoded.broken), time.perf_counter() - began)
 
 
 async def _fold_decoded(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -15,6 +15,7 @@ from esper.oona.producer import OonaProducer
 from esper.oona.topics import verify_topics
 from esper.services.urza.catalogue import ship
 from esper.services.urza.compiling import Compiler
+from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
 from esper.streams.database import connect_pool
@@ -34,6 +35,10 @@ class Urza:
     blobs: BlobStore
     settings: UrzaSettings
     is_ready: bool = False
+    metrics: UrzaMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = UrzaMetrics(lambda: self.is_ready)
 
 
 @asynccontextmanager
@@ -53,12 +58,17 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
             blobs=await exits.enter_async_context(BlobStore(settings.need_s3())),
             settings=own,
         )
-        keeping = asyncio.create_task(_keep_complete(urza), name="urza-keeping")
+        port = urza.metrics.serve(own.metrics_address)
+        exits.callback(urza.metrics.stop)
+        _log.info("urza.metrics", port=port)
+        works = {"keeping": _keep_complete(urza), "beat": urza.metrics.health.keep_beating()}
+        beside = [asyncio.create_task(work, name=f"urza-{name}") for name, work in works.items()]
         try:
             yield urza
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
 
 async def _keep_complete(urza: Urza) -> None:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.metrics.settings import MetricsAddress
 
 
 class UrzaSettings(SectionModel):
@@ -15,3 +16,12 @@ class UrzaSettings(SectionModel):
     change_timeout_s: float = Field(
         5.0, gt=0, description="How long a change waits for its projection before the API answers 202, in seconds."
     )
+    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
+    )
+
+    @property
+    def metrics_address(self) -> MetricsAddress:
+        """Where Urza answers Prometheus."""
+        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_URZA__METRICS_PORT")
