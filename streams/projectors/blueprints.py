@@ -8,20 +8,21 @@ from esper.schemas import events
 from esper.schemas.assets import Blueprint
 from esper.schemas.enums import Verdict
 from esper.schemas.verdicts import judge
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.projectors.runs import to_json
 from esper.streams.queries import queries
 
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Fold changes by their verdict; a request that was judged before keeps its first verdict."""
     sql = queries("blueprints")
     for projected in batch:
-        match projected.message.data:
+        match projected.data:
             case events.KernelRegistered() as event:
                 await sql.insert_kernel(connection, **{**projected.columns, **event.kernel.model_dump()})
             case events.BlueprintChangeRequested() as event:
-                if not await sql.is_judged(connection, event_id=projected.message.id):
+                if not await sql.is_judged(connection, event_id=projected.columns["event_id"]):
                     await _judge(connection, event, projected.columns)
 
 

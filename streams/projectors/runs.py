@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas import events
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.queries import queries
 
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Fold the events of one partition, in their order."""
     for projected in batch:
         await _project_one(connection, projected)
@@ -17,7 +18,7 @@ async def project(connection: Any, batch: Sequence[Projected]) -> None:
 
 async def _project_one(connection: Any, projected: Projected) -> None:
     sql, columns = queries("runs"), projected.columns
-    match projected.message.data:
+    match projected.data:
         case events.RunStarted() as event:
             await _started(connection, event, columns)
         case events.RunResumed() as event:

@@ -5,16 +5,17 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.lifecycle import is_allowed
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.queries import queries
 
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record facts in their order. An impossible transition is recorded and flagged, not refused."""
     sql = queries("seeds")
     for projected in batch:
         columns = projected.columns
-        match projected.message.data:
+        match projected.data:
             case events.SeedTransitioned() as event:
                 columns["is_impossible"] = not is_allowed(event.from_stage, event.to_stage)
                 await sql.insert_transition(connection, **columns)

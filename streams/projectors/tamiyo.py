@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas import events
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.projectors.runs import to_json
 from esper.streams.queries import queries
 
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record what Tamiyo saw and chose, in the order of the log."""
     sql = queries("tamiyo")
     for projected in batch:
         columns = projected.columns
-        match projected.message.data:
+        match projected.data:
             case events.DecisionMade():
                 await sql.insert_decision(connection, **columns)
             case events.ViewRecorded() as event:
