@@ -50,7 +50,11 @@ async def check_cluster(connection: Any, found: str, kafka: KafkaSettings) -> No
     Raises:
         PositionError: the projections belong to another cluster.
     """
-    known = await queries("positions").cluster_id(connection)
+    check_cluster_id(await queries("positions").cluster_id(connection), found, kafka)
+
+
+def check_cluster_id(known: str | None, found: str, kafka: KafkaSettings) -> None:
+    """The same for an id that was read before."""
     if known not in (None, found):
         raise PositionError(
             f"the projections were folded from Kafka cluster {known}, but {kafka.bootstrap_servers} is "

@@ -1,7 +1,7 @@
 """Pasts: the projections as they were, folded into schemas that stay beside the live one until they are dropped."""
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esper.config import PostgresSettings, Settings
 from esper.errors import ConfigError, ConflictError
@@ -52,19 +52,19 @@ async def fold_past(settings: Settings, until: Until, into: str, tell: Tell = sa
             ends = await until.ends(reader)
             if await exists(connection, into):
                 raise ConflictError(
-                    f"there is a schema {into!r} already: drop it (`esper projections drop {into}`), or choose another name"
+                    f"there is a schema {into!r} already: `esper projections drop {into}`, or choose another name"
                 )
             mark = Mark(PAST, postgres.schema_name, str(until))
             migrate(postgres, into)
             try:
                 await mark_schema(connection, into, mark)
-                refolder = await exits.enter_async_context(open_refolder(postgres, into, reader, tell))
-                await claim_cluster(refolder.connection, await cluster_id(kafka), kafka)
-                letters = PassedOver(reader, refolder.first)
-                await letters.read_on(connection)
-                await letters.note_expired(refolder.connection)
-                await refolder.fold_to(ends, letters.known)
-                await mark_schema(connection, into, Mark(PAST, mark.live, mark.told, is_complete=True))
+                async with open_refolder(postgres, into, reader, tell) as refolder:
+                    await claim_cluster(refolder.connection, await cluster_id(kafka), kafka)
+                    letters = PassedOver(reader, refolder.first)
+                    await letters.read_on(connection)
+                    await letters.note_expired(refolder.connection)
+                    await refolder.fold_to(ends, letters.known)
+                await mark_schema(connection, into, replace(mark, is_complete=True))
             except BaseException:
                 await drop_schema(connection, into)
                 raise
@@ -112,5 +112,5 @@ def _check_name(name: str, postgres: PostgresSettings) -> None:
         PostgresSettings.model_validate({"dsn": postgres.dsn, "schema_name": name})
     except ValueError:
         raise ConfigError(f"--into {name!r} is no name for a schema: write {NAME}") from None
-    if name.startswith(f"{postgres.schema_name}_") or name.startswith("pg_"):
+    if name.startswith((f"{postgres.schema_name}_", "pg_")):
         raise ConfigError(f"--into {name!r}: names that begin with {postgres.schema_name}_ or pg_ are taken")

@@ -96,7 +96,7 @@ class LogReader:
         (topic, partition), *others = sorted(left)
         return (
             f"{self._kafka.bootstrap_servers} gave no record of {topic}[{partition}] (and {len(others)} more "
-            f"partitions) for {SILENT_S:.0f} s: is the broker running (`esper status`)? Nothing was changed; start again"
+            f"partitions) for {SILENT_S:.0f} s: is the broker running (`esper status`)? Start again then"
         )
 
     async def _asked(self, asked: Any) -> Any:

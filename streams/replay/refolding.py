@@ -16,6 +16,7 @@ from esper.oona.records import Position
 from esper.schemas.topics import TOPICS
 from esper.streams.database import connect
 from esper.streams.folding import Batch, fold
+from esper.streams.memory import PartitionMemory
 from esper.streams.replay.reading import LogReader, Offsets, Place
 
 NUM_LANES = 3  # connections that fold side by side; more gave nothing on two cores
@@ -51,6 +52,7 @@ class Refolder:
         self._tell = tell
         self._reached = {(t.name, n): first[t.name, n] for t in TOPICS for n in range(t.num_partitions)}
         self._lanes = {(t.name, n): i + n for i, t in enumerate(TOPICS) for n in range(t.num_partitions)}
+        self._memories: dict[Place, PartitionMemory] = {}
         self._expected = 0
         self._phase = "folding"
 
@@ -95,8 +97,10 @@ class Refolder:
 
     async def _fold_lane(self, connection: Any, queue: "asyncio.Queue[Batch | None]", letters: Letters) -> None:
         while (batch := await queue.get()) is not None:
-            await fold(connection, batch, letters)
-            self._reached[batch.topic, batch.partition] = batch.end
+            place = (batch.topic, batch.partition)
+            memory = self._memories.setdefault(place, PartitionMemory())
+            await fold(connection, batch, letters, memory)
+            self._reached[place] = batch.end
             self.num_records += len(batch.records)
             self._tell(Told(self._phase, self.num_records, self._expected))
 
