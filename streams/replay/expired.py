@@ -111,7 +111,7 @@ async def take_over(
     await connection.execute(
         "CREATE TEMP TABLE taken_over ON COMMIT DROP AS"
         f" SELECT l.* FROM {live}.{WINDOWS} AS l LEFT JOIN {rebuilt}.{WINDOWS} AS r USING {using}"
-        f" WHERE {expired} AND (r.logged_at IS NULL OR r.logged_at <> l.logged_at OR r.num_signals <> l.num_signals)",
+        f" WHERE {expired} AND (r.first_offset IS NULL OR r.first_offset <> l.first_offset OR r.num_signals <> l.num_signals)",
         firsts,
         [n for n in partitions if firsts[n] > 0],
     )
@@ -152,7 +152,7 @@ async def _windows_apart(
     rows = await connection.fetch(
         f"SELECT {', '.join(f'l.{name}' for name in WINDOW_KEY)} FROM {quoted(live)}.{WINDOWS} AS l"
         f" JOIN {quoted(rebuilt)}.{WINDOWS} AS r ON {_same('l', 'r')}"
-        " WHERE l.logged_at <> r.logged_at"
+        " WHERE l.first_offset <> r.first_offset"
         " AND (l.first_offset < ($1::bigint[])[l.log_partition + 1] OR r.logged_at < $2)",
         firsts,
         oldest,

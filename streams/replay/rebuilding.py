@@ -52,7 +52,7 @@ from esper.streams.replay.schemas import (
 FEW_RECORDS = 2_000  # folded under the lock in a fraction of a second
 MAX_ROUNDS = 20  # workers that are faster than the rebuild for so long will stay so
 LOCK_TIMEOUT_MS = 10_000  # longer than a fold's transaction; workers queue behind a lock that is waited for
-SNAPSHOT_WAIT_S = 3.0  # under the lock, while workers wait; a reader's transaction takes milliseconds
+SNAPSHOT_WAIT_S = 5.0  # under the lock, while workers wait; a reader's transaction takes milliseconds
 MAX_TRIES = 10
 RETRY_S = 2.0
 POLL_S = 0.02
