@@ -6,7 +6,7 @@ shown red, while the others go on. No exception leaves ``fold``: a Faust agent w
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -95,12 +95,12 @@ class LogFolder:
         """Close what ``open`` opened."""
         await self._exits.aclose()
 
-    async def fold(self, batch: Batch, *, is_current: bool) -> None:
+    async def fold(self, batch: Batch, is_current: Callable[[], bool]) -> None:
         """Fold a batch; try again for as long as Postgres or Kafka is away.
 
         Args:
-            is_current: False where the partition went to another worker meanwhile, whose
-                position then counts.
+            is_current: says False once the partition was given out anew, so that another reader's
+                position counts.
         """
         place = (batch.topic, batch.partition)
         if place in self._red:
@@ -114,7 +114,7 @@ class LogFolder:
                     await self._fold_once(batch)
             self._watch.reached(place, batch.end)
         except PositionError as error:
-            if is_current:
+            if is_current():
                 self._stop(place, str(error))
         except NewerVersionError as error:
             self._stop(place, str(error))

@@ -16,7 +16,10 @@ class StreamsSettings(SectionModel):
         description="Fixes the worker's static membership id on its host; the first free slot where it is not set.",
     )
     max_batch_records: int = Field(5_000, ge=1, description="Records folded in one transaction, at most.")
-    buffered_batches: int = Field(8, ge=1, description="Batches that wait in memory for the projector, at most.")
+    buffered_batches: int = Field(8, ge=1, description="Batches of a topic that wait in memory to be folded, at most.")
+    concurrent_folds: int = Field(
+        4, ge=1, description="Batches folded at once, each of another partition and on a connection of its own."
+    )
     session_timeout_s: float = Field(
         10.0, gt=0, description="How long a silent worker keeps its partitions, in seconds."
     )
