@@ -111,7 +111,7 @@ async def take_over(
     await connection.execute(
         "CREATE TEMP TABLE taken_over ON COMMIT DROP AS"
         f" SELECT l.* FROM {live}.{WINDOWS} AS l LEFT JOIN {rebuilt}.{WINDOWS} AS r USING {using}"
-        f" WHERE {expired} AND (r.first_offset IS NULL OR r.first_offset <> l.first_offset OR r.num_signals <> l.num_signals)",
+        f" WHERE {expired} AND (r.first_offset, r.num_signals) IS DISTINCT FROM (l.first_offset, l.num_signals)",
         firsts,
         [n for n in partitions if firsts[n] > 0],
     )

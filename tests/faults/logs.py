@@ -82,7 +82,9 @@ def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
     if isinstance(event, LayerHealthMeasured):
         values = [ODD_FLOATS[(n + k) % len(ODD_FLOATS)] for k in range(2)]
         own["signals"] = tuple(
-            HealthSignal(layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.1 + k / 2, activation_mean=value)
+            HealthSignal(
+                layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.1 + k / 2, activation_mean=value
+            )
             if n % 5
             else HealthSignal(layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.0, gradient_norm=None)
             for k, value in enumerate(values)

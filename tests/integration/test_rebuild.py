@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,15 +20,17 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 from conftest import running_stack
 from processes import log_of, process, running, worker
+from psycopg import sql
 from typer.testing import CliRunner
 from waiting import wait_until, wait_until_async
 
 from esper.cli.app import app
-from esper.config import Settings
+from esper.config import PostgresSettings, Settings
 from esper.embedded.stack import EmbeddedStack
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import beginning_offsets, partition_of, read_range
 from esper.oona.producer import OonaProducer
+from esper.oona.topics import cluster_id
 from esper.schemas import events, ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
@@ -36,9 +39,9 @@ from esper.schemas.topics import RUNS, TELEMETRY, TOPICS
 from esper.streams import lag
 from esper.streams.database import connect, connect_pool
 from esper.streams.folding import Batch, fold
+from esper.streams.migrations import migrate
 from esper.streams.positions import claim_cluster, stored_positions
 from esper.streams.replay import Comparison, Until, drop_past, fold_past, pasts, rebuild, rebuilding, verify
-from esper.oona.topics import cluster_id
 
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
 
@@ -58,13 +61,6 @@ def mine(log: EmbeddedStack, own_database_of: Callable[[EmbeddedStack], Any]) ->
 
 @pytest.fixture
 def own_database_of() -> Callable[[EmbeddedStack], Any]:
-    import uuid
-
-    from psycopg import sql
-
-    from esper.config import PostgresSettings
-    from esper.streams.migrations import migrate
-
     def made(stack: EmbeddedStack) -> PostgresSettings:
         name = f"t{uuid.uuid4().hex[:12]}"
         with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
@@ -363,7 +359,8 @@ async def test_the_past_is_folded_beside_the_present_up_to_a_time_or_an_offset_a
         assert set(found) == {"at_noon", "early"}
         assert (found["early"].told, found["early"].is_complete) == (place, True)
         code, printed = await esper(mine, "projections", "list")
-        assert "at_noon" in printed and now.isoformat() in printed
+        assert "at_noon" in printed
+        assert now.isoformat() in printed
         code, printed = await esper(mine, "why", run_id, "fc1:0", "--schema", "at_noon")
         assert "nothing ever happened to seed fc1:0" in printed
         with pytest.raises(Exception, match="there is a schema 'early' already"):
@@ -446,7 +443,8 @@ async def test_status_tells_what_waits_what_stopped_and_who_is_away(mine: Settin
     seen = await lag.standing(mine)
     (behind,) = [p for p in seen.partitions if p.lag]
     assert (behind.topic, behind.partition, behind.lag) == (RUNS.name, partition_of(run_id, RUNS), 3)
-    assert behind.oldest_age_s is not None and 0 <= behind.oldest_age_s < 60
+    assert behind.oldest_age_s is not None
+    assert 0 <= behind.oldest_age_s < 60
     assert (seen.red, seen.log_trouble, seen.rows_trouble) == ((), None, None)
     await fold_like_a_worker(mine)
     headers = [(n, b"esper.epoch.completed.v99" if n == "ce_type" else v) for n, v in record.headers]
