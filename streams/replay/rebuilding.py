@@ -210,12 +210,13 @@ class _Rebuilding:
 
     async def _name_to_keep(self) -> str | None:
         """A name for the rows from before, where the log cannot give all of them again."""
+        stored = await stored_positions(self.live)
         if self.is_same:
-            first = await self.reader.first_offsets()
-            has_lost = any(first[t.name, n] for t in TOPICS if t != TELEMETRY for n in range(t.num_partitions))
-            if not has_lost:
+            first, last = await self.reader.first_offsets(), await self.reader.end_offsets()
+            kept = ((t.name, n) for t in TOPICS if t != TELEMETRY for n in range(t.num_partitions))
+            if not any(first[place] for place in kept) and not any(last[p] < offset for p, offset in stored.items()):
                 return None
-        elif not await stored_positions(self.live):
+        elif not stored:
             return None
         return f"{self.postgres.schema_name}_{BEFORE}_{datetime.now(UTC):%Y%m%d%H%M%S}"
 
@@ -273,13 +274,14 @@ class _Rebuilding:
     async def _wait_for_older_snapshots(self) -> None:
         """Wait until every transaction has ended whose snapshot may be older than the rebuilt rows."""
         sql, end = queries("replay"), time.monotonic() + SNAPSHOT_WAIT_S
-        older = [dict(row) async for row in sql.snapshots(self.live)]
+        locked = f"{quoted(self.postgres.schema_name)}.positions"
+        older = [dict(row) async for row in sql.snapshots(self.live, locked=locked)]
         while older:
             if time.monotonic() > end:
                 who = ", ".join(f"process {r['pid']} ({r['user_name']}, {r['application_name'] or '?'})" for r in older)
                 raise _BusyError(f"{who} reads in a transaction that began before")
             await asyncio.sleep(POLL_S)
-            now = {(row["pid"], row["transaction"]) async for row in sql.snapshots(self.live)}
+            now = {(row["pid"], row["transaction"]) async for row in sql.snapshots(self.live, locked=locked)}
             older = [r for r in older if (r["pid"], r["transaction"]) in now]
 
     async def _drop_replaced(self) -> None:

@@ -27,12 +27,16 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = :schema AND c.relname = :table;
 
 -- name: snapshots
--- Transactions of this database that look at it through a snapshot, the asker's own left out.
+-- Transactions of this database that look at it through a snapshot, the asker's own left out; also whoever waits for
+-- the locked table: a worker at the begin of a fold, which looks anew once it has the lock.
 SELECT a.pid, l.virtualtransaction AS transaction, a.usename AS user_name, a.application_name
 FROM pg_stat_activity AS a
 JOIN pg_locks AS l ON l.pid = a.pid AND l.locktype = 'virtualxid' AND l.granted
 WHERE a.datname = current_database() AND a.usesysid IS NOT NULL AND a.backend_xmin IS NOT NULL
-    AND a.pid <> pg_backend_pid();
+    AND a.pid <> pg_backend_pid()
+    AND NOT EXISTS (
+        SELECT FROM pg_locks AS w WHERE w.pid = a.pid AND NOT w.granted AND w.relation = to_regclass(:locked)
+    );
 
 -- name: statements_for_rights
 WITH things AS (
