@@ -26,6 +26,7 @@ from esper.streams.replay import verify as run_verify
 EXIT_DIFFERENT = 1
 EXIT_UNKNOWN = 1
 EXIT_TROUBLE = 2  # as of diff: nothing can be said of the rows
+EXIT_INTERRUPTED = 130
 
 T = TypeVar("T")
 
@@ -169,6 +170,9 @@ def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     except EsperError as error:
         print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(EXIT_TROUBLE) from None
+    except KeyboardInterrupt:
+        print("esper: interrupted", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _fold_past(settings: Settings, console: Console, until: Until, into: str, quiet: bool) -> None:
