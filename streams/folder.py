@@ -8,6 +8,7 @@ shown red, while the others go on. No exception leaves ``fold``: a Faust agent w
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -23,6 +24,7 @@ from esper.oona.topics import verify_topics
 from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
+from esper.streams.health_partitions import drop_expired
 from esper.streams.letters import send_pending
 from esper.streams.memory import PartitionMemory
 from esper.streams.metrics import WorkerMetrics
@@ -149,6 +151,15 @@ class LogFolder:
             except PositionError as error:
                 self._stop(place, str(error))
         return positions
+
+    async def drop_expired(self) -> None:
+        """Drop the health windows that are past their time; where Postgres does not let it, the next look does."""
+        before = datetime.now(UTC) - timedelta(hours=self._streams.window_retention_h)
+        try:
+            async with self._pool.acquire() as connection:
+                await drop_expired(connection, before)
+        except TRANSIENT as error:
+            _log.warning("windows.kept", reason=f"{error!r:.200}")
 
     def watch(self, ends: Mapping[Place, int | None]) -> None:
         """Tell of the partitions that do not get on: in the log, and to Prometheus.

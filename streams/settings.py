@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.schemas.topics import TELEMETRY_RETENTION
 
 
 class StreamsSettings(SectionModel):
@@ -28,6 +29,12 @@ class StreamsSettings(SectionModel):
     )
     stalled_after_s: float = Field(
         30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
+    )
+    window_retention_h: float = Field(
+        TELEMETRY_RETENTION.total_seconds() / 3600,
+        gt=0,
+        description="How long health windows are kept, in hours, by whole days of the log. The log has their telemetry "
+        "no longer than that, so that a rebuild would not bring older ones back.",
     )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."

@@ -26,6 +26,7 @@ from esper.streams.settings import StreamsSettings
 
 EXIT_REFUSED = 1
 GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch is a hundred thousand objects without a cycle among them
+RETENTION_S = 600.0  # between two looks for windows that are past their time
 WATCH_S = 5.0  # between two looks at how far each partition is
 UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
 
@@ -111,6 +112,7 @@ def build_app(settings: Settings) -> EsperApp:
     for spec in TOPICS:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
     app.task(_keep_watching)
+    app.task(_keep_dropping)
     app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
     return app
 
@@ -160,6 +162,13 @@ async def _keep_watching(app: Any) -> None:
         except (KafkaError, OSError):
             pass  # the ends stay unknown, which is what is told
         app.folder.watch(ends)
+
+
+async def _keep_dropping(app: Any) -> None:
+    """Drop what retention lets go, now and then."""
+    while not app.should_stop:
+        await app.folder.drop_expired()
+        await app.sleep(RETENTION_S)
 
 
 async def _say_ready(app: Any, **_fields: Any) -> None:
