@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka import TopicPartition
 
 from esper.config import KafkaSettings, Settings
-from esper.errors import DecodeError, EsperError, NewerVersionError, PositionError
+from esper.errors import DecodeError, NewerVersionError, PositionError, UnavailableError
 from esper.oona.consumer import StoredRecord, assigned_consumer, beginning_offsets, end_offsets, stored
 from esper.oona.topics import cluster_id
 from esper.schemas.topics import TOPICS, TopicSpec, all_topics
@@ -142,18 +142,19 @@ async def standing(settings: Settings) -> Standing:
     """Ask both sides. Never raises because one is away: it says so.
 
     Raises:
-        ConfigError: the settings name no Kafka or no Postgres.
+        ConfigError: the settings name no Kafka or no Postgres, or the schema is not migrated.
+        NotAllowedError: one of them refuses this user.
     """
     settings.need_kafka(), settings.need_postgres()
     rows, rows_trouble = _Rows(), None
     try:
         rows = await _ask_postgres(settings)
-    except EsperError as error:
+    except UnavailableError as error:
         rows_trouble = str(error)
     log, log_trouble = _Log(), None
     try:
         log = await _ask_kafka(settings.need_kafka(), rows.positions, is_known=rows_trouble is None)
-    except EsperError as error:
+    except UnavailableError as error:
         log_trouble = str(error)
     partitions = tuple(_partition(place, rows, log, settings.need_kafka()) for t in TOPICS for place in _places(t))
     return Standing(partitions, rows.letters, rows.refused, log_trouble, rows_trouble)

@@ -1,20 +1,16 @@
 """`esper migrate`, `esper projections` and `esper why`: the rows that are folded from the log."""
 
 import asyncio
-import sys
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from esper.cli.replaying import show_comparison, shown
+from esper.cli.replaying import run_telling, show_comparison, shown
 from esper.cli.standing import show_status
 from esper.config import PostgresSettings, Settings, load_settings
-from esper.errors import ConfigError, EsperError
-from esper.masking import mask_text
+from esper.errors import ConfigError
 from esper.streams.causes import Cause, why
 from esper.streams.database import connect_pool
 from esper.streams.lag import TopicLag
@@ -25,10 +21,6 @@ from esper.streams.replay import verify as run_verify
 
 EXIT_DIFFERENT = 1
 EXIT_UNKNOWN = 1
-EXIT_TROUBLE = 2  # as of diff: nothing can be said of the rows
-EXIT_INTERRUPTED = 130
-
-T = TypeVar("T")
 
 _QUIET = typer.Option(False, "--quiet", "-q", help="Show no progress.")
 
@@ -81,7 +73,7 @@ def rebuild(
         raise ConfigError("--accept-changes goes with --compare")
     comparison = Comparison(show, accept_changes) if compare else None
     with shown(console, quiet=quiet) as tell:
-        done = _run(lambda: run_rebuild(settings, tell, comparison))
+        done = run_telling(lambda: run_rebuild(settings, tell, comparison))
     if done.comparisons:
         show_comparison(console, list(done.comparisons))
     _tell_rebuilt(console, done)
@@ -98,7 +90,7 @@ def verify(
     """
     settings, console = load_settings(), Console()
     with shown(console, quiet=quiet) as tell:
-        found = _run(lambda: run_verify(settings, tell, show))
+        found = run_telling(lambda: run_verify(settings, tell, show))
     show_comparison(console, found)
     different = [c.table for c in found if not c.is_equal]
     if different:
@@ -163,21 +155,9 @@ def cause_table(causes: list[Cause]) -> Table:
     return table
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a replay; what Esper raises on purpose is one line, and the exit code of trouble."""
-    try:
-        return asyncio.run(work())
-    except EsperError as error:
-        print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(EXIT_TROUBLE) from None
-    except KeyboardInterrupt:
-        print("esper: interrupted", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
 def _fold_past(settings: Settings, console: Console, until: Until, into: str, quiet: bool) -> None:
     with shown(console, quiet=quiet) as tell:
-        count = _run(lambda: fold_past(settings, until, into, tell))
+        count = run_telling(lambda: fold_past(settings, until, into, tell))
     console.print(f"folded {count:,} records, until {until}, into schema {into}", highlight=False, soft_wrap=True)
     console.print(f"`esper why --schema {into}` asks it; with ESPER_POSTGRES__SCHEMA_NAME={into} everything else does")
 

@@ -1,21 +1,44 @@
 """How a replay shows itself: a bar on a terminal, a line every few seconds elsewhere, nothing where it is quiet."""
 
+import asyncio
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from esper.errors import EsperError
+from esper.masking import mask_text
 from esper.streams.replay import RowDifference, TableComparison, Tell, Told
 from esper.streams.replay.refolding import say_nothing
+
+EXIT_TROUBLE = 2  # as of diff: nothing can be said of the rows
+EXIT_INTERRUPTED = 130
 
 LINE_EVERY_S = 5.0
 REDRAWN_EVERY_S = 0.1
 RATE_OVER_S = 10.0  # the rate shown is that of the last few seconds, not of the whole
 MAX_CELL_CHARS = 60
+
+T = TypeVar("T")
+
+
+def run_telling(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it to its end. What Esper raises on purpose is one line, and the exit code of trouble."""
+    try:
+        return asyncio.run(work())
+    except EsperError as error:
+        print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(EXIT_TROUBLE) from None
+    except KeyboardInterrupt:
+        print("esper: interrupted", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 class Pace:

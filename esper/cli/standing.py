@@ -1,6 +1,5 @@
 """`esper projections status`: how far each topic is folded, what waits, and what stopped."""
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -12,12 +11,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from esper.cli.replaying import EXIT_TROUBLE, run_telling
 from esper.config import load_settings
 from esper.schemas.topics import TOPICS
 from esper.streams.lag import LetterCounts, PartitionStanding, Standing, standing
 
 EXIT_RED = 1
-EXIT_AWAY = 2
+EXIT_AWAY = EXIT_TROUBLE
 MAX_SHOWN = 10
 
 Rates = Mapping[str, float]
@@ -31,11 +31,11 @@ def show_status(
 ) -> None:
     """How far each topic is folded, what waits, and what stopped.
 
-    Exit code 0: all is well, or only behind. 1: a partition stopped. 2: Kafka or Postgres is away; what the other one
-    says is shown.
+    Exit code 0: all is well, or only behind. 1: a partition stopped. 2: Kafka or Postgres is away (what the other one
+    says is shown), or refuses this user.
     """
     settings, console = load_settings(), Console()
-    seen = asyncio.run(standing(settings))
+    seen = run_telling(lambda: standing(settings))
     if watch is None:
         _show(console, seen, {}, partitions, as_json)
         if seen.log_trouble or seen.rows_trouble:
@@ -53,7 +53,7 @@ def show_status(
                 live.update(status_table(seen, rates, partitions), refresh=True)
             time.sleep(watch)
             before, before_at = seen, seen_at
-            seen, seen_at = asyncio.run(standing(settings)), time.monotonic()
+            seen, seen_at = run_telling(lambda: standing(settings)), time.monotonic()
             rates = _rates(before, seen, seen_at - before_at)
 
 
