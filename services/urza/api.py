@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from esper.errors import ContractError, EsperError, NotAllowedError, UnavailableError
-from esper.kasmina.kernels import MAX_KERNEL_BYTES
+from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.oona.cloudevents import explain
 from esper.schemas import ids
 from esper.schemas.assets import BlueprintSpec

@@ -1,4 +1,4 @@
-"""innovation.blueprints -> blueprints, their changes with verdicts, kernels."""
+"""innovation.blueprints -> blueprints, their changes with verdicts, certificates, kernels and their refusals."""
 
 import json
 from collections.abc import Sequence
@@ -30,6 +30,12 @@ async def project(connection: Any, batch: Sequence[Projected], _memory: Partitio
         match projected.data:
             case events.KernelRegistered() as event:
                 facts.add("insert_kernels", {**columns, **event.kernel.model_dump()})
+            case events.KernelRefused():
+                facts.add("insert_kernel_refusals", columns)
+            case events.CertificateIssued() as event:
+                told = event.model_dump(mode="json")
+                told = {name: to_json(told[name]) for name in ("checks", "measurements")}
+                facts.add("insert_certificates", {**columns, **told})
             case events.BlueprintChangeRequested() as event if _request(projected) not in judged:
                 judged.add(_request(projected))
                 verdict, after = judge(blueprints.get(event.blueprint_id), event)

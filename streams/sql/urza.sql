@@ -1,16 +1,4 @@
--- What Urza reads: kernels that are wanted, and what its API shows.
-
--- name: wanted_kernels
--- Every certified blueprint at every width that a run has, where no kernel is registered.
-SELECT DISTINCT b.blueprint_id, b.version, b.spec, l.kind, l.num_features
-FROM blueprints AS b
-JOIN layers AS l ON b.spec -> 'targets' ? l.kind
-WHERE b.status = 'certified'
-    AND NOT EXISTS (
-        SELECT FROM kernels AS k
-        WHERE k.blueprint_id = b.blueprint_id AND k.target = l.kind AND k.num_features = l.num_features
-    )
-ORDER BY b.blueprint_id, l.kind, l.num_features;
+-- What Urza's API shows; what its certifier looks up is in library.sql.
 
 -- name: blueprints
 SELECT blueprint_id, version, status, spec, changed_at FROM blueprints
