@@ -21,8 +21,8 @@ from esper.oona.topics import verify_topics
 from esper.services.urza.catalogue import is_shipped, ship
 from esper.services.urza.certifying import Certifier
 from esper.services.urza.compiling import Compiler
-from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.jobs import Limits
+from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.sandbox import Sandbox
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
