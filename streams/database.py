@@ -14,6 +14,7 @@ from esper.streams.migrations import missing_migrations
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0  # a statement that hangs is given up and tried again
+IDLE_IN_TRANSACTION_S = 20.0  # then Postgres takes its locks from a process that was stopped, or whose host is gone
 
 
 @asynccontextmanager
@@ -34,7 +35,11 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
                 min_size=1,
                 max_size=postgres.pool_size,
                 command_timeout=COMMAND_TIMEOUT_S,
-                server_settings={"search_path": name, "application_name": "esper"},
+                server_settings={
+                    "search_path": name,
+                    "application_name": "esper",
+                    "idle_in_transaction_session_timeout": str(int(IDLE_IN_TRANSACTION_S * 1000)),
+                },
             )
     except CONNECT_ERRORS as error:
         raise postgres_error(error, postgres) from error

@@ -82,7 +82,9 @@ def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
     if isinstance(event, LayerHealthMeasured):
         values = [ODD_FLOATS[(n + k) % len(ODD_FLOATS)] for k in range(2)]
         own["signals"] = tuple(
-            HealthSignal(layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.1 + k / 2, activation_mean=value)
+            HealthSignal(
+                layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.1 + k / 2, activation_mean=value
+            )
             if n % 5
             else HealthSignal(layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.0, gradient_norm=None)
             for k, value in enumerate(values)
@@ -98,16 +100,17 @@ def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[Place, list[Stor
     log: dict[Place, list[StoredRecord]] = {}
     sequences: dict[Any, int] = {}
     for number, recipe in enumerate(recipes):
-        record = _event_record(recipe, number, sequences)
+        at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut
+        record = event_record(recipe, number, sequences, at)
         records = log.setdefault((record.position.topic, record.position.partition), [])
         offset = (records[-1].position.offset + 1 if records else first) + recipe.hole
         records.append(_placed(recipe, record, records, offset))
     return log
 
 
-def _event_record(recipe: Recipe, number: int, sequences: dict[Any, int]) -> StoredRecord:
+def event_record(recipe: Recipe, number: int, sequences: dict[Any, int], at: datetime) -> StoredRecord:
+    """What a recipe makes, without an offset yet."""
     event = varied(EXAMPLES[recipe.example], recipe.n, sequences)
-    at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut
     entry = registration(event.type)
     made = encode(OonaMessage.of(event, id=uuid.UUID(int=number), source="test", time=at))
     partition = partition_for(made.key or b"", entry.topic.num_partitions)
