@@ -153,6 +153,26 @@ def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_p
 
 
 @pytest.mark.timeout(400)
+def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    """Its host may be gone: nobody ends its connection."""
+    log = Log(fresh_stack)
+    stopped = worker(fresh_stack, tmp_path, "stopped", **TIMES)
+    with running(stopped, "worker.ready"):
+        with psycopg.connect(fresh_stack.postgres.dsn) as connection:
+            connection.execute("LOCK TABLE esper.epochs IN ACCESS EXCLUSIVE MODE")  # it waits here, amid its own
+            log.add(5)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'esper.epochs'::regclass"
+            wait_until(lambda: connection.execute(waiting).fetchone() == (1,), 60, "the worker at the lock")
+            stopped.send(signal.SIGSTOP)
+        with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
+            log.wait_until_folded()
+            stopped.send(signal.SIGCONT)
+            log.add(5)
+            log.wait_until_folded()
+            assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
+
+
+@pytest.mark.timeout(400)
 def test_a_broker_wiped_under_a_running_worker_is_told(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)
     log.add(5)
