@@ -74,6 +74,10 @@ class BatchConsumer(Consumer):
             self.app.monitor.track_tp_end_offset(tp, self.highwater(found))
             yield tp, message
 
+    def is_folding(self, tp: TP) -> bool:
+        """Whether something was handed on and not committed since."""
+        return bool(self._in_flight.get(tp))
+
     async def perform_seek(self) -> None:
         """Forget what is in flight and read on from the stored positions."""
         self._in_flight.clear()

@@ -69,7 +69,7 @@ class LogFolder:
         self._red: dict[Place, str] = {}
         self._memories: dict[Place, PartitionMemory] = {}
         self._begins: dict[Place, int] = {}
-        self._shorter: set[Place] = set()
+        self._misfits: set[Place] = set()
         self._watch = ProgressWatch(streams.stalled_after_s)
         self._teller = StallTeller("worker")
         self._pool: Any = None
@@ -208,20 +208,24 @@ class LogFolder:
         """How far each partition of this worker is."""
         return self._watch.offsets()
 
-    def watch(self, ends: Mapping[Place, int | None], reached: Mapping[Place, int]) -> None:
+    def watch(self, ends: Mapping[Place, int | None], reached: Mapping[Place, int], first: Mapping[Place, int]) -> None:
         """Tell of the partitions that do not get on: in the log, and to Prometheus.
 
         Args:
             ends: the end of each partition's log; None where the broker did not say.
-            reached: how far each was before the broker was asked: a log that ends below lost records.
+            reached: how far each was before the broker was asked.
+            first: the oldest offset of each whose fetched batches are all folded.
         """
-        shorter = {p: end for p, end in ends.items() if end is not None and end < reached.get(p, 0)}
-        for place in sorted(self._shorter & shorter.keys() - self._red.keys()):
+        misfits = {}
+        for place, offset in reached.items():
+            end = ends.get(place)
             try:
-                check_position(place, reached[place], {}, shorter)
+                check_position(place, offset, first, {place: offset if end is None else end})
             except PositionError as error:
-                self._stop(place, str(error))
-        self._shorter = set(shorter)  # a new leader may say too little for a moment: told at the second look
+                misfits[place] = str(error)
+        for place in sorted(self._misfits & misfits.keys() - self._red.keys()):
+            self._stop(place, misfits[place])
+        self._misfits = set(misfits)  # a new leader may say too little for a moment: told at the second look
         stalls = self._watch.stalls(ends)
         self._teller.tell(stalls)
         self.metrics.stalled(self._watch.places, stalls)

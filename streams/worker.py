@@ -168,12 +168,15 @@ async def _keep_watching(app: Any) -> None:
         assigned = app.consumer.assignment()
         reached = app.folder.reached()
         ends: dict[tuple[str, int], int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
+        first: Mapping[TP, int] = {}
         try:
             async with asyncio.timeout(WATCH_S):
+                first = await app.consumer.earliest_offsets(*assigned)
                 ends |= _by_place(await app.consumer.highwaters(*assigned))
         except (KafkaError, OSError):
             pass  # the ends stay unknown, which is what is told
-        app.folder.watch(ends, reached)
+        idle = {tp: offset for tp, offset in first.items() if not app.consumer.is_folding(tp)}
+        app.folder.watch(ends, reached, _by_place(idle))
 
 
 async def _say_ready(app: Any, **_fields: Any) -> None:

@@ -6,6 +6,7 @@ zero. Workers reach Postgres through a proxy; the judge does not.
 
 import asyncio
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class StreamsStorm:
             "Postgres read-only": lambda: self._with_option("default_transaction_read_only = on"),
             "statements time out": lambda: self._with_option("statement_timeout = '1ms'"),
             "too many connections": self._too_many_connections,
+            "disk full, as Postgres tells it": self._disk_full,
             "table locked": self._table_locked,
             "deadlock": self._deadlock,
             "broker killed": self._broker_killed,
@@ -109,7 +111,7 @@ class StreamsStorm:
         """Everything in the log is folded, and every worker lives."""
         try:
             wait_until(
-                lambda: self._lag() == 0 or self._is_hopeless(), RECOVERY_S, f"all that was written, after: {after}"
+                lambda: self.lag() == 0 or self._is_hopeless(), RECOVERY_S, f"all that was written, after: {after}"
             )
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
@@ -125,6 +127,11 @@ class StreamsStorm:
         different = [c.table for c in asyncio.run(verify(self.settings)) if not c.is_equal]
         assert different == [], f"rows differ from a replay after: {after}\n{self.logs()}"
 
+    def shares(self) -> list[int]:
+        """How many partitions each worker that is ready has."""
+        told = [re.findall(rf"{READY}.*partitions=(\d+)", log_of(w)) for w in self.workers]
+        return [int(counts[-1]) for counts in told if counts]
+
     def logs(self) -> str:
         """The ends of the workers' logs."""
         return "\n".join(f"{w.name} (alive: {w.is_alive}):\n{w.tail(25)}" for w in self.workers)
@@ -134,7 +141,9 @@ class StreamsStorm:
         for one in self.workers:
             one.kill()
 
-    def _lag(self) -> int:
+    def lag(self) -> int:
+        """Records that are not folded yet."""
+
         async def total() -> int:
             connection = await connect(self.settings.need_postgres())
             try:
@@ -203,6 +212,11 @@ class StreamsStorm:
                         held.enter_context(psycopg.connect(self.stack.postgres.dsn))
                 time.sleep(0.1)
 
+    def _disk_full(self) -> None:
+        self._sql(DISK_FULL)
+        time.sleep(FAULT_S)
+        self._sql("DROP FUNCTION public.disk_full CASCADE")
+
     def _table_locked(self) -> None:
         with psycopg.connect(self.stack.postgres.dsn) as connection:
             connection.execute("LOCK TABLE esper.health_windows, esper.progress IN ACCESS EXCLUSIVE MODE")
@@ -240,6 +254,11 @@ class StreamsStorm:
         self.writer.go_on()
 
 
+DISK_FULL = """
+CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER full BEFORE INSERT ON esper.progress EXECUTE FUNCTION public.disk_full()
+"""
 TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
 """

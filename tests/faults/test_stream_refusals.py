@@ -89,7 +89,7 @@ def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> str:
 
 def red(child: ChildProcess) -> str:
     """What a worker says of the first partition that it stopped."""
-    wait_until(lambda: "partition.stopped" in log_of(child), 90, f"the red partition\n{child.tail(30)}")
+    wait_until(lambda: "partition.stopped" in log_of(child), 90, "the red partition")
     assert child.is_alive
     return next(line for line in log_of(child).splitlines() if "partition.stopped" in line)
 
@@ -183,7 +183,7 @@ def test_a_broker_wiped_under_a_running_worker_is_told(fresh_stack: EmbeddedStac
         fresh_stack.kafka.start()
         asyncio.run(apply_topics(log.kafka))
         log.add(20)  # longer than the old one: its offsets look right
-        wait_until(lambda: "a wiped broker, or the wrong address" in log_of(child), 120, f"it\n{child.tail(30)}")
+        wait_until(lambda: "a wiped broker, or the wrong address" in log_of(child), 120, "the refusal")
         assert "esper projections rebuild" in log_of(child)
         assert log.num_folded() == 5, "nothing of the other log was folded"
     run(fresh_stack, tmp_path, "projections", "rebuild")
