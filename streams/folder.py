@@ -6,9 +6,10 @@ shown red, while the others go on. No exception leaves ``fold``: a Faust agent w
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -24,6 +25,7 @@ from esper.oona.topics import cluster_id, verify_topics
 from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
+from esper.streams.health_partitions import drop_expired
 from esper.streams.letters import send_pending
 from esper.streams.memory import PartitionMemory
 from esper.streams.metrics import WorkerMetrics
@@ -102,12 +104,12 @@ class LogFolder:
         """Close what ``open`` opened."""
         await self._exits.aclose()
 
-    async def fold(self, batch: Batch, *, is_current: bool) -> None:
+    async def fold(self, batch: Batch, is_current: Callable[[], bool]) -> None:
         """Fold a batch; try again for as long as Postgres or Kafka is away.
 
         Args:
-            is_current: False where the partition went to another worker meanwhile, whose
-                position then counts.
+            is_current: says False once the partition was given out anew, so that another reader's
+                position counts.
         """
         place = (batch.topic, batch.partition)
         if place in self._red:
@@ -118,7 +120,7 @@ class LogFolder:
                     await self._fold_once(batch)
             self._watch.reached(place, batch.end)
         except PositionError as error:
-            if is_current:
+            if is_current():
                 self._stop(place, str(error))
         except NewerVersionError as error:
             self._stop(place, str(error))
@@ -203,6 +205,15 @@ class LogFolder:
             except PositionError as error:
                 self._stop(place, str(error))
         return positions
+
+    async def drop_expired(self) -> None:
+        """Drop the health windows that are past their time; where Postgres does not let it, the next look does."""
+        before = datetime.now(UTC) - timedelta(hours=self._streams.window_retention_h)
+        try:
+            async with self._pool.acquire() as connection:
+                await drop_expired(connection, before)
+        except TRANSIENT as error:
+            _log.warning("windows.kept", reason=f"{error!r:.200}")
 
     def reached(self) -> Mapping[Place, int]:
         """How far each partition of this worker is."""

@@ -10,10 +10,10 @@ A newer version of a known type ends the batch before it and stops the partition
 the partition is forgotten whenever the transaction did not end well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from esper.errors import DecodeError, NewerVersionError, PositionError
 from esper.oona.consumer import StoredRecord
@@ -147,9 +147,8 @@ async def _fold_decoded(
 def _projected(record: StoredRecord) -> Projected:
     report = read_report(record)
     if report is not None:
-        name = dict(record.headers)["ce_id"]
-        assert name is not None
-        return Projected(report, name.decode(), record.position, record.timestamp_ms)
+        name = next(value for header, value in record.headers if header == "ce_id")
+        return Projected(report, cast("bytes", name).decode(), record.position, record.timestamp_ms)
     origin = first_origin(record.headers, record.position)
     return Projected.of(
         record.decode(),
@@ -221,7 +220,8 @@ async def _load_progress(
     connection: Any, topic: str, events: Sequence[Projected], memory: PartitionMemory
 ) -> set[RunKey]:
     """How far the trainers' runs in these events are, as far as it is not remembered; gives the runs."""
-    keys = {(e.data.run_id, e.data.incarnation) for e in events if isinstance(e.data, TrainerEvent | HealthReport)}
+    of_trainers = cast("Iterable[TrainerEvent | HealthReport]", [e.data for e in events if e.is_trainers])
+    keys = {(event.run_id, event.incarnation) for event in of_trainers}
     unknown = sorted({run_id for run_id, n in keys if (run_id, n) not in memory.progress})
     if unknown:
         async for r in queries("positions").progress_of(connection, topic=topic, run_ids=unknown):
@@ -239,8 +239,8 @@ def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> li
     """
     fresh = []
     for projected in events:
-        event = projected.data
-        if projected.origin is None and isinstance(event, TrainerEvent | HealthReport):
+        if projected.origin is None and projected.is_trainers:
+            event = cast("TrainerEvent | HealthReport", projected.data)
             progress = memory.progress[event.run_id, event.incarnation]
             if event.sequence <= progress.last_sequence:
                 continue

@@ -68,4 +68,8 @@ async def drop_expired(connection: Any, before: datetime) -> list[str]:
 
 
 async def _exists(connection: Any, name: str) -> bool:
-    return await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", name) is True
+    # asks the catalog's rows: to_regclass may answer from a cache that is older than another worker's commit
+    query = (
+        "SELECT 1 FROM pg_class WHERE relname = $1 AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
+    )
+    return await connection.fetchval(query, name) is not None

@@ -1,9 +1,10 @@
 """An event on its way into a row: what was in the record, and where it was read."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 from esper.oona.records import Position
-from esper.schemas.events import Event
+from esper.schemas.events import Event, TrainerEvent
 from esper.schemas.messages import OonaMessage
 from esper.streams.health_reports import HealthReport
 
@@ -21,6 +22,11 @@ class Projected(NamedTuple):
     logged_ms: int
     origin: Position | None = None
     message: OonaMessage | None = None
+
+    @property
+    def is_trainers(self) -> bool:
+        """Whether a trainer's sequence numbers it."""
+        return _is_trainers(type(self.data))
 
     @classmethod
     def of(
@@ -45,3 +51,8 @@ class Projected(NamedTuple):
             "log_partition": self.position.partition,
             "log_offset": self.position.offset,
         }
+
+
+@cache
+def _is_trainers(kind: type) -> bool:
+    return issubclass(kind, TrainerEvent | HealthReport)

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.schemas.topics import TELEMETRY_RETENTION
 
 
 class StreamsSettings(SectionModel):
@@ -16,7 +17,10 @@ class StreamsSettings(SectionModel):
         description="Fixes the worker's static membership id on its host; the first free slot where it is not set.",
     )
     max_batch_records: int = Field(5_000, ge=1, description="Records folded in one transaction, at most.")
-    buffered_batches: int = Field(8, ge=1, description="Batches that wait in memory for the projector, at most.")
+    buffered_batches: int = Field(8, ge=1, description="Batches of a topic that wait in memory to be folded, at most.")
+    concurrent_folds: int = Field(
+        4, ge=1, description="Batches folded at once, each of another partition and on a connection of its own."
+    )
     session_timeout_s: float = Field(
         10.0, gt=0, description="How long a silent worker keeps its partitions, in seconds."
     )
@@ -25,6 +29,12 @@ class StreamsSettings(SectionModel):
     )
     stalled_after_s: float = Field(
         30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
+    )
+    window_retention_h: float = Field(
+        TELEMETRY_RETENTION.total_seconds() / 3600,
+        gt=0,
+        description="How long health windows are kept, in hours, by whole days of the log. The log has their telemetry "
+        "no longer than that, so that a rebuild would not bring older ones back.",
     )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."

@@ -1,10 +1,12 @@
 """The Faust app: one agent per topic, each handing its batches to the ``LogFolder``."""
 
 import asyncio
+import gc
 import itertools
 import logging
 import sys
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import faust
@@ -20,9 +22,12 @@ from esper.oona.clients import tls_context
 from esper.schemas.topics import TOPICS
 from esper.streams.batching import BatchSchema, BatchTransport
 from esper.streams.folder import TRANSIENT, LogFolder
+from esper.streams.lanes import Lanes
 from esper.streams.settings import StreamsSettings
 
 EXIT_REFUSED = 1
+GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch is a hundred thousand objects without a cycle among them
+RETENTION_S = 600.0  # between two looks for windows that are past their time
 WATCH_S = 5.0  # between two looks at how far each partition is
 CLUSTER_LOOKS = 4  # every so many of them: is it still the same cluster?
 UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
@@ -34,6 +39,7 @@ class EsperApp(faust.App):
     """A Faust app that reads in batches and starts from Postgres."""
 
     folder: LogFolder
+    lanes: Lanes
     settings: Settings
 
     def _new_transport(self) -> Any:
@@ -49,12 +55,15 @@ class EsperApp(faust.App):
         except EsperError as error:
             _log.error("worker.refused", reason=str(error))
             raise SystemExit(EXIT_REFUSED) from None
+        gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS, *GC_GENERATIONS)
         self.conf.consumer_group_instance_id = f"{self.conf.id}-{self.folder.instance_id}"
         await super().on_start()
 
     async def on_stop(self) -> None:
         """Close the folder after everything that uses it."""
         await super().on_stop()
+        await self.lanes.close()
         await self.folder.close()
 
     async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
@@ -120,9 +129,11 @@ def build_app(settings: Settings) -> EsperApp:
     )
     app.settings = settings
     app.folder = LogFolder(settings, streams)
+    app.lanes = Lanes(streams.concurrent_folds, streams.buffered_batches)
     for spec in TOPICS:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
     app.task(_keep_watching)
+    app.task(_keep_dropping)
     app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
     return app
 
@@ -147,11 +158,14 @@ def broker_credentials(kafka: KafkaSettings) -> SSLCredentials | SASLCredentials
 
 
 def _folding_agent(app: EsperApp) -> Any:
+    async def fold(event: Any) -> None:
+        await app.folder.fold(event.value, lambda: event.message.generation_id == app.consumer_generation_id)
+        event.ack()
+
     async def agent(stream: Any) -> AsyncIterator[None]:
-        async for event in stream.events():
-            message = event.message
-            is_current = message.generation_id == app.consumer_generation_id
-            await app.folder.fold(event.value, is_current=is_current)
+        async for event in stream.noack().events():
+            batch = event.value
+            await app.lanes.put((batch.topic, batch.partition), partial(fold, event))
             yield
 
     return agent
@@ -177,6 +191,13 @@ async def _keep_watching(app: Any) -> None:
             pass  # the ends stay unknown, which is what is told
         idle = {tp: offset for tp, offset in first.items() if not app.consumer.is_folding(tp)}
         app.folder.watch(ends, reached, _by_place(idle))
+
+
+async def _keep_dropping(app: Any) -> None:
+    """Drop what retention lets go, now and then."""
+    while not app.should_stop:
+        await app.folder.drop_expired()
+        await app.sleep(RETENTION_S)
 
 
 async def _say_ready(app: Any, **_fields: Any) -> None:

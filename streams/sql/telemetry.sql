@@ -5,9 +5,9 @@ SELECT w.run_id, w.incarnation, w.step, w.layer_id, w.seed_id, w.logged_at, w.lo
     w.num_signals, w.num_non_finite,
     w.sum_health_score, w.sum_activation_mean, w.sum_activation_std, w.sum_dead_ratio, w.sum_gradient_norm,
     w.count_health_score, w.count_activation_mean, w.count_activation_std, w.count_dead_ratio, w.count_gradient_norm
-FROM unnest(:run_ids::text[], :incarnations::integer[], :steps::bigint[], :layer_ids::text[], :seed_ids::integer[])
-    AS k (run_id, incarnation, step, layer_id, seed_id)
-JOIN health_windows AS w USING (run_id, incarnation, step, layer_id, seed_id);
+FROM unnest(:run_ids::text[], :incarnations::integer[], :steps::bigint[], :layer_ids::text[])
+    AS k (run_id, incarnation, step, layer_id)
+JOIN health_windows AS w USING (run_id, incarnation, step, layer_id);
 
 -- name: grow_windows!
 UPDATE health_windows AS w SET

@@ -6,7 +6,9 @@ Broker, Postgres and workers share this machine. ``--profile`` says where one wo
 
 import argparse
 import asyncio
+import os
 import pstats
+import signal
 import sys
 import tempfile
 import time
@@ -137,15 +139,26 @@ def cpu_seconds(child: ChildProcess) -> float:
     return float(times.user + times.system)
 
 
+PROFILED = """
+import cProfile, signal, sys
+profile = cProfile.Profile()
+signal.signal(signal.SIGRTMIN, lambda *_: profile.dump_stats(sys.argv[1]))
+profile.enable()
+sys.argv = ["faust", "-A", "esper.streams", "worker", "--without-web"]
+from faust.cli.faust import cli
+cli()
+"""
+
+
 def profile(stack: EmbeddedStack, folder: Path, total: int) -> None:
     """One worker under cProfile, which slows it; the shares are what to look at."""
     out = folder / "profile"
-    command = [str(SCRIPTS / "python"), "-m", "cProfile", "-o", str(out), str(SCRIPTS / "faust")]
-    child = process(stack, folder, "profiled", *command, "-A", "esper.streams", "worker", "--without-web")
+    child = process(stack, folder, "profiled", str(SCRIPTS / "python"), "-c", PROFILED, str(out))
     child.start()
     asyncio.run(timed(stack, total))
+    os.kill(child.pid, signal.SIGRTMIN)
+    wait_until(lambda: out.exists() and out.stat().st_size > 0, 30, f"the profile; {log_of(child)[-500:]}")
     child.stop()
-    wait_until(lambda: not child.is_alive and out.exists(), 30, f"the profile; {log_of(child)[-500:]}")
     pstats.Stats(str(out)).sort_stats("tottime").print_stats(22)
 
 

@@ -106,5 +106,5 @@ def test_the_app_is_set_as_the_page_says() -> None:
     assert (str(conf.store), str(conf.processing_guarantee.value)) == ("memory:", "at_least_once")
     assert conf.consumer_auto_offset_reset == "earliest"
     agent = inspect.getsource(worker._folding_agent)
-    assert "stream.events()" in agent
+    assert "stream.noack().events()" in agent
     assert ".take(" not in agent
