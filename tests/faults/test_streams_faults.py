@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from faults.conftest import SLOW_ROUNDS
 from faults.streams_storm import streams_storm
 from waiting import wait_until
 
@@ -19,6 +20,7 @@ def test_rows_equal_a_replay_after_each_fault(
     fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
+    num_rounds = num_rounds if num_rounds >= SLOW_ROUNDS else num_rounds // 2
     rng = random.Random(seed)
     print(f"\nseed {seed} (--fault-seed)")
     with streams_storm(fresh_stack, tmp_path, rng) as stage:
@@ -35,6 +37,7 @@ def test_rows_equal_a_replay_after_each_fault(
         print(f"{stage.writer.num_written:,} records, rows equal to a replay after each of {num_rounds} faults")
 
 
+@pytest.mark.usefixtures("slow_proof")
 @pytest.mark.timeout(400)
 def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     with streams_storm(fresh_stack, tmp_path, random.Random(0)) as stage:
