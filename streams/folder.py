@@ -43,6 +43,8 @@ TRANSIENT = (
     asyncpg.InternalClientError,  # the client's own confusion about a connection that ended amid a statement
     asyncpg.OperatorInterventionError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
+    asyncpg.IdleInTransactionSessionTimeoutError,  # this process was stopped for a while
+    asyncpg.TransactionTimeoutError,
     asyncpg.TransactionRollbackError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
@@ -88,7 +90,9 @@ class LogFolder:
             await verify_topics(kafka)
             await verify_group(kafka, self._streams.group)
             await verify_readable(kafka, [t.name for t in TOPICS])
-            self._pool = await exits.enter_async_context(connect_pool(postgres))
+            self._pool = await exits.enter_async_context(
+                connect_pool(postgres, transaction_timeout_s=self._streams.transaction_timeout_s)
+            )
             async with self._pool.acquire() as connection:
                 await verify_log(connection, kafka)
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))

@@ -159,7 +159,7 @@ def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_p
 def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     """Its host may be gone: nobody ends its connection."""
     log = Log(fresh_stack)
-    stopped = worker(fresh_stack, tmp_path, "stopped", **TIMES)
+    stopped = worker(fresh_stack, tmp_path, "stopped", ESPER_STREAMS__TRANSACTION_TIMEOUT_S="15", **TIMES)
     with running(stopped, "worker.ready"):
         with psycopg.connect(fresh_stack.postgres.dsn) as connection:
             connection.execute("LOCK TABLE esper.epochs IN ACCESS EXCLUSIVE MODE")  # it waits here, amid its own
