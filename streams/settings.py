@@ -28,6 +28,12 @@ class StreamsSettings(SectionModel):
     retry_max_delay_s: float = Field(
         5.0, gt=0, description="Longest pause between two tries while Postgres or Kafka is away, in seconds."
     )
+    transaction_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="When Postgres ends a batch's transaction, in seconds: so long can a worker that was stopped, "
+        "or whose host is gone, hold up its partition.",
+    )
     stalled_after_s: float = Field(
         30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
     )
