@@ -1,8 +1,13 @@
 """The `urza` section of the settings."""
 
-from pydantic import Field
+import re
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from esper.config import SectionModel
+
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 class UrzaSettings(SectionModel):
@@ -10,8 +15,44 @@ class UrzaSettings(SectionModel):
 
     host: str = Field("127.0.0.1", description="The address that the API listens on.")
     port: int = Field(0, ge=0, le=65535, description="Its port; 0 takes a free one, which the log names.")
+    reader_tokens_sha256: str = Field(
+        "", description="SHA-256 of each token that may read, separated by commas; `esper roles token` makes one."
+    )
+    writer_tokens_sha256: str = Field(
+        "", description="SHA-256 of each token that may read and ask for changes, separated by commas."
+    )
+    is_open: bool = Field(
+        False, description="Serves other hosts without a token; for use behind something that asks who comes."
+    )
+    cache_mb: float = Field(64.0, ge=0, description="Memory for answers and kernels that are given again, in MiB.")
     kernel_seed: int = Field(0, description="Makes the weights of new kernels reproducible.")
     poll_s: float = Field(0.2, gt=0, description="Pause between two looks at the projection, in seconds.")
     change_timeout_s: float = Field(
         5.0, gt=0, description="How long a change waits for its projection before the API answers 202, in seconds."
     )
+
+    @property
+    def reader_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of the tokens that may read."""
+        return _listed(self.reader_tokens_sha256)
+
+    @property
+    def writer_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of the tokens that may read and write."""
+        return _listed(self.writer_tokens_sha256)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether who comes has to show one."""
+        return bool(self.reader_hashes or self.writer_hashes)
+
+    @model_validator(mode="after")
+    def _hashes_are_some(self) -> Self:
+        for name in ("reader_tokens_sha256", "writer_tokens_sha256"):
+            if not all(_SHA256.match(h) for h in _listed(getattr(self, name))):
+                raise ValueError(f"{name} wants 64 hexadecimal digits a token, not the token: see `esper roles token`")
+        return self
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(h.strip() for h in text.split(",") if h.strip())
