@@ -1,12 +1,15 @@
 """The `urza` section of the settings."""
 
+import hashlib
 import re
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from esper.config import SectionModel
+from esper.errors import ConfigError
 
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -52,6 +55,26 @@ class UrzaSettings(SectionModel):
             if not all(_SHA256.match(h) for h in _listed(getattr(self, name))):
                 raise ValueError(f"{name} wants 64 hexadecimal digits a token, not the token: see `esper roles token`")
         return self
+
+
+def check_exposure(own: UrzaSettings) -> None:
+    """Make sure that no other host is let in without a token.
+
+    Raises:
+        ConfigError: it would be; with what to set.
+    """
+    if own.has_tokens or own.is_open or own.host in LOOPBACK:
+        return
+    raise ConfigError(
+        f"urza.host is {own.host}, which other hosts reach, and no token is asked for: make tokens with "
+        "`esper roles token` and set ESPER_URZA__WRITER_TOKENS_SHA256 and ESPER_URZA__READER_TOKENS_SHA256, "
+        "or set ESPER_URZA__IS_OPEN=true behind something that asks who comes"
+    )
+
+
+def token_hash(token: str) -> str:
+    """How a token stands in the settings."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _listed(text: str) -> tuple[str, ...]:

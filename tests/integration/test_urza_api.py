@@ -17,7 +17,9 @@ from telling import KERNEL, grown_run
 from urza_server import running_urza, urza_and_worker
 from waiting import wait_until
 
+from esper.config import get_service_config, load_settings
 from esper.embedded.stack import EmbeddedStack
+from esper.errors import ConfigError
 from esper.oona.producer import OonaProducer
 from esper.schemas import ids
 
@@ -303,10 +305,9 @@ def test_without_tokens_only_this_host_is_served(api: httpx.Client, stack: Embed
     assert code == 1
     assert "esper roles token" in printed
     assert "Traceback" not in printed
-    code, printed = cli(stack, tmp_path, "serve", "urza", ESPER_URZA__WRITER_TOKENS_SHA256="secret-token")
-    assert code == 1
-    assert "64 hexadecimal digits" in printed
-    assert "secret-token" not in printed
+    with pytest.raises(ConfigError, match="64 hexadecimal digits") as caught:
+        get_service_config("urza", load_settings(environ={"ESPER_URZA__WRITER_TOKENS_SHA256": "secret-token"}))
+    assert "secret-token" not in str(caught.value)
 
 
 @pytest.mark.timeout(240)

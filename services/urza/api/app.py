@@ -10,11 +10,12 @@ from esper.config import Settings
 from esper.services.urza.api import blueprints, changes, decisions, health, kernels, letters, runs
 from esper.services.urza.api.answers import Answers, Shelf
 from esper.services.urza.api.contract import describe
-from esper.services.urza.api.gate import Gate, check_exposure
+from esper.services.urza.api.gate import Gate
 from esper.services.urza.api.library import Library
 from esper.services.urza.api.problems import add_problems
 from esper.services.urza.api.reading import Rows, Versions
 from esper.services.urza.service import Urza
+from esper.services.urza.settings import check_exposure
 
 MIB = 1024 * 1024
 

@@ -5,7 +5,6 @@ in constant time. Without tokens Urza serves its own host alone, and takes reque
 addressed to it by a name of that host: a web page cannot reach it under a name of its own.
 """
 
-import hashlib
 import hmac
 from collections.abc import Iterable
 from enum import IntEnum
@@ -15,15 +14,13 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from esper.errors import ConfigError
 from esper.services.urza.api.problems import problem
-from esper.services.urza.settings import UrzaSettings
+from esper.services.urza.settings import LOOPBACK, UrzaSettings, token_hash
 
 MAX_BODY_BYTES = 1024 * 1024
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs"})
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 REALM = 'Bearer realm="urza"'
 
 
@@ -33,21 +30,6 @@ class Role(IntEnum):
     NONE = 0
     READER = 1
     WRITER = 2
-
-
-def check_exposure(own: UrzaSettings) -> None:
-    """Make sure that no other host is let in without a token.
-
-    Raises:
-        ConfigError: it would be; with what to set.
-    """
-    if own.has_tokens or own.is_open or own.host in LOOPBACK:
-        return
-    raise ConfigError(
-        f"urza.host is {own.host}, which other hosts reach, and no token is asked for: make tokens with "
-        "`esper roles token` and set ESPER_URZA__WRITER_TOKENS_SHA256 and ESPER_URZA__READER_TOKENS_SHA256, "
-        "or set ESPER_URZA__IS_OPEN=true behind something that asks who comes"
-    )
 
 
 class Gate:
@@ -105,11 +87,6 @@ class Gate:
     def _role_of(self, token: str) -> Role:
         digest = token_hash(token)
         return max((role for role, known in self._hashes if _is_among(digest, known)), default=Role.NONE)
-
-
-def token_hash(token: str) -> str:
-    """How a token stands in the settings."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _is_among(digest: str, known: Iterable[str]) -> bool:
