@@ -48,6 +48,10 @@ IdempotencyKey = Annotated[
         description="Names this request: sent again under the same key it is not done again.",
     ),
 ]
+ChangePath = Annotated[
+    UUID,
+    Path(description="The change's event.", examples=[str(ids.request_id("shipped:noop:propose"))]),
+]
 Traceparent = Annotated[str | None, Header(description="W3C Trace Context: the event joins this trace.")]
 
 
@@ -149,7 +153,7 @@ async def ask_for_changes(
 
 
 @router.get("/changes/{event_id}", response_model=ChangeShown)
-async def show_change(request: Request, event_id: UUID, _: PlainQuery) -> Response:
+async def show_change(request: Request, event_id: ChangePath, _: PlainQuery) -> Response:
     """One change with its verdict; 404 while it is not folded."""
     found = await _judged(library_of(request), [event_id])
     if event_id not in found:

@@ -53,6 +53,7 @@ def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
+    _close(schemas)
     if own.has_tokens:
         components["securitySchemes"] = {
             BEARER: {"type": "http", "scheme": "bearer", "description": "A reader's or a writer's token."}
@@ -61,6 +62,15 @@ def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
         for method, operation in operations.items():
             _complete(path, method, operation, own)
     return document
+
+
+def _close(schema: Any) -> None:
+    """Say that keys must match where there is a pattern for them: pydantic refuses others, its schema lets them pass."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for part in schema.values():
+            _close(part)
 
 
 def _complete(path: str, method: str, operation: dict[str, Any], own: UrzaSettings) -> None:

@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from esper.schemas import ids
 from esper.schemas.base import LayerId, SeedId
 from esper.schemas.enums import Action
 from esper.schemas.topics import COMMANDS, DECISIONS, FIELD_REPORTS, LIFECYCLE, RUNS
@@ -22,6 +23,10 @@ CHAIN = [RUNS.name, DECISIONS.name, COMMANDS.name, LIFECYCLE.name, FIELD_REPORTS
 router = APIRouter(tags=["decisions"])
 
 OF_RUN = Listing("decisions_of", [("after_incarnation", "incarnation", INT4), ("after_boundary", "boundary", INT4)])
+
+DecisionPath = Annotated[
+    UUID, Path(description="The decision's event.", examples=[str(ids.decision_id("digits-demo", 1, 1))])
+]
 
 
 class DecisionInList(Shown):
@@ -105,7 +110,7 @@ async def why_does_it_live(request: Request, run_id: RunPath, query: Queried[See
 
 
 @router.get("/decisions/{event_id}", response_model=DecisionShown)
-async def show_decision(request: Request, event_id: UUID, _: PlainQuery) -> Response:
+async def show_decision(request: Request, event_id: DecisionPath, _: PlainQuery) -> Response:
     """One decision, and what came of it: everything that goes back to it by causation ids."""
     row = await library_of(request).rows.one("decision", event_id=event_id)
     if row is None:

@@ -93,6 +93,8 @@ async def _http(request: Request, error: Exception) -> Response:
         return problem(405, f"{request.method} is not done here", headers)
     if error.status_code == 404 and error.detail == "Not Found":
         return problem(404, f"nothing is at {request.url.path}; /openapi.json says what is where")
+    if error.status_code == 400:  # FastAPI's word for bytes that are no UTF-8
+        return problem(422, "body: it is no JSON in UTF-8")
     return problem(error.status_code, str(error.detail), headers)
 
 
@@ -102,8 +104,11 @@ def _allowed(request: Request) -> list[str]:
     return sorted({m.upper() for p in paths if compile_path(p)[0].match(request.url.path) for m in paths[p]})
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.method == "POST" and kind != "application/json":
+        return problem(415, "send a body of Content-Type: application/json")
     found = field_problems(error.errors())
     return problem(422, "; ".join(f"{f.at}: {f.detail}" for f in found), errors=found)
 
