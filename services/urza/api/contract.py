@@ -65,7 +65,7 @@ def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
 
 
 def _close(schema: Any) -> None:
-    """Say that keys must match where there is a pattern for them: pydantic refuses others, its schema lets them pass."""
+    """Say that keys must match where there is a pattern for them, as pydantic has it but does not publish."""
     if isinstance(schema, dict):
         if "patternProperties" in schema:
             schema.setdefault("additionalProperties", False)
