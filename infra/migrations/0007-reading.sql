@@ -4,7 +4,7 @@
 -- One blueprint's changes lie in one partition of the log.
 DROP INDEX changes_of_a_blueprint;
 CREATE INDEX changes_of_a_blueprint ON blueprint_changes (blueprint_id, log_offset);
-CREATE INDEX kernels_of_a_blueprint ON kernels (blueprint_id, target, num_features, kernel_sha256);
+CREATE INDEX kernels_in_order ON kernels (blueprint_id, target, num_features, kernel_sha256);
 CREATE INDEX runs_by_start ON runs (started_at, run_id);
 CREATE INDEX layers_in_order ON layers (run_id, ordinal, layer_id);
 CREATE INDEX seeds_of_a_blueprint ON seeds (blueprint_id, run_id);
