@@ -28,6 +28,7 @@ ROOMS = (
     "metrics",
     "schema",
     "projections",
+    "roles",
     "serve",
     "blueprints",
 )
