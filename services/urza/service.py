@@ -22,6 +22,7 @@ from esper.services.urza.catalogue import is_shipped, ship
 from esper.services.urza.certifying import Certifier
 from esper.services.urza.compiling import Compiler
 from esper.services.urza.jobs import Limits
+from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.sandbox import Sandbox
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
@@ -46,8 +47,12 @@ class Urza:
     blobs: BlobStore
     sandbox: Sandbox
     settings: UrzaSettings
+    metrics: UrzaMetrics = field(init=False)
     standing: dict[str, bool] = field(default_factory=dict)
     """Loop -> whether its last look found everything done."""
+
+    def __post_init__(self) -> None:
+        self.metrics = UrzaMetrics(lambda: self.is_ready)
 
     @property
     def is_ready(self) -> bool:
@@ -83,15 +88,18 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
             blobs=await exits.enter_async_context(BlobStore(settings.need_s3())),
             settings=own,
         )
-        keeping = [
-            asyncio.create_task(_keep(urza, name, step), name=f"urza-{name}") for name, step in _steps(urza).items()
-        ]
+        port = urza.metrics.serve(own.metrics_address)
+        exits.callback(urza.metrics.stop)
+        _log.info("urza.metrics", port=port)
+        works = {name: _keep(urza, name, step) for name, step in _steps(urza).items()}
+        works["beat"] = urza.metrics.health.keep_beating()
+        beside = [asyncio.create_task(work, name=f"urza-{name}") for name, work in works.items()]
         try:
             yield urza
         finally:
-            for task in keeping:
+            for task in beside:
                 task.cancel()
-            await asyncio.gather(*keeping, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
 
 
 def _steps(urza: Urza) -> dict[str, Step]:

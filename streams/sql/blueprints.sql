@@ -1,7 +1,7 @@
 -- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, certificates, and kernels.
 
 -- name: judged
-SELECT event_id FROM blueprint_changes WHERE event_id = ANY(:event_ids);
+SELECT event_id, blueprint_id FROM blueprint_changes WHERE event_id = ANY(:event_ids);
 
 -- name: blueprints_of
 SELECT blueprint_id, version, status, spec FROM blueprints WHERE blueprint_id = ANY(:blueprint_ids);
@@ -28,10 +28,12 @@ INSERT INTO blueprint_changes (
 
 -- name: insert_kernels!
 INSERT INTO kernels (
-    kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at
+    kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at,
+    log_partition, log_offset
 ) SELECT * FROM unnest(
     :kernel_sha256::text[], :blueprint_id::text[], :blueprint_version::integer[], :target::text[],
-    :num_features::integer[], :num_parameters::bigint[], :size_bytes::bigint[], :event_id::uuid[], :at::timestamptz[]
+    :num_features::integer[], :num_parameters::bigint[], :size_bytes::bigint[], :event_id::uuid[], :at::timestamptz[],
+    :log_partition::integer[], :log_offset::bigint[]
 )
 ON CONFLICT DO NOTHING;
 
