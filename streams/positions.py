@@ -80,3 +80,13 @@ def check_position(
             f"{topic}[{partition}]: offsets {offset} to {first[place] - 1} expired before they were "
             f"folded and are lost; {REBUILD}, without them"
         )
+
+
+def check_order(place: tuple[str, int], offset: int, fetched: int) -> None:
+    """Raise ``PositionError`` where the log gave records of before ``offset``."""
+    topic, partition = place
+    if fetched < offset:
+        raise PositionError(
+            f"{topic}[{partition}]: the projections end at offset {offset}, but the broker begins again at {fetched}: "
+            f"it lost records or was wiped; {REBUILD}"
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import logging
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -20,7 +21,7 @@ from esper.logging import configure_logging, get_logger
 from esper.oona.clients import tls_context
 from esper.schemas.topics import TOPICS
 from esper.streams.batching import BatchSchema, BatchTransport
-from esper.streams.folder import LogFolder
+from esper.streams.folder import TRANSIENT, LogFolder
 from esper.streams.lanes import Lanes
 from esper.streams.settings import StreamsSettings
 
@@ -28,6 +29,7 @@ EXIT_REFUSED = 1
 GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch is a hundred thousand objects without a cycle among them
 RETENTION_S = 600.0  # between two looks for windows that are past their time
 WATCH_S = 5.0  # between two looks at how far each partition is
+CLUSTER_LOOKS = 4  # every so many of them: is it still the same cluster?
 UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
 
 _log = get_logger(__name__)
@@ -65,13 +67,32 @@ class EsperApp(faust.App):
         await self.folder.close()
 
     async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
-        """Where to read each assigned partition from: Postgres says."""
-        first = await self.consumer.earliest_offsets(*assigned)
-        last = await self.consumer.highwaters(*assigned)
-        found = await self.folder.positions(
-            {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
-        )
+        """Where to read each assigned partition from: Postgres says. Waits for as long as it or Kafka is away."""
+        async for attempt in self.folder.retries((*TRANSIENT, KafkaError)):
+            with attempt:
+                first = await self.consumer.earliest_offsets(*assigned)
+                last = await self.consumer.highwaters(*assigned)
+                found = await self.folder.positions(
+                    {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
+                )
         return {TP(*place): offset for place, offset in found.items()}
+
+    async def may_go_on(self, tp: TP, start: int, fetched: int) -> bool:
+        """Whether what was fetched, from offset ``fetched`` on, is what follows offset ``start``.
+
+        The client moves to the log's first offset where the log does not hold its own; a hole within the log
+        (expired or aborted records) looks the same, so the broker is asked.
+        """
+        place = (tp.topic, tp.partition)
+        if self.folder.is_red(place):
+            return False
+        if fetched == start:
+            return True
+        async for attempt in self.folder.retries((KafkaError, OSError)):
+            with attempt:
+                first = await self.consumer.earliest_offsets(tp)
+                last = await self.consumer.highwaters(tp)
+        return self.folder.verify_fetched(place, start, fetched, _by_place(first), _by_place(last))
 
 
 def make_app() -> EsperApp:
@@ -152,16 +173,24 @@ def _folding_agent(app: EsperApp) -> Any:
 
 async def _keep_watching(app: Any) -> None:
     """Look every few seconds whether each partition gets on; a worker is never silent about it."""
-    while not app.should_stop:
+    for look in itertools.count():
         await asyncio.sleep(WATCH_S)
+        if app.should_stop:
+            return
+        if look % CLUSTER_LOOKS == 0:
+            await app.folder.verify_cluster()
         assigned = app.consumer.assignment()
+        reached = app.folder.reached()
         ends: dict[tuple[str, int], int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
+        first: Mapping[TP, int] = {}
         try:
             async with asyncio.timeout(WATCH_S):
+                first = await app.consumer.earliest_offsets(*assigned)
                 ends |= _by_place(await app.consumer.highwaters(*assigned))
         except (KafkaError, OSError):
             pass  # the ends stay unknown, which is what is told
-        app.folder.watch(ends)
+        idle = {tp: offset for tp, offset in first.items() if not app.consumer.is_folding(tp)}
+        app.folder.watch(ends, reached, _by_place(idle))
 
 
 async def _keep_dropping(app: Any) -> None:

@@ -100,16 +100,17 @@ def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[Place, list[Stor
     log: dict[Place, list[StoredRecord]] = {}
     sequences: dict[Any, int] = {}
     for number, recipe in enumerate(recipes):
-        record = _event_record(recipe, number, sequences)
+        at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut
+        record = event_record(recipe, number, sequences, at)
         records = log.setdefault((record.position.topic, record.position.partition), [])
         offset = (records[-1].position.offset + 1 if records else first) + recipe.hole
         records.append(_placed(recipe, record, records, offset))
     return log
 
 
-def _event_record(recipe: Recipe, number: int, sequences: dict[Any, int]) -> StoredRecord:
+def event_record(recipe: Recipe, number: int, sequences: dict[Any, int], at: datetime) -> StoredRecord:
+    """What a recipe makes, without an offset yet."""
     event = varied(EXAMPLES[recipe.example], recipe.n, sequences)
-    at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut
     entry = registration(event.type)
     made = encode(OonaMessage.of(event, id=uuid.UUID(int=number), source="test", time=at))
     partition = partition_for(made.key or b"", entry.topic.num_partitions)
