@@ -396,10 +396,14 @@ async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild
     query = "SELECT step, num_signals, first_offset FROM health_windows WHERE run_id = $1 ORDER BY step"
     async with live(mine) as connection:
         before = await connection.fetch(query, run_id)
+        late = "INSERT INTO late_health_signals VALUES ($1, 1, 0, $2, $3, 0, now(), 90, 'fc1', 0, false, 0.5)"
+        place = own[7].position
+        await connection.execute(late, run_id, place.partition, place.offset)
         assert await different(mine) == []
         done = await rebuild(mine, comparison=Comparison())
         assert (done.is_swapped, done.num_taken_over) == (True, 3)
         assert await connection.fetch(query, run_id) == before, "windows whose start has expired are taken over whole"
+        assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are redriven signals"
         await send(mine, health(run_id, range(100, 120)))
         await fold_like_a_worker(mine)
         assert await different(mine) == []
