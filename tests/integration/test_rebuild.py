@@ -245,7 +245,7 @@ async def test_a_reader_in_an_old_snapshot_is_waited_for_and_ends_a_swap_that_wo
 
 
 async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
-    await send(mine, [started("rights")])
+    await send(mine, [started("rights"), *health("rights", range(1, 5))])
     await fold_like_a_worker(mine)
     user = f"reader_{os.getpid()}"
     async with live(mine) as connection:
@@ -253,7 +253,13 @@ async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
         await connection.execute(f"GRANT USAGE ON SCHEMA esper TO {user}")
         await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA esper TO {user}")
         await connection.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA esper GRANT SELECT ON TABLES TO {user}")
+        await connection.execute(f"ALTER TABLE health_windows OWNER TO {user}")
+        (day,) = await connection.fetch("SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = "
+                                        "'health_windows'::regclass")  # fmt: skip
+        await connection.execute(f"DROP TABLE {day['name']}")
         assert (await rebuild(mine)).is_swapped
+        owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'esper' AND tablename = $1"
+        assert await connection.fetchval(owner, day["name"]) == user, "whoever owns the table drops its days"
         await connection.execute("CREATE TABLE made_later (n integer)")
         await connection.execute(f"SET ROLE {user}")
         assert await connection.fetchval("SELECT count(*) FROM runs") >= 1
