@@ -55,14 +55,21 @@ async def connect_pool(
         pool.terminate() if _is_cancelled() else await pool.close()
 
 
-async def connect(postgres: PostgresSettings) -> Any:
-    """One connection, for work on whole schemas. The caller closes it.
+async def connect(postgres: PostgresSettings, schema: str | None = None) -> Any:
+    """One connection without a time limit, for work on whole schemas. The caller closes it.
+
+    Args:
+        schema: the one that it sees; the database's own search path where it is None.
 
     Raises:
         NotAllowedError, UnavailableError, ConfigError: as ``connect_pool``.
     """
     try:
-        return await asyncpg.connect(database_address(postgres).dsn, timeout=CONNECT_TIMEOUT_S)
+        return await asyncpg.connect(
+            database_address(postgres).dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            server_settings={"application_name": "esper", **({"search_path": schema} if schema else {})},
+        )
     except CONNECT_ERRORS as error:
         raise postgres_error(error, postgres) from error
 

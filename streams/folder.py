@@ -40,7 +40,7 @@ Place = tuple[str, int]
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # the client's own confusion about a connection that ended amid a statement
+    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
     asyncpg.OperatorInterventionError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
     asyncpg.IdleInTransactionSessionTimeoutError,  # this process was stopped for a while
@@ -99,8 +99,10 @@ class LogFolder:
             slot = take_slot(state_dir() / "slots", self._streams.slot)
             exits.callback(slot.release)
             self.instance_id = slot.instance_id
-            port = self.metrics.serve(self._streams.metrics_port)
+            port = self.metrics.serve(self._streams.metrics_address)
             exits.callback(self.metrics.stop)
+            beating = asyncio.create_task(self.metrics.health.keep_beating(), name="worker-beat")
+            exits.callback(beating.cancel)
             self._exits = exits.pop_all()
         _log.info("worker.opened", instance=self.instance_id, metrics_port=port)
 
@@ -192,15 +194,14 @@ class LogFolder:
                 wrong_log = str(error)
             else:
                 await self._send_left_letters(connection, assigned)
-        positions = {}
         self._memories.clear()
         self._begins = {place: first.get(place, 0) for place in assigned - stored.keys()}
         for place in self._watch.places - assigned:
             self._watch.end(place)
-            self.metrics.forget(place)
-        for place in sorted(assigned):
+        positions = {place: stored.get(place, first.get(place, 0)) for place in sorted(assigned)}
+        self.metrics.assigned(positions)
+        for place in positions:
             self._red.pop(place, None)
-            positions[place] = stored.get(place, first.get(place, 0))
             self._watch.begin(place, positions[place])
             try:
                 if wrong_log is not None:
@@ -243,7 +244,7 @@ class LogFolder:
         self._misfits = set(misfits)  # a new leader may say too little for a moment: told at the second look
         stalls = self._watch.stalls(ends)
         self._teller.tell(stalls)
-        self.metrics.stalled(self._watch.places, stalls)
+        self.metrics.watched(ends, stalls)
 
     async def _send_left_letters(self, connection: Any, assigned: set[Place]) -> None:
         """Send what an earlier owner of these partitions decided on and did not get to send."""
@@ -268,12 +269,13 @@ class LogFolder:
                         await send_pending(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
             self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
+            self.metrics.retried(batch.topic, error)
             raise
-        self.metrics.folded(batch, folded.num_events)
+        self.metrics.folded(batch, folded.num_events, folded.transaction_s)
 
     def _stop(self, place: Place, reason: str) -> None:
         topic, partition = place
         self._red[place] = reason
         self._watch.stopped(place, reason)
-        self.metrics.red(topic, partition)
+        self.metrics.red(place, reason)
         _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

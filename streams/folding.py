@@ -10,6 +10,7 @@ A newer version of a known type ends the batch before it and stops the partition
 the partition is forgotten whenever the transaction did not end well.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -63,10 +64,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What folding did: events that were new, and whether letters may wait to be sent."""
+    """What folding did: events that were new, whether letters may wait to be sent, and what the transaction took."""
 
     num_events: int
     has_letters: bool
+    transaction_s: float
 
 
 def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> Decoded:
@@ -105,7 +107,7 @@ async def fold(
         PositionError: the batch starts beyond the stored position.
         NewerVersionError: after all before it was folded.
     """
-    decoded = decode_batch(batch, replayed or NO_LETTERS)
+    decoded, began = decode_batch(batch, replayed or NO_LETTERS), time.perf_counter()
     memory = memory if memory is not None else PartitionMemory()
     try:
         async with connection.transaction():
@@ -115,7 +117,7 @@ async def fold(
         raise
     if decoded.newer is not None:
         raise decoded.newer
-    return Folded(fresh, bool(decoded.broken))
+    return Folded(fresh, bool(decoded.broken), time.perf_counter() - began)
 
 
 async def _fold_decoded(
@@ -184,7 +186,7 @@ async def _without_redriven(
 ) -> Sequence[Projected]:
     """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
 
-    A resend of an event that has a letter is folded, and settles the letter.
+    A resend of an event that has a letter is folded as if it were redriven, and settles the letter.
     """
     sql, where = queries("letters"), {"topic": batch.topic, "log_partition": batch.partition}
     if memory.letters is None:
@@ -202,15 +204,16 @@ async def _without_redriven(
             continue
         if projected.origin is None and letter is not None and letter[1]:
             continue
+        origin = projected.origin or projected.position._replace(offset=letter[0])  # type: ignore[index]
         noted = await sql.note_redriven(
             connection,
             **where,
-            log_offset=projected.origin.offset if projected.origin is not None else letter[0],  # type: ignore[index]
+            log_offset=origin.offset,
             redriven_offset=projected.position.offset,
             event_id=projected.event_id,
         )
         if noted is not None:
-            fresh.append(projected)
+            fresh.append(projected._replace(origin=origin))
             if letter is not None:
                 memory.letters[projected.event_id] = (letter[0], True)
     return fresh
@@ -235,16 +238,20 @@ async def _load_progress(
 def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> list[Projected]:
     """Drop trainers' events that are not beyond the highest sequence seen, and remember the new one.
 
-    A redriven event is not measured by its sequence: it comes late by nature, and once by its origin.
+    A redriven event is not dropped for its sequence: it comes late by nature, and once by its origin. Where
+    later ones were folded before it, it is marked as late.
     """
     fresh = []
     for projected in events:
-        if projected.origin is None and projected.is_trainers:
+        if projected.is_trainers:
             event = cast("TrainerEvent | HealthReport", projected.data)
             progress = memory.progress[event.run_id, event.incarnation]
-            if event.sequence <= progress.last_sequence:
+            if event.sequence > progress.last_sequence:
+                progress.last_sequence = event.sequence
+            elif projected.origin is None:
                 continue
-            progress.last_sequence = event.sequence
+            else:
+                projected = projected._replace(late_from=progress.last_sequence + 1)
         fresh.append(projected)
     return fresh
 

@@ -41,7 +41,7 @@ async def make_partitions(connection: Any, days: Iterable[date]) -> None:
 
 
 async def drop_expired(connection: Any, before: datetime) -> list[str]:
-    """Drop the partitions all of whose windows began before ``before``; gives their names.
+    """Drop the partitions all of whose windows began before ``before``; gives their names. Late signals go with them.
 
     One that is in use for long is left for the next time.
     """
@@ -50,7 +50,9 @@ async def drop_expired(connection: Any, before: datetime) -> list[str]:
         "WHERE i.inhparent = to_regclass($1)",
         TABLE,
     )
-    limit = partition_name((before.astimezone(UTC) - DAY).date())
+    first_kept = before.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    await connection.execute("DELETE FROM late_health_signals WHERE logged_at < $1", first_kept)
+    limit = partition_name((first_kept - DAY).date())
     dropped = []
     for name in sorted(row["relname"] for row in rows):
         if name > limit:

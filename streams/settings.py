@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.metrics.settings import MetricsAddress
 from esper.schemas.topics import TELEMETRY_RETENTION
 
 
@@ -42,6 +43,12 @@ class StreamsSettings(SectionModel):
         description="How long health windows are kept, in hours, by whole days of the log. The log has their telemetry "
         "no longer than that, so that a rebuild would not bring older ones back.",
     )
+    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
     )
+
+    @property
+    def metrics_address(self) -> MetricsAddress:
+        """Where the worker answers Prometheus."""
+        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_STREAMS__METRICS_PORT")

@@ -25,8 +25,10 @@ ROOMS = (
     "events",
     "dlq",
     "outbox",
+    "metrics",
     "schema",
     "projections",
+    "roles",
     "serve",
     "blueprints",
 )

@@ -2,7 +2,8 @@
 
 Sums are added up one record at a time in the order of the log, starting from the stored row: so their bits do
 not depend on how the log was cut into batches. A window is new, and goes in by COPY, where its steps lie beyond
-every step that was folded of its incarnation; of the others those are read whose layer is not remembered.
+every step that was folded of its incarnation; of the others those are read whose layer is not remembered. Signals
+that come late, redriven, have rows of their own (``late_health``).
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from esper.streams.health_partitions import TABLE, make_partitions
 from esper.streams.health_reports import HealthReport, Signal
 from esper.streams.memory import LayerKey, OpenWindow, PartitionMemory
 from esper.streams.projected import Projected
+from esper.streams.projectors import late_health
 from esper.streams.queries import queries
 
 KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
@@ -36,6 +38,10 @@ Grown = dict[LayerKey, dict[int, OpenWindow]]
 
 async def project(connection: Any, batch: Sequence[Projected], memory: PartitionMemory) -> None:
     """Fold the reports of one partition, in their order."""
+    late = [p for p in batch if p.late_from]
+    if late:
+        await late_health.project(connection, late)
+        batch = [p for p in batch if not p.late_from]
     reports = cast("Sequence[Report]", [projected.data for projected in batch])
     await _recall(connection, reports, memory)
     grown = _add_up(batch, reports, memory)

@@ -31,3 +31,15 @@ FROM unnest(
 )
 WHERE w.run_id = g.run_id AND w.incarnation = g.incarnation AND w.step = g.step AND w.layer_id = g.layer_id
     AND w.seed_id = g.seed_id AND w.logged_at = g.logged_at;
+
+-- name: insert_late_signals!
+INSERT INTO late_health_signals (
+    run_id, incarnation, step, log_partition, log_offset, place, logged_at, late_from, layer_id, seed_id, non_finite,
+    health_score, activation_mean, activation_std, dead_ratio, gradient_norm
+) SELECT * FROM unnest(
+    :run_id::text[], :incarnation::integer[], :step::bigint[], :log_partition::integer[], :log_offset::bigint[],
+    :place::integer[], :logged_at::timestamptz[], :late_from::bigint[], :layer_id::text[], :seed_id::integer[],
+    :non_finite::boolean[], :health_score::double precision[], :activation_mean::double precision[],
+    :activation_std::double precision[], :dead_ratio::double precision[], :gradient_norm::double precision[]
+)
+ON CONFLICT DO NOTHING;
