@@ -122,11 +122,15 @@ class StreamsStorm:
 
     def _start_the_refused(self) -> None:
         """What a supervisor does: whoever refused to start, since a fault was on, is started anew."""
-        for one in [w for w in self.workers if not w.is_alive and REFUSED in log_of(w)]:
-            assert "Traceback" not in log_of(one), one.tail(40)
-            self.workers.remove(one)
-            self.start_worker()
-        wait_until(lambda: all(READY in log_of(w) or not w.is_alive for w in self.workers), READY_S, "the workers")
+        while True:
+            wait_until(lambda: all(READY in log_of(w) or not w.is_alive for w in self.workers), READY_S, "the workers")
+            refused = [w for w in self.workers if not w.is_alive and REFUSED in log_of(w)]
+            if not refused:
+                return
+            for one in refused:
+                assert "Traceback" not in log_of(one), one.tail(40)
+                self.workers.remove(one)
+                self.start_worker()
 
     def judge(self, after: str) -> None:
         """Live rows are those of a replay, no worker died, no partition is red."""
