@@ -70,7 +70,9 @@ class StreamsStorm:
             "deadlock": self._deadlock,
             "broker killed": self._broker_killed,
             "broker silent": self._broker_silent,
-            "rebuild swapped in": lambda: print(f"    rebuilt from {asyncio.run(rebuild(self.settings))} records"),
+            "rebuild swapped in": lambda: print(
+                f"    rebuilt from {asyncio.run(rebuild(self.settings)).num_records:,} records"
+            ),
             "many poisons in a big batch": self._poisons,
         }
 
