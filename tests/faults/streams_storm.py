@@ -272,7 +272,7 @@ class StreamsStorm:
 DISK_FULL = """
 CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;
-CREATE TRIGGER full BEFORE INSERT ON esper.progress EXECUTE FUNCTION public.disk_full()
+CREATE TRIGGER disk_full BEFORE INSERT ON esper.progress EXECUTE FUNCTION public.disk_full()
 """
 TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
