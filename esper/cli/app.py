@@ -25,6 +25,7 @@ ROOMS = (
     "events",
     "dlq",
     "outbox",
+    "metrics",
     "schema",
     "projections",
     "roles",

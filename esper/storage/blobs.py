@@ -12,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from esper.config import S3Settings
 from esper.errors import ContractError, KernelError, NotAllowedError, UnavailableError
+from esper.metrics.clients import watch_s3
 
 PREFIX = "kernels/"
 CONNECT_TIMEOUT_S = 5
@@ -47,6 +48,7 @@ class BlobStore:
             config=config,
         )
         self._client = await self._exits.enter_async_context(opened)
+        watch_s3(self._client)
         return self
 
     async def __aexit__(

@@ -1,19 +1,7 @@
--- What Urza reads: kernels that are wanted, and what its API shows.
+-- What Urza's API shows; what its certifier looks up is in library.sql.
 -- Lists go by keyset: the :after_ parameters are the last row of the page before, or what stands before all rows.
 -- LATERAL with LIMIT 1 is one look into an index for each row, whatever the planner thinks of the tables.
 -- Superseded is what an older incarnation said beyond the step from which a newer one took over.
-
--- name: wanted_kernels
--- Every certified blueprint at every width that a run has, where no kernel is registered.
-SELECT DISTINCT b.blueprint_id, b.version, b.spec, l.kind, l.num_features
-FROM blueprints AS b
-JOIN layers AS l ON b.spec -> 'targets' ? l.kind
-WHERE b.status = 'certified'
-    AND NOT EXISTS (
-        SELECT FROM kernels AS k
-        WHERE k.blueprint_id = b.blueprint_id AND k.target = l.kind AND k.num_features = l.num_features
-    )
-ORDER BY b.blueprint_id, l.kind, l.num_features;
 
 -- name: versions
 -- How far each topic is folded, and into which tables: what a cached answer was made of.

@@ -7,7 +7,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
 from esper.errors import ContractError, KernelError
-from esper.kasmina.kernels import MAX_KERNEL_BYTES
+from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.schemas.base import BlueprintId, NumFeatures
 from esper.schemas.enums import LayerKind
 from esper.schemas.topics import BLUEPRINTS
