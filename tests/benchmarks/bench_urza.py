@@ -37,7 +37,6 @@ READY_S = 180
 WARM_S = 1
 FEW = 16
 DIFFERENT = 300  # paths of a route that is asked for another run each time
-NOT_OF_A_REQUEST = {"wanted_kernels"}
 
 
 def generator() -> str:
@@ -137,14 +136,13 @@ async def time_queries(dsn: str, schema: str, at_once: int, rounds: int) -> None
         for room, name in [("urza", n) for n in queries("urza").available_queries if not n.endswith("_cursor")] + [
             ("causes", "of_seed")
         ]:
-            if name not in NOT_OF_A_REQUEST:
-                found = queries(room)
-                arguments = [values[p] for p in found.driver_adapter.var_sorted[name]]
-                took = await _took(pool, getattr(found, name).sql, arguments, at_once, rounds)
-                print(
-                    f"{name:26s}" + "".join(f"{took[int(len(took) * q)] * 1e3:9.2f}" for q in (0.5, 0.95, 0.99)),
-                    flush=True,
-                )
+            found = queries(room)
+            arguments = [values[p] for p in found.driver_adapter.var_sorted[name]]
+            took = await _took(pool, getattr(found, name).sql, arguments, at_once, rounds)
+            print(
+                f"{name:26s}" + "".join(f"{took[int(len(took) * q)] * 1e3:9.2f}" for q in (0.5, 0.95, 0.99)),
+                flush=True,
+            )
 
 
 async def _took(pool: Any, statement: str, arguments: list[Any], at_once: int, rounds: int) -> list[float]:

@@ -18,7 +18,6 @@ from esper.streams.queries import queries
 
 NUM_RUNS = 300
 BIG_ROWS = 1000  # a table with fewer may be read whole
-NOT_OF_A_REQUEST = {"wanted_kernels"}  # the certifier's
 MOST_ROWS = 12 * LIMIT  # that a page may touch: itself, what it joins, and what it sorts
 STATEMENTS = [("urza", name) for name in queries("urza").available_queries if not name.endswith("_cursor")]
 STATEMENTS += [("causes", "of_seed"), ("causes", "seeds_with_a_story")]
@@ -41,8 +40,6 @@ def filled(stack: EmbeddedStack) -> Iterator[psycopg.Connection[Any]]:
 def test_no_statement_of_a_request_reads_a_big_table_whole(
     filled: psycopg.Connection[Any], room: str, name: str
 ) -> None:
-    if name in NOT_OF_A_REQUEST:
-        pytest.skip("no request waits for it")
     for mode in ("force_custom_plan", "force_generic_plan"):
         for page in (FIRST, LATER):
             nodes = _plan(filled, room, name, mode, {**OF_A_PAGE, **page})
