@@ -1,9 +1,14 @@
 -- For wrk: asks for the paths that are given, one after the other, and prints what it saw as one line of JSON.
+-- The first argument is how long a connection pauses before it asks again, in ms, on average; 0 for not at all.
 local paths, at = {}, 0
 
 function init(args)
-  for n = 1, #args do paths[n] = args[n] end
+  local pause = tonumber(args[1])
+  for n = 2, #args do paths[n - 1] = args[n] end
   at = math.random(0, #paths - 1)
+  if pause > 0 then
+    delay = function() return math.random(0, 2 * pause) end
+  end
 end
 
 function request()

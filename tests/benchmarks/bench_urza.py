@@ -1,5 +1,7 @@
-"""Urza's API under wrk: latency, rate and errors of each route at few and at 1,000 connections, and of each query.
+"""Urza's API under wrk: latency, rate and errors of each route, and of each query.
 
+Three loads: few connections that ask without a pause, 1,000 that ask once a second each (so many clients at a
+time), and 1,000 without a pause, more than the machine can answer: those wait for 1,000 others each time.
 Two servers in turn on the same rows: one that keeps answers, and one that keeps none (``urza.cache_mb`` 0), so
 that what keeping is worth is a ratio of one run. wrk, server, worker, Postgres and broker share this machine.
 """
@@ -15,7 +17,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import httpx
@@ -35,8 +37,24 @@ from esper.streams.queries import queries
 SCRIPT = Path(__file__).with_suffix(".lua")
 READY_S = 180
 WARM_S = 1
-FEW = 16
+FEW = 8
+PAUSE_MS = 1000
+QUIET_PERCENT = 15.0  # of one core
 DIFFERENT = 300  # paths of a route that is asked for another run each time
+
+
+class Load(NamedTuple):
+    """Clients at once, and how long each pauses between two questions, on average."""
+
+    connections: int
+    pause_ms: int
+
+    def __str__(self) -> str:
+        return f"{self.connections:,}" + (f", {self.pause_ms / 1000:g} s" if self.pause_ms else "")
+
+
+Found = dict[tuple[str, Load], dict[str, Any]]
+"""What wrk saw, by route and load."""
 
 
 def generator() -> str:
@@ -71,12 +89,12 @@ def routes(url: str) -> dict[str, list[str]]:
     }
 
 
-def load(wrk: str, url: str, paths: list[str], connections: int, seconds: int) -> dict[str, Any]:
+def load(wrk: str, url: str, paths: list[str], how: Load, seconds: int) -> dict[str, Any]:
     """One run of wrk."""
     command = [
         wrk,
         "-t2",
-        f"-c{connections}",
+        f"-c{how.connections}",
         f"-d{seconds}s",
         "--timeout",
         "10s",
@@ -84,6 +102,7 @@ def load(wrk: str, url: str, paths: list[str], connections: int, seconds: int) -
         str(SCRIPT),
         url,
         "--",
+        str(how.pause_ms),
         *paths,
     ]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
@@ -91,9 +110,9 @@ def load(wrk: str, url: str, paths: list[str], connections: int, seconds: int) -
     return seen
 
 
-def measure(stack: EmbeddedStack, folder: Path, wrk: str, seconds: int, connections: int, **env: str) -> dict[str, Any]:
-    """All routes on one server; p95 by (route, connections)."""
-    found = {}
+def measure(stack: EmbeddedStack, folder: Path, wrk: str, seconds: int, loads: list[Load], **env: str) -> Found:
+    """All routes on one server."""
+    found: Found = {}
     own = {"ESPER_URZA__POLL_S": "5", **env}  # the certifier's look is no part of this
     child = process(
         stack, folder, f"urza-{len(list(folder.iterdir()))}", str(SCRIPTS / "esper"), "serve", "urza", **own
@@ -104,19 +123,20 @@ def measure(stack: EmbeddedStack, folder: Path, wrk: str, seconds: int, connecti
         wait_until(lambda: httpx.get(f"{url}/kernels?blueprint_id=affine").json()["items"], READY_S, "a kernel")
         server = psutil.Process(child.pid)
         for name, paths in routes(url).items():
-            load(wrk, url, paths, FEW, WARM_S)
-            for many in (FEW, connections):
+            load(wrk, url, paths, loads[0], WARM_S)
+            for how in loads:
                 began, cpu = time.monotonic(), sum(server.cpu_times()[:2])
-                seen = load(wrk, url, paths, many, seconds)
+                seen = load(wrk, url, paths, how, seconds)
                 seen["cpu"] = (sum(server.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
-                found[name, many] = seen
-                _tell(name, many, seen)
+                found[name, how] = seen
+                _tell(name, how, seen)
+                wait_until(lambda: server.cpu_percent(0.2) < QUIET_PERCENT, READY_S, "what is left of the load")
     return found
 
 
-def _tell(name: str, connections: int, seen: dict[str, Any]) -> None:
+def _tell(name: str, how: Load, seen: dict[str, Any]) -> None:
     print(
-        f"{name:26s}{connections:6d}{seen['requests'] / seen['duration_us'] * 1e6:10,.0f}"
+        f"{name:26s}{how!s:>12s}{seen['requests'] / seen['duration_us'] * 1e6:10,.0f}"
         + "".join(f"{seen[p] / 1000:9.1f}" for p in ("p50_us", "p95_us", "p99_us"))
         + f"{seen['refused']:8d}{seen['broken']:8d}{seen['cpu']:8.0%}",
         flush=True,
@@ -179,15 +199,21 @@ def main() -> None:
         print(f"{'query (ms), 4 at once':26s}{'p50':>9s}{'p95':>9s}{'p99':>9s}")
         asyncio.run(time_queries(stack.postgres.dsn, postgres.schema_name, at_once=4, rounds=100))
         exits.enter_context(running(worker(stack, folder), "worker.ready"))
+        few, many = Load(FEW, 0), given.connections
+        kept = [few, Load(many, PAUSE_MS), Load(many, 0)]
         found = {}
-        for told, env in (("answers kept", {}), ("none kept", {"ESPER_URZA__CACHE_MB": "0"})):
+        for told, loads, env in (
+            ("answers kept", kept, {}),
+            ("none kept", [few], {"ESPER_URZA__CACHE_MB": "0"}),
+        ):
             print(
-                f"\n{told:26s}{'conns':>6s}{'rate/s':>10s}{'p50 ms':>9s}{'p95':>9s}{'p99':>9s}{'refused':>8s}{'broken':>8s}{'CPU':>8s}"
+                f"\n{told:26s}{'clients':>12s}{'rate/s':>10s}{'p50 ms':>9s}{'p95':>9s}{'p99':>9s}"
+                f"{'refused':>8s}{'broken':>8s}{'CPU':>8s}"
             )
-            found[told] = measure(stack, folder, wrk, given.seconds, given.connections, **env)
-        print("\np95, none kept / kept")
-        for (name, many), seen in found["answers kept"].items():
-            print(f"{name:26s}{many:6d}{found['none kept'][name, many]['p95_us'] / seen['p95_us']:9.1f}")
+            found[told] = measure(stack, folder, wrk, given.seconds, loads, **env)
+        print(f"\np95, none kept / kept, {few}")
+        for (name, how), seen in found["none kept"].items():
+            print(f"{name:26s}{seen['p95_us'] / found['answers kept'][name, how]['p95_us']:9.1f}")
 
 
 if __name__ == "__main__":
