@@ -94,7 +94,7 @@ class Runs:
 async def fill_runs(connection: Any, runs: Runs) -> None:
     """Rows of runs that are decided up to the boundary before their last, and folded completely."""
     await connection.execute(
-        "CREATE TEMPORARY TABLE filling (prefix text, status text, count integer, num_boundaries integer, "
+        "CREATE TEMPORARY TABLE filling (prefix text, count integer, status text, num_boundaries integer, "
         "num_layers integer, told_after_days integer)"
     )
     await connection.execute("INSERT INTO filling VALUES ($1, $2, $3, $4, $5, $6)", *astuple(runs))
