@@ -48,7 +48,7 @@ INSERT INTO progress SELECT format('%s-%s', f.prefix, n), 1, topic, 40 * f.num_b
 FROM filling AS f, generate_series(1, f.count) AS n,
     unnest(ARRAY['system.runs', 'control.kasmina.lifecycle', 'telemetry.seed.health']) AS topic;
 
-INSERT INTO decisions SELECT format('%s-%s', f.prefix, n), 1, b, 16 * b, CASE b % 5 WHEN 0 THEN 'germinate' ELSE 'wait' END,
+INSERT INTO decisions SELECT format('%s-%s', f.prefix, n), 1, b, 16 * b, CASE b % 3 WHEN 0 THEN 'germinate' ELSE 'wait' END,
     'layer1', 0, 'b7', 0.5, 'heuristic', 1, '', NULL, false,
     md5(format('%s-%s-%s', f.prefix, n, b))::uuid, NULL, NULL, timestamptz '2026-01-01Z'
 FROM filling AS f, generate_series(1, f.count) AS n, generate_series(1, f.num_boundaries - 1) AS b;
