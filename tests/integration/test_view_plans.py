@@ -59,7 +59,7 @@ class Explaining:
         """Rows that were looked at in tables, those that a filter dropped included."""
         filtered = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
         scans = [n for n in self.nodes if "Relation Name" in n]
-        return round(sum((n["Actual Rows"] + sum(n.get(f, 0) for f in filtered)) * n["Actual Loops"] for n in scans))
+        return int(sum((n["Actual Rows"] + sum(n.get(f, 0) for f in filtered)) * n["Actual Loops"] for n in scans))
 
 
 def literal(value: Any) -> str:
