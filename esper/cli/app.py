@@ -27,6 +27,7 @@ ROOMS = (
     "outbox",
     "schema",
     "projections",
+    "storage",
     "serve",
     "blueprints",
 )

@@ -19,13 +19,13 @@ from esper.errors import AlteredBlobError, MissingBlobError, UnavailableError
 from esper.storage.client import Operation, S3Client
 from esper.storage.downloads import download
 from esper.storage.keys import SHORT, BlobKind, StoredBlob, key_of, parse_key
+from esper.storage.marks import standing
 from esper.storage.stats import Observer, ignore
-from esper.storage.sweeps import current_notices
 from esper.storage.uploads import put, put_file
 
 MAX_PARALLEL_UPLOADS = 10  # blobs on their way at once
 MULTIPART_BYTES = 32 * 1024 * 1024  # larger files go in parts
-NOTICE_POLL_S = 0.5
+MARK_POLL_S = 0.5
 HASH_BYTES = 1024 * 1024
 
 
@@ -195,12 +195,12 @@ async def _verified(
 
 async def _is_settled(operation: Operation, key: str, size: int) -> bool:
     """Whether a blob that was just written stays: no collector has it in hand. Waits for one that has."""
-    noticed = False
-    while any(key in notice.keys for notice in await current_notices(operation)):
-        noticed = True
-        operation.trouble = "its blob is being collected; the upload is tried again when that is over"
-        await asyncio.sleep(NOTICE_POLL_S)
-    return not noticed and await _size_of(operation, key) == size
+    was_doomed = False
+    while (found := await standing(operation, key)).is_doomed:
+        was_doomed = True
+        operation.trouble = "a collector has this blob in hand; it is stored again once he is through"
+        await asyncio.sleep(MARK_POLL_S)
+    return not was_doomed and found.size_bytes == size
 
 
 async def _size_of(operation: Operation, key: str) -> int | None:

@@ -35,7 +35,8 @@ from esper.storage.stats import Observer, Outcome, StorageCall, ignore
 CONNECT_TIMEOUT_S = 5
 MAX_ATTEMPTS = 3  # of one request by aiobotocore, with its adaptive waits; ours go on until the deadline
 KEEPALIVE_S = 30.0  # an idle connection is kept so long; servers close theirs after a minute, as a rule
-RETRY_S = (0.1, 2.0)  # the first wait and the longest, with as much jitter
+RETRY_S = (0.1, 2.0)  # the first wait and the longest
+JITTER_S = 0.3  # so that those who failed together do not come back together
 
 ABSENT = ("404", "NoSuchKey", "NotFound")
 REFUSED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
@@ -191,7 +192,7 @@ class Operation:
             timeout=None,
             wait_initial=RETRY_S[0],
             wait_max=RETRY_S[1],
-            wait_jitter=RETRY_S[1],
+            wait_jitter=JITTER_S,
         )
         async for again in waits:
             with again:

@@ -22,8 +22,8 @@ from esper.errors import EsperError, MissingBlobError
 from esper.storage.blobs import MULTIPART_BYTES, BlobStore
 from esper.storage.collecting import collect
 from esper.storage.inventory import collectable, stored_blobs
+from esper.storage.marks import server_time
 from esper.storage.stats import StorageStats
-from esper.storage.sweeps import time_of
 
 CONCURRENCY = 24
 READ_TIMEOUT_S = 1.0  # so that a stall costs a second
@@ -150,8 +150,7 @@ class S3Storm:
         referenced = {*self.book.kept, *self.book.files}
         doomed = set(self.book.doomed)
         stored = {n: b for n, b in (await stored_blobs(blobs)).items() if b.digest in doomed}
-        async with blobs.client.operation("clock") as operation:
-            now = time_of(await operation.call("list_objects_v2", MaxKeys=1))
+        now = await server_time(blobs.client)
         old = collectable(stored, referenced, now + timedelta(days=1))
         done = await collect(blobs, old, now + timedelta(days=1))
         self.book.deleted |= {b.digest for b in (*done.deleted, *done.gone)}
