@@ -24,7 +24,7 @@ from esper.storage.stats import Observer, ignore
 from esper.storage.uploads import put, put_file
 
 MAX_PARALLEL_UPLOADS = 10  # blobs on their way at once
-MULTIPART_BYTES = 32 * 1024 * 1024  # larger files go in parts
+MULTIPART_BYTES = 16 * 1024 * 1024  # larger files go in parts
 MARK_POLL_S = 0.5
 HASH_BYTES = 1024 * 1024
 
@@ -186,7 +186,9 @@ async def _verified(
         if found == digest:
             return
         if found == wrong:
-            raise AlteredBlobError(f"the bytes of {key[: -len(digest) + SHORT]} are not those of its name: altered")
+            raise AlteredBlobError(
+                f"the bytes of {key[: -len(digest) + SHORT]} are not those of its name: it was altered"
+            )
         wrong = found
         raise UnavailableError(f"{key} did not arrive as its name says")
 
@@ -195,12 +197,10 @@ async def _verified(
 
 async def _is_settled(operation: Operation, key: str, size: int) -> bool:
     """Whether a blob that was just written stays: no collector has it in hand. Waits for one that has."""
-    was_doomed = False
     while (found := await standing(operation, key)).is_doomed:
-        was_doomed = True
-        operation.trouble = "a collector has this blob in hand; it is stored again once he is through"
+        operation.trouble = "a collector has this blob in hand; it is stored once he is through"
         await asyncio.sleep(MARK_POLL_S)
-    return not was_doomed and found.size_bytes == size
+    return found.size_bytes == size
 
 
 async def _size_of(operation: Operation, key: str) -> int | None:

@@ -161,7 +161,7 @@ class Operation:
     def __init__(self, client: S3Client, timeout: asyncio.Timeout, deadline_s: float) -> None:
         self.num_retries = 0
         self.num_bytes = 0
-        self.trouble = "no answer"
+        self.trouble = f"no answer from {client.s3.endpoint_url or client.s3.region}"
         self._client = client
         self._timeout = timeout
         self._deadline_s = deadline_s

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from esper.errors import MissingBlobError, UnavailableError
+from esper.errors import UnavailableError
 from esper.storage.blobs import BlobStore
 from esper.storage.client import Operation
 from esper.storage.keys import StoredBlob, key_of
-from esper.storage.marks import DELETE_S, mark, unmark
+from esper.storage.marks import DELETE_S, mark, standing, unmark
 
 MAX_PARALLEL = 10
 
@@ -64,14 +64,10 @@ async def _delete(operation: Operation, blob: StoredBlob, older_than: datetime, 
     """Mark, look, delete, unmark; the list that the blob belongs in. The mark stays while a delete may be under way."""
     key = key_of(blob.kind, blob.digest)
     await mark(operation, key)
-    try:
-        found = await operation.call("head_object", key)
-    except MissingBlobError:
+    found = await standing(operation, key)
+    if found.modified_at is None or found.modified_at >= older_than:
         await unmark(operation, key)
-        return done.gone
-    if found["LastModified"] >= older_than:
-        await unmark(operation, key)
-        return done.revived
+        return done.gone if found.modified_at is None else done.revived
     answer = await operation.once("delete_object", key)
     if not answer["ResponseMetadata"].get("RetryAttempts"):
         await unmark(operation, key)

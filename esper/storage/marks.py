@@ -1,8 +1,8 @@
 """How a collector and those who store agree, with S3 alone between them: an empty object marks a blob as doomed.
 
 The collector marks a blob, looks at its age, deletes it, takes the mark away. Whoever stores a blob writes
-it, then asks with one listing for the blob and its mark: only a blob that is there without a mark stays;
-else it is written again, once the mark is gone. Take any order of these calls. If the collector looked
+it, then asks with one listing for the blob and its mark, until there is no mark: a blob that is there
+then stays, one that is not is written again. Take any order of these calls. If the collector looked
 after the write, the blob is young and he leaves it. If he looked before it, then at the listing either the
 mark is still there, or the collector is through, and a blob that he took is not there. The storer sees both.
 
@@ -25,9 +25,10 @@ MARK_S = DELETE_S + LATE_S
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one listing says of a blob. ``size_bytes`` is None where the bucket does not have it."""
+    """What one listing says of a blob. Size and time are None where the bucket does not have it."""
 
     size_bytes: int | None
+    modified_at: datetime | None
     is_doomed: bool
 
 
@@ -48,7 +49,9 @@ async def standing(operation: Operation, key: str) -> Standing:
     rows = {row["Key"]: row for row in page.get("Contents", [])}
     mark, blob = rows.get(key + SUFFIX), rows.get(key)
     is_doomed = mark is not None and time_of(page) - mark["LastModified"] < timedelta(seconds=MARK_S)
-    return Standing(None if blob is None else int(blob["Size"]), is_doomed)
+    if blob is None:
+        return Standing(None, None, is_doomed)
+    return Standing(int(blob["Size"]), blob["LastModified"], is_doomed)
 
 
 async def mark(operation: Operation, key: str) -> None:

@@ -29,8 +29,8 @@ CONCURRENCY = 24
 READ_TIMEOUT_S = 1.0  # so that a stall costs a second
 DEADLINE_S = 60.0
 MAX_BLOB_BYTES = 60_000
-WEIGHTS = {"put": 40, "get": 38, "exists": 10, "absent": 5, "again": 5, "file": 1, "file back": 1}
-SWEEPS_EVERY = 400  # operations; each sweep takes what was doomed since
+WEIGHTS = {"put": 40, "get": 38, "exists": 10, "absent": 5, "again": 6, "file": 0.5, "file back": 0.5}
+SWEEPS_EVERY = 100  # operations; each sweep takes what was doomed since
 DOOMED_SHARE = 0.1  # of what is put: never asked for again
 
 
