@@ -6,6 +6,7 @@ that broke off. Invariant: an operation ends, one way or another, when nothing g
 """
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
-import stamina
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
@@ -36,7 +36,6 @@ CONNECT_TIMEOUT_S = 5
 MAX_ATTEMPTS = 3  # of one request by aiobotocore, with its adaptive waits; ours go on until the deadline
 KEEPALIVE_S = 30.0  # an idle connection is kept so long; servers close theirs after a minute, as a rule
 RETRY_S = (0.1, 2.0)  # the first wait and the longest
-JITTER_S = 0.3  # so that those who failed together do not come back together
 
 ABSENT = ("404", "NoSuchKey", "NotFound")
 REFUSED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
@@ -186,23 +185,15 @@ class Operation:
 
     async def until_done(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it does not raise ``UnavailableError``; the operation's deadline ends it."""
-        waits = stamina.retry_context(
-            on=UnavailableError,
-            attempts=None,
-            timeout=None,
-            wait_initial=RETRY_S[0],
-            wait_max=RETRY_S[1],
-            wait_jitter=JITTER_S,
-        )
-        async for again in waits:
-            with again:
-                self.num_retries += again.num > 1
-                try:
-                    return await attempt()
-                except UnavailableError as error:
-                    self.trouble = str(error)
-                    raise
-        raise AssertionError("stamina gives up never")
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                return await attempt()
+            except UnavailableError as error:
+                self.trouble = str(error)
+            self.num_retries += 1
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # who failed together must not come back together
+            wait_s = min(2 * wait_s, RETRY_S[1])
 
     def progressed(self, num_bytes: int) -> None:
         """So many bytes went through: the deadline begins anew."""

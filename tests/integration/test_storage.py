@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
+from integration.stored_blobs import folder_of, raw_client, some_bytes, store_long_ago
 from waiting import wait_until_async
 
 from esper.config import S3Settings
@@ -55,25 +53,6 @@ def big_file(tmp_path: Path) -> Path:
     path = tmp_path / "big"
     path.write_bytes(random.Random(uuid.uuid4().int).randbytes(MULTIPART_BYTES + PART_BYTES // 2))
     return path
-
-
-def some_bytes() -> bytes:
-    return uuid.uuid4().bytes * 50
-
-
-def folder_of(s3: EmbeddedS3) -> Path:
-    return s3.root / "data" / BUCKET
-
-
-def raw_client(s3: EmbeddedS3) -> Any:
-    return get_session().create_client(
-        "s3",
-        endpoint_url=s3.endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-        config=AioConfig(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-    )
 
 
 async def test_what_esper_relies_on_in_the_embedded_s3(stack: EmbeddedStack) -> None:
@@ -289,13 +268,3 @@ async def test_nothing_that_is_stored_while_a_collector_runs_is_lost(own_s3: Emb
         assert {b.digest for b in done.deleted} >= set(digests[30:])
         for digest in left:
             await blobs.check(digest)
-
-
-async def store_long_ago(s3: EmbeddedS3, *many: bytes, kind: BlobKind = BlobKind.KERNEL) -> list[str]:
-    """Store blobs as if it had been 30 days ago: rclone takes the time from this field."""
-    digests, then = [hashlib.sha256(data).hexdigest() for data in many], str(time.time() - 30 * 86_400)
-    async with raw_client(s3) as client:
-        for digest, data in zip(digests, many, strict=True):
-            key = key_of(kind, digest)
-            await client.put_object(Bucket=BUCKET, Key=key, Body=data, Metadata={"mtime": then})
-    return digests
