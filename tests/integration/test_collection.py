@@ -99,7 +99,7 @@ def test_nothing_is_collected_by_projections_that_were_never_folded(folded: Embe
         asyncio.run(plan(folded.settings(), timedelta(minutes=1)))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(60)
 def test_what_is_named_is_verified_and_kept_and_the_rest_goes(
     folded: EmbeddedStack, folding: Any, tmp_path: Path
 ) -> None:
@@ -154,7 +154,7 @@ async def everything(stack: EmbeddedStack) -> Any:
         return await stored_blobs(blobs)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(60)
 def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedStack, folding: Any) -> None:
     many = [some_bytes() for _n in range(30)]
     digests = asyncio.run(store_long_ago(folded.s3, *many))
@@ -186,7 +186,7 @@ def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedS
     assert {d for _kind, d in asyncio.run(everything(folded))} >= set(digests)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(60)
 def test_gc_refuses_while_it_cannot_know_what_is_named(folded: EmbeddedStack, folding: Any) -> None:
     settings = folded.settings()
 
