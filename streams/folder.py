@@ -24,6 +24,7 @@ from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.letters import send_pending
+from esper.streams.memory import PartitionMemory
 from esper.streams.metrics import WorkerMetrics
 from esper.streams.positions import check_position, stored_positions, verify_log
 from esper.streams.queries import queries
@@ -61,6 +62,7 @@ class LogFolder:
         self._streams = streams
         self._exits = AsyncExitStack()
         self._red: dict[Place, str] = {}
+        self._memories: dict[Place, PartitionMemory] = {}
         self._watch = ProgressWatch(streams.stalled_after_s)
         self._teller = StallTeller("worker")
         self._pool: Any = None
@@ -134,6 +136,7 @@ class LogFolder:
             stored = await stored_positions(connection)
             await self._send_left_letters(connection, assigned)
         positions = {}
+        self._memories.clear()
         for place in self._watch.places - assigned:
             self._watch.end(place)
             self.metrics.forget(place)
@@ -173,7 +176,8 @@ class LogFolder:
         try:
             with self.metrics.folding(batch.topic):
                 async with self._pool.acquire() as connection:
-                    folded = await fold(connection, batch)
+                    memory = self._memories.setdefault((batch.topic, batch.partition), PartitionMemory())
+                    folded = await fold(connection, batch, memory=memory)
                     if folded.has_letters:
                         await send_pending(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:

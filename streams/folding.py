@@ -4,9 +4,10 @@ The order is the design:
 1. decode every record; what cannot be decoded is set aside with its reason;
 2. in one transaction: lock the partition's position; drop what lies below it; refuse a gap; note what
    was set aside, with its letter; drop redriven records whose event was folded, and resends by their
-   sequence; project; move the position past the batch;
+   sequence; project; note how far each run is; move the position past the batch;
 3. the caller sends the letters (``esper.streams.letters``).
-A newer version of a known type ends the batch before it and stops the partition.
+A newer version of a known type ends the batch before it and stops the partition. What was remembered of
+the partition is forgotten whenever the transaction did not end well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from esper.oona.consumer import StoredRecord
 from esper.oona.dead_letters import first_origin
 from esper.oona.records import Position
 from esper.schemas.events import TrainerEvent
+from esper.streams.health_reports import HealthReport, read_report
 from esper.streams.letters import Broken, note_letters
+from esper.streams.memory import PartitionMemory, Progress, RunKey
 from esper.streams.projected import Projected
 from esper.streams.projectors import PROJECTORS
 from esper.streams.queries import queries
@@ -74,9 +77,9 @@ def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETT
     broken: list[Broken] = []
     for record in batch.records:
         try:
-            if record.position in skipped:
+            if skipped and record.position in skipped:
                 raise skipped[record.position]
-            events.append(Projected(record.decode(), record.position, _origin(record)))
+            events.append(_projected(record))
         except DecodeError as error:
             broken.append((record, error))
         except NewerVersionError as error:
@@ -84,107 +87,170 @@ def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETT
     return Decoded(tuple(events), tuple(broken), batch.end, None)
 
 
-async def fold(connection: Any, batch: Batch, replayed: Mapping[Position, DecodeError] | None = None) -> Folded:
+async def fold(
+    connection: Any,
+    batch: Batch,
+    replayed: Mapping[Position, DecodeError] | None = None,
+    memory: PartitionMemory | None = None,
+) -> Folded:
     """Fold a batch. Doing it again, in whole or in part, changes nothing.
 
     Args:
         replayed: in a replay, the records that live workers passed over; no letter is written then.
+        memory: what the same reader remembers of this partition; without one everything is read anew.
 
     Raises:
         PositionError: the batch starts beyond the stored position.
         NewerVersionError: after all before it was folded.
     """
     decoded = decode_batch(batch, replayed or NO_LETTERS)
-    async with connection.transaction():
-        stored = await _lock_position(connection, batch)
-        events = [e for e in decoded.events if e.position.offset >= stored]
-        broken = [b for b in decoded.broken if b[0].position.offset >= stored]
-        await note_letters(connection, broken, to_be_sent=replayed is None)  # a redrive may follow in this batch
-        fresh = await _without_resends(connection, batch.topic, await _without_redriven(connection, batch, events))
-        if fresh:
-            await PROJECTORS[batch.topic](connection, fresh)
-        if decoded.end > stored:
-            await queries("positions").move_position(
-                connection, topic=batch.topic, log_partition=batch.partition, next_offset=decoded.end
-            )
+    memory = memory if memory is not None else PartitionMemory()
+    try:
+        async with connection.transaction():
+            fresh = await _fold_decoded(connection, batch, decoded, memory, to_be_sent=replayed is None)
+    except BaseException:
+        memory.forget()
+        raise
     if decoded.newer is not None:
         raise decoded.newer
-    return Folded(len(fresh), bool(decoded.broken))
+    return Folded(fresh, bool(decoded.broken))
 
 
-def _origin(record: StoredRecord) -> Position | None:
-    """Where a redriven record lay first; None for any other."""
+async def _fold_decoded(
+    connection: Any, batch: Batch, decoded: Decoded, memory: PartitionMemory, *, to_be_sent: bool
+) -> int:
+    """The transaction; gives the number of events that were new."""
+    stored = await _lock_position(connection, batch, memory)
+    events: Sequence[Projected] = decoded.events
+    if batch.start < stored:
+        events = [e for e in events if e.position.offset >= stored]
+    broken = [b for b in decoded.broken if b[0].position.offset >= stored]
+    if broken:
+        await note_letters(connection, broken, to_be_sent=to_be_sent)  # a redrive may follow in this batch
+        memory.letters = None
+    fresh = await _without_redriven(connection, batch, events, memory)
+    runs = await _load_progress(connection, batch.topic, fresh, memory)
+    fresh = _without_resends(fresh, memory)
+    if fresh:
+        await PROJECTORS[batch.topic](connection, fresh, memory)
+    await _note_progress(connection, batch.topic, runs, memory)
+    if decoded.end > stored:
+        await queries("positions").move_position(
+            connection, topic=batch.topic, log_partition=batch.partition, next_offset=decoded.end
+        )
+    memory.reached(max(decoded.end, stored))
+    return len(fresh)
+
+
+def _projected(record: StoredRecord) -> Projected:
+    report = read_report(record)
+    if report is not None:
+        name = dict(record.headers)["ce_id"]
+        assert name is not None
+        return Projected(report, name.decode(), record.position, record.timestamp_ms)
     origin = first_origin(record.headers, record.position)
-    return None if origin == record.position else origin
+    return Projected.of(
+        record.decode(),
+        record.position,
+        logged_ms=record.timestamp_ms,
+        origin=None if origin == record.position else origin,
+    )
 
 
-async def _lock_position(connection: Any, batch: Batch) -> int:
+async def _lock_position(connection: Any, batch: Batch, memory: PartitionMemory) -> int:
     sql, where = queries("positions"), {"topic": batch.topic, "log_partition": batch.partition}
-    await sql.claim_position(connection, **where, next_offset=batch.start)
-    stored = int((await sql.lock_position(connection, **where))["next_offset"])
+    row = await sql.lock_position(connection, **where)
+    if row is None:
+        await sql.claim_position(connection, **where, next_offset=batch.start)
+        row = await sql.lock_position(connection, **where)
+    stored = int(row["next_offset"])
     if batch.start > stored:
         raise PositionError(
             f"{batch.topic}[{batch.partition}]: the projections end at offset {stored}, but the batch "
             f"starts at {batch.start}; run `esper projections rebuild`"
         )
+    memory.stand_at(stored, row["live_table"])
     return stored
 
 
-async def _without_redriven(connection: Any, batch: Batch, events: Sequence[Projected]) -> list[Projected]:
+async def _without_redriven(
+    connection: Any, batch: Batch, events: Sequence[Projected], memory: PartitionMemory
+) -> Sequence[Projected]:
     """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
 
     A resend of an event that has a letter is folded, and settles the letter.
     """
     sql, where = queries("letters"), {"topic": batch.topic, "log_partition": batch.partition}
-    letters: Any = {r["event_id"]: r async for r in sql.letters_of(connection, **where)}
+    if memory.letters is None:
+        rows = sql.letters_of(connection, **where)
+        memory.letters = {r["event_id"]: (r["log_offset"], r["is_folded"]) async for r in rows}
+    if not memory.letters and all(e.origin is None for e in events):
+        return events
     fresh = []
     for projected in events:
-        event_id, origin = str(projected.message.id), projected.origin
-        letter = letters.get(event_id)
-        if letter is not None and letter["log_offset"] > projected.position.offset:
+        letter = memory.letters.get(projected.event_id)
+        if letter is not None and letter[0] > projected.position.offset:
             letter = None  # of later on: how the log was cut into batches must not matter
-        if letter is None and origin is None:
+        if letter is None and projected.origin is None:
             fresh.append(projected)
             continue
-        if origin is None and letter["is_folded"]:
+        if projected.origin is None and letter is not None and letter[1]:
             continue
         noted = await sql.note_redriven(
             connection,
             **where,
-            log_offset=letter["log_offset"] if origin is None else origin.offset,
+            log_offset=projected.origin.offset if projected.origin is not None else letter[0],  # type: ignore[index]
             redriven_offset=projected.position.offset,
-            event_id=event_id,
+            event_id=projected.event_id,
         )
         if noted is not None:
             fresh.append(projected)
+            if letter is not None:
+                memory.letters[projected.event_id] = (letter[0], True)
     return fresh
 
 
-async def _without_resends(connection: Any, topic: str, events: Sequence[Projected]) -> list[Projected]:
-    """Drop trainers' events that are not beyond the highest sequence seen, and note the new one.
+async def _load_progress(
+    connection: Any, topic: str, events: Sequence[Projected], memory: PartitionMemory
+) -> set[RunKey]:
+    """How far the trainers' runs in these events are, as far as it is not remembered; gives the runs."""
+    keys = {(e.data.run_id, e.data.incarnation) for e in events if isinstance(e.data, TrainerEvent | HealthReport)}
+    unknown = sorted({run_id for run_id, n in keys if (run_id, n) not in memory.progress})
+    if unknown:
+        async for r in queries("positions").progress_of(connection, topic=topic, run_ids=unknown):
+            last_step = -1 if r["last_step"] is None else r["last_step"]
+            memory.progress[r["run_id"], r["incarnation"]] = Progress(r["last_sequence"], last_step)
+    for key in keys:
+        memory.progress.setdefault(key, Progress())
+    return keys
+
+
+def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> list[Projected]:
+    """Drop trainers' events that are not beyond the highest sequence seen, and remember the new one.
 
     A redriven event is not measured by its sequence: it comes late by nature, and once by its origin.
     """
-    sql = queries("positions")
-    run_ids = sorted({e.message.data.run_id for e in events if isinstance(e.message.data, TrainerEvent)})
-    if not run_ids:
-        return list(events)
-    rows = sql.progress_of(connection, topic=topic, run_ids=run_ids)
-    highest = {(r["run_id"], r["incarnation"]): r["last_sequence"] async for r in rows}
     fresh = []
     for projected in events:
-        event = projected.message.data
-        if isinstance(event, TrainerEvent) and projected.origin is None:
-            key = (event.run_id, event.incarnation)
-            if event.sequence <= highest.get(key, -1):
+        event = projected.data
+        if projected.origin is None and isinstance(event, TrainerEvent | HealthReport):
+            progress = memory.progress[event.run_id, event.incarnation]
+            if event.sequence <= progress.last_sequence:
                 continue
-            highest[key] = event.sequence
+            progress.last_sequence = event.sequence
         fresh.append(projected)
-    await sql.note_progress(
-        connection,
-        [
-            {"run_id": run_id, "incarnation": n, "topic": topic, "last_sequence": last}
-            for (run_id, n), last in sorted(highest.items())
-        ],
-    )
     return fresh
+
+
+async def _note_progress(connection: Any, topic: str, runs: set[RunKey], memory: PartitionMemory) -> None:
+    if not runs:
+        return
+    rows = sorted((run_id, n, memory.progress[run_id, n]) for run_id, n in runs)
+    await queries("positions").note_progress(
+        connection,
+        topic=topic,
+        run_ids=[run_id for run_id, _n, _progress in rows],
+        incarnations=[n for _run_id, n, _progress in rows],
+        last_sequences=[progress.last_sequence for _run_id, _n, progress in rows],
+        last_steps=[progress.last_step if progress.last_step >= 0 else None for _run_id, _n, progress in rows],
+    )

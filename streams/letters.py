@@ -18,7 +18,7 @@ from esper.oona.dead_letters import PROJECTIONS, dead_letter, read_letter, told
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Headers, Position, Record
 from esper.schemas.topics import DEAD_LETTER_SUFFIX, TOPICS
-from esper.streams.queries import queries
+from esper.streams.queries import by_column, queries
 
 SEND_AT_ONCE = 100
 MAX_ID_CHARS = 200
@@ -35,9 +35,9 @@ async def note_letters(connection: Any, broken: Sequence[Broken], *, to_be_sent:
         {**_place(r.position), "reason": e.reason, "detail": told(e), "event_id": event_id_of(r)} for r, e in broken
     ]
     if rows:
-        await sql.note_dead_letter(connection, rows)
+        await sql.note_dead_letters(connection, **by_column(rows))
     if rows and to_be_sent:
-        await sql.add_pending(connection, [_pending_row(record, error) for record, error in broken])
+        await sql.add_pending(connection, **by_column([_pending_row(record, error) for record, error in broken]))
 
 
 async def send_pending(connection: Any, topic: str, partition: int, producer: OonaProducer) -> None:

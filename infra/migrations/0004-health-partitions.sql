@@ -25,8 +25,11 @@ CREATE TABLE health_windows (
     count_activation_std bigint NOT NULL,
     count_dead_ratio bigint NOT NULL,
     count_gradient_norm bigint NOT NULL,
-    PRIMARY KEY (run_id, incarnation, layer_id, seed_id, step, logged_at)
+    PRIMARY KEY (run_id, incarnation, step, layer_id, seed_id, logged_at)
 ) PARTITION BY RANGE (logged_at);
+
+-- The highest step that was folded: no window beyond it is stored yet. Telemetry's rows alone have it.
+ALTER TABLE progress ADD COLUMN last_step bigint;
 
 DELETE FROM positions WHERE topic = 'telemetry.seed.health';
 DELETE FROM progress WHERE topic = 'telemetry.seed.health';

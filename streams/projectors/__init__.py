@@ -1,7 +1,8 @@
 """Projectors: plain functions that fold a batch of one partition's events into rows.
 
 Each takes a connection inside a transaction and events in the order of the log; it neither
-commits nor looks at another topic's rows. What arrives here is decoded, and is no resend.
+commits nor looks at another topic's rows. What arrives here is decoded, and is no resend. The memory
+is the partition's; what a projector puts there is dropped when the transaction fails.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,10 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from esper.schemas import topics
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.projectors import blueprints, redrives, runs, seeds, tamiyo, telemetry
 
-Projector = Callable[[Any, Sequence[Projected]], Awaitable[None]]
+Projector = Callable[[Any, Sequence[Projected], PartitionMemory], Awaitable[None]]
 
 PROJECTORS: Mapping[str, Projector] = MappingProxyType(
     {

@@ -3,35 +3,51 @@
 import json
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from esper.schemas import events
 from esper.schemas.assets import Blueprint
 from esper.schemas.enums import Verdict
 from esper.schemas.verdicts import judge
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
+from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.projectors.runs import to_json
 from esper.streams.queries import queries
 
+Row = dict[str, Any]
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Fold changes by their verdict; a request that was judged before keeps its first verdict."""
-    sql = queries("blueprints")
+    sql, facts = queries("blueprints"), Facts()
+    blueprints, judged = await _load(connection, batch)
+    written: dict[str, Row] = {}
     for projected in batch:
-        match projected.message.data:
+        columns = projected.columns
+        match projected.data:
             case events.KernelRegistered() as event:
-                await sql.insert_kernel(connection, **{**projected.columns, **event.kernel.model_dump()})
-            case events.BlueprintChangeRequested() as event:
-                if not await sql.is_judged(connection, event_id=projected.message.id):
-                    await _judge(connection, event, projected.columns)
+                facts.add("insert_kernels", {**columns, **event.kernel.model_dump()})
+            case events.BlueprintChangeRequested() as event if columns["event_id"] not in judged:
+                judged.add(columns["event_id"])
+                verdict, after = judge(blueprints.get(event.blueprint_id), event)
+                version = after.version if after else None
+                facts.add("insert_changes", {**columns, "verdict": verdict, "version_after": version})
+                if verdict is Verdict.ACCEPTED and after is not None:
+                    blueprints[event.blueprint_id] = after
+                    spec = to_json(after.spec.model_dump(mode="json"))
+                    written[event.blueprint_id] = {**after.model_dump(), "spec": spec, "at": columns["at"]}
+    await facts.write(connection, sql)
+    await write_rows(connection, sql, "write_blueprints", list(written.values()))
 
 
-async def _judge(connection: Any, event: events.BlueprintChangeRequested, columns: dict[str, Any]) -> None:
+async def _load(connection: Any, batch: Sequence[Projected]) -> tuple[dict[str, Blueprint], set[UUID]]:
+    """The blueprints that the batch is about, and which of its requests were judged before."""
     sql = queries("blueprints")
-    row = await sql.blueprint(connection, blueprint_id=event.blueprint_id)
-    before = Blueprint.model_validate({**row, "spec": json.loads(row["spec"])}) if row else None
-    verdict, after = judge(before, event)
-    if verdict is Verdict.ACCEPTED and after is not None:
-        spec = to_json(after.spec.model_dump(mode="json"))
-        await sql.write_blueprint(connection, **{**columns, **after.model_dump(), "spec": spec})
-    version = after.version if after else None
-    await sql.insert_change(connection, **{**columns, "verdict": verdict, "version_after": version})
+    changes = [p for p in batch if isinstance(p.data, events.BlueprintChangeRequested)]
+    ids = sorted({p.data.blueprint_id for p in changes if isinstance(p.data, events.BlueprintChangeRequested)})
+    rows = [dict(r) async for r in sql.blueprints_of(connection, blueprint_ids=ids)] if ids else []
+    event_ids = [UUID(p.event_id) for p in changes]
+    judged = {r["event_id"] async for r in sql.judged(connection, event_ids=event_ids)} if ids else set()
+    found = {r["blueprint_id"]: Blueprint.model_validate({**r, "spec": json.loads(r["spec"])}) for r in rows}
+    return found, judged

@@ -5,39 +5,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas import events
+from esper.schemas.enums import RunStatus
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
+from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.queries import queries
 
+Row = dict[str, Any]
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
-    """Fold the events of one partition, in their order."""
+
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+    """Record the facts, and follow each run to where its newest incarnation stands."""
+    sql, facts = queries("runs"), Facts()
+    run_ids = sorted({p.data.run_id for p in batch if isinstance(p.data, events.RunEvent)})
+    before = {r["run_id"]: dict(r) async for r in sql.runs_of(connection, run_ids=run_ids)}
+    after = {run_id: dict(row) for run_id, row in before.items()}
     for projected in batch:
-        await _project_one(connection, projected)
-
-
-async def _project_one(connection: Any, projected: Projected) -> None:
-    sql, columns = queries("runs"), projected.columns
-    match projected.message.data:
-        case events.RunStarted() as event:
-            await _started(connection, event, columns)
-        case events.RunResumed() as event:
-            await sql.insert_incarnation(connection, **_resumed(event, columns))
-            await sql.resume_run(connection, **columns)
-        case events.BoundaryReached() as event:
-            columns["last_sequences"] = to_json(event.last_sequences)
-            await sql.insert_boundary(connection, **columns)
-            await sql.advance_run(connection, **columns)
-        case events.EpochCompleted() as event:
-            columns["metrics"] = to_json(event.metrics)
-            await sql.insert_epoch(connection, **columns)
-            await sql.advance_run(connection, **columns)
-        case events.CheckpointSaved():
-            await sql.insert_checkpoint(connection, **columns)
-        case events.TelemetryGap():
-            await sql.insert_gap(connection, **columns)
-        case events.RunEnded() as event:
-            columns["results"] = event.results.model_dump_json() if event.results else None
-            await sql.end_run(connection, **columns)
+        columns = projected.columns
+        _add_facts(facts, projected, columns)
+        _follow(after, projected, columns)
+    await facts.write(connection, sql)
+    changed = [row for run_id, row in after.items() if row != before.get(run_id)]
+    await write_rows(connection, sql, "write_runs", changed)
 
 
 def to_json(value: Any) -> str:
@@ -45,16 +34,65 @@ def to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-async def _started(connection: Any, event: events.RunStarted, columns: dict[str, Any]) -> None:
-    sql = queries("runs")
-    await sql.insert_run(connection, **{**columns, "hyperparameters": to_json(event.hyperparameters)})
-    layers = [{"run_id": event.run_id, "ordinal": n, **layer.model_dump()} for n, layer in enumerate(event.layers)]
-    edges = [{"run_id": event.run_id, **edge.model_dump()} for edge in event.edges]
-    await sql.insert_layer(connection, layers)
-    await sql.insert_edge(connection, edges)
-    await sql.insert_incarnation(connection, **{**columns, "from_incarnation": None, "from_step": 0, "seeds": "[]"})
+def _add_facts(facts: Facts, projected: Projected, columns: Row) -> None:
+    match projected.data:
+        case events.RunStarted() as event:
+            layers = [{"run_id": event.run_id, "ordinal": n, **x.model_dump()} for n, x in enumerate(event.layers)]
+            facts.add("insert_layers", *layers)
+            facts.add("insert_edges", *({"run_id": event.run_id, **edge.model_dump()} for edge in event.edges))
+            facts.add("insert_incarnations", _incarnation(columns, from_incarnation=None, from_step=0, seeds="[]"))
+        case events.RunResumed() as event:
+            seeds = to_json([seed.model_dump(mode="json") for seed in event.seeds])
+            origin = {"from_incarnation": event.from_incarnation, "from_step": event.step}
+            facts.add("insert_incarnations", _incarnation(columns, **origin, seeds=seeds))
+        case events.BoundaryReached() as event:
+            facts.add("insert_boundaries", {**columns, "last_sequences": to_json(event.last_sequences)})
+        case events.EpochCompleted() as event:
+            facts.add("insert_epochs", {**columns, "metrics": to_json(event.metrics)})
+        case events.CheckpointSaved():
+            facts.add("insert_checkpoints", columns)
+        case events.TelemetryGap():
+            facts.add("insert_gaps", columns)
 
 
-def _resumed(event: events.RunResumed, columns: dict[str, Any]) -> dict[str, Any]:
-    seeds = to_json([seed.model_dump(mode="json") for seed in event.seeds])
-    return {**columns, "from_step": event.step, "seeds": seeds}
+def _incarnation(columns: Row, **others: Any) -> Row:
+    names = ("run_id", "incarnation", "command_offset", "event_id", "causation_id", "at")
+    return {**{name: columns[name] for name in names}, **others}
+
+
+def _follow(rows: dict[str, Row], projected: Projected, columns: Row) -> None:
+    """Move a run's row on. Never backwards: a redriven event, or one of an older incarnation, tells of the past."""
+    event = projected.data
+    if isinstance(event, events.RunStarted):
+        rows.setdefault(event.run_id, _started(event, columns))
+        return
+    row = rows.get(event.run_id) if isinstance(event, events.TrainerEvent) else None
+    if row is None or not isinstance(event, events.TrainerEvent):
+        return
+    is_newest = row["incarnation"] == event.incarnation
+    match event:
+        case events.RunResumed() if row["incarnation"] < event.incarnation:
+            row |= {"incarnation": event.incarnation, "step": event.step, "epoch": event.epoch}
+            row |= {"status": RunStatus.RUNNING, "results": None, "detail": "", "ended_at": None}
+        case events.BoundaryReached() | events.EpochCompleted() if is_newest and row["step"] <= event.step:
+            row |= {"step": event.step, "epoch": event.epoch}
+        case events.RunEnded() if is_newest:
+            results = event.results.model_dump_json() if event.results else None
+            row |= {"status": event.status, "step": event.step, "results": results}
+            row |= {"detail": event.detail, "ended_at": columns["at"]}
+
+
+def _started(event: events.RunStarted, columns: Row) -> Row:
+    return {
+        "run_id": event.run_id,
+        "model": event.model,
+        "status": RunStatus.RUNNING,
+        "incarnation": 1,
+        "step": 0,
+        "epoch": 0,
+        "hyperparameters": to_json(event.hyperparameters),
+        "results": None,
+        "detail": "",
+        "started_at": columns["at"],
+        "ended_at": None,
+    }

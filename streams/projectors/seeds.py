@@ -5,26 +5,54 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.lifecycle import is_allowed
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
+from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.queries import queries
 
+NO_KERNEL = {"blueprint_id": None, "kernel_sha256": None}
+COMMANDED = (
+    "event_id",
+    "run_id",
+    "incarnation",
+    "boundary",
+    "type",
+    "decision_id",
+    "layer_id",
+    "seed_id",
+    "blueprint_id",
+    "kernel_sha256",
+    "expires_at_step",
+    "causation_id",
+    "at",
+)
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record facts in their order. An impossible transition is recorded and flagged, not refused."""
-    sql = queries("seeds")
+    sql, facts, moved = queries("seeds"), Facts(), dict[tuple[Any, ...], dict[str, Any]]()
     for projected in batch:
         columns = projected.columns
-        match projected.message.data:
+        match projected.data:
             case events.SeedTransitioned() as event:
                 columns["is_impossible"] = not is_allowed(event.from_stage, event.to_stage)
-                await sql.insert_transition(connection, **columns)
-                await sql.move_seed(connection, **columns)
+                facts.add("insert_transitions", columns)
+                _move(moved, event, columns)
             case events.CommandRejected():
-                await sql.insert_rejection(connection, **columns)
+                facts.add("insert_rejections", columns)
             case events.BreakerChanged():
-                await sql.insert_breaker_change(connection, **columns)
+                facts.add("insert_breaker_changes", columns)
             case events.SeedCommand():
-                absent = {"blueprint_id": None, "kernel_sha256": None}
-                await sql.insert_command(connection, **{**absent, **columns})
+                told = {**NO_KERNEL, **columns}
+                facts.add("insert_commands", {name: told[name] for name in COMMANDED})
             case events.FieldReported():
-                await sql.insert_field_report(connection, **columns)
+                facts.add("insert_field_reports", columns)
+    await facts.write(connection, sql)
+    await write_rows(connection, sql, "move_seeds", list(moved.values()))
+
+
+def _move(moved: dict[tuple[Any, ...], dict[str, Any]], event: events.SeedTransitioned, columns: Any) -> None:
+    """A seed is where its move of the highest step left it: a redriven event tells of the past."""
+    key = (event.run_id, event.incarnation, event.layer_id, event.seed_id)
+    if key not in moved or moved[key]["step"] <= event.step:
+        moved[key] = columns

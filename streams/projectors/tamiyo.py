@@ -4,22 +4,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas import events
+from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
+from esper.streams.projectors.facts import Facts
 from esper.streams.projectors.runs import to_json
 from esper.streams.queries import queries
 
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record what Tamiyo saw and chose, in the order of the log."""
-    sql = queries("tamiyo")
+    facts = Facts()
     for projected in batch:
         columns = projected.columns
-        match projected.message.data:
+        match projected.data:
             case events.DecisionMade():
-                await sql.insert_decision(connection, **columns)
+                facts.add("insert_decisions", columns)
             case events.ViewRecorded() as event:
-                await sql.insert_view(connection, **{**columns, "num_bytes": len(event.view_zstd)})
+                facts.add("insert_views", {**columns, "num_bytes": len(event.view_zstd)})
             case events.PolicyActivated() as event:
                 columns["parameters"] = to_json(event.parameters)
                 columns["log_offset"] = (projected.origin or projected.position).offset  # late, it is of its time
-                await sql.insert_activation(connection, **columns)
+                facts.add("insert_activations", columns)
+    await facts.write(connection, queries("tamiyo"))

@@ -1,32 +1,34 @@
 -- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, and kernels.
 
--- name: is_judged$
-SELECT count(*) FROM blueprint_changes WHERE event_id = :event_id;
+-- name: judged
+SELECT event_id FROM blueprint_changes WHERE event_id = ANY(:event_ids);
 
--- name: blueprint^
-SELECT blueprint_id, version, status, spec FROM blueprints WHERE blueprint_id = :blueprint_id;
+-- name: blueprints_of
+SELECT blueprint_id, version, status, spec FROM blueprints WHERE blueprint_id = ANY(:blueprint_ids);
 
--- name: write_blueprint!
-INSERT INTO blueprints (blueprint_id, version, status, spec, changed_at)
-VALUES (:blueprint_id, :version, :status, :spec, :at)
+-- name: write_blueprints!
+INSERT INTO blueprints (
+    blueprint_id, version, status, spec, changed_at
+) SELECT * FROM unnest(
+    :blueprint_id::text[], :version::integer[], :status::text[], :spec::jsonb[], :at::timestamptz[]
+)
 ON CONFLICT (blueprint_id) DO UPDATE SET
     version = EXCLUDED.version, status = EXCLUDED.status, spec = EXCLUDED.spec,
     changed_at = EXCLUDED.changed_at;
 
--- name: insert_change!
+-- name: insert_changes!
 INSERT INTO blueprint_changes (
-    event_id, blueprint_id, change, expected_version, verdict, version_after, reason,
-    log_partition, log_offset, at
-) VALUES (
-    :event_id, :blueprint_id, :change, :expected_version, :verdict, :version_after, :reason,
-    :log_partition, :log_offset, :at
+    event_id, blueprint_id, change, expected_version, verdict, version_after, reason, log_partition, log_offset, at
+) SELECT * FROM unnest(
+    :event_id::uuid[], :blueprint_id::text[], :change::text[], :expected_version::integer[], :verdict::text[],
+    :version_after::integer[], :reason::text[], :log_partition::integer[], :log_offset::bigint[], :at::timestamptz[]
 );
 
--- name: insert_kernel!
+-- name: insert_kernels!
 INSERT INTO kernels (
     kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at
-) VALUES (
-    :kernel_sha256, :blueprint_id, :blueprint_version, :target, :num_features, :num_parameters, :size_bytes,
-    :event_id, :at
+) SELECT * FROM unnest(
+    :kernel_sha256::text[], :blueprint_id::text[], :blueprint_version::integer[], :target::text[],
+    :num_features::integer[], :num_parameters::bigint[], :size_bytes::bigint[], :event_id::uuid[], :at::timestamptz[]
 )
 ON CONFLICT DO NOTHING;

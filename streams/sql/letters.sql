@@ -1,13 +1,21 @@
 -- Dead letters: noted with the position, sent once that is certain; and origins that were folded late.
 
--- name: note_dead_letter*!
-INSERT INTO dead_letters (topic, log_partition, log_offset, reason, detail, event_id)
-VALUES (:topic, :log_partition, :log_offset, :reason, :detail, :event_id)
+-- name: note_dead_letters!
+INSERT INTO dead_letters (
+    topic, log_partition, log_offset, reason, detail, event_id
+) SELECT * FROM unnest(
+    :topic::text[], :log_partition::integer[], :log_offset::bigint[], :reason::text[], :detail::text[],
+    :event_id::text[]
+)
 ON CONFLICT DO NOTHING;
 
--- name: add_pending*!
-INSERT INTO pending_letters (topic, log_partition, log_offset, key, value, headers, timestamp_ms)
-VALUES (:topic, :log_partition, :log_offset, :key, :value, :headers, :timestamp_ms)
+-- name: add_pending!
+INSERT INTO pending_letters (
+    topic, log_partition, log_offset, key, value, headers, timestamp_ms
+) SELECT * FROM unnest(
+    :topic::text[], :log_partition::integer[], :log_offset::bigint[], :key::bytea[], :value::bytea[],
+    :headers::text[], :timestamp_ms::bigint[]
+)
 ON CONFLICT DO NOTHING;
 
 -- name: pending
@@ -53,10 +61,11 @@ FROM dead_letters AS d
 WHERE topic = :topic AND log_partition = :log_partition AND event_id IS NOT NULL
 ORDER BY log_offset DESC;
 
--- name: insert_redrive!
+-- name: insert_redrives!
 INSERT INTO redrives (
     event_id, topic, log_partition, log_offset, letter_offset, redriven_offset, redrive_id, reason, at
-) VALUES (
-    :event_id, :topic, :log_partition, :log_offset, :letter_offset, :redriven_offset, :redrive_id, :reason, :at
+) SELECT * FROM unnest(
+    :event_id::uuid[], :topic::text[], :log_partition::integer[], :log_offset::bigint[], :letter_offset::bigint[],
+    :redriven_offset::bigint[], :redrive_id::uuid[], :reason::text[], :at::timestamptz[]
 )
 ON CONFLICT DO NOTHING;

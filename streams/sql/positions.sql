@@ -1,7 +1,8 @@
 -- Where each partition stands, and what trainers have sent.
 
 -- name: lock_position^
-SELECT next_offset FROM positions
+-- ``live_table`` tells a reader that a rebuild was swapped in.
+SELECT next_offset, tableoid::bigint AS live_table FROM positions
 WHERE topic = :topic AND log_partition = :log_partition
 FOR UPDATE;
 
@@ -18,13 +19,16 @@ WHERE topic = :topic AND log_partition = :log_partition;
 SELECT topic, log_partition, next_offset FROM positions;
 
 -- name: progress_of
-SELECT run_id, incarnation, last_sequence FROM progress
+SELECT run_id, incarnation, last_sequence, last_step FROM progress
 WHERE topic = :topic AND run_id = ANY(:run_ids);
 
--- name: note_progress*!
-INSERT INTO progress (run_id, incarnation, topic, last_sequence)
-VALUES (:run_id, :incarnation, :topic, :last_sequence)
-ON CONFLICT (run_id, incarnation, topic) DO UPDATE SET last_sequence = EXCLUDED.last_sequence;
+-- name: note_progress!
+INSERT INTO progress (run_id, incarnation, topic, last_sequence, last_step)
+SELECT r.run_id, r.incarnation, :topic, r.last_sequence, r.last_step
+FROM unnest(:run_ids::text[], :incarnations::integer[], :last_sequences::bigint[], :last_steps::bigint[])
+    AS r (run_id, incarnation, last_sequence, last_step)
+ON CONFLICT (run_id, incarnation, topic) DO UPDATE SET
+    last_sequence = EXCLUDED.last_sequence, last_step = EXCLUDED.last_step;
 
 -- name: cluster_id$
 SELECT cluster_id FROM cluster;

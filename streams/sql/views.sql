@@ -49,7 +49,11 @@ WHERE e.run_id = :run_id AND e.incarnation <= :incarnation AND e.step <= :step
     );
 
 -- name: windows
-SELECT layer_id, seed_id, step, num_signals, num_non_finite, sums, counts
+SELECT layer_id, seed_id, step, num_signals, num_non_finite,
+    ARRAY[sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm] AS sums,
+    ARRAY[
+        count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, count_gradient_norm
+    ] AS counts
 FROM health_windows
 WHERE run_id = :run_id AND incarnation = :incarnation AND step = :step;
 

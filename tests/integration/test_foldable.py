@@ -12,12 +12,21 @@ from strategies import values_of
 
 from esper.config import PostgresSettings
 from esper.oona.producer import Position
-from esper.schemas.events import BreakerChanged, Event
+from esper.schemas.events import BreakerChanged, Event, TrainerEvent
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import REGISTRY
 from esper.streams.causes import why
+from esper.streams.memory import PartitionMemory, Progress
 from esper.streams.projected import Projected
 from esper.streams.projectors import PROJECTORS
+
+
+def remembering(event: Event) -> PartitionMemory:
+    """What the fold knows of a run before it hands an event on."""
+    memory = PartitionMemory()
+    if isinstance(event, TrainerEvent):
+        memory.progress[event.run_id, event.incarnation] = Progress()
+    return memory
 
 
 async def fold_alone(connection: asyncpg.Connection, event: Event) -> None:
@@ -27,7 +36,7 @@ async def fold_alone(connection: asyncpg.Connection, event: Event) -> None:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await PROJECTORS[topic](connection, [Projected(message, Position(topic, 0, 0))])
+        await PROJECTORS[topic](connection, [Projected.of(message, Position(topic, 0, 0))], remembering(event))
     finally:
         await transaction.rollback()
 
@@ -55,9 +64,9 @@ async def test_why_tells_of_a_seeds_breaker(own_database: PostgresSettings) -> N
     tried = opened.model_copy(update={"sequence": 4, "step": 70, "from_state": "open", "to_state": "half_open"})
     messages = [OonaMessage.of(event, id=uuid.uuid4(), source="test") for event in (opened, tried)]
     topic = REGISTRY[opened.type].topic.name
-    batch = [Projected(message, Position(topic, 0, n)) for n, message in enumerate(messages)]
+    batch = [Projected.of(message, Position(topic, 0, n)) for n, message in enumerate(messages)]
     for _twice in range(2):  # a fact is written once
-        await PROJECTORS[topic](connection, batch)
+        await PROJECTORS[topic](connection, batch, PartitionMemory())
     causes = await why(connection, opened.run_id, opened.layer_id, opened.seed_id)
     assert [(c.kind, c.step, c.event_id) for c in causes] == [
         ("breaker", 40, messages[0].id),
