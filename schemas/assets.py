@@ -103,6 +103,25 @@ class Kernel(Contract):
     size_bytes: Positive
 
 
+class Measurement(Fact):
+    """What a blueprint's module came to in a layer of one kind and width, on the machine that certified it.
+
+    Latency is that of a forward pass over ``batch_size`` samples of ``positions`` positions. Peak memory is the most
+    that all tensors of a forward and a backward pass over the same took together: output, intermediate values and
+    gradients, without input and parameters.
+    """
+
+    target: LayerKind
+    num_features: NumFeatures
+    num_parameters: Count
+    positions: Positive
+    flops: Annotated[Count, Field(description="Of a forward pass over one sample of so many positions.")]
+    batch_size: Positive
+    latency_p50_ms: NotNegative
+    latency_p95_ms: NotNegative
+    peak_memory_bytes: Count
+
+
 class Run(Contract):
     """A training run: the live line of its incarnations."""
 

@@ -40,6 +40,21 @@ def kernel_event_id(kernel_sha256: str) -> UUID:
     return _id("kernel", kernel_sha256)
 
 
+def library_request_id(blueprint_id: str, version: int, change: str) -> UUID:
+    """The id of a change that Urza itself asks of one version of a blueprint: several Urzas ask once."""
+    return _id("library-request", blueprint_id, version, change)
+
+
+def certificate_id(blueprint_id: str, version: int) -> UUID:
+    """The id of the certificate of one version of a blueprint."""
+    return _id("certificate", blueprint_id, version)
+
+
+def kernel_refusal_id(blueprint_id: str, version: int, target: str, num_features: int) -> UUID:
+    """The id of the event that one kernel cannot be built."""
+    return _id("kernel-refusal", blueprint_id, version, target, num_features)
+
+
 def redriven_id(redrive_id: UUID, topic: str, partition: int, letter_offset: int) -> UUID:
     """The id of the event that a redrive sent a dead letter again: one redrive and letter, one event."""
     return _id("redriven", redrive_id, topic, partition, letter_offset)

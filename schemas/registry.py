@@ -58,7 +58,10 @@ _BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[EventClass, ...]]] = {
     topics.COMMANDS: ("run_id", (events.GerminateSeed, events.CullSeed, events.FossilizeSeed)),
     topics.LIFECYCLE: ("run_id", (events.SeedTransitioned, events.CommandRejected, events.BreakerChanged)),
     topics.FIELD_REPORTS: ("run_id", (events.FieldReported,)),
-    topics.BLUEPRINTS: ("blueprint_id", (events.BlueprintChangeRequested, events.KernelRegistered)),
+    topics.BLUEPRINTS: (
+        "blueprint_id",
+        (events.BlueprintChangeRequested, events.CertificateIssued, events.KernelRegistered, events.KernelRefused),
+    ),
     topics.POLICIES: ("policy_id", (events.PolicyActivated,)),
     topics.REDRIVES: ("topic", (events.DeadLetterRedriven,)),
 }

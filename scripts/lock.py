@@ -2,7 +2,8 @@
 
 Run with ``make lock`` after a change of the ranges in pyproject.toml. torch has a file of
 its own so that a user can bring the build that fits the machine (see README); so have the
-catalogues of models that only ``make compat`` and ``make bench-kasmina`` need.
+catalogues of models that only ``make compat`` and ``make bench-kasmina`` need. The images in infra/images get
+what they need from the same pins.
 """
 
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+IMAGES = REQUIREMENTS.parent / "infra" / "images"
 MIN_AGE = "14 days"  # versions younger than this are left for the next lock: time to be found bad
 COMPILE = ("uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11", "--generate-hashes")
 PLAIN = (
@@ -40,7 +42,7 @@ def only_for_torch(torch: Path) -> list[str]:
 
 
 def main() -> None:
-    """Lock torch first, then Esper to fit it, then the catalogues of models to fit both."""
+    """Lock torch first, then Esper to fit it, then the catalogues of models and the images to fit both."""
     torch, esper = REQUIREMENTS / "torch.txt", REQUIREMENTS / "esper.txt"
     upgrade = ("--upgrade",) if "--upgrade" in sys.argv[1:] else ()
     compile_pins(REQUIREMENTS / "uv.txt", str(REQUIREMENTS / "uv.in"), *upgrade)
@@ -71,6 +73,11 @@ def main() -> None:
         *beside,
         *upgrade,
     )
+    pinned = ("-c", str(torch), "-c", str(esper))
+    without_torch = ("--override", str(IMAGES / "worker.override"))
+    compile_pins(IMAGES / "worker.txt", "pyproject.toml", "--extra", "streams", *pinned, *without_torch)
+    more = str(IMAGES / "services.in")
+    compile_pins(IMAGES / "services.txt", "pyproject.toml", more, "--extra", "services", *pinned, *left_out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Build the wheel and use it in an empty environment, without torch: run by ``make wheel-check``.
 
-Shows that the packages behind the symlinks their SQL and schemas are in the wheel, and that a
-stream worker starts without torch.
+Shows that the packages behind the symlinks, their SQL and schemas are in the wheel, and that a stream
+worker starts without torch, from the pins of its image (infra/images/worker.txt) alone.
 """
 
 import subprocess
@@ -42,7 +42,7 @@ def main() -> None:
         run(UV, "venv", "-q", "--python", sys.executable, room / "venv")
         python = room / "venv" / "bin" / "python"
         install = (UV, "pip", "install", "-q", "--python", python)
-        run(*install, "--require-hashes", "-r", ROOT / "requirements" / "esper.txt")
+        run(*install, "--require-hashes", "-r", ROOT / "infra" / "images" / "worker.txt")
         run(*install, "--no-deps", wheel)
         shown = run(python.parent / "faust", "-A", "esper.streams", "worker", "--help", cwd=room)
         if "--without-web" not in shown:

@@ -72,6 +72,16 @@ def postgres_error(error: BaseException, postgres: PostgresSettings) -> EsperErr
 CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)
 """What a driver raises when a connection cannot be had; a TimeoutError is an OSError."""
 
+AWAY_ERRORS = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InsufficientPrivilegeError,
+)
+"""What asyncpg raises in the midst of work where the server went away, is full, or refuses; no fault of a statement."""
+
 
 def _malformed() -> ConfigError:
     return ConfigError(

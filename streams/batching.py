@@ -3,7 +3,8 @@
 Overrides private methods of faust-streaming 0.15.3, which is why that version is pinned
 exactly; tests/contract/test_faust.py fails when they change. Invariants: batches of a
 partition reach their agent in order, each with the position it starts at, and the position to
-read from comes from Postgres, never from Kafka's committed offset.
+read from comes from Postgres, never from Kafka's committed offset. Where the client was moved by
+itself (records expired or vanished under it), the app is asked before anything is handed on.
 """
 
 import asyncio
@@ -15,10 +16,13 @@ import faust
 from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
 
+from esper.logging import get_logger
 from esper.oona.consumer import stored
 from esper.streams.folding import Batch
 
 IDLE_POLL_S = 0.05  # how soon a partition is fetched again once its buffer has room
+
+_log = get_logger(__name__)
 
 
 class BatchSchema(faust.Schema[Any, Any]):
@@ -35,7 +39,7 @@ class BatchSchema(faust.Schema[Any, Any]):
 
 
 class BatchConsumer(Consumer):
-    """A Faust consumer whose messages are batches. The app has ``load_positions``."""
+    """A Faust consumer whose messages are batches. The app has ``load_positions`` and ``may_go_on``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,13 +53,19 @@ class BatchConsumer(Consumer):
         if not records or self.should_stop:
             return
         if not self.flow_active:
-            await self.perform_seek()
+            await self._seek_again()
             return
+        app: Any = self.app
         for found, fetched in records.items():
             tp = TP(found.topic, found.partition)
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return  # a rebalance seeks every partition again
-            start = self._next_start.get(tp, fetched[0].offset)
+            start = self._next_start.get(tp)
+            if start is None:  # assigned, but the seek was given up half way
+                await self._seek_again()
+                return
+            if not await app.may_go_on(tp, start, fetched[0].offset):
+                continue
             batch = Batch(tp.topic, tp.partition, start, tuple(stored(r) for r in fetched))
             self._next_start[tp] = batch.end
             message: Any = self._to_message(tp, fetched[-1])
@@ -64,12 +74,24 @@ class BatchConsumer(Consumer):
             self.app.monitor.track_tp_end_offset(tp, self.highwater(found))
             yield tp, message
 
+    def is_folding(self, tp: TP) -> bool:
+        """Whether something was handed on and not committed since."""
+        return bool(self._in_flight.get(tp))
+
     async def perform_seek(self) -> None:
         """Forget what is in flight and read on from the stored positions."""
         self._in_flight.clear()
         self._acked.clear()
         self._acked_index.clear()
         await super().perform_seek()
+
+    async def _seek_again(self) -> None:
+        """Seek; where that fails, the next round tries again, since no start is known."""
+        self._next_start.clear()
+        try:
+            await self.perform_seek()
+        except Exception as error:
+            _log.warning("seek.failed", error=repr(error))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Every reposition passes through here: go to where Postgres stands."""

@@ -14,11 +14,17 @@ from esper.streams.migrations import missing_migrations
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0  # a statement that hangs is given up and tried again
+IDLE_IN_TRANSACTION_S = 20.0  # then Postgres takes its locks from a process that was stopped, or whose host is gone
 
 
 @asynccontextmanager
-async def connect_pool(postgres: PostgresSettings, schema: str | None = None) -> AsyncIterator[Any]:
+async def connect_pool(
+    postgres: PostgresSettings, schema: str | None = None, *, transaction_timeout_s: float | None = None
+) -> AsyncIterator[Any]:
     """A pool whose connections see one schema of projections.
+
+    Args:
+        transaction_timeout_s: then Postgres ends a transaction, whatever its client does or does not do.
 
     Raises:
         NotAllowedError: the database refuses this user.
@@ -26,6 +32,9 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
         ConfigError: the DSN cannot be read, or the schema is not migrated.
     """
     name = schema or postgres.schema_name
+    limits = {"idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_S)}
+    if transaction_timeout_s is not None:  # an idle one is not all: a client may also stop amid a statement's messages
+        limits["transaction_timeout"] = _milliseconds(transaction_timeout_s)
     address = database_address(postgres)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -34,7 +43,7 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
                 min_size=1,
                 max_size=postgres.pool_size,
                 command_timeout=COMMAND_TIMEOUT_S,
-                server_settings={"search_path": name, "application_name": "esper"},
+                server_settings={"search_path": name, "application_name": "esper", **limits},
             )
     except CONNECT_ERRORS as error:
         raise postgres_error(error, postgres) from error
@@ -46,16 +55,27 @@ async def connect_pool(postgres: PostgresSettings, schema: str | None = None) ->
         pool.terminate() if _is_cancelled() else await pool.close()
 
 
-async def connect(postgres: PostgresSettings) -> Any:
-    """One connection, for work on whole schemas. The caller closes it.
+async def connect(postgres: PostgresSettings, schema: str | None = None) -> Any:
+    """One connection without a time limit, for work on whole schemas. The caller closes it.
+
+    Args:
+        schema: the one that it sees; the database's own search path where it is None.
 
     Raises:
         NotAllowedError, UnavailableError, ConfigError: as ``connect_pool``.
     """
     try:
-        return await asyncpg.connect(database_address(postgres).dsn, timeout=CONNECT_TIMEOUT_S)
+        return await asyncpg.connect(
+            database_address(postgres).dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            server_settings={"application_name": "esper", **({"search_path": schema} if schema else {})},
+        )
     except CONNECT_ERRORS as error:
         raise postgres_error(error, postgres) from error
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _is_cancelled() -> bool:

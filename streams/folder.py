@@ -6,8 +6,10 @@ shown red, while the others go on. No exception leaves ``fold``: a Faust agent w
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -19,14 +21,15 @@ from esper.logging import get_logger
 from esper.oona.permissions import verify_group, verify_readable
 from esper.oona.producer import OonaProducer
 from esper.oona.progress import ProgressWatch, StallTeller
-from esper.oona.topics import verify_topics
+from esper.oona.topics import cluster_id, verify_topics
 from esper.schemas.topics import TOPICS
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
+from esper.streams.health_partitions import drop_expired
 from esper.streams.letters import send_pending
 from esper.streams.memory import PartitionMemory
 from esper.streams.metrics import WorkerMetrics
-from esper.streams.positions import check_position, stored_positions, verify_log
+from esper.streams.positions import check_order, check_position, claim_cluster, stored_positions, verify_log
 from esper.streams.queries import queries
 from esper.streams.settings import StreamsSettings
 from esper.streams.slots import take_slot
@@ -37,7 +40,11 @@ Place = tuple[str, int]
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
     asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
+    asyncpg.IdleInTransactionSessionTimeoutError,  # this process was stopped for a while
+    asyncpg.TransactionTimeoutError,
     asyncpg.TransactionRollbackError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
@@ -48,6 +55,8 @@ TRANSIENT = (
     OSError,
 )
 """What a retry can mend: Postgres or Kafka is away, full or busy, or a right is given back."""
+
+LOOK_TIMEOUT_S = 5.0  # for a look at the cluster: the next one comes soon
 
 _log = get_logger(__name__)
 
@@ -63,6 +72,8 @@ class LogFolder:
         self._exits = AsyncExitStack()
         self._red: dict[Place, str] = {}
         self._memories: dict[Place, PartitionMemory] = {}
+        self._begins: dict[Place, int] = {}
+        self._misfits: set[Place] = set()
         self._watch = ProgressWatch(streams.stalled_after_s)
         self._teller = StallTeller("worker")
         self._pool: Any = None
@@ -79,15 +90,19 @@ class LogFolder:
             await verify_topics(kafka)
             await verify_group(kafka, self._streams.group)
             await verify_readable(kafka, [t.name for t in TOPICS])
-            self._pool = await exits.enter_async_context(connect_pool(postgres))
+            self._pool = await exits.enter_async_context(
+                connect_pool(postgres, transaction_timeout_s=self._streams.transaction_timeout_s)
+            )
             async with self._pool.acquire() as connection:
                 await verify_log(connection, kafka)
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))
             slot = take_slot(state_dir() / "slots", self._streams.slot)
             exits.callback(slot.release)
             self.instance_id = slot.instance_id
-            port = self.metrics.serve(self._streams.metrics_port)
+            port = self.metrics.serve(self._streams.metrics_address)
             exits.callback(self.metrics.stop)
+            beating = asyncio.create_task(self.metrics.health.keep_beating(), name="worker-beat")
+            exits.callback(beating.cancel)
             self._exits = exits.pop_all()
         _log.info("worker.opened", instance=self.instance_id, metrics_port=port)
 
@@ -95,26 +110,23 @@ class LogFolder:
         """Close what ``open`` opened."""
         await self._exits.aclose()
 
-    async def fold(self, batch: Batch, *, is_current: bool) -> None:
+    async def fold(self, batch: Batch, is_current: Callable[[], bool]) -> None:
         """Fold a batch; try again for as long as Postgres or Kafka is away.
 
         Args:
-            is_current: False where the partition went to another worker meanwhile, whose
-                position then counts.
+            is_current: says False once the partition was given out anew, so that another reader's
+                position counts.
         """
         place = (batch.topic, batch.partition)
         if place in self._red:
             return
-        retries = stamina.retry_context(
-            on=TRANSIENT, attempts=None, timeout=None, wait_max=self._streams.retry_max_delay_s
-        )
         try:
-            async for attempt in retries:
+            async for attempt in self.retries(TRANSIENT):
                 with attempt:
                     await self._fold_once(batch)
             self._watch.reached(place, batch.end)
         except PositionError as error:
-            if is_current:
+            if is_current():
                 self._stop(place, str(error))
         except NewerVersionError as error:
             self._stop(place, str(error))
@@ -123,6 +135,47 @@ class LogFolder:
         except Exception as error:
             _log.exception("fold.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
             self._stop(place, f"{type(error).__name__}: {error}")
+
+    def retries(self, on: tuple[type[Exception], ...]) -> AsyncIterator[stamina.Attempt]:
+        """Attempts without end, for what waiting can mend."""
+        return aiter(
+            stamina.retry_context(on=on, attempts=None, timeout=None, wait_max=self._streams.retry_max_delay_s)
+        )
+
+    def is_red(self, place: Place) -> bool:
+        """Whether a partition was stopped."""
+        return place in self._red
+
+    def verify_fetched(
+        self, place: Place, start: int, fetched: int, first: Mapping[Place, int], last: Mapping[Place, int]
+    ) -> bool:
+        """Stop a partition whose log does not hold ``start`` any more, where ``fetched`` was read instead.
+
+        Returns:
+            Whether what was read follows.
+        """
+        try:
+            check_position(place, start, first, last)
+            check_order(place, start, fetched)
+        except PositionError as error:
+            self._stop(place, str(error))
+        return place not in self._red
+
+    async def verify_cluster(self) -> None:
+        """Stop everything where the broker was wiped under this worker. Says nothing where it does not answer."""
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S), self._pool.acquire() as connection:
+                await self._claim_cluster(connection)
+        except PositionError as error:
+            _log.error("worker.refused", reason=str(error))
+            for place in sorted(self._watch.places - self._red.keys()):
+                self._stop(place, str(error))
+        except (*TRANSIENT, EsperError) as error:
+            _log.info("cluster.unknown", error=repr(error))
+
+    async def _claim_cluster(self, connection: Any) -> None:
+        kafka = self._settings.need_kafka()
+        await claim_cluster(connection, await cluster_id(kafka), kafka)
 
     async def positions(
         self, assigned: set[Place], first: Mapping[Place, int], last: Mapping[Place, int]
@@ -134,31 +187,64 @@ class LogFolder:
         """
         async with self._pool.acquire() as connection:
             stored = await stored_positions(connection)
-            await self._send_left_letters(connection, assigned)
-        positions = {}
+            wrong_log = None
+            try:
+                await self._claim_cluster(connection)
+            except PositionError as error:
+                wrong_log = str(error)
+            else:
+                await self._send_left_letters(connection, assigned)
         self._memories.clear()
+        self._begins = {place: first.get(place, 0) for place in assigned - stored.keys()}
         for place in self._watch.places - assigned:
             self._watch.end(place)
-            self.metrics.forget(place)
-        for place in sorted(assigned):
+        positions = {place: stored.get(place, first.get(place, 0)) for place in sorted(assigned)}
+        self.metrics.assigned(positions)
+        for place in positions:
             self._red.pop(place, None)
-            positions[place] = stored.get(place, first.get(place, 0))
             self._watch.begin(place, positions[place])
             try:
+                if wrong_log is not None:
+                    raise PositionError(wrong_log)
                 check_position(place, positions[place], first, last)
             except PositionError as error:
                 self._stop(place, str(error))
         return positions
 
-    def watch(self, ends: Mapping[Place, int | None]) -> None:
+    async def drop_expired(self) -> None:
+        """Drop the health windows that are past their time; where Postgres does not let it, the next look does."""
+        before = datetime.now(UTC) - timedelta(hours=self._streams.window_retention_h)
+        try:
+            async with self._pool.acquire() as connection:
+                await drop_expired(connection, before)
+        except TRANSIENT as error:
+            _log.warning("windows.kept", reason=f"{error!r:.200}")
+
+    def reached(self) -> Mapping[Place, int]:
+        """How far each partition of this worker is."""
+        return self._watch.offsets()
+
+    def watch(self, ends: Mapping[Place, int | None], reached: Mapping[Place, int], first: Mapping[Place, int]) -> None:
         """Tell of the partitions that do not get on: in the log, and to Prometheus.
 
         Args:
             ends: the end of each partition's log; None where the broker did not say.
+            reached: how far each was before the broker was asked.
+            first: the oldest offset of each whose fetched batches are all folded.
         """
+        misfits = {}
+        for place, offset in reached.items():
+            end = ends.get(place)
+            try:
+                check_position(place, offset, first, {place: offset if end is None else end})
+            except PositionError as error:
+                misfits[place] = str(error)
+        for place in sorted(self._misfits & misfits.keys() - self._red.keys()):
+            self._stop(place, misfits[place])
+        self._misfits = set(misfits)  # a new leader may say too little for a moment: told at the second look
         stalls = self._watch.stalls(ends)
         self._teller.tell(stalls)
-        self.metrics.stalled(self._watch.places, stalls)
+        self.metrics.watched(ends, stalls)
 
     async def _send_left_letters(self, connection: Any, assigned: set[Place]) -> None:
         """Send what an earlier owner of these partitions decided on and did not get to send."""
@@ -173,21 +259,23 @@ class LogFolder:
 
     async def _fold_once(self, batch: Batch) -> None:
         assert self._producer is not None
+        may_begin = self._begins.get((batch.topic, batch.partition)) == batch.start
         try:
             with self.metrics.folding(batch.topic):
                 async with self._pool.acquire() as connection:
                     memory = self._memories.setdefault((batch.topic, batch.partition), PartitionMemory())
-                    folded = await fold(connection, batch, memory=memory)
+                    folded = await fold(connection, replace(batch, may_begin=may_begin), memory=memory)
                     if folded.has_letters:
                         await send_pending(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
             self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
+            self.metrics.retried(batch.topic, error)
             raise
-        self.metrics.folded(batch, folded.num_events)
+        self.metrics.folded(batch, folded.num_events, folded.transaction_s)
 
     def _stop(self, place: Place, reason: str) -> None:
         topic, partition = place
         self._red[place] = reason
         self._watch.stopped(place, reason)
-        self.metrics.red(topic, partition)
+        self.metrics.red(place, reason)
         _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

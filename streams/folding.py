@@ -10,10 +10,11 @@ A newer version of a known type ends the batch before it and stops the partition
 the partition is forgotten whenever the transaction did not end well.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from esper.errors import DecodeError, NewerVersionError, PositionError
 from esper.oona.consumer import StoredRecord
@@ -35,13 +36,15 @@ class Batch:
     """Consecutive records of one partition.
 
     ``start`` is where the reader stood before it fetched them. Offsets may be missing in
-    between (expired records, transaction markers); that is no gap.
+    between (expired records, transaction markers); that is no gap. ``may_begin`` says that a
+    partition without a stored position may begin here, since the log does.
     """
 
     topic: str
     partition: int
     start: int
     records: tuple[StoredRecord, ...]
+    may_begin: bool = True
 
     @property
     def end(self) -> int:
@@ -61,10 +64,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What folding did: events that were new, and whether letters may wait to be sent."""
+    """What folding did: events that were new, whether letters may wait to be sent, and what the transaction took."""
 
     num_events: int
     has_letters: bool
+    transaction_s: float
 
 
 def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> Decoded:
@@ -103,7 +107,7 @@ async def fold(
         PositionError: the batch starts beyond the stored position.
         NewerVersionError: after all before it was folded.
     """
-    decoded = decode_batch(batch, replayed or NO_LETTERS)
+    decoded, began = decode_batch(batch, replayed or NO_LETTERS), time.perf_counter()
     memory = memory if memory is not None else PartitionMemory()
     try:
         async with connection.transaction():
@@ -113,7 +117,7 @@ async def fold(
         raise
     if decoded.newer is not None:
         raise decoded.newer
-    return Folded(fresh, bool(decoded.broken))
+    return Folded(fresh, bool(decoded.broken), time.perf_counter() - began)
 
 
 async def _fold_decoded(
@@ -122,7 +126,7 @@ async def _fold_decoded(
     """The transaction; gives the number of events that were new."""
     stored = await _lock_position(connection, batch, memory)
     events: Sequence[Projected] = decoded.events
-    if batch.start < stored:
+    if batch.records and batch.records[0].position.offset < stored:
         events = [e for e in events if e.position.offset >= stored]
     broken = [b for b in decoded.broken if b[0].position.offset >= stored]
     if broken:
@@ -145,9 +149,8 @@ async def _fold_decoded(
 def _projected(record: StoredRecord) -> Projected:
     report = read_report(record)
     if report is not None:
-        name = dict(record.headers)["ce_id"]
-        assert name is not None
-        return Projected(report, name.decode(), record.position, record.timestamp_ms)
+        name = next(value for header, value in record.headers if header == "ce_id")
+        return Projected(report, cast("bytes", name).decode(), record.position, record.timestamp_ms)
     origin = first_origin(record.headers, record.position)
     return Projected.of(
         record.decode(),
@@ -160,9 +163,14 @@ def _projected(record: StoredRecord) -> Projected:
 async def _lock_position(connection: Any, batch: Batch, memory: PartitionMemory) -> int:
     sql, where = queries("positions"), {"topic": batch.topic, "log_partition": batch.partition}
     row = await sql.lock_position(connection, **where)
-    if row is None:
+    if row is None and batch.may_begin:
         await sql.claim_position(connection, **where, next_offset=batch.start)
         row = await sql.lock_position(connection, **where)
+    if row is None:
+        raise PositionError(
+            f"{batch.topic}[{batch.partition}]: the projections hold no position any more, but the batch starts at "
+            f"{batch.start}: a migration or somebody else removed it; restart the worker"
+        )
     stored = int(row["next_offset"])
     if batch.start > stored:
         raise PositionError(
@@ -178,7 +186,7 @@ async def _without_redriven(
 ) -> Sequence[Projected]:
     """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
 
-    A resend of an event that has a letter is folded, and settles the letter.
+    A resend of an event that has a letter is folded as if it were redriven, and settles the letter.
     """
     sql, where = queries("letters"), {"topic": batch.topic, "log_partition": batch.partition}
     if memory.letters is None:
@@ -196,15 +204,16 @@ async def _without_redriven(
             continue
         if projected.origin is None and letter is not None and letter[1]:
             continue
+        origin = projected.origin or projected.position._replace(offset=letter[0])  # type: ignore[index]
         noted = await sql.note_redriven(
             connection,
             **where,
-            log_offset=projected.origin.offset if projected.origin is not None else letter[0],  # type: ignore[index]
+            log_offset=origin.offset,
             redriven_offset=projected.position.offset,
             event_id=projected.event_id,
         )
         if noted is not None:
-            fresh.append(projected)
+            fresh.append(projected._replace(origin=origin))
             if letter is not None:
                 memory.letters[projected.event_id] = (letter[0], True)
     return fresh
@@ -214,7 +223,8 @@ async def _load_progress(
     connection: Any, topic: str, events: Sequence[Projected], memory: PartitionMemory
 ) -> set[RunKey]:
     """How far the trainers' runs in these events are, as far as it is not remembered; gives the runs."""
-    keys = {(e.data.run_id, e.data.incarnation) for e in events if isinstance(e.data, TrainerEvent | HealthReport)}
+    of_trainers = cast("Iterable[TrainerEvent | HealthReport]", [e.data for e in events if e.is_trainers])
+    keys = {(event.run_id, event.incarnation) for event in of_trainers}
     unknown = sorted({run_id for run_id, n in keys if (run_id, n) not in memory.progress})
     if unknown:
         async for r in queries("positions").progress_of(connection, topic=topic, run_ids=unknown):
@@ -228,16 +238,20 @@ async def _load_progress(
 def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> list[Projected]:
     """Drop trainers' events that are not beyond the highest sequence seen, and remember the new one.
 
-    A redriven event is not measured by its sequence: it comes late by nature, and once by its origin.
+    A redriven event is not dropped for its sequence: it comes late by nature, and once by its origin. Where
+    later ones were folded before it, it is marked as late.
     """
     fresh = []
     for projected in events:
-        event = projected.data
-        if projected.origin is None and isinstance(event, TrainerEvent | HealthReport):
+        if projected.is_trainers:
+            event = cast("TrainerEvent | HealthReport", projected.data)
             progress = memory.progress[event.run_id, event.incarnation]
-            if event.sequence <= progress.last_sequence:
+            if event.sequence > progress.last_sequence:
+                progress.last_sequence = event.sequence
+            elif projected.origin is None:
                 continue
-            progress.last_sequence = event.sequence
+            else:
+                projected = projected._replace(late_from=progress.last_sequence + 1)
         fresh.append(projected)
     return fresh
 

@@ -41,7 +41,7 @@ async def make_partitions(connection: Any, days: Iterable[date]) -> None:
 
 
 async def drop_expired(connection: Any, before: datetime) -> list[str]:
-    """Drop the partitions all of whose windows began before ``before``; gives their names.
+    """Drop the partitions all of whose windows began before ``before``; gives their names. Late signals go with them.
 
     One that is in use for long is left for the next time.
     """
@@ -50,7 +50,9 @@ async def drop_expired(connection: Any, before: datetime) -> list[str]:
         "WHERE i.inhparent = to_regclass($1)",
         TABLE,
     )
-    limit = partition_name((before.astimezone(UTC) - DAY).date())
+    first_kept = before.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    await connection.execute("DELETE FROM late_health_signals WHERE logged_at < $1", first_kept)
+    limit = partition_name((first_kept - DAY).date())
     dropped = []
     for name in sorted(row["relname"] for row in rows):
         if name > limit:
@@ -68,4 +70,8 @@ async def drop_expired(connection: Any, before: datetime) -> list[str]:
 
 
 async def _exists(connection: Any, name: str) -> bool:
-    return await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", name) is True
+    # asks the catalog's rows: to_regclass may answer from a cache that is older than another worker's commit
+    query = (
+        "SELECT 1 FROM pg_class WHERE relname = $1 AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
+    )
+    return await connection.fetchval(query, name) is not None

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from esper.oona.consumer import StoredRecord
+from esper.oona.records import Headers
 from esper.schemas.base import MAX_INT32, MAX_INT64, SLUG_PATTERN
 from esper.schemas.topics import TELEMETRY
 
@@ -63,18 +64,8 @@ _SLUG = re.compile(SLUG_PATTERN)
 _ID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TYPE = TYPE.encode()
-_HEADERS = frozenset(
-    {
-        "ce_id",
-        "ce_type",
-        "ce_time",
-        "ce_source",
-        "ce_correlationid",
-        "ce_specversion",
-        "ce_dataschema",
-        "content-type",
-        "traceparent",
-    }
+_COMMON_HEADERS = frozenset(
+    {"ce_type", "ce_source", "ce_correlationid", "ce_specversion", "ce_dataschema", "content-type"}
 )
 
 
@@ -97,22 +88,32 @@ def read_report(record: StoredRecord) -> HealthReport | None:
 
 def _has_plain_envelope(record: StoredRecord) -> bool:
     headers = dict(record.headers)
-    if len(headers) != len(record.headers) or not headers.keys() <= _HEADERS or headers.get("ce_type") != _TYPE:
+    if len(headers) != len(record.headers) or record.position.topic != TELEMETRY.name:
         return False
     try:
-        at, named, key = headers["ce_time"], headers["ce_id"], headers["ce_correlationid"]
-        trace = headers.get("traceparent")
+        at, named = headers.pop("ce_time"), headers.pop("ce_id")
+        trace = headers.pop("traceparent", None)
         return (
-            record.position.topic == TELEMETRY.name
-            and _ID.fullmatch(named) is not None  # type: ignore[arg-type]  # a header without a value: TypeError
-            and datetime.fromisoformat(at.decode()).tzinfo is not None  # type: ignore[union-attr]
-            and _is_name(headers["ce_source"])
-            and _is_name(key)
+            _ID.fullmatch(named) is not None  # type: ignore[arg-type]  # a header without a value: TypeError
             and (trace is None or _TRACEPARENT.fullmatch(trace) is not None)
-            and all(_is_text(headers.get(name)) for name in ("ce_specversion", "ce_dataschema", "content-type"))
+            and _is_usual(tuple(headers.items()))
+            and datetime.fromisoformat(at.decode()).tzinfo is not None  # type: ignore[union-attr]
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         return False
+
+
+@lru_cache(TEXTS_CACHED)
+def _is_usual(headers: Headers) -> bool:
+    """Of the headers that the reports of a run have in common."""
+    values = dict(headers)
+    return (
+        values.keys() <= _COMMON_HEADERS
+        and values.get("ce_type") == _TYPE
+        and _is_name(values.get("ce_source"))
+        and _is_name(values.get("ce_correlationid"))
+        and all(_is_text(values.get(name)) for name in ("ce_specversion", "ce_dataschema", "content-type"))
+    )
 
 
 @lru_cache(TEXTS_CACHED)
@@ -120,7 +121,6 @@ def _is_slug(text: str) -> bool:
     return _SLUG.fullmatch(text) is not None
 
 
-@lru_cache(TEXTS_CACHED)
 def _is_text(header: bytes | None) -> bool:
     try:
         return header is None or header.decode() is not None
@@ -128,6 +128,5 @@ def _is_text(header: bytes | None) -> bool:
         return False
 
 
-@lru_cache(TEXTS_CACHED)
 def _is_name(header: bytes | None) -> bool:
     return header is not None and _is_text(header) and 1 <= len(header.decode()) <= 255 and b"\0" not in header

@@ -7,17 +7,16 @@ a replay may skip exactly the records that have a letter.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from esper.config import KafkaSettings
 from esper.errors import ContractError, DecodeError
 from esper.logging import get_logger
-from esper.oona.consumer import StoredRecord, read_range
-from esper.oona.dead_letters import PROJECTIONS, dead_letter, read_letter, told
+from esper.oona.consumer import StoredRecord
+from esper.oona.dead_letters import PROJECTIONS, DeadLetter, dead_letter, read_letter, told
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Headers, Position, Record
-from esper.schemas.topics import DEAD_LETTER_SUFFIX, TOPICS
+from esper.schemas.topics import DEAD_LETTER_SUFFIX
 from esper.streams.queries import by_column, queries
 
 SEND_AT_ONCE = 100
@@ -70,29 +69,30 @@ def event_id_of(record: StoredRecord) -> str | None:
     return text if 0 < len(text) <= MAX_ID_CHARS and text.isprintable() else None
 
 
-async def known_letters(connection: Any, kafka: KafkaSettings) -> Mapping[Position, DecodeError]:
-    """Every record that a worker passed over, and why: what a replay has to skip.
+async def waiting_letters(connection: Any) -> list[StoredRecord]:
+    """The letters that are not in Kafka yet, in the form that they will have there (without an offset)."""
+    return [
+        StoredRecord(
+            Position(row["topic"] + DEAD_LETTER_SUFFIX, row["log_partition"], -1),
+            row["key"],
+            row["value"],
+            _headers(row["headers"]),
+            row["timestamp_ms"],
+        )
+        async for row in queries("letters").all_pending(connection)
+    ]
 
-    Args:
-        connection: sees the live projections, for the letters that are not in Kafka yet.
+
+def passed_over(stored: StoredRecord) -> DeadLetter | None:
+    """The letter in a record of a dead-letter topic, if a stream worker wrote it.
+
+    None for another group's, which says nothing of what the projections read, and for anything else.
     """
-    known: dict[Position, DecodeError] = {}
-    async for row in queries("letters").all_pending(connection):  # before Kafka: a letter moves from here to there
-        position = Position(row["topic"] + DEAD_LETTER_SUFFIX, row["log_partition"], -1)
-        _learn(known, StoredRecord(position, row["key"], row["value"], _headers(row["headers"]), 0))
-    for spec in TOPICS:
-        async for stored in read_range(kafka, spec.dead_letters):
-            _learn(known, stored)
-    return known
-
-
-def _learn(known: dict[Position, DecodeError], stored: StoredRecord) -> None:
     try:
         letter = read_letter(stored)
     except ContractError:
-        return  # somebody else's record among the letters
-    if letter.reader == PROJECTIONS:  # another group's letters say nothing of what the projections read
-        known.setdefault(letter.origin, DecodeError(letter.reason, letter.detail))
+        return None
+    return letter if letter.reader == PROJECTIONS else None
 
 
 def _place(position: Position) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-MAX_WINDOWS = 10_000  # of a partition; about 0.5 KB each
+MAX_LAYERS = 3_000  # of a partition; about 0.5 KB a seed each
 MAX_RUNS = 10_000
 
 RunKey = tuple[str, int]
 """(run, incarnation)."""
 
-WindowKey = tuple[str, int, int, str, int]
-"""(run, incarnation, first step, layer, seed): the order of the table's primary key."""
+LayerKey = tuple[str, int, int, str]
+"""(run, incarnation, first step, layer): the order of the table's primary key, which ends with the seed."""
 
 
 @dataclass(slots=True)
@@ -45,7 +45,8 @@ class PartitionMemory:
     next_offset: int | None = None
     table: int | None = None
     progress: dict[RunKey, Progress] = field(default_factory=dict)
-    windows: dict[WindowKey, OpenWindow] = field(default_factory=dict)
+    layers: dict[LayerKey, dict[int, OpenWindow]] = field(default_factory=dict)
+    """The windows of a layer's seeds: all that are stored, or the layer is not in here."""
     letters: dict[str, tuple[int, bool]] | None = None
     """Event id -> (offset of its letter, whether it was folded since); None where they were not read."""
 
@@ -60,17 +61,17 @@ class PartitionMemory:
         self.next_offset = next_offset
         if len(self.progress) > MAX_RUNS:
             self.progress.clear()
-        if len(self.windows) > MAX_WINDOWS:
+        if len(self.layers) > MAX_LAYERS:
             self._keep_newest_windows()
 
     def forget(self) -> None:
         """Read everything anew."""
         self.next_offset = self.table = self.letters = None
         self.progress.clear()
-        self.windows.clear()
+        self.layers.clear()
 
     def _keep_newest_windows(self) -> None:
         """A dict keeps the order of insertion: the first half was opened longest ago."""
-        keys = list(self.windows)
-        for key in keys[: len(keys) - MAX_WINDOWS // 2]:
-            del self.windows[key]
+        keys = list(self.layers)
+        for key in keys[: len(keys) - MAX_LAYERS // 2]:
+            del self.layers[key]

@@ -9,12 +9,13 @@ from psycopg import sql
 
 from esper.config import PostgresSettings
 from esper.streams.access import database_address, postgres_error
+from esper.streams.roles import grant
 
 CONNECT_TIMEOUT_S = 10
 
 
 def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
-    """Make the schema if it is missing, and apply the migrations that it lacks.
+    """Make the schema if it is missing, apply the migrations that it lacks, and grant what the roles hold on it.
 
     Args:
         schema: another schema than the live one (a rebuild's).
@@ -40,7 +41,9 @@ def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
             wanted = backend.to_apply(yoyo.read_migrations(str(folder)))
             with backend.lock():
                 backend.apply_migrations(wanted)
-            return [m.id for m in wanted]
+        with psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+            grant(connection, name)
+        return [m.id for m in wanted]
     except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
         raise postgres_error(error, postgres) from error
 

@@ -40,10 +40,22 @@ async def claim_cluster(connection: Any, found: str, kafka: KafkaSettings) -> No
     Raises:
         PositionError: the projections belong to another cluster.
     """
-    sql = queries("positions")
-    await sql.note_cluster(connection, cluster_id=found)
-    known = await sql.cluster_id(connection)
-    if known != found:
+    await queries("positions").note_cluster(connection, cluster_id=found)
+    await check_cluster(connection, found, kafka)
+
+
+async def check_cluster(connection: Any, found: str, kafka: KafkaSettings) -> None:
+    """The same without remembering: projections of no cluster yet may become anyone's.
+
+    Raises:
+        PositionError: the projections belong to another cluster.
+    """
+    check_cluster_id(await queries("positions").cluster_id(connection), found, kafka)
+
+
+def check_cluster_id(known: str | None, found: str, kafka: KafkaSettings) -> None:
+    """The same for an id that was read before."""
+    if known not in (None, found):
         raise PositionError(
             f"the projections were folded from Kafka cluster {known}, but {kafka.bootstrap_servers} is "
             f"cluster {found}: a wiped broker, or the wrong address; {REBUILD}"
@@ -67,4 +79,14 @@ def check_position(
         raise PositionError(
             f"{topic}[{partition}]: offsets {offset} to {first[place] - 1} expired before they were "
             f"folded and are lost; {REBUILD}, without them"
+        )
+
+
+def check_order(place: tuple[str, int], offset: int, fetched: int) -> None:
+    """Raise ``PositionError`` where the log gave records of before ``offset``."""
+    topic, partition = place
+    if fetched < offset:
+        raise PositionError(
+            f"{topic}[{partition}]: the projections end at offset {offset}, but the broker begins again at {fetched}: "
+            f"it lost records or was wiped; {REBUILD}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from esper.errors import ConflictError
+from esper.errors import ConfigError, ConflictError
 
 MAX_SLOTS = 64
 
@@ -35,7 +35,18 @@ def take_slot(folder: Path, wanted: int | None = None) -> Slot:
 
     Raises:
         ConflictError: another worker of this host holds it.
+        ConfigError: the folder cannot be made or written to.
     """
+    try:
+        return _take(folder, wanted)
+    except OSError as error:
+        raise ConfigError(
+            f"no slot can be kept in {folder}: {error.strerror or error}; name a folder that this user may write to "
+            "(ESPER_STATE_DIR)"
+        ) from error
+
+
+def _take(folder: Path, wanted: int | None) -> Slot:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(MAX_SLOTS) if wanted is None else (wanted,):
         lock = filelock.FileLock(folder / f"worker-{number}.lock")

@@ -1,9 +1,12 @@
 """The Faust app: one agent per topic, each handing its batches to the ``LogFolder``."""
 
 import asyncio
+import gc
+import itertools
 import logging
 import sys
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import faust
@@ -18,11 +21,15 @@ from esper.logging import configure_logging, get_logger
 from esper.oona.clients import tls_context
 from esper.schemas.topics import TOPICS
 from esper.streams.batching import BatchSchema, BatchTransport
-from esper.streams.folder import LogFolder
+from esper.streams.folder import TRANSIENT, LogFolder
+from esper.streams.lanes import Lanes
 from esper.streams.settings import StreamsSettings
 
 EXIT_REFUSED = 1
+GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch is a hundred thousand objects without a cycle among them
+RETENTION_S = 600.0  # between two looks for windows that are past their time
 WATCH_S = 5.0  # between two looks at how far each partition is
+CLUSTER_LOOKS = 4  # every so many of them: is it still the same cluster?
 UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
 
 _log = get_logger(__name__)
@@ -32,6 +39,7 @@ class EsperApp(faust.App):
     """A Faust app that reads in batches and starts from Postgres."""
 
     folder: LogFolder
+    lanes: Lanes
     settings: Settings
 
     def _new_transport(self) -> Any:
@@ -47,22 +55,44 @@ class EsperApp(faust.App):
         except EsperError as error:
             _log.error("worker.refused", reason=str(error))
             raise SystemExit(EXIT_REFUSED) from None
+        gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS, *GC_GENERATIONS)
         self.conf.consumer_group_instance_id = f"{self.conf.id}-{self.folder.instance_id}"
         await super().on_start()
 
     async def on_stop(self) -> None:
         """Close the folder after everything that uses it."""
         await super().on_stop()
+        await self.lanes.close()
         await self.folder.close()
 
     async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
-        """Where to read each assigned partition from: Postgres says."""
-        first = await self.consumer.earliest_offsets(*assigned)
-        last = await self.consumer.highwaters(*assigned)
-        found = await self.folder.positions(
-            {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
-        )
+        """Where to read each assigned partition from: Postgres says. Waits for as long as it or Kafka is away."""
+        async for attempt in self.folder.retries((*TRANSIENT, KafkaError)):
+            with attempt:
+                first = await self.consumer.earliest_offsets(*assigned)
+                last = await self.consumer.highwaters(*assigned)
+                found = await self.folder.positions(
+                    {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
+                )
         return {TP(*place): offset for place, offset in found.items()}
+
+    async def may_go_on(self, tp: TP, start: int, fetched: int) -> bool:
+        """Whether what was fetched, from offset ``fetched`` on, is what follows offset ``start``.
+
+        The client moves to the log's first offset where the log does not hold its own; a hole within the log
+        (expired or aborted records) looks the same, so the broker is asked.
+        """
+        place = (tp.topic, tp.partition)
+        if self.folder.is_red(place):
+            return False
+        if fetched == start:
+            return True
+        async for attempt in self.folder.retries((KafkaError, OSError)):
+            with attempt:
+                first = await self.consumer.earliest_offsets(tp)
+                last = await self.consumer.highwaters(tp)
+        return self.folder.verify_fetched(place, start, fetched, _by_place(first), _by_place(last))
 
 
 def make_app() -> EsperApp:
@@ -99,9 +129,11 @@ def build_app(settings: Settings) -> EsperApp:
     )
     app.settings = settings
     app.folder = LogFolder(settings, streams)
+    app.lanes = Lanes(streams.concurrent_folds, streams.buffered_batches)
     for spec in TOPICS:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
     app.task(_keep_watching)
+    app.task(_keep_dropping)
     app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
     return app
 
@@ -126,11 +158,14 @@ def broker_credentials(kafka: KafkaSettings) -> SSLCredentials | SASLCredentials
 
 
 def _folding_agent(app: EsperApp) -> Any:
+    async def fold(event: Any) -> None:
+        await app.folder.fold(event.value, lambda: event.message.generation_id == app.consumer_generation_id)
+        event.ack()
+
     async def agent(stream: Any) -> AsyncIterator[None]:
-        async for event in stream.events():
-            message = event.message
-            is_current = message.generation_id == app.consumer_generation_id
-            await app.folder.fold(event.value, is_current=is_current)
+        async for event in stream.noack().events():
+            batch = event.value
+            await app.lanes.put((batch.topic, batch.partition), partial(fold, event))
             yield
 
     return agent
@@ -138,16 +173,31 @@ def _folding_agent(app: EsperApp) -> Any:
 
 async def _keep_watching(app: Any) -> None:
     """Look every few seconds whether each partition gets on; a worker is never silent about it."""
-    while not app.should_stop:
+    for look in itertools.count():
         await asyncio.sleep(WATCH_S)
+        if app.should_stop:
+            return
+        if look % CLUSTER_LOOKS == 0:
+            await app.folder.verify_cluster()
         assigned = app.consumer.assignment()
+        reached = app.folder.reached()
         ends: dict[tuple[str, int], int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
+        first: Mapping[TP, int] = {}
         try:
             async with asyncio.timeout(WATCH_S):
+                first = await app.consumer.earliest_offsets(*assigned)
                 ends |= _by_place(await app.consumer.highwaters(*assigned))
         except (KafkaError, OSError):
             pass  # the ends stay unknown, which is what is told
-        app.folder.watch(ends)
+        idle = {tp: offset for tp, offset in first.items() if not app.consumer.is_folding(tp)}
+        app.folder.watch(ends, reached, _by_place(idle))
+
+
+async def _keep_dropping(app: Any) -> None:
+    """Drop what retention lets go, now and then."""
+    while not app.should_stop:
+        await app.folder.drop_expired()
+        await app.sleep(RETENTION_S)
 
 
 async def _say_ready(app: Any, **_fields: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from esper.errors import DecodeError
 from esper.oona.cloudevents import decode
 from esper.schemas import events
-from esper.schemas.assets import BlueprintSpec, Kernel, LayerEdge, LayerNode, Seed, TrainingResults
+from esper.schemas.assets import BlueprintSpec, Kernel, LayerEdge, LayerNode, Measurement, Seed, TrainingResults
 from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
@@ -20,6 +20,10 @@ COMMAND = {**RUN, **SEED, "boundary": 2, "decision_id": uuid.UUID(int=7), "expir
 KERNEL = Kernel(
     kernel_sha256=SHA, blueprint_id="noop", blueprint_version=3, target="linear", num_features=8,
     num_parameters=0, size_bytes=10,
+)  # fmt: skip
+MEASURED = Measurement(
+    target="linear", num_features=8, num_parameters=16, positions=64, flops=0, batch_size=16, latency_p50_ms=0.02,
+    latency_p95_ms=0.5, peak_memory_bytes=4096,
 )  # fmt: skip
 SIGNAL = {**SEED, "chunk_id": 0, "epoch": 0, "health_score": 0.5}
 SICK = HealthSignal(**{**SIGNAL, "seed_id": 1, "chunk_id": 1, "health_score": 0.0}, activation_mean=float("nan"))
@@ -67,7 +71,14 @@ EXAMPLES: tuple[Event, ...] = (
         germinated_at_step=1, num_parameters=0,
     ),
     events.BlueprintChangeRequested(blueprint_id="noop", change="propose", expected_version=0, spec=SPEC),
+    events.CertificateIssued(
+        blueprint_id="affine", blueprint_version=2, examiner="torch 2.15.0, cpu", checks=("identity", "shapes"),
+        measurements=(MEASURED,),
+    ),
     events.KernelRegistered(blueprint_id="noop", kernel=KERNEL),
+    events.KernelRefused(
+        blueprint_id="affine", blueprint_version=3, target="linear", num_features=8, reason="ended by SIGSEGV",
+    ),
     events.PolicyActivated(
         policy_id="wait", policy_version=1, kind="wait", activation_id=uuid.UUID(int=9), reason="test",
         parameters={"epsilon": 0.05},

@@ -25,9 +25,11 @@ ROOMS = (
     "events",
     "dlq",
     "outbox",
+    "metrics",
     "schema",
     "projections",
     "storage",
+    "roles",
     "serve",
     "blueprints",
 )

@@ -23,16 +23,19 @@ def register(app: typer.Typer) -> None:
 
 def urza() -> None:
     """The library of blueprints and kernels, with its API."""
+    from esper.services.urza.settings import UrzaSettings, check_exposure
+
+    settings = load_settings()
+    configure_logging(settings.logging)
+    own = settings.section("urza", UrzaSettings)
+    check_exposure(own)  # before torch is imported, which takes seconds
+
     import uvicorn
 
     from esper.embedded.processes import free_port
     from esper.services.urza.api import make_api
     from esper.services.urza.service import open_urza
-    from esper.services.urza.settings import UrzaSettings
 
-    settings = load_settings()
-    configure_logging(settings.logging)
-    own = settings.section("urza", UrzaSettings)
     port = own.port or free_port()
 
     class Server(uvicorn.Server):
@@ -43,7 +46,7 @@ def urza() -> None:
 
     async def serve() -> bool:
         async with open_urza(settings) as opened:
-            api = make_api(opened)
+            api = opened.metrics.measured(make_api(opened, settings))
             server = Server(uvicorn.Config(api, host=own.host, port=port, log_config=None, access_log=False))
             _on_stop_signals(lambda: setattr(server, "should_exit", True))
             running = asyncio.create_task(server.serve())

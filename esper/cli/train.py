@@ -29,6 +29,8 @@ def train(
     settings = load_settings(config)
     configure_logging(settings.logging)
     trainer = settings.section("trainer", TrainerSettings)
+    if trainer.link.metrics_port is None:
+        trainer = trainer.model_copy(update={"link": trainer.link.model_copy(update={"metrics_port": 0})})
     console = Console(stderr=False)
     name, results = run_training(
         trainer, settings, run_id=run_id, is_resumed=resume, report=lambda p: show_epoch(console, p)

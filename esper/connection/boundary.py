@@ -4,13 +4,16 @@ Each move is written to the outbox before it takes effect. Where the disk is ful
 and nothing moves; training goes on.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
+from uuid import UUID
 
 from torch.optim import Optimizer
 
 from esper.connection.commands import CommandInbox, ReceivedCommand, reason_to_reject
-from esper.connection.journal import Journal
+from esper.connection.journal import Cause, Journal
 from esper.connection.reports import AdaptationBook
 from esper.errors import ContractError, KernelError, OutboxFullError
 from esper.kasmina.distributed import Move
@@ -18,7 +21,7 @@ from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.lifecycle import Transition
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.optimizers import verify_can_join
-from esper.logging import get_logger
+from esper.logging import get_logger, trace_id_of
 from esper.schemas.enums import RejectionReason, SeedStage
 from esper.schemas.events import (
     BoundaryReached,
@@ -51,10 +54,11 @@ class BoundaryWork:
         self._journal = journal
         self._inbox = inbox
         self._book = book
-        self._last_moves: dict[tuple[str, int], OonaMessage] = {}
-        self._untold: list[tuple[OonaMessage, dict[str, Any]]] = []
+        self._last_moves: dict[tuple[str, int], Cause] = {}
+        self._untold: list[tuple[Cause, dict[str, Any]]] = []
         self._moves: list[Move] = []
         self._pinned: dict[tuple[str, int], str] = {}
+        self.num_commands: Counter[str] = Counter()  # by outcome, in this process
 
     def pass_boundary(self, boundary: int, step: int, epoch: int) -> list[Move]:
         """Do all of it, and give what moved; never raises for a full disk."""
@@ -81,6 +85,15 @@ class BoundaryWork:
         """The run is over: the cache may let go of its seeds' kernels."""
         while self._pinned:
             self._model.kernel_cache.unpin(self._pinned.popitem()[1])
+
+    def causes(self) -> list[list[Any]]:
+        """Each seed's last move, for a checkpoint: what a seed does after a resume has its cause before it."""
+        return [[*seed, str(cause.id), cause.traceparent] for seed, cause in self._last_moves.items()]
+
+    def load_causes(self, saved: Iterable[Sequence[Any]]) -> None:
+        """The inverse of ``causes``."""
+        for layer_id, seed_id, event_id, traceparent in saved:
+            self._last_moves[layer_id, int(seed_id)] = Cause(UUID(event_id), traceparent)
 
     def _tell_breakers(self, step: int) -> None:
         """Breakers moved when their seeds failed, between boundaries: here that is told."""
@@ -123,9 +136,12 @@ class BoundaryWork:
             except ContractError as error:
                 refused = (self._seed_problem(received), str(error))
         if refused is not None or plan is None:
-            self._reject(received, refused or (RejectionReason.KERNEL_UNAVAILABLE, ""), step)
+            refused = refused or (RejectionReason.KERNEL_UNAVAILABLE, "")
+            self._reject(received, refused, step)
+            self.num_commands[refused[0]] += 1
         else:
             self._move(plan, boundary, step, received.message, received)
+            self.num_commands["applied"] += 1
         self._inbox.done(received)
 
     def _plan(self, received: ReceivedCommand) -> Transition:
@@ -161,14 +177,20 @@ class BoundaryWork:
             reason=reason,
             detail=detail[:2000],
         )
-        _log.warning("command.rejected", command=str(received.message.id), reason=reason, detail=detail)
+        _log.warning(
+            "command.rejected",
+            command=str(received.message.id),
+            reason=reason,
+            detail=detail,
+            trace_id=trace_id_of(received.message.traceparent),
+        )
 
     def _move(
         self,
         plan: Transition,
         boundary: int,
         step: int,
-        cause: OonaMessage | None,
+        cause: OonaMessage | Cause | None,
         received: ReceivedCommand | None = None,
     ) -> None:
         moved = self._journal.record(
@@ -190,18 +212,20 @@ class BoundaryWork:
         self._model.apply_transition(plan, step=step, boundary=boundary, kernel=kernel, optimizer=self._optimizer)
         self._moves.append(Move(plan, kernel))
         self._follow_pins(plan, kernel)
-        self._last_moves[plan.layer_id, plan.seed_id] = moved
+        told = Cause(moved.id, moved.traceparent)
+        self._last_moves[plan.layer_id, plan.seed_id] = told
         if plan.to_stage is SeedStage.GERMINATED and received is not None:
             self._book.germinated(plan, received.message.id, received.command.decision_id, step)
         report = self._book.ended(plan)
         if report is not None:
-            self._untold.append((moved, report))
+            self._untold.append((told, report))
         _log.info(
             "seed.moved",
             seed=f"{plan.layer_id}:{plan.seed_id}",
             stage=plan.to_stage,
             reason=plan.reason,
             step=step,
+            trace_id=trace_id_of(moved.traceparent),
         )
 
     def _follow_pins(self, plan: Transition, kernel: LoadedKernel | None) -> None:

@@ -1,6 +1,7 @@
 """The trainer's event numbers: sequences, ids and envelopes, and the outbox behind them."""
 
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from esper.errors import OutboxFullError
 from esper.oona.cloudevents import encode
@@ -8,6 +9,13 @@ from esper.oona.outbox import Outbox
 from esper.schemas import ids
 from esper.schemas.events import TrainerEvent
 from esper.schemas.messages import OonaMessage
+
+
+class Cause(NamedTuple):
+    """What of an event its effects must know."""
+
+    id: UUID
+    traceparent: str | None
 
 
 class Journal:
@@ -25,7 +33,9 @@ class Journal:
         self._next = 0
         self._marks: dict[str, str] = {}
 
-    def make(self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any) -> OonaMessage:
+    def make(
+        self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
+    ) -> OonaMessage:
         """The next event, in its envelope; it counts only once ``note`` or ``record`` is called."""
         event = model(run_id=self.run_id, incarnation=self.incarnation, sequence=self._next, **fields)
         return OonaMessage.of(
@@ -41,7 +51,9 @@ class Journal:
         self.last_sequences[message.registration.topic.name] = self._next
         self._next += 1
 
-    def record(self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any) -> OonaMessage:
+    def record(
+        self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
+    ) -> OonaMessage:
         """Write the next event to the outbox; it is on disk when this returns.
 
         Raises:
@@ -58,7 +70,7 @@ class Journal:
         self._marks[name] = value
 
     def try_record(
-        self, model: type[TrainerEvent], cause: OonaMessage | None = None, /, **fields: Any
+        self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
     ) -> OonaMessage | None:
         """``record``, or None where the disk is full."""
         try:

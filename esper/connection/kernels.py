@@ -17,7 +17,8 @@ from typing import Self
 from esper.connection.habits import load_habits, save_habits
 from esper.errors import KernelError, UnavailableError
 from esper.kasmina.cache import KernelCache
-from esper.kasmina.kernels import MAX_KERNEL_BYTES, LoadedKernel, load_kernel
+from esper.kasmina.catalogue import MAX_KERNEL_BYTES
+from esper.kasmina.kernels import LoadedKernel, load_kernel
 from esper.logging import get_logger
 from esper.schemas.enums import RejectionReason
 from esper.schemas.events import GerminateSeed, SeedCommand

@@ -25,6 +25,7 @@ from esper.connection.telemetry import TelemetryPipe
 from esper.errors import ContractError, NotAllowedError, OutboxFullError
 from esper.kasmina.cache import KernelCache
 from esper.logging import get_logger
+from esper.metrics import Health, Problem
 from esper.oona.consumer import assigned_consumer, partition_of, read_range, stored
 from esper.oona.outbox import Outbox
 from esper.oona.permissions import verify_readable
@@ -78,6 +79,8 @@ class LinkThread:
         self._tasks: list[asyncio.Task[None]] = []
         self._producer: OonaProducer | None = None
         self._kernels: KernelFetcher | None = None
+        self.health = Health(self._problems)
+        self._waits_for: str | None = None  # why events stay in the outbox, while they do
 
     # -- the trainer's side -----------------------------------------------------------------
 
@@ -171,6 +174,7 @@ class LinkThread:
             "spill": lambda: self.telemetry.keep_emptying_spill(producer),
             "commands": lambda: self._keep_receiving(inbox, replay),
             "prefetch": self._needed_kernels().keep_prefetching,
+            "beat": self.health.keep_beating,
         }
         self._tasks = [asyncio.create_task(_for_ever(n, w), name=f"link-{n}") for n, w in works.items()]
 
@@ -185,11 +189,18 @@ class LinkThread:
     async def _keep_sending(self) -> None:
         while True:
             try:
-                if not await send_oldest(self._outbox, self._needed_producer()):
+                is_idle = not await send_oldest(self._outbox, self._needed_producer())
+                self._waits_for = None
+                if is_idle:
                     await asyncio.sleep(IDLE_S)
             except (*AWAY, OutboxFullError) as error:
+                self._waits_for = str(error)
                 _log.warning("outbox.waiting", events=len(self._outbox), error=str(error))
                 await asyncio.sleep(RETRY_S[isinstance(error, NotAllowedError)])
+
+    def _problems(self) -> list[Problem]:
+        told = self._waits_for
+        return [] if told is None else [Problem(f"events wait on this disk, and Kafka does not take them: {told}")]
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
         # begun again after a break: what was fetched and not received is read once more

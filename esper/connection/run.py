@@ -21,6 +21,7 @@ from esper.connection.habits import habits_path
 from esper.connection.health import HealthReporter
 from esper.connection.journal import Journal
 from esper.connection.link import LinkThread
+from esper.connection.metrics import RunParts, TrainerMetrics
 from esper.connection.reports import AdaptationBook
 from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.connection.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
@@ -68,6 +69,7 @@ class RunLink:
         habits = habits_path(options.folder, self._model.layers.values())
         self._link = LinkThread(settings, run_id, self._outbox, self._spill, options, self._model.kernel_cache, habits)
         self._book = AdaptationBook(options.metric)
+        self._metrics: TrainerMetrics | None = None
         self._lifecycle_offset = 0
         self._gap_from = 0
 
@@ -97,8 +99,10 @@ class RunLink:
                 self._begin()
             else:
                 self._resume(saved)
+            self._serve_metrics()
             self._tell_beginning(saved)
         except BaseException as error:
+            self._stop_metrics()
             if self._replicas is not None:
                 self._replicas.tell({"failed": _told(error)})
             self._link.abandon()
@@ -134,6 +138,7 @@ class RunLink:
                 telemetry=len(self._spill),
                 todo=f"`esper outbox send {self._outbox.path.parent}` sends them once Kafka is back",
             )
+        self._stop_metrics()
         self._outbox.close()
         self._spill.close()
 
@@ -238,6 +243,7 @@ class RunLink:
         offset = int(saved["command_offset"])
         replay = self._link.read_replay(self._journal.incarnation, self.step_number, self._lifecycle_offset)
         self._prepare(CommandInbox(offset, (UUID(i) for i in saved["applied"])))
+        self._work.load_causes(saved.get("causes", ()))
         self._journal.record(
             events.RunResumed,
             step=self.step_number,
@@ -280,6 +286,7 @@ class RunLink:
             "applied": applied,
             "telemetry": [self._journal.incarnation, self._health.num_told],
             "book": self._book.to_dict(),
+            "causes": self._work.causes(),
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
@@ -296,12 +303,34 @@ class RunLink:
         if lost:
             told = self._journal.try_record(events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost)
             if told is None:
-                self._link.telemetry.lose(lost)
+                self._link.telemetry.keep_lost(lost)
                 return
+            self._link.telemetry.num_gaps_told += 1
         self._gap_from = step
 
     def _mark_telemetry(self) -> None:
         self._journal.mark(TELEMETRY_MARK, f"{self._journal.incarnation} {self._link.telemetry.num_safe}")
+
+    def _serve_metrics(self) -> None:
+        address = self._options.metrics_address
+        if address is None:
+            return
+        parts = RunParts(
+            progress=self,
+            model=self._model,
+            outbox=self._outbox,
+            spill=self._spill,
+            telemetry=self._link.telemetry,
+            book=self._book,
+            commands=self._work.num_commands,
+            health=self._link.health,
+        )
+        self._metrics = TrainerMetrics(parts, self.step_number)
+        _log.info("trainer.metrics", run=self.run_id, port=self._metrics.serve(address))
+
+    def _stop_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.stop()
 
     def _tell_what_died(self, incarnation: int, num_made: int) -> None:
         """Telemetry of before the checkpoint that was in the memory of a killed process: at most so much."""

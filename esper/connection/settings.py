@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.metrics.settings import MetricsAddress
 
 OUTBOX_FILE, SPILL_FILE = "outbox.sqlite", "telemetry.sqlite"
 
@@ -30,6 +31,21 @@ class LinkOptions(SectionModel):
         description="How long the end of a run may wait for the broker, in seconds; "
         "what is left then stays in the outbox for the next incarnation.",
     )
+    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Where Prometheus reads; 0 takes a free port, which the log names. A training script opens no port "
+        "where it is not set; `esper train` takes a free one.",
+    )
     outbox_max_pages: int | None = Field(
         None, ge=16, description="Size limit of the outbox in SQLite pages; as large as the disk where it is not set."
     )
+
+    @property
+    def metrics_address(self) -> MetricsAddress | None:
+        """Where the trainer answers Prometheus; None where it does not."""
+        if self.metrics_port is None:
+            return None
+        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_TRAINER__LINK__METRICS_PORT")

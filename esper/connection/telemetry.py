@@ -34,11 +34,13 @@ class TelemetryPipe:
     """The trainer's thread calls ``put``, ``lose`` and ``take_lost``; the link's thread the rest.
 
     ``num_safe`` counts the records that need this process no more: taken by Kafka, or on disk, or
-    counted as lost. They become safe in the order in which they were put.
+    counted as lost. They become safe in the order in which they were put. ``num_spilled``, ``num_lost_ever`` and
+    ``num_gaps_told`` only grow: Prometheus reads them.
     """
 
     def __init__(self, spill: Outbox, options: LinkOptions) -> None:
         self.num_safe = 0
+        self.num_spilled = self.num_lost_ever = self.num_gaps_told = 0
         self._spill = spill
         self._options = options
         self._queue: deque[OonaMessage] = deque()
@@ -59,12 +61,23 @@ class TelemetryPipe:
         """Count records that are gone."""
         with self._lock:
             self._num_lost += count
+            self.num_lost_ever += count
+
+    def keep_lost(self, count: int) -> None:
+        """Take records back that ``take_lost`` gave and nobody could tell of."""
+        with self._lock:
+            self._num_lost += count
 
     def take_lost(self) -> int:
         """How many were lost since the last call."""
         with self._lock:
             lost, self._num_lost = self._num_lost, 0
             return lost
+
+    @property
+    def num_queued(self) -> int:
+        """Records in memory."""
+        return len(self._queue) + len(self._under_way)
 
     @property
     def is_empty(self) -> bool:
@@ -138,6 +151,7 @@ class TelemetryPipe:
         try:
             if kept:
                 self._spill.append(kept)
+                self.num_spilled += len(kept)
         except (OutboxFullError, ContractError) as error:
             kept = []
             _log.warning("telemetry.not_spilled", error=str(error))

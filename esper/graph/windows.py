@@ -4,6 +4,7 @@ Folding is one addition a record, in the order of the log: element-wise, so that
 depend neither on how the log is cut into batches nor on the machine.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +42,25 @@ class HealthWindow:
             tuple(c + (v is not None) for c, v in zip(self.counts, values, strict=True)),
         )
 
+    def __add__(self, other: "HealthWindow") -> "HealthWindow":
+        """Both together. The bits of a sum depend on the order."""
+        return HealthWindow(
+            self.num_signals + other.num_signals,
+            self.num_non_finite + other.num_non_finite,
+            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+        )
+
     @property
     def means(self) -> dict[str, float | None]:
-        """The mean of each field; None where it was never taken."""
+        """The mean of each field; None where it was never taken, or where the sum is beyond float64."""
         pairs = zip(FIELDS, self.sums, self.counts, strict=True)
-        return {name: total / count if count else None for name, total, count in pairs}
+        return {name: total / count if count and math.isfinite(total) else None for name, total, count in pairs}
+
+    @property
+    def non_finite_ratio(self) -> float | None:
+        """The share of signals with a statistic that was not finite, 0..1; None where there were no signals."""
+        return self.num_non_finite / self.num_signals if self.num_signals else None
 
     @property
     def columns(self) -> dict[str, Any]:

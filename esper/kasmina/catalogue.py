@@ -26,6 +26,12 @@ MAX_WIDENING = 16
 KERNEL_SIZE = 3
 """Of convolutions that look beyond one position, in each direction."""
 
+MAX_KERNEL_BYTES = 256 * 1024 * 1024
+"""Of a kernel as it is shipped; the most parameters that a seed may have take 200 MB."""
+
+BYTES_PER_PARAMETER = 4
+"""Kernels are shipped in float32."""
+
 _TAPS: Mapping[LayerKind, int] = MappingProxyType({LayerKind.CONV1D: KERNEL_SIZE, LayerKind.CONV2D: KERNEL_SIZE**2})
 
 Options = Mapping[str, int | float]

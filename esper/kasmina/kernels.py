@@ -20,16 +20,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from esper.errors import KernelError
-from esper.kasmina.catalogue import CATALOGUE
+from esper.kasmina.catalogue import CATALOGUE, MAX_KERNEL_BYTES
 from esper.kasmina.modules import build_module
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.base import BlueprintId, Fact
 from esper.schemas.enums import LayerKind
 
 FORMAT = "esper-kernel-1"
-
-MAX_KERNEL_BYTES = 256 * 1024 * 1024
-"""Of a kernel as it is shipped; the most parameters that a seed may have take 200 MB."""
 
 MAX_GROWN_BYTES = 2 * MAX_KERNEL_BYTES
 """Of one in a checkpoint: its layer may compute in float64."""

@@ -9,7 +9,18 @@ count is logged (``log.lost``).
 
 from esper.logging.process import configure_logging, flush_logging, install_crash_hooks
 from esper.logging.structured import get_logger
+from esper.logging.tracing import incoming_trace, trace_id_of, traced
 from esper.logging.values import redact
 from esper.masking import MASK
 
-__all__ = ["MASK", "configure_logging", "flush_logging", "get_logger", "install_crash_hooks", "redact"]
+__all__ = [
+    "MASK",
+    "configure_logging",
+    "flush_logging",
+    "get_logger",
+    "incoming_trace",
+    "install_crash_hooks",
+    "redact",
+    "trace_id_of",
+    "traced",
+]

@@ -79,6 +79,12 @@ def dead_letter(origin: StoredRecord, error: DecodeError, reader: str) -> Record
     )
 
 
+def reason_of(letter: Record) -> str:
+    """The reason that a letter of ours gives."""
+    named = [text for name, text in letter.headers if name == FIRST and text is not None]
+    return named[-1].decode(errors="replace") if named else "unknown"
+
+
 def told(error: DecodeError) -> str:
     """The error's detail as it is kept: bounded, and without the NUL that Postgres refuses."""
     return _cut(error.detail.replace("\x00", "\\0"), MAX_TEXT_BYTES).decode()

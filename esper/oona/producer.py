@@ -6,6 +6,8 @@ sent again. Readers know a resend by its id and sequence.
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -13,17 +15,20 @@ from typing import Self
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
+from esper.metrics import clients
 from esper.oona.cloudevents import encode
-from esper.oona.deliveries import Deliveries
+from esper.oona.dead_letters import reason_of
+from esper.oona.deliveries import Deliveries, Delivery
 from esper.oona.lane import Lane
 from esper.oona.patience import patient_retries
 from esper.oona.records import Position, Record
 from esper.schemas.messages import OonaMessage
-from esper.schemas.topics import TELEMETRY
+from esper.schemas.topics import DEAD_LETTER_SUFFIX, TELEMETRY
 
 TELEMETRY_LINGER_MS = 10  # how long a health signal that comes alone may wait for company
 DELIVERY_TIMEOUT_S = 30.0  # then a send fails, and its owner decides
 RETRY_S = (0.1, 2.0)  # first and longest wait before what failed is sent again, with as much jitter
+ACKNOWLEDGED = "acknowledged"
 
 
 class OonaProducer:
@@ -77,7 +82,7 @@ class OonaProducer:
 
         What a retry can mend is tried again, with exponential waits and jitter, until ``timeout_s``.
         """
-        deliveries = Deliveries(records)
+        deliveries, began = Deliveries(records), time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
                 try:
@@ -88,11 +93,13 @@ class OonaProducer:
             last = f": {deliveries.errors[-1]}" if deliveries.errors else ""
             late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s{last}")
             deliveries.failed(deliveries.waiting(), late)
+        _count(deliveries, time.perf_counter() - began)
         return deliveries
 
     async def _try_again(self, deliveries: Deliveries) -> None:
         async for attempt in patient_retries(UnavailableError, *RETRY_S):
             with attempt:
+                clients.send_retried("telemetry" if deliveries.records[0].topic == TELEMETRY.name else "control")
                 await self._attempt(deliveries)
 
     async def _attempt(self, deliveries: Deliveries) -> None:
@@ -108,3 +115,23 @@ class OonaProducer:
         for error in deliveries.errors:
             if isinstance(error, UnavailableError):
                 raise error
+
+
+def _count(deliveries: Deliveries, seconds: float) -> None:
+    """Tell Prometheus of one send; letters by their reason, since somebody has to look at them."""
+    if deliveries.errors:
+        tally = Counter((d.record.topic, _outcome(d)) for d in deliveries)
+    else:
+        tally = Counter((record.topic, ACKNOWLEDGED) for record in deliveries.records)
+    clients.delivered(tally, seconds)
+    if any(topic.endswith(DEAD_LETTER_SUFFIX) for topic, _outcome in tally):
+        for record, position, _error in deliveries:
+            if position is not None and record.topic.endswith(DEAD_LETTER_SUFFIX):
+                clients.letter_sent(record.topic.removesuffix(DEAD_LETTER_SUFFIX), reason_of(record))
+
+
+def _outcome(delivery: Delivery) -> str:
+    if delivery.error is None:
+        return ACKNOWLEDGED
+    # what was not acknowledged may have arrived all the same; what was refused never did
+    return "unacknowledged" if isinstance(delivery.error, UnavailableError) else "refused"

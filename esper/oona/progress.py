@@ -60,6 +60,10 @@ class ProgressWatch:
         """The partitions that are watched."""
         return frozenset(self._standings)
 
+    def offsets(self) -> dict[Place, int]:
+        """How far each of them is."""
+        return {place: standing.offset for place, standing in self._standings.items()}
+
     def begin(self, place: Place, offset: int = 0) -> None:
         """A partition was assigned, to be read from this offset (0 until that is known)."""
         self._standings[place] = _Standing(offset, self._clock())

@@ -5,7 +5,12 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from esper.schemas.events.base import Event, RunEvent, TrainerEvent
-from esper.schemas.events.blueprints import BlueprintChangeRequested, KernelRegistered
+from esper.schemas.events.blueprints import (
+    BlueprintChangeRequested,
+    CertificateIssued,
+    KernelRefused,
+    KernelRegistered,
+)
 from esper.schemas.events.commands import CullSeed, FossilizeSeed, GerminateSeed, SeedCommand
 from esper.schemas.events.dead_letters import DeadLetterRedriven
 from esper.schemas.events.runs import (
@@ -42,7 +47,9 @@ AnyEvent = Annotated[
     | BreakerChanged
     | FieldReported
     | BlueprintChangeRequested
+    | CertificateIssued
     | KernelRegistered
+    | KernelRefused
     | PolicyActivated
     | DeadLetterRedriven,
     Field(discriminator="type"),
@@ -57,6 +64,7 @@ __all__ = [
     "BlueprintChangeRequested",
     "BoundaryReached",
     "BreakerChanged",
+    "CertificateIssued",
     "CheckpointSaved",
     "CommandRejected",
     "CullSeed",
@@ -67,6 +75,7 @@ __all__ = [
     "FieldReported",
     "FossilizeSeed",
     "GerminateSeed",
+    "KernelRefused",
     "KernelRegistered",
     "LayerHealthMeasured",
     "PolicyActivated",

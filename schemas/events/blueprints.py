@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from esper.schemas.assets import BlueprintSpec, Kernel
-from esper.schemas.base import MAX_INT32, BlueprintId, Remark
+from esper.schemas.assets import BlueprintSpec, Kernel, Measurement
+from esper.schemas.base import MAX_INT32, BlueprintId, NumFeatures, Remark, ShortName, Version
 from esper.schemas.conditions import GIVEN, NULL, when
-from esper.schemas.enums import BlueprintChange
+from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events.base import Event
 
 
@@ -47,3 +47,28 @@ class KernelRegistered(Event):
         if self.kernel.blueprint_id != self.blueprint_id:
             raise ValueError(f"blueprint_id must be the kernel's, {self.kernel.blueprint_id}")
         return self
+
+
+class CertificateIssued(Event):
+    """A blueprint was built and examined, and passed every check: what the change ``certify`` names as its cause.
+
+    ``blueprint_version`` is the version that was examined. Of two certificates of one version the first counts.
+    """
+
+    type: Literal["esper.certificate.issued.v1"] = "esper.certificate.issued.v1"
+    blueprint_id: BlueprintId
+    blueprint_version: Version
+    examiner: Annotated[ShortName, Field(description="What ran the module: library, version, device.")]
+    checks: Annotated[tuple[ShortName, ...], Field(min_length=1, description="What it passed.")]
+    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1)]
+
+
+class KernelRefused(Event):
+    """A kernel that runs could want cannot be built; it is not tried again."""
+
+    type: Literal["esper.kernel.refused.v1"] = "esper.kernel.refused.v1"
+    blueprint_id: BlueprintId
+    blueprint_version: Version
+    target: LayerKind
+    num_features: NumFeatures
+    reason: Remark

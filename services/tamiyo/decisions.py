@@ -8,7 +8,8 @@ from uuid import UUID
 
 import zstandard
 
-from esper.graph.view import VIEW_VERSION, GraphView
+from esper.graph.features import VIEW_VERSION
+from esper.graph.view import GraphView
 from esper.schemas import ids
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.events import (

@@ -15,14 +15,15 @@ import asyncpg
 
 from esper.config import Settings
 from esper.errors import NotAllowedError, UnavailableError
-from esper.graph.view import assemble
-from esper.logging import get_logger
+from esper.graph.assembling import assemble
+from esper.logging import get_logger, traced
 from esper.oona.producer import OonaProducer
 from esper.oona.topics import verify_topics
 from esper.schemas import ids
 from esper.schemas.events import PolicyActivated
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo import decisions
+from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.baselines import RandomPolicy, SchedulePolicy, WaitPolicy
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
@@ -39,7 +40,14 @@ from esper.streams.views import (
 
 RESEND_AFTER_S = 2.0  # a command may take this long to be projected before it is sent again
 RETRY_S = (0.2, 5.0)
-TRANSIENT = (UnavailableError, NotAllowedError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+TRANSIENT = (
+    UnavailableError,
+    NotAllowedError,
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
+)
 
 _log = get_logger(__name__)
 
@@ -64,6 +72,7 @@ class DecisionService:
         self._settings = settings
         self._tamiyo = tamiyo
         self._policy = EpsilonSoft(make_policy(tamiyo), tamiyo.epsilon, tamiyo.rng_seed)
+        self.metrics = TamiyoMetrics(tamiyo.policy, tamiyo.policy_version)
         self._exits = AsyncExitStack()
         self._first_seen: dict[UUID, float] = {}
         self._decided: set[UUID] = set()
@@ -73,6 +82,11 @@ class DecisionService:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
+            port = self.metrics.serve(self._tamiyo.metrics_address)
+            exits.callback(self.metrics.stop)
+            beating = asyncio.create_task(self.metrics.health.keep_beating(), name="tamiyo-beat")
+            exits.callback(beating.cancel)
+            _log.info("tamiyo.metrics", port=port)
             kafka = self._settings.need_kafka()
             await verify_topics(kafka)
             self._pool = await exits.enter_async_context(connect_pool(self._settings.need_postgres()))
@@ -93,9 +107,11 @@ class DecisionService:
         while True:
             try:
                 await self.tick()
+                self.metrics.looked()
                 wait_s = RETRY_S[0]
                 await asyncio.sleep(self._tamiyo.poll_s)
             except TRANSIENT as error:
+                self.metrics.failed(error)
                 _log.warning("tamiyo.waiting", error=str(error), retry_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
@@ -105,25 +121,30 @@ class DecisionService:
         async with self._pool.acquire() as connection:
             pending = await pending_boundaries(connection)
             unsent = await decisions_without_command(connection)
-        for boundary in pending:
-            if boundary.event_id not in self._decided:
+        waiting = [b for b in pending if b.event_id not in self._decided]
+        self.metrics.found(waiting)
+        for boundary in waiting:
+            with traced(boundary.traceparent):
                 await self._consider(boundary)
         for decision in unsent:
-            if time.monotonic() - self._sent_at.setdefault(decision.event_id, 0.0) > RESEND_AFTER_S:
-                await self._send_command(decision)
+            if time.monotonic() - self._sent_at.get(decision.event_id, -RESEND_AFTER_S) > RESEND_AFTER_S:
+                with traced(decision.traceparent):
+                    await self._send_command(decision, is_resent=True)
 
     async def _consider(self, pending: PendingBoundary) -> None:
+        seen = self._first_seen.setdefault(pending.event_id, time.monotonic())
         if pending.is_complete:
-            await self._decide(pending)
+            decision = await self._decide(pending)
+        elif time.monotonic() - seen < self._tamiyo.stale_after_s:
+            return
         else:
-            seen = self._first_seen.setdefault(pending.event_id, time.monotonic())
-            if time.monotonic() - seen < self._tamiyo.stale_after_s:
-                return
-            await self._producer.send(decisions.stale_decision(pending, self._tamiyo))
+            decision = decisions.stale_decision(pending, self._tamiyo)
+            await self._producer.send(decision)
+        self.metrics.decided(decision, time.monotonic() - seen)
         self._decided.add(pending.event_id)
         self._first_seen.pop(pending.event_id, None)
 
-    async def _decide(self, pending: PendingBoundary) -> None:
+    async def _decide(self, pending: PendingBoundary) -> OonaMessage:
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -146,10 +167,12 @@ class DecisionService:
                 reason=chosen.reason,
             )
             await self._send_command(unsent)
+        return decision
 
-    async def _send_command(self, decision: UnsentDecision) -> None:
+    async def _send_command(self, decision: UnsentDecision, *, is_resent: bool = False) -> None:
         await self._producer.send(decisions.command_for(decision, self._tamiyo.expiry_boundaries))
         self._sent_at[decision.event_id] = time.monotonic()
+        self.metrics.commanded(is_resent=is_resent)
 
     async def _activate(self) -> None:
         """Say which policy decides from here on, unless the log says so already."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from esper.config import SectionModel
+from esper.metrics.settings import MetricsAddress
 
 
 class HeuristicSettings(SectionModel):
@@ -41,3 +42,12 @@ class TamiyoSettings(SectionModel):
     heuristic: HeuristicSettings = Field(
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
     )
+    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
+    )
+
+    @property
+    def metrics_address(self) -> MetricsAddress:
+        """Where Tamiyo answers Prometheus."""
+        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_TAMIYO__METRICS_PORT")

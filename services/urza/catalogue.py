@@ -1,4 +1,4 @@
-"""The blueprints that Esper ships, and how they enter the log: proposed, compiled, certified."""
+"""The blueprints that Esper ships, and how they enter the log: proposed, as anybody's; certified when they pass."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
+from esper.streams.queries import queries
 
 SOURCE = "urza"
 FIRST = (LayerKind.LINEAR, LayerKind.CONV2D)
@@ -38,32 +39,36 @@ SHIPPED: dict[str, BlueprintSpec] = {
 }
 """Blueprint id -> spec. An id, once released, never changes its spec: other targets need an id of their own."""
 
-LIFE = (BlueprintChange.PROPOSE, BlueprintChange.COMPILE, BlueprintChange.CERTIFY)
 
-
-def shipping_requests() -> list[OonaMessage]:
-    """The requests that bring all shipped blueprints to ``certified``; the same ids every time."""
+def shipping_proposals() -> list[OonaMessage]:
+    """The proposals of all shipped blueprints; the same ids every time."""
     return [
-        _request(blueprint_id, spec, change, version)
+        OonaMessage.of(
+            BlueprintChangeRequested(
+                blueprint_id=blueprint_id,
+                change=BlueprintChange.PROPOSE,
+                expected_version=0,
+                spec=spec,
+                reason="shipped with Esper",
+            ),
+            id=ids.request_id(f"shipped:{blueprint_id}:{BlueprintChange.PROPOSE}"),
+            source=SOURCE,
+        )
         for blueprint_id, spec in SHIPPED.items()
-        for version, change in enumerate(LIFE)
     ]
 
 
 async def ship(producer: Any, connection: Any) -> int:
-    """Send what the projections do not have yet; gives the number of requests sent."""
-    known = {r["event_id"] for r in await connection.fetch("SELECT event_id FROM blueprint_changes")}
-    missing = [m for m in shipping_requests() if m.id not in known]
+    """Propose what the projections do not have yet; gives the number of proposals sent."""
+    proposals = shipping_proposals()
+    wanted = [m.id for m in proposals]
+    known = {r["event_id"] async for r in queries("library").verdicts(connection, event_ids=wanted)}
+    missing = [m for m in proposals if m.id not in known]
     await producer.send_batch(missing)
     return len(missing)
 
 
-def _request(blueprint_id: str, spec: BlueprintSpec, change: BlueprintChange, version: int) -> OonaMessage:
-    event = BlueprintChangeRequested(
-        blueprint_id=blueprint_id,
-        change=change,
-        expected_version=version,
-        spec=spec if change is BlueprintChange.PROPOSE else None,
-        reason="shipped with Esper",
-    )
-    return OonaMessage.of(event, id=ids.request_id(f"shipped:{blueprint_id}:{change}"), source=SOURCE)
+async def is_shipped(connection: Any) -> bool:
+    """Whether the life of every shipped blueprint has come to a verdict: certified, as a rule."""
+    judged = await queries("library").num_validated(connection, blueprint_ids=list(SHIPPED))
+    return bool(judged == len(SHIPPED))

@@ -1,63 +1,163 @@
-"""Builds the kernels that runs could want: registered by an event once S3 has their bytes."""
+"""Builds the kernels that runs could want: registered by an event once S3 has their bytes.
 
+Built in the sandbox, in batches; while one batch is built, the one before goes to S3. What cannot be built is
+recorded by an event too, and not tried again.
+"""
+
+import asyncio
 import json
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-from esper.errors import KernelError
-from esper.kasmina.kernels import MAX_KERNEL_BYTES, build_kernel, load_kernel
+from esper.errors import EsperError, KernelError
+from esper.kasmina.catalogue import BYTES_PER_PARAMETER, cost_of
 from esper.logging import get_logger
 from esper.schemas import ids
 from esper.schemas.assets import BlueprintSpec, Kernel
-from esper.schemas.enums import LayerKind
-from esper.schemas.events import KernelRegistered
+from esper.schemas.events import KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.catalogue import SOURCE
+from esper.services.urza.jobs import Build, BuiltKernel, WantedKernel, reason_of
+from esper.services.urza.sandbox import Sandbox
+from esper.services.urza.settings import UrzaSettings
+from esper.services.urza.uploads import upload
 from esper.storage.blobs import BlobStore
 from esper.streams.queries import queries
 
+MAX_WANTED = 1000  # of one look; the rest comes at the next
+MAX_BATCH = 50  # kernels of one job
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # unless it is one kernel alone: what Urza holds in memory, twice
+
 _log = get_logger(__name__)
+
+KernelKey = tuple[str, str, int]
 
 
 class Compiler:
-    """Builds each wanted kernel once; what cannot be built is logged once and left."""
+    """Builds each wanted kernel once. ``pool`` has the projections."""
 
-    def __init__(self, producer: Any, blobs: BlobStore, kernel_seed: int) -> None:
+    def __init__(self, pool: Any, producer: Any, blobs: BlobStore, sandbox: Sandbox, settings: UrzaSettings) -> None:
+        self._pool = pool
         self._producer = producer
         self._blobs = blobs
-        self._kernel_seed = kernel_seed
-        self._done: set[tuple[str, str, int]] = set()
+        self._sandbox = sandbox
+        self._settings = settings
+        self._done: set[KernelKey] = set()
 
-    async def compile_wanted(self, connection: Any) -> int:
-        """Build, store, read back and register what is wanted; gives the number of kernels."""
-        rows = [r async for r in queries("urza").wanted_kernels(connection)]
-        count = 0
-        for row in rows:
-            key = (row["blueprint_id"], row["kind"], row["num_features"])
-            if key not in self._done:
-                count += await self._compile(row)
-                self._done.add(key)
+    async def compile_wanted(self) -> int:
+        """Build, store, read back and register what is wanted; gives the number of kernels.
+
+        Raises:
+            UnavailableError, NotAllowedError: Kafka, S3 or the sandbox is away; what was done stays done.
+        """
+        async with self._pool.acquire() as connection:
+            rows = [r async for r in queries("library").wanted_kernels(connection, limit=MAX_WANTED)]
+        wanted = [_wanted(r) for r in rows]
+        self._done &= {_key(w) for w in wanted}  # the projection knows the others
+        queue = deque(w for w in wanted if _key(w) not in self._done)
+        count, storing = 0, None
+        try:
+            while queue:
+                built = await self._build(queue)
+                count += await storing if storing else 0
+                storing = asyncio.create_task(self._store(built), name="urza-storing")
+            count += await storing if storing else 0
+        finally:
+            if storing is not None and not storing.done():
+                storing.cancel()
+                await asyncio.gather(storing, return_exceptions=True)
         return count
 
-    async def _compile(self, row: Any) -> bool:
-        spec = BlueprintSpec.model_validate(json.loads(row["spec"]))
-        kind, width = LayerKind(row["kind"]), row["num_features"]
-        try:
-            data = build_kernel(row["blueprint_id"], spec, kind, width, seed=self._kernel_seed)
-            digest = await self._blobs.put(data)
-            kernel = load_kernel(await self._blobs.get(digest, max_bytes=MAX_KERNEL_BYTES), digest)
-        except KernelError as error:
-            _log.warning("kernel.refused", blueprint=row["blueprint_id"], kind=kind, width=width, error=str(error))
-            return False
-        registered = Kernel(
-            kernel_sha256=digest,
-            blueprint_id=row["blueprint_id"],
-            blueprint_version=row["version"],
-            target=kind,
-            num_features=width,
-            num_parameters=kernel.num_parameters,
-            size_bytes=len(data),
+    async def _build(self, queue: deque[WantedKernel]) -> list[tuple[WantedKernel, BuiltKernel]]:
+        """Take a batch off the queue and build it; what a failure left unbuilt goes back, the culprit alone first."""
+        batch = await self._next_batch(queue)
+        if not batch:
+            return []
+        built, failure = await self._sandbox.build(Build(kernels=tuple(batch), kernel_seed=self._settings.kernel_seed))
+        left = batch[len(built) :]
+        if failure is not None and len(batch) == 1:
+            await self._refuse(left[0], failure)
+            left = []
+        elif failure is not None and not built:
+            built, alone = await self._sandbox.build(Build(kernels=(left[0],), kernel_seed=self._settings.kernel_seed))
+            if alone is not None:
+                await self._refuse(left[0], alone)
+            left = left[1:]
+        queue.extendleft(reversed(left))
+        return list(zip(batch, built, strict=False))
+
+    async def _next_batch(self, queue: deque[WantedKernel]) -> list[WantedKernel]:
+        """The next kernels that fit one job; those that arithmetic refuses are recorded on the way."""
+        batch, size = list[WantedKernel](), 0
+        while queue and len(batch) < MAX_BATCH:
+            wanted = queue[0]
+            try:
+                num_bytes = (
+                    BYTES_PER_PARAMETER * cost_of(wanted.spec, wanted.target, wanted.num_features).num_parameters
+                )
+            except KernelError as error:
+                await self._refuse(queue.popleft(), reason_of(error))
+                continue
+            if batch and size + num_bytes > MAX_BATCH_BYTES:
+                break
+            size += num_bytes
+            batch.append(queue.popleft())
+        return batch
+
+    async def _store(self, built: Sequence[tuple[WantedKernel, BuiltKernel]]) -> int:
+        for wanted, kernel in built:
+            if kernel.header.refusal is not None:
+                await self._refuse(wanted, kernel.header.refusal)
+        whole = [(w, k) for w, k in built if k.header.refusal is None]
+        found = await upload(self._blobs, [k.data for _w, k in whole], at_once=self._settings.parallel_uploads)
+        there = [(w, k, digest) for (w, k), digest in zip(whole, found, strict=True) if isinstance(digest, str)]
+        await self._producer.send_batch([_registered(w, k, digest) for w, k, digest in there])
+        self._done |= {_key(w) for w, _k, _digest in there}
+        if there:
+            _log.info("kernels.registered", count=len(there), bytes=sum(len(k.data) for _w, k, _d in there))
+        for error in found:
+            if isinstance(error, EsperError):
+                raise error
+        return len(there)
+
+    async def _refuse(self, wanted: WantedKernel, reason: str) -> None:
+        event = KernelRefused(
+            blueprint_id=wanted.blueprint_id,
+            blueprint_version=wanted.blueprint_version,
+            target=wanted.target,
+            num_features=wanted.num_features,
+            reason=reason,
         )
-        event = KernelRegistered(blueprint_id=row["blueprint_id"], kernel=registered)
-        await self._producer.send(OonaMessage.of(event, id=ids.kernel_event_id(digest), source=SOURCE))
-        _log.info("kernel.registered", blueprint=row["blueprint_id"], kind=kind, width=width, sha256=digest[:12])
-        return True
+        where = (wanted.blueprint_id, wanted.blueprint_version, wanted.target, wanted.num_features)
+        await self._producer.send(OonaMessage.of(event, id=ids.kernel_refusal_id(*where), source=SOURCE))
+        self._done.add(_key(wanted))
+        _log.warning("kernel.refused", blueprint=where[0], kind=wanted.target, width=wanted.num_features, reason=reason)
+
+
+def _wanted(row: Any) -> WantedKernel:
+    return WantedKernel(
+        blueprint_id=row["blueprint_id"],
+        blueprint_version=row["version"],
+        spec=BlueprintSpec.model_validate(json.loads(row["spec"])),
+        target=row["kind"],
+        num_features=row["num_features"],
+    )
+
+
+def _key(wanted: WantedKernel) -> KernelKey:
+    return wanted.blueprint_id, wanted.target, wanted.num_features
+
+
+def _registered(wanted: WantedKernel, built: BuiltKernel, digest: str) -> OonaMessage:
+    kernel = Kernel(
+        kernel_sha256=digest,
+        blueprint_id=wanted.blueprint_id,
+        blueprint_version=wanted.blueprint_version,
+        target=wanted.target,
+        num_features=wanted.num_features,
+        num_parameters=built.header.num_parameters,
+        size_bytes=len(built.data),
+    )
+    event = KernelRegistered(blueprint_id=wanted.blueprint_id, kernel=kernel)
+    return OonaMessage.of(event, id=ids.kernel_event_id(digest), source=SOURCE)

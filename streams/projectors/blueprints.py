@@ -1,4 +1,4 @@
-"""innovation.blueprints -> blueprints, their changes with verdicts, kernels."""
+"""innovation.blueprints -> blueprints, their changes with verdicts, certificates, kernels and their refusals."""
 
 import json
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from esper.streams.projectors.runs import to_json
 from esper.streams.queries import queries
 
 Row = dict[str, Any]
+Request = tuple[UUID, str]
+"""(event, blueprint): one id in two partitions is two requests, since no row is fed by two."""
 
 
 async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
@@ -28,8 +30,14 @@ async def project(connection: Any, batch: Sequence[Projected], _memory: Partitio
         match projected.data:
             case events.KernelRegistered() as event:
                 facts.add("insert_kernels", {**columns, **event.kernel.model_dump()})
-            case events.BlueprintChangeRequested() as event if columns["event_id"] not in judged:
-                judged.add(columns["event_id"])
+            case events.KernelRefused():
+                facts.add("insert_kernel_refusals", columns)
+            case events.CertificateIssued() as event:
+                told = event.model_dump(mode="json")
+                told = {name: to_json(told[name]) for name in ("checks", "measurements")}
+                facts.add("insert_certificates", {**columns, **told})
+            case events.BlueprintChangeRequested() as event if _request(projected) not in judged:
+                judged.add(_request(projected))
                 verdict, after = judge(blueprints.get(event.blueprint_id), event)
                 version = after.version if after else None
                 facts.add("insert_changes", {**columns, "verdict": verdict, "version_after": version})
@@ -41,13 +49,20 @@ async def project(connection: Any, batch: Sequence[Projected], _memory: Partitio
     await write_rows(connection, sql, "write_blueprints", list(written.values()))
 
 
-async def _load(connection: Any, batch: Sequence[Projected]) -> tuple[dict[str, Blueprint], set[UUID]]:
+def _request(projected: Projected) -> Request:
+    event = projected.data
+    assert isinstance(event, events.BlueprintChangeRequested)
+    return UUID(projected.event_id), event.blueprint_id
+
+
+async def _load(connection: Any, batch: Sequence[Projected]) -> tuple[dict[str, Blueprint], set[Request]]:
     """The blueprints that the batch is about, and which of its requests were judged before."""
     sql = queries("blueprints")
     changes = [p for p in batch if isinstance(p.data, events.BlueprintChangeRequested)]
     ids = sorted({p.data.blueprint_id for p in changes if isinstance(p.data, events.BlueprintChangeRequested)})
     rows = [dict(r) async for r in sql.blueprints_of(connection, blueprint_ids=ids)] if ids else []
     event_ids = [UUID(p.event_id) for p in changes]
-    judged = {r["event_id"] async for r in sql.judged(connection, event_ids=event_ids)} if ids else set()
+    before = sql.judged(connection, event_ids=event_ids)
+    judged = {(r["event_id"], r["blueprint_id"]) async for r in before} if ids else set()
     found = {r["blueprint_id"]: Blueprint.model_validate({**r, "spec": json.loads(r["spec"])}) for r in rows}
     return found, judged

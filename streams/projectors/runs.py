@@ -12,6 +12,7 @@ from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.queries import queries
 
 Row = dict[str, Any]
+FIRST = {"from_incarnation": None, "from_step": 0, "from_epoch": 0}
 
 
 async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
@@ -40,10 +41,10 @@ def _add_facts(facts: Facts, projected: Projected, columns: Row) -> None:
             layers = [{"run_id": event.run_id, "ordinal": n, **x.model_dump()} for n, x in enumerate(event.layers)]
             facts.add("insert_layers", *layers)
             facts.add("insert_edges", *({"run_id": event.run_id, **edge.model_dump()} for edge in event.edges))
-            facts.add("insert_incarnations", _incarnation(columns, from_incarnation=None, from_step=0, seeds="[]"))
+            facts.add("insert_incarnations", _incarnation(columns, **FIRST, seeds="[]"))
         case events.RunResumed() as event:
             seeds = to_json([seed.model_dump(mode="json") for seed in event.seeds])
-            origin = {"from_incarnation": event.from_incarnation, "from_step": event.step}
+            origin = {"from_incarnation": event.from_incarnation, "from_step": event.step, "from_epoch": event.epoch}
             facts.add("insert_incarnations", _incarnation(columns, **origin, seeds=seeds))
         case events.BoundaryReached() as event:
             facts.add("insert_boundaries", {**columns, "last_sequences": to_json(event.last_sequences)})
@@ -56,7 +57,7 @@ def _add_facts(facts: Facts, projected: Projected, columns: Row) -> None:
 
 
 def _incarnation(columns: Row, **others: Any) -> Row:
-    names = ("run_id", "incarnation", "command_offset", "event_id", "causation_id", "at")
+    names = ("run_id", "incarnation", "command_offset", "event_id", "causation_id", "at", "log_offset")
     return {**{name: columns[name] for name in names}, **others}
 
 
@@ -73,9 +74,11 @@ def _follow(rows: dict[str, Row], projected: Projected, columns: Row) -> None:
     match event:
         case events.RunResumed() if row["incarnation"] < event.incarnation:
             row |= {"incarnation": event.incarnation, "step": event.step, "epoch": event.epoch}
+            row["told_at"] = columns["logged_at"]
             row |= {"status": RunStatus.RUNNING, "results": None, "detail": "", "ended_at": None}
         case events.BoundaryReached() | events.EpochCompleted() if is_newest and row["step"] <= event.step:
             row |= {"step": event.step, "epoch": event.epoch}
+            row["told_at"] = max(row["told_at"], columns["logged_at"])
         case events.RunEnded() if is_newest:
             results = event.results.model_dump_json() if event.results else None
             row |= {"status": event.status, "step": event.step, "results": results}
@@ -95,4 +98,5 @@ def _started(event: events.RunStarted, columns: Row) -> Row:
         "detail": "",
         "started_at": columns["at"],
         "ended_at": None,
+        "told_at": columns["logged_at"],
     }

@@ -2,21 +2,23 @@
 
 Sums are added up one record at a time in the order of the log, starting from the stored row: so their bits do
 not depend on how the log was cut into batches. A window is new, and goes in by COPY, where its steps lie beyond
-every step that was folded of its incarnation; of the others those that are not remembered are read.
+every step that was folded of its incarnation; of the others those are read whose layer is not remembered. Signals
+that come late, redriven, have rows of their own (``late_health``).
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from esper.graph.windows import FIELDS, WINDOW_STEPS
 from esper.schemas.events import LayerHealthMeasured
 from esper.schemas.operational import HealthSignal
 from esper.streams.health_partitions import TABLE, make_partitions
 from esper.streams.health_reports import HealthReport, Signal
-from esper.streams.memory import OpenWindow, PartitionMemory, WindowKey
+from esper.streams.memory import LayerKey, OpenWindow, PartitionMemory
 from esper.streams.projected import Projected
+from esper.streams.projectors import late_health
 from esper.streams.queries import queries
 
 KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
@@ -28,59 +30,78 @@ SUM_COLUMNS = (
 )
 COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *SUM_COLUMNS)
 
-Grown = dict[WindowKey, OpenWindow]
+Report = HealthReport | LayerHealthMeasured
+"""Both ways of reading one give the same attributes."""
+
+Grown = dict[LayerKey, dict[int, OpenWindow]]
 
 
 async def project(connection: Any, batch: Sequence[Projected], memory: PartitionMemory) -> None:
     """Fold the reports of one partition, in their order."""
-    await _recall(connection, batch, memory)
-    grown = _add_up(batch, memory)
-    new = {key: window for key, window in grown.items() if not window.is_stored}
+    late = [p for p in batch if p.late_from]
+    if late:
+        await late_health.project(connection, late)
+        batch = [p for p in batch if not p.late_from]
+    reports = cast("Sequence[Report]", [projected.data for projected in batch])
+    await _recall(connection, reports, memory)
+    grown = _add_up(batch, reports, memory)
+    new: list[tuple[LayerKey, int, OpenWindow]] = []
+    stored: list[tuple[LayerKey, int, OpenWindow]] = []
+    for key, windows in grown.items():
+        for seed_id, window in windows.items():
+            (stored if window.is_stored else new).append((key, seed_id, window))
     if new:
-        await make_partitions(connection, {w.logged_at.date() for w in new.values()})
-        rows = [(*key, w.logged_at, w.log_partition, w.first_offset, *w.sums) for key, w in new.items()]
+        await make_partitions(connection, {window.logged_at.date() for _key, _seed_id, window in new})
+        rows = [(*key, seed_id, w.logged_at, w.log_partition, w.first_offset, *w.sums) for key, seed_id, w in new]
         await connection.copy_records_to_table(TABLE, records=rows, columns=COPIED)
-    await _grow(connection, {key: window for key, window in grown.items() if window.is_stored})
-    for window in new.values():
+    if stored:
+        await _grow(connection, [(*key, seed_id, w.logged_at, *w.sums) for key, seed_id, w in stored])
+    for _key, _seed_id, window in new:
         window.is_stored = True
 
 
-async def _recall(connection: Any, batch: Sequence[Projected], memory: PartitionMemory) -> None:
-    """Read the windows that may be stored and are not remembered."""
-    wanted: dict[WindowKey, None] = {}
-    for projected in batch:
-        report = _report(projected)
+async def _recall(connection: Any, reports: Sequence[Report], memory: PartitionMemory) -> None:
+    """Read the windows of each layer that may have some stored and is not remembered."""
+    wanted: dict[LayerKey, None] = {}
+    for report in reports:
         step = report.step - report.step % WINDOW_STEPS
         if step > memory.progress[report.run_id, report.incarnation].last_step:
             continue
-        for signal in report.signals:
-            key = (report.run_id, report.incarnation, step, report.layer_id, signal.seed_id)
-            if key not in memory.windows:
-                wanted[key] = None
+        key = (report.run_id, report.incarnation, step, report.layer_id)
+        if key not in memory.layers:
+            wanted[key] = None
     if not wanted:
         return
-    columns = zip(*wanted, strict=True)
-    names = ("run_ids", "incarnations", "steps", "layer_ids", "seed_ids")
-    found = queries("telemetry").windows_of(connection, **{n: list(c) for n, c in zip(names, columns, strict=True)})
+    run_ids, incarnations, steps, layer_ids = (list(column) for column in zip(*wanted, strict=True))
+    found = queries("telemetry").windows_of(
+        connection, run_ids=run_ids, incarnations=incarnations, steps=steps, layer_ids=layer_ids
+    )
+    memory.layers.update({key: {} for key in wanted})
     async for row in found:
         values = tuple(row)
         logged_at, partition, offset = values[5:8]
-        memory.windows[values[:5]] = OpenWindow(list(values[8:]), logged_at, partition, offset, is_stored=True)
+        window = OpenWindow(list(values[8:]), logged_at, partition, offset, is_stored=True)
+        memory.layers[values[:4]][values[4]] = window
 
 
-def _add_up(batch: Sequence[Projected], memory: PartitionMemory) -> Grown:
+def _add_up(batch: Sequence[Projected], reports: Sequence[Report], memory: PartitionMemory) -> Grown:
     """Add every signal to its window; gives the windows that grew."""
-    windows, grown = memory.windows, Grown()
-    for projected in batch:
-        report = _report(projected)
-        run_id, incarnation, layer_id, step = report.run_id, report.incarnation, report.layer_id, report.step
-        start = step - step % WINDOW_STEPS
+    layers, grown = memory.layers, Grown()
+    for projected, report in zip(batch, reports, strict=True):
+        run_id, incarnation, step = report.run_id, report.incarnation, report.step
+        key = (run_id, incarnation, step - step % WINDOW_STEPS, report.layer_id)
+        windows = layers.get(key)
+        if windows is None:
+            windows = layers[key] = {}
+        if key not in grown:
+            grown[key] = {}
+        of_layer = grown[key]
         for signal in report.signals:
-            key = (run_id, incarnation, start, layer_id, signal.seed_id)
-            window = windows.get(key)
+            seed_id = signal.seed_id
+            window = windows.get(seed_id)
             if window is None:
-                window = windows[key] = _opened(projected)
-            grown[key] = window
+                window = windows[seed_id] = _opened(projected)
+            of_layer[seed_id] = window
             _add(window.sums, signal)
         progress = memory.progress[run_id, incarnation]
         if step > progress.last_step:
@@ -116,10 +137,7 @@ def _opened(first: Projected) -> OpenWindow:
     return OpenWindow(sums, logged_at, first.position.partition, first.position.offset, is_stored=False)
 
 
-async def _grow(connection: Any, grown: Grown) -> None:
-    if not grown:
-        return
-    rows = [(*key, window.logged_at, *window.sums) for key, window in grown.items()]
+async def _grow(connection: Any, rows: Sequence[tuple[Any, ...]]) -> None:
     names: Iterable[str] = chain(
         ("run_ids", "incarnations", "steps", "layer_ids", "seed_ids", "logged_ats", "num_signals", "num_non_finites"),
         (f"sums_{n}" for n in range(len(FIELDS))),
@@ -127,10 +145,3 @@ async def _grow(connection: Any, grown: Grown) -> None:
     )
     columns = {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
     await queries("telemetry").grow_windows(connection, **columns)
-
-
-def _report(projected: Projected) -> HealthReport | LayerHealthMeasured:
-    """Both ways of reading one give the same attributes."""
-    report = projected.data
-    assert isinstance(report, HealthReport | LayerHealthMeasured)
-    return report

@@ -1,7 +1,7 @@
--- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, and kernels.
+-- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, certificates, and kernels.
 
 -- name: judged
-SELECT event_id FROM blueprint_changes WHERE event_id = ANY(:event_ids);
+SELECT event_id, blueprint_id FROM blueprint_changes WHERE event_id = ANY(:event_ids);
 
 -- name: blueprints_of
 SELECT blueprint_id, version, status, spec FROM blueprints WHERE blueprint_id = ANY(:blueprint_ids);
@@ -18,17 +18,39 @@ ON CONFLICT (blueprint_id) DO UPDATE SET
 
 -- name: insert_changes!
 INSERT INTO blueprint_changes (
-    event_id, blueprint_id, change, expected_version, verdict, version_after, reason, log_partition, log_offset, at
+    event_id, blueprint_id, change, expected_version, verdict, version_after, reason,
+    causation_id, log_partition, log_offset, at
 ) SELECT * FROM unnest(
     :event_id::uuid[], :blueprint_id::text[], :change::text[], :expected_version::integer[], :verdict::text[],
-    :version_after::integer[], :reason::text[], :log_partition::integer[], :log_offset::bigint[], :at::timestamptz[]
+    :version_after::integer[], :reason::text[], :causation_id::uuid[], :log_partition::integer[],
+    :log_offset::bigint[], :at::timestamptz[]
 );
 
 -- name: insert_kernels!
 INSERT INTO kernels (
-    kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at
+    kernel_sha256, blueprint_id, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at,
+    log_partition, log_offset
 ) SELECT * FROM unnest(
     :kernel_sha256::text[], :blueprint_id::text[], :blueprint_version::integer[], :target::text[],
-    :num_features::integer[], :num_parameters::bigint[], :size_bytes::bigint[], :event_id::uuid[], :at::timestamptz[]
+    :num_features::integer[], :num_parameters::bigint[], :size_bytes::bigint[], :event_id::uuid[], :at::timestamptz[],
+    :log_partition::integer[], :log_offset::bigint[]
+)
+ON CONFLICT DO NOTHING;
+
+-- name: insert_kernel_refusals!
+INSERT INTO kernel_refusals (
+    blueprint_id, target, num_features, blueprint_version, reason, event_id, at
+) SELECT * FROM unnest(
+    :blueprint_id::text[], :target::text[], :num_features::integer[], :blueprint_version::integer[],
+    :reason::text[], :event_id::uuid[], :at::timestamptz[]
+)
+ON CONFLICT DO NOTHING;
+
+-- name: insert_certificates!
+INSERT INTO certificates (
+    blueprint_id, blueprint_version, examiner, checks, measurements, event_id, at
+) SELECT * FROM unnest(
+    :blueprint_id::text[], :blueprint_version::integer[], :examiner::text[], :checks::jsonb[],
+    :measurements::jsonb[], :event_id::uuid[], :at::timestamptz[]
 )
 ON CONFLICT DO NOTHING;

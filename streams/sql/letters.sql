@@ -26,6 +26,16 @@ ORDER BY log_offset LIMIT :limit;
 -- name: all_pending
 SELECT topic, log_partition, log_offset, key, value, headers, timestamp_ms FROM pending_letters;
 
+-- name: letter_counts
+SELECT topic, count(d.log_offset) AS num_dead, count(p.log_offset) FILTER (WHERE p.refused IS NULL) AS num_pending,
+    count(p.refused) AS num_refused
+FROM dead_letters AS d FULL JOIN pending_letters AS p USING (topic, log_partition, log_offset)
+GROUP BY topic;
+
+-- name: refused
+SELECT topic, log_partition, log_offset, refused FROM pending_letters WHERE refused IS NOT NULL
+ORDER BY topic, log_partition, log_offset;
+
 -- name: remove_pending!
 DELETE FROM pending_letters
 WHERE topic = :topic AND log_partition = :log_partition AND log_offset = ANY(:offsets);

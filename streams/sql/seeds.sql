@@ -3,12 +3,12 @@
 -- name: insert_transitions!
 INSERT INTO lifecycle (
     run_id, incarnation, sequence, step, layer_id, seed_id, from_stage, to_stage, reason, blueprint_id, kernel_sha256,
-    command_id, num_parameters, detail, is_impossible, event_id, causation_id, at
+    command_id, num_parameters, detail, is_impossible, event_id, causation_id, at, seen_from
 ) SELECT * FROM unnest(
     :run_id::text[], :incarnation::integer[], :sequence::bigint[], :step::bigint[], :layer_id::text[],
     :seed_id::integer[], :from_stage::text[], :to_stage::text[], :reason::text[], :blueprint_id::text[],
     :kernel_sha256::text[], :command_id::uuid[], :num_parameters::bigint[], :detail::text[],
-    :is_impossible::boolean[], :event_id::uuid[], :causation_id::uuid[], :at::timestamptz[]
+    :is_impossible::boolean[], :event_id::uuid[], :causation_id::uuid[], :at::timestamptz[], :seen_from::bigint[]
 )
 ON CONFLICT DO NOTHING;
 
@@ -26,22 +26,23 @@ WHERE seeds.since_step <= EXCLUDED.since_step; -- a redriven event tells of the 
 
 -- name: insert_rejections!
 INSERT INTO rejections (
-    run_id, incarnation, sequence, step, layer_id, seed_id, command_id, reason, detail, event_id, causation_id, at
+    run_id, incarnation, sequence, step, layer_id, seed_id, command_id, reason, detail, event_id, causation_id, at,
+    seen_from
 ) SELECT * FROM unnest(
     :run_id::text[], :incarnation::integer[], :sequence::bigint[], :step::bigint[], :layer_id::text[],
     :seed_id::integer[], :command_id::uuid[], :reason::text[], :detail::text[], :event_id::uuid[],
-    :causation_id::uuid[], :at::timestamptz[]
+    :causation_id::uuid[], :at::timestamptz[], :seen_from::bigint[]
 )
 ON CONFLICT DO NOTHING;
 
 -- name: insert_breaker_changes!
 INSERT INTO breaker_changes (
     run_id, incarnation, sequence, step, layer_id, seed_id, from_state, to_state, num_failures, detail, event_id,
-    causation_id, at
+    causation_id, at, seen_from
 ) SELECT * FROM unnest(
     :run_id::text[], :incarnation::integer[], :sequence::bigint[], :step::bigint[], :layer_id::text[],
     :seed_id::integer[], :from_state::text[], :to_state::text[], :num_failures::bigint[], :detail::text[],
-    :event_id::uuid[], :causation_id::uuid[], :at::timestamptz[]
+    :event_id::uuid[], :causation_id::uuid[], :at::timestamptz[], :seen_from::bigint[]
 )
 ON CONFLICT DO NOTHING;
 

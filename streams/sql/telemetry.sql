@@ -5,9 +5,9 @@ SELECT w.run_id, w.incarnation, w.step, w.layer_id, w.seed_id, w.logged_at, w.lo
     w.num_signals, w.num_non_finite,
     w.sum_health_score, w.sum_activation_mean, w.sum_activation_std, w.sum_dead_ratio, w.sum_gradient_norm,
     w.count_health_score, w.count_activation_mean, w.count_activation_std, w.count_dead_ratio, w.count_gradient_norm
-FROM unnest(:run_ids::text[], :incarnations::integer[], :steps::bigint[], :layer_ids::text[], :seed_ids::integer[])
-    AS k (run_id, incarnation, step, layer_id, seed_id)
-JOIN health_windows AS w USING (run_id, incarnation, step, layer_id, seed_id);
+FROM unnest(:run_ids::text[], :incarnations::integer[], :steps::bigint[], :layer_ids::text[])
+    AS k (run_id, incarnation, step, layer_id)
+JOIN health_windows AS w USING (run_id, incarnation, step, layer_id);
 
 -- name: grow_windows!
 UPDATE health_windows AS w SET
@@ -31,3 +31,15 @@ FROM unnest(
 )
 WHERE w.run_id = g.run_id AND w.incarnation = g.incarnation AND w.step = g.step AND w.layer_id = g.layer_id
     AND w.seed_id = g.seed_id AND w.logged_at = g.logged_at;
+
+-- name: insert_late_signals!
+INSERT INTO late_health_signals (
+    run_id, incarnation, step, log_partition, log_offset, place, logged_at, late_from, layer_id, seed_id, non_finite,
+    health_score, activation_mean, activation_std, dead_ratio, gradient_norm
+) SELECT * FROM unnest(
+    :run_id::text[], :incarnation::integer[], :step::bigint[], :log_partition::integer[], :log_offset::bigint[],
+    :place::integer[], :logged_at::timestamptz[], :late_from::bigint[], :layer_id::text[], :seed_id::integer[],
+    :non_finite::boolean[], :health_score::double precision[], :activation_mean::double precision[],
+    :activation_std::double precision[], :dead_ratio::double precision[], :gradient_norm::double precision[]
+)
+ON CONFLICT DO NOTHING;

@@ -6,7 +6,9 @@ Broker, Postgres and workers share this machine. ``--profile`` says where one wo
 
 import argparse
 import asyncio
+import os
 import pstats
+import signal
 import sys
 import tempfile
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import asyncpg
 from aiokafka import AIOKafkaProducer
+from confluent_kafka import Producer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from conftest import running_stack
@@ -35,6 +38,7 @@ SEEDS = 4
 RUNS, LAYERS = 24, 20
 POLL_S = 0.05
 DEADLINE_S = 120
+FOLDED = "SELECT coalesce(sum(next_offset), 0)::bigint FROM esper.positions WHERE topic = $1"
 SENT_AT_ONCE, MAX_BATCH_BYTES = 400, 2_000_000
 
 
@@ -93,11 +97,10 @@ async def fill(stack: EmbeddedStack, name: str, num_records: int, every: int) ->
 async def timed(stack: EmbeddedStack, total: int) -> tuple[float, float]:
     """Wait until ``total`` records are folded: seconds from 5 % to 95 % of what was left, and the share of it."""
     connection = await asyncpg.connect(stack.postgres.dsn)
-    folded = "SELECT coalesce(sum(next_offset), 0)::bigint FROM esper.positions WHERE topic = $1"
-    begin, marks = int(await connection.fetchval(folded, TELEMETRY.name)), list[tuple[float, int]]()
+    begin, marks = int(await connection.fetchval(FOLDED, TELEMETRY.name)), list[tuple[float, int]]()
     deadline = time.monotonic() + DEADLINE_S
     while not marks or marks[-1][1] < total:
-        marks.append((time.monotonic(), int(await connection.fetchval(folded, TELEMETRY.name))))
+        marks.append((time.monotonic(), int(await connection.fetchval(FOLDED, TELEMETRY.name))))
         assert marks[-1][0] < deadline, f"only {marks[-1][1]:,} of {total:,} records in {DEADLINE_S} s"
         await asyncio.sleep(POLL_S)
     await connection.close()
@@ -130,6 +133,48 @@ def run_workers(stack: EmbeddedStack, folder: Path, name: str, count: int, total
     )
 
 
+def hold(stack: EmbeddedStack, folder: Path, rate: int, seconds: int, total: int) -> None:
+    """A worker beside a writer of ``rate`` records a second: how far behind it is."""
+    records = list(reports("held", rate * seconds, 1))
+    child = worker(stack, folder, "held")
+    child.start()
+    try:
+        asyncio.run(timed(stack, total))  # nothing is left of before
+        lags = asyncio.run(behind(stack, records, rate, total))
+    finally:
+        child.stop()
+    lags.sort()
+    print(
+        f"held: {rate:,} records/s = {rate * SEEDS:,} signals/s for {seconds} s, one worker: from sent to committed "
+        f"p50 {lags[len(lags) // 2]:.2f} s, p95 {lags[len(lags) * 95 // 100]:.2f} s, most {lags[-1]:.2f} s",
+        flush=True,
+    )
+
+
+async def behind(stack: EmbeddedStack, records: list[Record], rate: int, total: int) -> list[float]:
+    """Send at that rate; the age in seconds of the newest committed record, as often as one looks."""
+    brokers = stack.settings().need_kafka().bootstrap_servers
+    producer = Producer({"bootstrap.servers": brokers, "linger.ms": 20, "compression.type": "zstd", "acks": "all"})
+    connection = await asyncpg.connect(stack.postgres.dsn)
+    begin, sent, ages = time.monotonic(), 0, list[float]()
+    folded = 0
+    while folded < len(records):
+        due = min(len(records), int((time.monotonic() - begin) * rate))
+        for record in records[sent:due]:
+            partition = partition_for(record.key or b"", TELEMETRY.num_partitions)
+            producer.produce(
+                TELEMETRY.name, record.value, record.key, partition=partition, headers=list(record.headers)
+            )
+        sent = due
+        producer.poll(0)
+        folded = int(await connection.fetchval(FOLDED, TELEMETRY.name)) - total
+        ages.append(time.monotonic() - begin - folded / rate)
+        assert ages[-1] < DEADLINE_S, f"only {folded:,} of {sent:,} records"
+        await asyncio.sleep(POLL_S)
+    await connection.close()
+    return ages
+
+
 def cpu_seconds(child: ChildProcess) -> float:
     import psutil
 
@@ -137,15 +182,26 @@ def cpu_seconds(child: ChildProcess) -> float:
     return float(times.user + times.system)
 
 
+PROFILED = """
+import cProfile, signal, sys
+profile = cProfile.Profile()
+signal.signal(signal.SIGRTMIN, lambda *_: profile.dump_stats(sys.argv[1]))
+profile.enable()
+sys.argv = ["faust", "-A", "esper.streams", "worker", "--without-web"]
+from faust.cli.faust import cli
+cli()
+"""
+
+
 def profile(stack: EmbeddedStack, folder: Path, total: int) -> None:
     """One worker under cProfile, which slows it; the shares are what to look at."""
     out = folder / "profile"
-    command = [str(SCRIPTS / "python"), "-m", "cProfile", "-o", str(out), str(SCRIPTS / "faust")]
-    child = process(stack, folder, "profiled", *command, "-A", "esper.streams", "worker", "--without-web")
+    child = process(stack, folder, "profiled", str(SCRIPTS / "python"), "-c", PROFILED, str(out))
     child.start()
     asyncio.run(timed(stack, total))
+    os.kill(child.pid, signal.SIGRTMIN)
+    wait_until(lambda: out.exists() and out.stat().st_size > 0, 30, f"the profile; {log_of(child)[-500:]}")
     child.stop()
-    wait_until(lambda: not child.is_alive and out.exists(), 30, f"the profile; {log_of(child)[-500:]}")
     pstats.Stats(str(out)).sort_stats("tottime").print_stats(22)
 
 
@@ -155,6 +211,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="one step in so many is sampled")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3, help="of one worker, each on more stored rows")
+    parser.add_argument("--hold", type=int, default=20, help="seconds of a writer beside one worker; 0 for none")
+    parser.add_argument("--rate", type=int, default=10_000, help="records a second of that writer")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     total = 0
@@ -168,6 +226,9 @@ def main() -> None:
             asyncio.run(fill(stack, f"by{count}", arguments.records, arguments.every))
             total += arguments.records
             run_workers(stack, folder, f"shared by {count}", count, total)
+        if arguments.hold:
+            hold(stack, folder, arguments.rate, arguments.hold, total)
+            total += arguments.rate * arguments.hold
         if arguments.profile:
             asyncio.run(fill(stack, "profiled", arguments.records, arguments.every))
             profile(stack, folder, total + arguments.records)

@@ -49,6 +49,9 @@ PINNED_IDS = (
     "8dff4b8e-693d-5765-9289-e2e61303abc4",
     "286a53a7-a5cd-5f50-9707-fae6e7673b5a",
     "3f42d2d3-8825-5937-aca2-27f502c077ab",
+    "ef28a325-cb7b-52bf-af61-d8e85dce719f",
+    "1687c857-77c5-5af6-8f38-8c664cb9c97a",
+    "d64344f6-69c2-5a48-8d46-b83f04c2267c",
 )
 COMMANDS = {
     Action.GERMINATE: events.GerminateSeed,
@@ -162,6 +165,9 @@ def test_ids_are_the_same_in_every_program_for_ever() -> None:
         ids.request_id("key"),
         ids.kernel_event_id("ab" * 32),
         ids.redriven_id(decision, "system.runs", 1, 2),
+        ids.library_request_id("noop", 1, "compile"),
+        ids.certificate_id("noop", 2),
+        ids.kernel_refusal_id("noop", 3, "linear", 8),
     ]
     assert [str(i) for i in told] == list(PINNED_IDS)
     assert ids.trainer_event_id("run-1", 11, 2) != ids.trainer_event_id("run-1", 1, 12)

@@ -52,8 +52,16 @@ def run(stack: EmbeddedStack, services: dict[str, str], tmp_path_factory: pytest
     return run_id
 
 
-def read_all(stack: EmbeddedStack, run_id: str) -> list[dict[str, Any]]:
-    """Every event of a run on the control topics, by confluent-kafka: envelope from headers, value as JSON."""
+CHAIN = (
+    "control.tamiyo.decisions",
+    "control.kasmina.commands",
+    "control.kasmina.lifecycle",
+    "innovation.field-reports",
+)
+
+
+def read_all(stack: EmbeddedStack, run_id: str, *more: str) -> list[dict[str, Any]]:
+    """Every event of a run on these topics, by confluent-kafka: envelope from headers, value as JSON."""
     consumer = Consumer(
         {
             "bootstrap.servers": stack.kafka.bootstrap_servers,
@@ -61,18 +69,12 @@ def read_all(stack: EmbeddedStack, run_id: str) -> list[dict[str, Any]]:
             "auto.offset.reset": "earliest",
         }
     )
-    names = (
-        "control.tamiyo.decisions",
-        "control.kasmina.commands",
-        "control.kasmina.lifecycle",
-        "innovation.field-reports",
-    )
-    places = [TopicPartition(name, n, 0) for name in names for n in range(12)]
+    places = [TopicPartition(name, n, 0) for name in (*CHAIN, *more) for n in range(12)]
     left = sum(consumer.get_watermark_offsets(p, timeout=10)[1] for p in places)
     consumer.assign(places)
     found = []
     while left:
-        for message in consumer.consume(500, timeout=10):
+        for message in consumer.consume(min(left, 500), timeout=10):
             assert message.error() is None
             left -= 1
             if message.key() == run_id.encode():
@@ -127,6 +129,35 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
         assert rows("SELECT status FROM esper.runs WHERE run_id = %s") == [("completed",)]
         impossible = rows("SELECT count(*) FROM esper.lifecycle WHERE run_id = %s AND is_impossible")
         assert impossible == [(0,)]
+
+
+def trace_of(event: dict[str, Any]) -> str:
+    return str(event["traceparent"].split("-")[1])
+
+
+@pytest.mark.timeout(120)
+def test_one_trace_goes_through_every_topic(stack: EmbeddedStack, run: str) -> None:
+    """From the boundary that a decision was made at to what became of the seed, by the headers alone."""
+    boundaries = ("system.runs", "control.tamiyo.views")
+    by_trace: dict[str, list[dict[str, Any]]] = {}
+    for event in read_all(stack, run, *boundaries):
+        by_trace.setdefault(trace_of(event), []).append(event)
+    by_id = {e["ce_id"]: e for events in by_trace.values() for e in events}
+    commands = [e for e in by_id.values() if e["topic"] == "control.kasmina.commands"]
+    assert commands
+    for command in commands:
+        decision = by_id[command["ce_causationid"]]
+        boundary = by_id[decision["ce_causationid"]]
+        assert boundary["ce_type"] == "esper.boundary.reached.v1"
+        together = {(e["topic"], e["data"].get("boundary")) for e in by_trace[trace_of(boundary)]}
+        assert {(topic, boundary["data"]["boundary"]) for topic in (*boundaries, CHAIN[0])} <= together
+        assert trace_of(boundary) == trace_of(decision) == trace_of(command)
+    moved = [e for e in by_id.values() if e["topic"] == "control.kasmina.lifecycle" and "ce_causationid" in e]
+    for effect in (*moved, *(e for e in by_id.values() if e["topic"] == "innovation.field-reports")):
+        assert trace_of(effect) == trace_of(by_id[effect["ce_causationid"]])
+    whole = [t for t, events in by_trace.items() if {e["topic"] for e in events} == {*boundaries, *CHAIN}]
+    assert whole, "no trace goes all the way"
+    assert all(sum(e["ce_type"] == "esper.boundary.reached.v1" for e in events) <= 1 for events in by_trace.values())
 
 
 @pytest.mark.timeout(120)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import running, worker
+from shipping import certified_at_once
 from waiting import wait_until_async
 
 from esper.embedded.stack import EmbeddedStack
@@ -16,7 +17,6 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, DECISIONS, RUNS, TELEMETRY
 from esper.services.tamiyo.service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
-from esper.services.urza.catalogue import shipping_requests
 
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=24, num_parameters=600, num_seeds=1)
 KERNEL = Kernel(
@@ -58,7 +58,7 @@ async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: 
     epoch = made(run_id, 1, events.EpochCompleted, step=5, epoch=0, metrics={"val_accuracy": 0.5})
     with running(worker(stack, tmp_path), "worker.ready"):
         async with OonaProducer(stack.settings().need_kafka()) as producer:
-            await producer.send_batch(shipping_requests())
+            await producer.send_batch(certified_at_once())
             await producer.send(OonaMessage.of(registered, id=ids.kernel_event_id(KERNEL.kernel_sha256), source="test"))
             await producer.send_batch([started(run_id), epoch, boundary(run_id, 2, 1)])
             await producer.send_batch([started(blind), boundary(blind, 2, 1, **{TELEMETRY.name: 1})])

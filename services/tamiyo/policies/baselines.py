@@ -43,9 +43,9 @@ class SchedulePolicy:
             if choice.action is Action.FOSSILIZE:
                 return only(index, "the schedule fossilizes every seed that is evaluated")
         started = [s for s in view.seeds if s.germinated_at_step is not None]
-        due = len(view.epochs) // self._every
+        due = view.num_epochs // self._every
         options = [n for n, c in enumerate(choices) if c.action is Action.GERMINATE]
         if len(started) < due and options:
-            reason = f"{len(view.epochs)} epochs, one seed every {self._every}: {len(started)} of {due} so far"
+            reason = f"{view.num_epochs} epochs, one seed every {self._every}: {len(started)} of {due} so far"
             return only(options[len(started) % len(options)], reason)
         return only(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")

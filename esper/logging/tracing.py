@@ -1,0 +1,41 @@
+"""Which trace a log line belongs to: W3C Trace Context, as it travels in events and in HTTP headers."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from structlog.contextvars import bound_contextvars
+
+from esper.schemas.messages import TRACEPARENT_PATTERN
+
+_TRACEPARENT = re.compile(TRACEPARENT_PATTERN)
+_NO_TRACE = "0" * 32
+_NO_SPAN = "0" * 16
+
+
+def incoming_trace(header: str | None) -> str | None:
+    """The ``traceparent`` that a caller sent, for ``OonaMessage.of``; None where there is none that counts.
+
+    The specification has one that cannot be read ignored: the event then begins a trace of its own.
+    """
+    text = (header or "").strip()
+    if not _TRACEPARENT.fullmatch(text):
+        return None
+    _version, trace, span, _flags = text.split("-")
+    return None if trace == _NO_TRACE or span == _NO_SPAN else text
+
+
+def trace_id_of(traceparent: str | None) -> str | None:
+    """The part of it that all events of one trace share."""
+    return traceparent.split("-")[1] if traceparent else None
+
+
+@contextmanager
+def traced(traceparent: str | None) -> Iterator[None]:
+    """Have the log lines of this block, in this task or thread, carry the ``trace_id``."""
+    trace_id = trace_id_of(traceparent)
+    if trace_id is None:
+        yield
+        return
+    with bound_contextvars(trace_id=trace_id):
+        yield

@@ -1,0 +1,32 @@
+"""Field reports as the API shows them."""
+
+from datetime import datetime
+from uuid import UUID
+
+from esper.schemas.enums import ReportMethod, SeedStage
+from esper.services.urza.api.pages import Shown
+
+
+class FieldReport(Shown):
+    """How one adaptation turned out. Superseded: a resumed run took over before it."""
+
+    run_id: str
+    incarnation: int
+    sequence: int
+    step: int
+    layer_id: str
+    seed_id: int
+    blueprint_id: str
+    outcome: SeedStage
+    method: ReportMethod
+    metric: str
+    before: float | None
+    after: float | None
+    germinated_at_step: int
+    num_parameters: int
+    decision_id: UUID
+    command_id: UUID
+    event_id: UUID
+    causation_id: UUID | None
+    at: datetime
+    is_superseded: bool

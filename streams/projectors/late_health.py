@@ -1,0 +1,44 @@
+"""telemetry.seed.health, redriven -> late_health_signals.
+
+A window that a view was made of must not change afterwards. So signals that come when later ones of their
+incarnation were folded lie beside it, and count in views of boundaries that came after them alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from esper.graph.windows import FIELDS, WINDOW_STEPS
+from esper.schemas.events import LayerHealthMeasured
+from esper.schemas.operational import HealthSignal
+from esper.streams.health_reports import HealthReport, Signal
+from esper.streams.projected import Projected
+from esper.streams.projectors.facts import write_rows
+from esper.streams.queries import queries
+
+
+async def project(connection: Any, batch: Sequence[Projected]) -> None:
+    """Record late signals."""
+    await write_rows(connection, queries("telemetry"), "insert_late_signals", list(_rows(batch)))
+
+
+def _rows(batch: Sequence[Projected]) -> Iterator[dict[str, Any]]:
+    for projected in batch:
+        report = projected.data
+        assert isinstance(report, HealthReport | LayerHealthMeasured)
+        signals: Sequence[Signal | HealthSignal] = report.signals
+        for place, signal in enumerate(signals):
+            yield {
+                "run_id": report.run_id,
+                "incarnation": report.incarnation,
+                "step": report.step - report.step % WINDOW_STEPS,
+                "log_partition": projected.position.partition,
+                "log_offset": projected.position.offset,
+                "place": place,
+                "logged_at": datetime.fromtimestamp(projected.logged_ms / 1000, UTC),
+                "late_from": projected.late_from,
+                "layer_id": report.layer_id,
+                "seed_id": signal.seed_id,
+                "non_finite": signal.non_finite,
+                **{name: getattr(signal, name) for name in FIELDS},
+            }

@@ -1,0 +1,84 @@
+-- What Urza works off: blueprints to be examined, kernels to be built; and what became of both.
+
+-- name: not_validated
+-- Longest waiting first, without those that this Urza has answered and the projection does not show yet.
+SELECT blueprint_id, version, status, spec
+FROM blueprints
+WHERE status IN ('proposed', 'compiled')
+    AND NOT EXISTS (
+        SELECT FROM unnest(:answered_ids::text[], :answered_versions::integer[]) AS a (id, version)
+        WHERE a.id = blueprints.blueprint_id AND a.version = blueprints.version
+    )
+ORDER BY changed_at, blueprint_id LIMIT :limit;
+
+-- name: num_validated$
+SELECT count(*) FROM blueprints
+WHERE blueprint_id = ANY(:blueprint_ids) AND status NOT IN ('proposed', 'compiled');
+
+-- name: wanted_kernels
+-- Every certified blueprint at every width that a run has, unless its kernel is there or refused. The widths are
+-- found by jumping along an index, so that runs without number cost no more than widths.
+WITH RECURSIVE widths AS (
+    (SELECT kind, num_features FROM layers ORDER BY kind, num_features LIMIT 1)
+    UNION ALL
+    SELECT next.kind, next.num_features
+    FROM widths AS w
+    CROSS JOIN LATERAL (
+        SELECT l.kind, l.num_features FROM layers AS l
+        WHERE (l.kind, l.num_features) > (w.kind, w.num_features)
+        ORDER BY l.kind, l.num_features LIMIT 1
+    ) AS next
+)
+SELECT b.blueprint_id, b.version, b.spec, w.kind, w.num_features
+FROM blueprints AS b
+JOIN widths AS w ON b.spec -> 'targets' ? w.kind
+WHERE b.status = 'certified'
+    AND NOT EXISTS (
+        SELECT FROM kernels AS k
+        WHERE k.blueprint_id = b.blueprint_id AND k.target = w.kind AND k.num_features = w.num_features
+    )
+    AND NOT EXISTS (
+        SELECT FROM kernel_refusals AS r
+        WHERE r.blueprint_id = b.blueprint_id AND r.target = w.kind AND r.num_features = w.num_features
+    )
+ORDER BY b.blueprint_id, w.kind, w.num_features LIMIT :limit;
+
+-- name: verdicts
+SELECT event_id, verdict, version_after FROM blueprint_changes WHERE event_id = ANY(:event_ids);
+
+-- name: versions
+SELECT blueprint_id, version, status FROM blueprints WHERE blueprint_id = ANY(:blueprint_ids);
+
+-- name: by_status
+SELECT blueprint_id, version, status, spec, changed_at FROM blueprints
+WHERE :status::text IS NULL OR status = :status
+ORDER BY blueprint_id LIMIT :limit OFFSET :offset;
+
+-- name: blueprint^
+SELECT blueprint_id, version, status, spec, changed_at FROM blueprints WHERE blueprint_id = :blueprint_id;
+
+-- name: history
+-- In the order of the log: a blueprint's changes are in one partition. A cause is a certificate or somebody's event.
+SELECT event_id, change, expected_version, verdict, version_after, reason, causation_id, at
+FROM blueprint_changes WHERE blueprint_id = :blueprint_id ORDER BY log_partition, log_offset;
+
+-- name: certificates
+SELECT blueprint_version, examiner, checks, measurements, event_id, at
+FROM certificates WHERE blueprint_id = :blueprint_id ORDER BY blueprint_version;
+
+-- name: kernels
+SELECT kernel_sha256, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at
+FROM kernels WHERE blueprint_id = :blueprint_id ORDER BY target, num_features, kernel_sha256;
+
+-- name: refusals
+SELECT blueprint_version, target, num_features, reason, event_id, at
+FROM kernel_refusals WHERE blueprint_id = :blueprint_id ORDER BY target, num_features, blueprint_version;
+
+-- name: uses
+-- Where it was sent, and how it turned out there; no report yet where its seed has not come to its end.
+SELECT c.run_id, c.incarnation, c.layer_id, c.seed_id, c.command_id, c.decision_id, c.kernel_sha256, c.at,
+    f.outcome, f.method, f.metric, f.before, f.after
+FROM commands AS c
+LEFT JOIN field_reports AS f ON f.blueprint_id = c.blueprint_id AND f.command_id = c.command_id
+WHERE c.blueprint_id = :blueprint_id
+ORDER BY c.at DESC, c.command_id LIMIT :limit OFFSET :offset;

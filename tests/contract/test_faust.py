@@ -1,0 +1,110 @@
+"""What Esper overrides of Faust, and what it counts on there: an upgrade that changes it fails here, loudly.
+
+A difference means: read the new source, compare it with streams/batching.py and docs/faust.md, run `make
+faults-streams`, and only then write the new digest here.
+"""
+
+import hashlib
+import inspect
+import re
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import faust
+import pytest
+from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer as BaseConsumer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from packaging.requirements import Requirement
+
+from esper.config import Settings
+from esper.streams import worker
+from esper.streams.batching import BatchConsumer, BatchSchema, BatchTransport
+from esper.streams.worker import EsperApp, build_app
+
+ROOT = Path(__file__).parents[2]
+VERSION = "0.15.3"
+DIGESTS = {
+    # overridden
+    faust.App._new_transport: "42db531312dd",
+    BaseConsumer.getmany: "4b168d84882a",
+    BaseConsumer.perform_seek: "0e8c130ff4b0",
+    BaseConsumer._wait_next_records: "6218e1969a63",
+    BaseConsumer._new_offset: "1d2c7ea89a7a",
+    BaseConsumer._add_gap: "4df2573ded7c",
+    AIOKafkaConsumerThread.seek_to_committed: "775ab0adc4b0",
+    faust.Schema.compile: "d46eec5ce319",
+    # counted on: who calls what is overridden, and what is asked of the client
+    BaseConsumer._drain_messages: "44a2500309e8",
+    BaseConsumer.ack: "5fcf41cf4515",
+    Recovery._resume_streams: "d986a6710c1a",
+    Recovery.on_recovery_completed: "6ef567acf072",
+    AIOKafkaConsumerThread._seek_wait: "9d221e816d94",
+    AIOKafkaConsumerThread.earliest_offsets: "5d697cd76873",
+    AIOKafkaConsumerThread._highwaters: "a7f4f97d9f32",
+    AIOKafkaConsumerThread._create_worker_consumer: "c2701bfc3e6f",
+}
+
+
+def digest(function: object) -> str:
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]  # type: ignore[arg-type]
+
+
+def test_the_version_is_pinned_exactly() -> None:
+    assert version("faust-streaming") == VERSION
+    wanted = [Requirement(text) for text in requires("esper") or ()]
+    (pinned,) = {str(r.specifier) for r in wanted if r.name == "faust-streaming"}
+    assert pinned == f"=={VERSION}"
+
+
+@pytest.mark.parametrize("function", DIGESTS, ids=lambda f: f.__qualname__)
+def test_what_is_counted_on_is_as_it_was_read(function: object) -> None:
+    assert digest(function) == DIGESTS[function]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock"), [(BatchConsumer, Consumer), (BatchTransport, Transport), (BatchSchema, faust.Schema)]
+)
+def test_every_override_has_something_to_override(ours: type, stock: type) -> None:
+    added = {"_seek_again", "is_folding"}
+    own = {n for n, v in vars(ours).items() if inspect.isfunction(v) and n != "__init__"} - added
+    assert {n for n in own if not hasattr(stock, n)} == set()
+    for name in own - {"compile"}:
+        assert list(inspect.signature(getattr(ours, name)).parameters) == list(
+            inspect.signature(getattr(stock, name)).parameters
+        ), name
+
+
+def test_the_page_names_every_override() -> None:
+    page = (ROOT / "docs" / "faust.md").read_text()
+    for ours in (BatchConsumer, BatchSchema, EsperApp):
+        stock = ours.__mro__[1]
+        for name, value in vars(ours).items():
+            if inspect.isfunction(value) and hasattr(stock, name) and not name.startswith("__"):
+                assert f"`{name}`" in page, f"{ours.__name__}.{name}"
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "faust.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 10
+    for path, function in named:
+        assert (f"def {function}(" if function else "def test_") in (ROOT / path).read_text(), f"{path}::{function}"
+
+
+def test_every_hole_of_the_page_has_a_test() -> None:
+    page = (ROOT / "docs" / "faust.md").read_text()
+    holes = [line for line in page.split("## Holes", 1)[1].splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(holes) > 15
+    assert [line for line in holes[1:] if "`tests/" not in line] == []
+
+
+def test_the_app_is_set_as_the_page_says() -> None:
+    conf = build_app(Settings.model_validate({"source": "the test"})).conf
+    assert (conf.topic_disable_leader, conf.topic_allow_declare, conf.web_enabled) == (True, False, False)
+    assert (conf.worker_redirect_stdouts, conf.stream_wait_empty) == (False, False)
+    assert (str(conf.store), str(conf.processing_guarantee.value)) == ("memory:", "at_least_once")
+    assert conf.consumer_auto_offset_reset == "earliest"
+    agent = inspect.getsource(worker._folding_agent)
+    assert "stream.noack().events()" in agent
+    assert ".take(" not in agent

@@ -1,0 +1,196 @@
+"""What no worker can mend: it stops red, at once, and says what is lost and what to do; nothing stalls silently."""
+
+import asyncio
+import signal
+import uuid
+from pathlib import Path
+
+import psycopg
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
+from examples import EXAMPLES
+from processes import cli, log_of, running, worker
+from waiting import wait_until
+
+from esper.embedded.processes import ChildProcess
+from esper.embedded.stack import EmbeddedStack
+from esper.oona.consumer import end_offsets, partition_of
+from esper.oona.producer import OonaProducer
+from esper.oona.topics import admin_client, apply_topics
+from esper.schemas.events import EpochCompleted
+from esper.schemas.messages import OonaMessage
+from esper.schemas.topics import RUNS
+from esper.streams.migrations import migrate
+
+RUN = "overtaken"
+TIMES = {"ESPER_STREAMS__RETRY_MAX_DELAY_S": "1", "ESPER_STREAMS__SESSION_TIMEOUT_S": "6"}
+EPOCH = next(e for e in EXAMPLES if isinstance(e, EpochCompleted))
+
+
+class Log:
+    """A run's epochs, one a record, in one partition of a stack."""
+
+    def __init__(self, stack: EmbeddedStack) -> None:
+        self.stack, self._sequence = stack, 0
+        self.kafka = stack.settings().need_kafka()
+        self.place = (RUNS.name, partition_of(RUN, RUNS))
+
+    def add(self, num_epochs: int) -> None:
+        """Write the next epochs."""
+        messages = []
+        for _ in range(num_epochs):
+            fields = {"run_id": RUN, "sequence": self._sequence, "epoch": self._sequence, "step": self._sequence}
+            event = EPOCH.model_copy(update=fields)
+            messages.append(OonaMessage.of(event, id=uuid.uuid4(), source="test"))
+            self._sequence += 1
+
+        async def send() -> None:
+            async with OonaProducer(self.kafka) as producer:
+                await producer.send_batch(messages)
+
+        asyncio.run(send())
+
+    def expire(self) -> None:
+        """What retention does in the end: everything that is there goes."""
+
+        async def delete() -> None:
+            ends = await end_offsets(self.kafka, [RUNS])
+            async with admin_client(self.kafka) as client:
+                await client.delete_records({TopicPartition(*self.place): RecordsToDelete(ends[self.place])})
+
+        asyncio.run(delete())
+
+    def wait_until_folded(self) -> None:
+        """All of it."""
+        wait_until(lambda: self.num_folded() == self._sequence, 60, "the epochs")
+
+    def num_folded(self) -> int:
+        """Epochs in the projections."""
+        with psycopg.connect(self.stack.postgres.dsn) as connection:
+            row = connection.execute("SELECT count(*) FROM esper.epochs WHERE run_id = %s", (RUN,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def do(self, statement: str) -> None:
+        """By hand, in the database."""
+        with psycopg.connect(self.stack.postgres.dsn, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> str:
+    """What a worker says that does not start."""
+    child = worker(stack, folder, name, **{**TIMES, **env})
+    child.start()
+    wait_until(lambda: not child.is_alive, 90, f"the refusal: {name}")
+    assert child.returncode == 1
+    assert "Traceback" not in log_of(child)
+    return log_of(child)
+
+
+def red(child: ChildProcess) -> str:
+    """What a worker says of the first partition that it stopped."""
+    wait_until(lambda: "partition.stopped" in log_of(child), 90, "the red partition")
+    assert child.is_alive
+    return next(line for line in log_of(child).splitlines() if "partition.stopped" in line)
+
+
+def run(stack: EmbeddedStack, folder: Path, *arguments: str) -> str:
+    code, printed = cli(stack, folder, *arguments)
+    assert code == 0, printed
+    return printed
+
+
+@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.timeout(400)
+def test_retention_that_overtook_a_worker_is_told_with_what_is_lost(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    log = Log(fresh_stack)
+    log.add(5)
+    with running(worker(fresh_stack, tmp_path, "first", **TIMES), "worker.ready"):
+        log.wait_until_folded()
+    log.add(5)
+    log.expire()
+    refused = refusal(fresh_stack, tmp_path, "overtaken-while-stopped")
+    assert f"{RUNS.name}[{log.place[1]}]: offsets 5 to 9 expired before they were folded and are lost" in refused
+    assert "esper projections rebuild" in refused
+    run(fresh_stack, tmp_path, "projections", "rebuild")
+    with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready") as child:
+        log.add(1)
+        wait_until(lambda: log.num_folded() == 1, 60, "what came after the loss")
+        child.send(signal.SIGSTOP)  # overtaken while it runs: the client would go on at the log's start, silently
+        log.add(3)  # a fetch that was under way is answered with these
+        log.add(4)
+        log.expire()
+        child.send(signal.SIGCONT)
+        told = red(child)
+        assert "expired before they were folded and are lost" in told
+        assert "esper projections rebuild" in told
+    run(fresh_stack, tmp_path, "projections", "rebuild")
+    with running(worker(fresh_stack, tmp_path, "third", **TIMES), "worker.ready"):
+        assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
+
+
+@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.timeout(400)
+def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    log = Log(fresh_stack)
+    log.add(5)
+    blocked = tmp_path / "a-file"
+    blocked.write_text("")
+    refused = refusal(fresh_stack, tmp_path, "no-folder", ESPER_STATE_DIR=str(blocked))
+    assert "no slot can be kept in" in refused
+    with running(worker(fresh_stack, tmp_path, "first", ESPER_STREAMS__SLOT="3", **TIMES), "worker.ready") as child:
+        log.wait_until_folded()
+        refused = refusal(fresh_stack, tmp_path, "same-slot", ESPER_STREAMS__SLOT="3")
+        assert "slot 3 of this host is held by another worker" in refused
+        log.do("DROP SCHEMA esper CASCADE")  # somebody began anew, under a worker that stands at offset 5
+        migrate(fresh_stack.settings().need_postgres())
+        log.add(1)
+        assert "the projections hold no position any more" in red(child)
+    with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
+        log.wait_until_folded()
+    log.do(f"UPDATE esper.positions SET next_offset = 1000 WHERE topic = '{RUNS.name}'")
+    refused = refusal(fresh_stack, tmp_path, "beyond-the-end")
+    assert f"{RUNS.name}[{log.place[1]}]: the projections end at offset 1000, the log at 6" in refused
+    assert "esper projections rebuild" in refused
+
+
+@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.timeout(400)
+def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    """Its host may be gone: nobody ends its connection."""
+    log = Log(fresh_stack)
+    stopped = worker(fresh_stack, tmp_path, "stopped", ESPER_STREAMS__TRANSACTION_TIMEOUT_S="15", **TIMES)
+    with running(stopped, "worker.ready"):
+        with psycopg.connect(fresh_stack.postgres.dsn) as connection:
+            connection.execute("LOCK TABLE esper.epochs IN ACCESS EXCLUSIVE MODE")  # it waits here, amid its own
+            log.add(5)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'esper.epochs'::regclass"
+            wait_until(lambda: connection.execute(waiting).fetchone() == (1,), 60, "the worker at the lock")
+            stopped.send(signal.SIGSTOP)
+        with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
+            log.wait_until_folded()
+            stopped.send(signal.SIGCONT)
+            log.add(5)
+            log.wait_until_folded()
+            assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
+
+
+@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.timeout(400)
+def test_a_broker_wiped_under_a_running_worker_is_told(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    log = Log(fresh_stack)
+    log.add(5)
+    with running(worker(fresh_stack, tmp_path, "first", **TIMES), "worker.ready") as child:
+        log.wait_until_folded()
+        fresh_stack.kafka.stop()
+        fresh_stack.kafka.wipe()
+        fresh_stack.kafka.start()
+        asyncio.run(apply_topics(log.kafka))
+        log.add(20)  # longer than the old one: its offsets look right
+        wait_until(lambda: "a wiped broker, or the wrong address" in log_of(child), 120, "the refusal")
+        assert "esper projections rebuild" in log_of(child)
+        assert log.num_folded() == 5, "nothing of the other log was folded"
+    run(fresh_stack, tmp_path, "projections", "rebuild")
+    with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
+        wait_until(lambda: log.num_folded() == 20, 60, "the new log")
+        assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")

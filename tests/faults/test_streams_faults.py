@@ -1,0 +1,57 @@
+"""Whatever happens to workers, Postgres and the broker while the log is written: rows equal a replay from zero."""
+
+import random
+from pathlib import Path
+
+import pytest
+from faults.conftest import SLOW_ROUNDS
+from faults.streams_storm import streams_storm
+from waiting import wait_until
+
+from esper.embedded.stack import EmbeddedStack
+from esper.schemas.topics import TOPICS
+
+NUM_PARTITIONS = sum(t.num_partitions for t in TOPICS)
+MAX_LAG = 4_000  # records: ten seconds of what the writer writes, for a machine that is busy
+
+
+@pytest.mark.timeout(3600)
+def test_rows_equal_a_replay_after_each_fault(
+    fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
+    num_rounds = num_rounds if num_rounds >= SLOW_ROUNDS else num_rounds // 2
+    rng = random.Random(seed)
+    print(f"\nseed {seed} (--fault-seed)")
+    with streams_storm(fresh_stack, tmp_path, rng) as stage:
+        stage.begin()
+        bag: list[str] = []
+        for number in range(num_rounds):
+            bag = bag or rng.sample(list(stage.faults), len(stage.faults))
+            recovery = stage.round(bag.pop())
+            print(
+                f"{number + 1:>3}/{num_rounds} {recovery.fault:<34}{recovery.seconds:6.1f} s"
+                f"{recovery.num_written:>8,} records",
+                flush=True,
+            )
+        print(f"{stage.writer.num_written:,} records, rows equal to a replay after each of {num_rounds} faults")
+
+
+@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.timeout(400)
+def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    with streams_storm(fresh_stack, tmp_path, random.Random(0)) as stage:
+        for num_workers in (1, 2, 4):
+            while len(stage.workers) < num_workers:
+                stage.start_worker()
+            wait_until(lambda n=num_workers: is_even(stage.shares(), n), 90, f"{num_workers} workers with even shares")
+            lags = [stage.lag() for _ in range(10)]
+            print(f"{num_workers} workers: {sorted(stage.shares())} partitions; lag at most {max(lags)} records")
+            assert max(lags) < MAX_LAG
+        stage.writer.pause()
+        stage.wait_until_folded("everybody joined")
+        stage.judge("everybody joined")
+
+
+def is_even(shares: list[int], num_workers: int) -> bool:
+    return len(shares) == num_workers and sum(shares) == NUM_PARTITIONS and max(shares) - min(shares) <= len(TOPICS)
