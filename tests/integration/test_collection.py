@@ -158,17 +158,19 @@ async def everything(stack: EmbeddedStack) -> Any:
 def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedStack, folding: Any) -> None:
     many = [some_bytes() for _n in range(30)]
     digests = asyncio.run(store_long_ago(folded.s3, *many))
-    settings = folded.settings()
+    settings, is_planned = folded.settings(), asyncio.Event()
 
     async def register(blobs: BlobStore, producer: OonaProducer) -> None:
+        await is_planned.wait()  # so that the first collector has them all in its plan
         for data in many:
             digest = await blobs.put(data)
             await producer.send(OonaMessage.of(registered(digest), id=uuid.uuid4(), source="test"))
 
     async def collect_again_and_again(blobs: BlobStore, registering: asyncio.Task[None]) -> int:
         count = 0
-        while not registering.done() or not count:
+        while not registering.done():
             async with planned_collection(settings, blobs, patience_s=30) as planned:
+                is_planned.set()
                 count += len((await collect(blobs, planned.doomed, planned.older_than)).deleted)
         return count
 
