@@ -23,6 +23,7 @@ from esper.oona.producer import OonaProducer
 from esper.oona.progress import ProgressWatch, StallTeller
 from esper.oona.topics import cluster_id, verify_topics
 from esper.schemas.topics import TOPICS
+from esper.streams.access import postgres_error
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.health_partitions import drop_expired
@@ -93,8 +94,11 @@ class LogFolder:
             self._pool = await exits.enter_async_context(
                 connect_pool(postgres, transaction_timeout_s=self._streams.transaction_timeout_s)
             )
-            async with self._pool.acquire() as connection:
-                await verify_log(connection, kafka)
+            try:
+                async with self._pool.acquire() as connection:
+                    await verify_log(connection, kafka)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                raise postgres_error(error, postgres) from error
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))
             slot = take_slot(state_dir() / "slots", self._streams.slot)
             exits.callback(slot.release)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -20,6 +21,9 @@ from esper.embedded.stack import EmbeddedStack
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other when the cores are busy
+
+hypothesis.settings.register_profile("esper", deadline=None)  # how fast the machine is says nothing about an example
+hypothesis.settings.load_profile("esper")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

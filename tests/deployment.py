@@ -13,7 +13,8 @@ from esper.embedded.stack import EmbeddedStack
 
 INFRA = Path(__file__).parent.parent / "infra"
 PLACES = ("BOOTSTRAP_SERVERS", "DSN", "ENDPOINT_URL", "ACCESS_KEY", "SECRET_KEY")
-_REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")
+_REQUIRED = re.compile(r"\$\{\w+:\?[^}]+\}")
+_OPTIONAL = re.compile(r"\$\{\w+:-([^}]*)\}")
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -32,7 +33,8 @@ def own_services() -> dict[str, dict[str, Any]]:
 
 def environment_of(service: Mapping[str, Any], required: str = "0123abcd") -> dict[str, str]:
     """Its variables, with what infra/.env must give filled in."""
-    return {name: _REQUIRED.sub(required, value) for name, value in service.get("environment", {}).items()}
+    found = service.get("environment", {}).items()
+    return {name: _OPTIONAL.sub(r"\1", _REQUIRED.sub(required, value)) for name, value in found}
 
 
 def environment_here(name: str, stack: EmbeddedStack, folder: Path, **changes: str) -> dict[str, str]:

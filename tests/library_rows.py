@@ -4,6 +4,7 @@ Owns no meaning: the rows hang together as folded ones do (runs, seeds, decision
 behind them. A column that is not named here and must not be null gets a value by its type.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -23,6 +24,26 @@ BY_TYPE = {
     "bigint": "n", "integer": "0", "text": "''", "boolean": "false", "uuid": "md5(r || '.' || n)::uuid",
     "jsonb": "'{}'", "timestamp with time zone": START, "double precision": "0.5",
 }  # fmt: skip
+LIMIT = 101  # rows that a page of 100 reads
+# What the statements of urza.sql are asked for: on the first page, and on one in the midst of the list.
+OF_A_PAGE = {
+    "run_id": "run-000150", "layer_id": "block3.conv", "seed_id": 1, "blueprint_id": "bp-0100", "limit": LIMIT,
+    "kernel_sha256": "ab" * 32, "module": None, "target": None, "num_features": None, "stage": None, "action": None,
+    "topic": None, "statuses": ["certified", "proposed", "retired", "running", "completed"],
+}  # fmt: skip
+FIRST = {
+    "after_id": "", "after_run": "", "after_layer": "", "after_target": "", "after_blueprint": "", "after_sha256": "",
+    "after_source": "", "after_topic": "", "after_offset": -1, "after_seed": -1, "after_incarnation": -1,
+    "after_sequence": -1, "after_boundary": -1, "after_features": -1, "after_ordinal": -1, "after_partition": -1,
+    "after_at": datetime(9999, 1, 1, tzinfo=UTC),
+}  # fmt: skip
+LATER = {
+    "after_id": "bp-0100", "after_run": "run-000150", "after_layer": "block3.conv", "after_target": "conv2d",
+    "after_blueprint": "bp-0100", "after_sha256": "ab" * 32, "after_source": "block3.conv",
+    "after_topic": "system.topic-2", "after_offset": 10, "after_seed": 0, "after_incarnation": 1, "after_sequence": 3,
+    "after_boundary": 20, "after_features": 64, "after_ordinal": 3, "after_partition": 2,
+    "after_at": datetime(2026, 1, 6, tzinfo=UTC),
+}  # fmt: skip
 
 
 def _id(kind: str, n: str = "n") -> str:
@@ -34,13 +55,14 @@ def _tables(num_runs: int) -> list[tuple[str, int, int, dict[str, str]]]:
     spec = "jsonb_build_object('module', 'module_' || r % 20, 'targets', jsonb_build_array('linear', 'conv2d'))"
     own = {"blueprint_id": "'bp-' || lpad(r::text, 4, '0')"}
     stages = "(ARRAY['dormant','germinated','training','grafting','stabilizing','evaluating','fossilized'])"
+    num_all = 10 * num_runs
     reached = f"{stages}[{{}} % 6 + 1]"
     decided = {**RUN, "boundary": "n", "step": "n * 10"}
     return [
-        ("runs", num_runs, 1, {**RUN, "model": "'ResNet'", "started_at": START, "step": "500", "status": (
+        ("runs", num_all, 1, {**RUN, "model": "'ResNet'", "started_at": START, "step": "500", "status": (
             "(ARRAY['completed','running','completed','failed'])[r % 4 + 1]"), "hyperparameters": "'{\"lr\": 0.1}'"}),
-        ("incarnations", num_runs, 1, {**RUN, "from_step": "0", "seeds": "'[]'"}),
-        ("incarnations", num_runs, 1, {**RUN, "incarnation": "2", "from_incarnation": "1", "from_step": "400",
+        ("incarnations", num_all, 1, {**RUN, "from_step": "0", "seeds": "'[]'"}),
+        ("incarnations", num_all, 1, {**RUN, "incarnation": "2", "from_incarnation": "1", "from_step": "400",
             "seeds": GROWN}),
         ("layers", num_runs, LAYERS, {**RUN, "layer_id": "'block' || n || '.conv'", "ordinal": "n",
             "kind": "'conv2d'", "num_features": "16 * (n + 1)", "num_seeds": "2"}),
@@ -78,7 +100,7 @@ def _tables(num_runs: int) -> list[tuple[str, int, int, dict[str, str]]]:
 
 
 def fill(connection: psycopg.Connection[Any], schema: str, num_runs: int) -> None:
-    """Add the rows to empty tables, and have Postgres count them."""
+    """Add ``num_runs`` runs with all their rows, ten times as many without, and have Postgres count them."""
     connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
     for table, groups, rows, named in _tables(num_runs):
         columns = {**_needed(connection, table), **named}

@@ -31,6 +31,7 @@ def urza() -> None:
     check_exposure(own)  # before torch is imported, which takes seconds
 
     import uvicorn
+    from uvicorn.loops.auto import auto_loop_factory
 
     from esper.embedded.processes import free_port
     from esper.services.urza.api import make_api
@@ -57,8 +58,9 @@ def urza() -> None:
             await running
             return server.started
 
-    if not asyncio.run(serve()):
-        raise typer.Exit(1)
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, where it is installed
+        if not runner.run(serve()):
+            raise typer.Exit(1)
 
 
 def tamiyo() -> None:

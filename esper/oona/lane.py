@@ -56,7 +56,7 @@ class Lane:
         self._exits = AsyncExitStack()
         self._turns: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._producer: Any = None
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[Any] | None = None
         self._is_closed = False
 
     async def open(self) -> None:
@@ -190,19 +190,20 @@ class Lane:
             self._producer = None
             self._renewal = asyncio.create_task(self._renew(broken), name="renew-producer")
             self._renewal.add_done_callback(_seen)
-        if self._renewal is not None:
-            await asyncio.wait([self._renewal])
-        if self._is_closed or self._renewal is None:
+        renewal = self._renewal  # this one: by the time that it fails, another caller may have begun the next
+        if renewal is not None:
+            await asyncio.wait([renewal])
+        if self._is_closed or renewal is None:
             raise InvariantError("the producer is closed: nothing can be sent any more")
-        self._renewal.result()
-        return self._producer
+        return renewal.result()
 
-    async def _renew(self, broken: Any) -> None:
+    async def _renew(self, broken: Any) -> Any:
         if broken is not None:
             await _give_up(broken)
             await self._exits.aclose()
         await self.open()
         _log.info("producer.renewed", **self._options)
+        return self._producer
 
 
 def _note_failed(deliveries: Deliveries, numbers: Sequence[int], culprits: Sequence[int], error: EsperError) -> None:

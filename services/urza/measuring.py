@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 NUM_WARM_UPS = 2
 NUM_PASSES = (5, 20)  # at least and at most
-PASSES_S = 0.03  # the least number may take longer
+PASSES_S = 0.015  # the least number may take longer; an examination takes some 200 ms, and Urza starts with 15
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types none of it

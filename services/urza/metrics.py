@@ -4,8 +4,12 @@ A route is the API's own pattern (``/runs/{run_id}``), never the address that wa
 """
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import cache
+from re import Pattern
 from typing import Any
+
+from starlette.routing import compile_path
 
 from esper.logging import incoming_trace, traced
 from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem, clients
@@ -63,6 +67,8 @@ class UrzaMetrics:
     def measured(self, app: AsgiApp) -> AsgiApp:
         """The API, with each request timed, and its log lines in the trace that the caller named."""
 
+        patterns = cache(lambda: _patterns(app))
+
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
                 await app(scope, receive, send)
@@ -84,11 +90,25 @@ class UrzaMetrics:
                 raise
             finally:
                 self._num_open -= 1
-                route = getattr(scope.get("route"), "path", NO_ROUTE)
+                route = _route(scope, patterns())
                 method = scope["method"] if scope["method"] in METHODS else NO_ROUTE
                 self._requests.labels(route, method, str(status)).observe(time.perf_counter() - began)
 
         return answer
+
+
+def _route(scope: Scope, patterns: Sequence[tuple[Pattern[str], str]]) -> str:
+    """The pattern of an address. An answer that is kept never comes as far as its route: it is looked up here then."""
+    if "route" in scope:
+        return str(getattr(scope["route"], "path", NO_ROUTE))
+    return next((path for pattern, path in patterns if pattern.match(scope["path"])), NO_ROUTE)
+
+
+def _patterns(app: AsgiApp) -> list[tuple[Pattern[str], str]]:
+    """The API's paths; those without parameters first, as they would be found."""
+    openapi = getattr(app, "openapi", None)
+    paths = sorted(openapi()["paths"], key=lambda path: (path.count("{"), path)) if openapi else []
+    return [(compile_path(path)[0], path) for path in paths]
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

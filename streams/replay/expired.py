@@ -9,7 +9,8 @@ the same moment, so a comparison takes only what both sides can have whole:
   its last records came) counts on neither side;
 - how far a run's telemetry is (``progress``) may be ahead in live where the log has lost its start: the record that
   said so may have expired. It may never be behind;
-- a redriven record (``redriven``) counts where it is still in the log.
+- a redriven record (``redriven``, ``late_health_signals``) counts where it is still in the log; its signals also only
+  where they are not older than live's oldest day.
 
 All other topics are kept for ever, and everything that is folded from them counts.
 """
@@ -28,6 +29,7 @@ from esper.streams.queries import queries
 from esper.streams.replay.reading import Offsets
 from esper.streams.replay.schemas import quoted
 
+LATE = "late_health_signals"
 WINDOW_KEY = ("run_id", "incarnation", "layer_id", "seed_id", "step")
 WINDOW_TYPES = ("text", "integer", "text", "integer", "bigint")
 _FROM = re.compile(r"FROM \('([^']+)'\)")
@@ -76,10 +78,12 @@ async def comparable_rows(live: Any, live_schema: str, rebuilt: Any, rebuilt_sch
     )
     inside = Rows(f"t.first_offset >= ($1::bigint[])[t.log_partition + 1] AND {no_key}", (firsts, *apart))
     young = Rows(f"($1::timestamptz IS NULL OR t.logged_at >= $1) AND {no_key}", (oldest, *apart))
-    return Compared(
-        {WINDOWS: inside, "progress": progress, "redriven": redriven},
-        {WINDOWS: young, "progress": progress, "redriven": redriven},
+    late = Rows(
+        "t.log_offset >= ($1::bigint[])[t.log_partition + 1] AND ($2::timestamptz IS NULL OR t.logged_at >= $2)",
+        (firsts, oldest),
     )
+    same = {"progress": progress, "redriven": redriven, LATE: late}
+    return Compared({WINDOWS: inside, **same}, {WINDOWS: young, **same})
 
 
 async def oldest_day(connection: Any, schema: str) -> datetime | None:
@@ -127,6 +131,11 @@ async def take_over(
             " AND l.redriven_offset < ($1::bigint[])[l.log_partition + 1] ON CONFLICT DO NOTHING",
             firsts,
             TELEMETRY.name,
+        )
+        await connection.execute(
+            f"INSERT INTO {rebuilt}.{LATE} SELECT * FROM {live}.{LATE} AS l"
+            " WHERE l.log_offset < ($1::bigint[])[l.log_partition + 1] ON CONFLICT DO NOTHING",
+            firsts,
         )
     return int(await connection.fetchval("SELECT count(*) FROM taken_over"))
 

@@ -70,6 +70,15 @@ SELECT statement FROM (
     UNION ALL
     SELECT 3, format('ALTER %s %s OWNER TO %I', kind, thing, pg_get_userbyid(owner))
     FROM things WHERE owner <> owner_now
+    UNION ALL -- a day that only the target has belongs to whom its table belongs
+    SELECT 4, format('ALTER TABLE %I.%I OWNER TO %I', t.nspname, p.relname, pg_get_userbyid(c.relowner))
+    FROM pg_inherits AS i
+    JOIN pg_class AS p ON p.oid = i.inhrelid AND p.relkind = 'r'
+    JOIN pg_class AS f ON f.oid = i.inhparent
+    JOIN pg_namespace AS t ON t.oid = f.relnamespace
+    JOIN pg_class AS c ON c.relname = f.relname
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = :source AND t.nspname = :target AND p.relowner <> c.relowner
 ) AS s ORDER BY turn;
 
 -- name: size_of$

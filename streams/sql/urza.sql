@@ -1,5 +1,6 @@
 -- What Urza's API shows; what its certifier looks up is in library.sql.
 -- Lists go by keyset: the :after_ parameters are the last row of the page before, or what stands before all rows.
+-- LATERAL with LIMIT 1 is one look into an index for each row, whatever the planner thinks of the tables.
 -- Superseded is what an older incarnation said beyond the step from which a newer one took over.
 
 -- name: versions
@@ -36,12 +37,16 @@ SELECT blueprint_id FROM blueprints WHERE status = 'certified' LIMIT 1;
 SELECT * FROM (
     SELECT s.run_id, s.layer_id, s.seed_id, s.incarnation, s.stage, s.since_step, s.kernel_sha256
     FROM seeds AS s
-    JOIN runs AS r ON r.run_id = s.run_id AND r.incarnation = s.incarnation
+    CROSS JOIN LATERAL (
+        SELECT FROM runs AS r WHERE r.run_id = s.run_id AND r.incarnation = s.incarnation LIMIT 1
+    ) AS live
     WHERE s.blueprint_id = :blueprint_id AND s.stage NOT IN ('dormant', 'cancelled', 'culled', 'rolled_back')
     UNION ALL
     SELECT i.run_id, e.layer_id, e.seed_id, i.incarnation, e.stage, e.stage_since_step, e.kernel_sha256
     FROM incarnations AS i
-    JOIN runs AS r ON r.run_id = i.run_id AND r.incarnation = i.incarnation
+    CROSS JOIN LATERAL (
+        SELECT FROM runs AS r WHERE r.run_id = i.run_id AND r.incarnation = i.incarnation LIMIT 1
+    ) AS live
     CROSS JOIN LATERAL jsonb_to_recordset(i.seeds) AS e (
         layer_id text COLLATE "C", seed_id integer, stage text COLLATE "C", stage_since_step bigint,
         blueprint_id text COLLATE "C", kernel_sha256 text COLLATE "C"
@@ -67,7 +72,7 @@ FROM (
     WHERE blueprint_id = :blueprint_id AND to_stage = 'germinated' AND run_id > :after_run
     GROUP BY run_id ORDER BY run_id LIMIT :limit
 ) AS u
-LEFT JOIN runs AS r ON r.run_id = u.run_id
+LEFT JOIN LATERAL (SELECT n.status, n.model FROM runs AS n WHERE n.run_id = u.run_id LIMIT 1) AS r ON true
 LEFT JOIN LATERAL (
     SELECT count(*) FILTER (WHERE outcome = 'fossilized') AS num_fossilized,
         count(*) FILTER (WHERE outcome <> 'fossilized') AS num_given_up

@@ -1,7 +1,7 @@
 """A rebuild's records a second, beside folding in the plain way; how long its swap keeps workers waiting.
 
-The plain way is one connection, one topic after the other, batches of 2,000, nothing read ahead. It makes the live
-rows as well. Broker, Postgres and both readers share this machine: look at the ratio.
+The plain way is one connection, one topic after the other, batches of 2,000, nothing read ahead. Broker, Postgres
+and both readers share this machine: look at the ratios, each of one pair of runs.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from esper.oona.topics import cluster_id
 from esper.schemas.topics import TELEMETRY
 from esper.streams.database import connect
 from esper.streams.folding import Batch, fold
+from esper.streams.migrations import migrate
 from esper.streams.positions import claim_cluster
 from esper.streams.replay import Comparison, rebuild, verify
 
@@ -33,10 +34,11 @@ PAUSE_S = 0.02
 SENT_AT_ONCE = 40
 
 
-async def fold_plainly(settings: Settings) -> float:
-    """Fold the telemetry into the live rows; gives the seconds."""
+async def fold_plainly(settings: Settings, schema: str) -> float:
+    """Fold the telemetry into the rows of a schema; gives the seconds."""
     kafka, postgres = settings.need_kafka(), settings.need_postgres()
-    connection = await connect(postgres, postgres.schema_name)
+    await asyncio.to_thread(migrate, postgres, schema)
+    connection = await connect(postgres, schema)
     await claim_cluster(connection, await cluster_id(kafka), kafka)
     starts = dict.fromkeys(range(TELEMETRY.num_partitions), 0)
     waiting: dict[int, list[Any]] = {}
@@ -60,22 +62,25 @@ async def fold_plainly(settings: Settings) -> float:
 
 
 async def measure(stack: EmbeddedStack, num_records: int, rounds: int) -> None:
-    """Plain, then rebuilds of the same log, and a verify."""
+    """Plain folding and a rebuild of the same log, by turns; then a verify."""
     settings = stack.settings()
+    live = settings.need_postgres().schema_name
     await fill(stack, "plain", num_records, 1)
-    plain = num_records / await fold_plainly(settings)
-    print(f"plain folding          {plain:>9,.0f} records/s")
-    for _n in range(rounds):
+    for n in range(rounds):
+        plain_s = await fold_plainly(settings, live if n == 0 else f"plain{n}")
+        marks: dict[str, float] = {}
         begun = time.perf_counter()
-        done = await rebuild(settings)
-        rate = done.num_records / (time.perf_counter() - begun)
+        done = await rebuild(settings, lambda told, m=marks: m.setdefault(told.phase, time.perf_counter()))
+        all_s, fold_s = time.perf_counter() - begun, marks["gathering statistics"] - marks["folding"]
         print(
-            f"rebuild, all of it     {rate:>9,.0f} records/s = {rate / plain:.2f} of plain; locked {done.locked_s:.3f} s"
+            f"plain {num_records / plain_s:>7,.0f} records/s; rebuild: folding {num_records / fold_s:>7,.0f}"
+            f" = {plain_s / fold_s:.2f} of it, all of it {num_records / all_s:>7,.0f} = {plain_s / all_s:.2f};"
+            f" locked {done.locked_s:.3f} s",
+            flush=True,
         )
     begun = time.perf_counter()
     assert all(c.is_equal for c in await verify(settings))
-    rate = num_records / (time.perf_counter() - begun)
-    print(f"verify, all of it      {rate:>9,.0f} records/s = {rate / plain:.2f} of plain", flush=True)
+    print(f"verify, all of it {num_records / (time.perf_counter() - begun):>7,.0f} records/s", flush=True)
 
 
 async def measure_under_load(stack: EmbeddedStack, rounds: int) -> None:

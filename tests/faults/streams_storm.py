@@ -31,7 +31,7 @@ SESSION_S = 6.0  # the shortest that a broker allows
 FAULT_S = 3.0  # how long a fault lasts that is lifted again
 READY_S, RECOVERY_S = 90.0, 120.0
 READY = "worker.ready"
-RED = "partition.stopped"
+RED, REFUSED = "partition.stopped", "worker.refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,9 @@ class StreamsStorm:
             "deadlock": self._deadlock,
             "broker killed": self._broker_killed,
             "broker silent": self._broker_silent,
-            "rebuild swapped in": lambda: print(f"    rebuilt from {asyncio.run(rebuild(self.settings))} records"),
+            "rebuild swapped in": lambda: print(
+                f"    rebuilt from {asyncio.run(rebuild(self.settings)).num_records:,} records"
+            ),
             "many poisons in a big batch": self._poisons,
         }
 
@@ -101,6 +103,7 @@ class StreamsStorm:
         self.faults[fault]()
         healed = time.monotonic()
         self.writer.pause()
+        self._start_the_refused()
         self.wait_until_folded(fault)
         seconds = time.monotonic() - healed
         self.judge(fault)
@@ -117,7 +120,19 @@ class StreamsStorm:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def _is_hopeless(self) -> bool:
-        return any(RED in log_of(w) or not w.is_alive for w in self.workers)
+        return any(RED in log_of(w) or not (w.is_alive or REFUSED in log_of(w)) for w in self.workers)
+
+    def _start_the_refused(self) -> None:
+        """What a supervisor does: whoever refused to start, since a fault was on, is started anew."""
+        while True:
+            wait_until(lambda: all(READY in log_of(w) or not w.is_alive for w in self.workers), READY_S, "the workers")
+            refused = [w for w in self.workers if not w.is_alive and REFUSED in log_of(w)]
+            if not refused:
+                return
+            for one in refused:
+                assert "Traceback" not in log_of(one), one.tail(40)
+                self.workers.remove(one)
+                self.start_worker()
 
     def judge(self, after: str) -> None:
         """Live rows are those of a replay, no worker died, no partition is red."""
@@ -257,7 +272,7 @@ class StreamsStorm:
 DISK_FULL = """
 CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;
-CREATE TRIGGER full BEFORE INSERT ON esper.progress EXECUTE FUNCTION public.disk_full()
+CREATE TRIGGER disk_full BEFORE INSERT ON esper.progress EXECUTE FUNCTION public.disk_full()
 """
 TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'

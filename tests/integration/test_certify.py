@@ -104,6 +104,14 @@ async def started(urza: Urza, *widths: int) -> str:
     return run_id
 
 
+async def offered_to(urza: Urza, run_id: str) -> list[dict[str, Any]]:
+    """The kernels that Tamiyo may choose from, by all that the log says now."""
+    everything = [2**62] * BLUEPRINTS.num_partitions
+    async with urza.pool.acquire() as connection:
+        rows = queries("views").kernels(connection, run_id=run_id, offsets=everything)
+        return [dict(r) async for r in rows]
+
+
 async def test_a_blueprint_is_certified_for_what_was_measured_and_every_step_is_an_event(
     stack: EmbeddedStack, urza: Urza
 ) -> None:
@@ -181,8 +189,7 @@ async def test_a_retired_blueprint_is_offered_no_more_and_keeps_its_kernels(urza
     run_id = await started(urza, width)
 
     async def offered() -> set[str]:
-        async with urza.pool.acquire() as connection:
-            return {r["blueprint_id"] async for r in queries("views").kernels(connection, run_id=run_id)}
+        return {k["blueprint_id"] for k in await offered_to(urza, run_id)}
 
     async def is_offered() -> bool:
         return blueprint_id in await offered()
@@ -210,8 +217,7 @@ async def test_kernels_come_for_every_width_and_what_cannot_be_built_is_recorded
 
     await wait_until_async(is_complete, DEADLINE_S, "every kernel")
     linear = {i for i, spec in SHIPPED.items() if "linear" in spec.targets}
-    async with urza.pool.acquire() as connection:
-        offered = [dict(r) async for r in queries("views").kernels(connection, run_id=run_id)]
+    offered = await offered_to(urza, run_id)
     small = Counter(k["blueprint_id"] for k in offered if k["num_features"] < 10 and k["blueprint_id"] in linear)
     assert small == dict.fromkeys(linear, 3)
     refused = (await lineage(urza, "low-rank-4")).refusals

@@ -59,7 +59,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     from conftest import running_stack
 
     folder, port_of_api = tmp_path_factory.mktemp("services"), str(free_port())
-    more = {"worker": {"ESPER_STREAMS__STALLED_AFTER_S": "1"}, "urza": {"ESPER_URZA__PORT": port_of_api}}
+    more = {"worker": {"ESPER_STREAMS__STALLED_AFTER_S": "10"}, "urza": {"ESPER_URZA__PORT": port_of_api}}
     with ExitStack() as exits:
         stack = exits.enter_context(running_stack())
         urls, children = {}, {}
@@ -139,7 +139,8 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     run_id, url = f"red-{uuid.uuid4().hex[:8]}", services.worker
     place = {"topic": TELEMETRY.name, "partition": str(partition_of(run_id, TELEMETRY))}
     assert httpx.get(f"{url}/healthz").json() == {"status": "live"}
-    assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "problems": []}
+    ready = {"status": "ready", "problems": []}  # on a busy machine it may lag a moment behind Urza's catalogue first
+    wait_until(lambda: httpx.get(f"{url}/readyz", timeout=30).json() == ready, 90, "the worker's readiness")
     assert assert_as_told("worker", scrape(url)) >= {"esper_build_info", "esper_worker_partitions"}
 
     health = {"step": 1, "epoch": 0, "layer_id": "fc1", "signals": SIGNALS}
@@ -160,8 +161,8 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     wait_until(lambda: metric(url, "esper_worker_partition_red", **place) == 1, 60, "the red partition")
     answer = httpx.get(f"{url}/readyz")
     assert answer.status_code == 503
-    (problem,) = answer.json()["problems"]
-    assert (problem["topic"], str(problem["partition"])) == (place["topic"], place["partition"])
+    problems = [p for p in answer.json()["problems"] if p.get("topic") == place["topic"]]
+    (problem,) = (p for p in problems if str(p["partition"]) == place["partition"])
     assert "newer than v2" in problem["reason"]
     assert httpx.get(f"{url}/healthz").status_code == 200, "starting it again would not help"
     wait_until(lambda: metric(url, "esper_worker_lag_records", **place) == 1, 60, "the record that is left")

@@ -4,12 +4,11 @@ Each is planned as asyncpg's first calls are (for the values) and as its later o
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
-from library_rows import fill
+from library_rows import FIRST, LATER, LIMIT, OF_A_PAGE, fill
 from psycopg import sql
 
 from esper.config import PostgresSettings
@@ -19,27 +18,7 @@ from esper.streams.queries import queries
 
 NUM_RUNS = 300
 BIG_ROWS = 1000  # a table with fewer may be read whole
-NOT_OF_A_REQUEST = {"wanted_kernels"}  # the certifier's
-LIMIT = 101
 MOST_ROWS = 12 * LIMIT  # that a page may touch: itself, what it joins, and what it sorts
-OF_A_PAGE = {
-    "run_id": "run-000150", "layer_id": "block3.conv", "seed_id": 1, "blueprint_id": "bp-0100", "limit": LIMIT,
-    "kernel_sha256": "ab" * 32, "module": None, "target": None, "num_features": None, "stage": None, "action": None,
-    "topic": None, "statuses": ["certified", "proposed", "retired", "running", "completed"],
-}  # fmt: skip
-FIRST = {
-    "after_id": "", "after_run": "", "after_layer": "", "after_target": "", "after_blueprint": "", "after_sha256": "",
-    "after_source": "", "after_topic": "", "after_offset": -1, "after_seed": -1, "after_incarnation": -1,
-    "after_sequence": -1, "after_boundary": -1, "after_features": -1, "after_ordinal": -1, "after_partition": -1,
-    "after_at": datetime(9999, 1, 1, tzinfo=UTC),
-}  # fmt: skip
-LATER = {
-    "after_id": "bp-0100", "after_run": "run-000150", "after_layer": "block3.conv", "after_target": "conv2d",
-    "after_blueprint": "bp-0100", "after_sha256": "ab" * 32, "after_source": "block3.conv",
-    "after_topic": "system.topic-2", "after_offset": 10, "after_seed": 0, "after_incarnation": 1, "after_sequence": 3,
-    "after_boundary": 20, "after_features": 64, "after_ordinal": 3, "after_partition": 2,
-    "after_at": datetime(2026, 1, 6, tzinfo=UTC),
-}  # fmt: skip
 STATEMENTS = [("urza", name) for name in queries("urza").available_queries if not name.endswith("_cursor")]
 STATEMENTS += [("causes", "of_seed"), ("causes", "seeds_with_a_story")]
 
@@ -61,8 +40,6 @@ def filled(stack: EmbeddedStack) -> Iterator[psycopg.Connection[Any]]:
 def test_no_statement_of_a_request_reads_a_big_table_whole(
     filled: psycopg.Connection[Any], room: str, name: str
 ) -> None:
-    if name in NOT_OF_A_REQUEST:
-        pytest.skip("no request waits for it")
     for mode in ("force_custom_plan", "force_generic_plan"):
         for page in (FIRST, LATER):
             nodes = _plan(filled, room, name, mode, {**OF_A_PAGE, **page})

@@ -245,7 +245,7 @@ async def test_a_reader_in_an_old_snapshot_is_waited_for_and_ends_a_swap_that_wo
 
 
 async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
-    await send(mine, [started("rights")])
+    await send(mine, [started("rights"), *health("rights", range(1, 5))])
     await fold_like_a_worker(mine)
     user = f"reader_{os.getpid()}"
     async with live(mine) as connection:
@@ -253,7 +253,13 @@ async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
         await connection.execute(f"GRANT USAGE ON SCHEMA esper TO {user}")
         await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA esper TO {user}")
         await connection.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA esper GRANT SELECT ON TABLES TO {user}")
+        await connection.execute(f"ALTER TABLE health_windows OWNER TO {user}")
+        (day,) = await connection.fetch("SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = "
+                                        "'health_windows'::regclass")  # fmt: skip
+        await connection.execute(f"DROP TABLE {day['name']}")
         assert (await rebuild(mine)).is_swapped
+        owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'esper' AND tablename = $1"
+        assert await connection.fetchval(owner, day["name"]) == user, "whoever owns the table drops its days"
         await connection.execute("CREATE TABLE made_later (n integer)")
         await connection.execute(f"SET ROLE {user}")
         assert await connection.fetchval("SELECT count(*) FROM runs") >= 1
@@ -396,10 +402,14 @@ async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild
     query = "SELECT step, num_signals, first_offset FROM health_windows WHERE run_id = $1 ORDER BY step"
     async with live(mine) as connection:
         before = await connection.fetch(query, run_id)
+        late = "INSERT INTO late_health_signals VALUES ($1, 1, 0, $2, $3, 0, now(), 90, 'fc1', 0, false, 0.5)"
+        place = own[7].position
+        await connection.execute(late, run_id, place.partition, place.offset)
         assert await different(mine) == []
         done = await rebuild(mine, comparison=Comparison())
         assert (done.is_swapped, done.num_taken_over) == (True, 3)
         assert await connection.fetch(query, run_id) == before, "windows whose start has expired are taken over whole"
+        assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are redriven signals"
         await send(mine, health(run_id, range(100, 120)))
         await fold_like_a_worker(mine)
         assert await different(mine) == []

@@ -22,14 +22,14 @@ from esper.oona.producer import OonaProducer
 RUN = "digits-demo"  # the run of the document's examples
 WRITER = "w" * 40
 AS_WRITER = {"Authorization": f"Bearer {WRITER}"}
-LIMIT_S = 180.0  # a broken server hangs; a sound one takes about 30 s
+LIMIT_S = 240.0  # a broken server hangs; a sound one takes about 30 s on a free machine
 OPTIONS = (
-    "--checks=all", "--phases=examples,coverage,fuzzing,stateful", "--max-examples=8", "--seed=1",
+    "--checks=all", "--phases=examples,coverage,fuzzing,stateful", "--max-examples=5", "--seed=1",
     "--continue-on-failure", "--generation-database=none", "--no-color", "--request-timeout=30",
 )  # fmt: skip
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_schemathesis_finds_nothing(stack: EmbeddedStack, tmp_path: Path) -> None:
     with urza_and_worker(
         stack, tmp_path, ESPER_URZA__WRITER_TOKENS_SHA256=hashlib.sha256(WRITER.encode()).hexdigest()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from esper.errors import ContractError, NewerVersionError
 from esper.graph.assembling import assemble
+from esper.graph.documentation import with_features
 from esper.graph.features import FEATURES, MAX_EPOCHS, RECENT_STEPS, VIEW_VERSION, Level, value_of
 from esper.graph.rows import ViewRows
 from esper.graph.view import GraphView, digest_of
@@ -21,6 +22,7 @@ from esper.schemas.operational import HealthSignal
 
 STEP = 3 * WINDOW_STEPS
 SCORES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30)
+PAGE = Path(__file__).parents[2] / "docs" / "views.md"
 VERSION_1 = Path(__file__).parents[1] / "contract" / "views" / "view-v1.json"
 TABLES = ("layers", "edges", "lifecycle", "breakers", "rejections", "epochs", "gaps", "windows", "kernels")
 
@@ -251,6 +253,11 @@ def test_the_bytes_hold_the_declared_features_and_nothing_else() -> None:
     for level, features in FEATURES.items():
         assert len({f.name for f in features}) == len(features), level
         assert all(1 <= f.since <= VIEW_VERSION and f.formula and f.source for f in features)
+
+
+def test_the_page_of_views_says_what_is_declared() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_features(page), "run: python -m esper.graph.documentation docs/views.md"
 
 
 def test_null_is_only_where_a_feature_says_so() -> None:
