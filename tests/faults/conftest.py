@@ -1,8 +1,12 @@
-"""What is too slow for every run of the tests."""
+"""Options of the fault suites, and what is too slow for every run of the tests."""
 
 import pytest
 
 SLOW_ROUNDS = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 storm")
 
 
 @pytest.fixture
