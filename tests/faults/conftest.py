@@ -5,10 +5,6 @@ import pytest
 SLOW_ROUNDS = 8
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 storm")
-
-
 @pytest.fixture
 def slow_proof(request: pytest.FixtureRequest) -> None:
     """Skip where few rounds of faults are wanted."""

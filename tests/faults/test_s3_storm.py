@@ -26,7 +26,7 @@ def own_s3(tmp_path: Path) -> Iterator[EmbeddedS3]:
 async def test_a_storm_loses_and_tears_nothing(
     own_s3: EmbeddedS3, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    num_operations, seed = request.config.getoption("--s3-operations", 200), request.config.getoption("--fault-seed")
+    num_operations, seed = request.config.getoption("--s3-operations"), request.config.getoption("--fault-seed")
     with S3FaultProxy(free_port(), own_s3.endpoint_url, rate=RATE, seed=seed) as proxy:
         storm = S3Storm(own_s3, proxy, tmp_path, num_operations, seed)
         seconds = await storm.rage()
