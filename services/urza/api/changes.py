@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from esper.errors import ConflictError
 from esper.logging import incoming_trace
+from esper.oona.cloudevents import encode
 from esper.schemas import ids
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.base import MAX_INT32, BlueprintId, Remark
@@ -192,7 +193,8 @@ async def _ask(
         if event_id not in known
     ]
     if messages:
-        await library.producer.send_batch(messages)
+        records = [encode(m) for m in messages]
+        (await library.producer.deliver(records, timeout_s=library.urza.settings.change_timeout_s)).positions()
         known = await _await_all(library, events)
         library.versions.expire()
         _refuse_others(library, events, known)
