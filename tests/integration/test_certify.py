@@ -292,7 +292,7 @@ async def test_the_hot_looks_go_by_indexes(stack: EmbeddedStack, urza: Urza) -> 
     assert plans["wanted_kernels"].count("layers_by_width") == 2
     assert "Seq Scan on layers" not in plans["wanted_kernels"]
     assert "blueprints_not_validated" in plans["not_validated"]
-    assert "kernels_of_a_blueprint" in plans["kernels"]
+    assert "kernels_in_order" in plans["kernels"]
 
 
 async def plan_of(connection: asyncpg.Connection, name: str, *values: object) -> str:

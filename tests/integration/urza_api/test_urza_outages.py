@@ -62,9 +62,7 @@ def test_a_rebuild_fails_no_request_and_what_is_away_is_named_until_it_is_back(
             return found
 
         assert wait_until(verdict, 60, "the verdict under the same key") == "wrong_version"
-        log = (tmp_path / "urza.log").read_text()
-        assert "request.failed" not in log
-        assert "Traceback" not in log
+        assert "request.failed" not in (tmp_path / "urza.log").read_text()
 
 
 def is_away(reply: httpx.Response) -> httpx.Response:
