@@ -14,7 +14,7 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any
 
-from esper.graph.windows import WINDOW_STEPS, HealthWindow, last_complete_window
+from esper.graph.windows import WINDOW_STEPS, HealthWindow, add_signal, last_complete_window, new_sums
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import StoredRecord
 from esper.oona.dead_letters import ORIGIN
@@ -63,7 +63,7 @@ class Trainer:
     seeds: dict[tuple[str, int], Asleep] = field(default_factory=dict)
     epochs: list[tuple[int, int]] = field(default_factory=list)
     saved: list[Any] = field(default_factory=list)
-    windows: dict[tuple[str, int, int], HealthWindow] = field(default_factory=dict)
+    windows: dict[tuple[str, int, int], list[Any]] = field(default_factory=dict)
     seen: dict[BoundaryKey, Any] = field(default_factory=dict)
 
     def say(self, event: type[events.TrainerEvent], /, **fields: Any) -> None:
@@ -114,7 +114,7 @@ class Trainer:
             health_score=self.rng.random() if mean is None or isfinite(mean) else 0.0, dead_ratio=self.rng.random(),
         )  # fmt: skip
         key = (layer_id, seed_id, self.step - self.step % WINDOW_STEPS)
-        self.windows[key] = self.windows.get(key, HealthWindow()).add(signal)
+        add_signal(self.windows.setdefault(key, new_sums()), signal)
         return signal
 
     def number(self) -> float | None:
@@ -138,7 +138,7 @@ class Trainer:
         number = self.step // BOUNDARY_STEPS
         self.say(events.BoundaryReached, boundary=number, epoch=self.epoch, last_sequences=dict(self.last_sequences))
         newest = last_complete_window(self.step)
-        health = {place: self.windows.get((*place, newest), HealthWindow()) for place in self.seeds}
+        health = {place: HealthWindow(tuple(self.windows.get((*place, newest), new_sums()))) for place in self.seeds}
         self.seen[self.run_id, self.incarnation, number] = (deepcopy(self.seeds), tuple(self.epochs), health)
 
     def move(self, seed: Asleep, **place: Any) -> None:

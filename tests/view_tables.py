@@ -12,7 +12,7 @@ INSERT INTO incarnations SELECT format('%s-%s', f.prefix, n), i, NULLIF(i - 1, 0
     timestamptz '2026-01-01Z', i, 0
 FROM filling AS f, generate_series(1, f.count) AS n, generate_series(1, 2) AS i;
 
-INSERT INTO layers SELECT format('%s-%s', f.prefix, n), format('layer%s', l), l, 'linear', 64, 4160, 2
+INSERT INTO layers SELECT format('%s-%s', f.prefix, n), format('layer%s', l), l, 'linear', 64, 4160, f.num_seeds
 FROM filling AS f, generate_series(1, f.count) AS n, generate_series(1, f.num_layers) AS l;
 
 INSERT INTO edges SELECT format('%s-%s', f.prefix, n), format('layer%s', l), format('layer%s', l + 1)
@@ -58,8 +58,9 @@ INSERT INTO commands SELECT gen_random_uuid(), run_id, incarnation, boundary, 'g
 FROM filling AS f, decisions WHERE action <> 'wait' AND starts_with(run_id, f.prefix || '-');
 
 INSERT INTO health_windows SELECT format('%s-%s', f.prefix, n), 1, format('layer%s', l), s, 16 * (b - 1),
-    timestamptz '2026-01-01T12:00Z', 0, 0, 4, 0, 2.5, 0.25, 4.5, 0.5, 1.5, 4, 4, 4, 4, 4
-FROM filling AS f, generate_series(1, f.count) AS n, generate_series(1, f.num_layers) AS l, generate_series(0, 1) AS s,
+    timestamptz '2026-01-01T12:00Z', 0, 0, 4, 0, random(), random() - 0.5, random(), random(), random(), 4, 4, 4, 4, 4
+FROM filling AS f, generate_series(1, f.count) AS n, generate_series(1, f.num_layers) AS l,
+    generate_series(0, f.num_seeds - 1) AS s,
     generate_series(greatest(1, f.num_boundaries - 3), f.num_boundaries) AS b;
 DROP TABLE filling
 """
@@ -89,15 +90,16 @@ class Runs:
     num_boundaries: int = 60
     num_layers: int = 4
     told_after_days: int = 0
+    num_seeds: int = 2
 
 
 async def fill_runs(connection: Any, runs: Runs) -> None:
     """Rows of runs that are decided up to the boundary before their last, and folded completely."""
     await connection.execute(
         "CREATE TEMPORARY TABLE filling (prefix text, count integer, status text, num_boundaries integer, "
-        "num_layers integer, told_after_days integer)"
+        "num_layers integer, told_after_days integer, num_seeds integer)"
     )
-    await connection.execute("INSERT INTO filling VALUES ($1, $2, $3, $4, $5, $6)", *astuple(runs))
+    await connection.execute("INSERT INTO filling VALUES ($1, $2, $3, $4, $5, $6, $7)", *astuple(runs))
     await connection.execute(HISTORY)
 
 

@@ -5,18 +5,24 @@ what else was folded meanwhile, in which order topics arrived, or who asks, and 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from math import isfinite
+from operator import itemgetter
 from typing import Any
 
 from esper.graph.features import MAX_EPOCHS, RECENT_STEPS
 from esper.graph.rows import Row, ViewRows
 from esper.graph.seeds import SeedKey, SeedState, seed_states
 from esper.graph.view import NO_HEALTH, EpochView, GraphView, KernelView, LayerView, SeedView
-from esper.graph.windows import FIELDS, WINDOW_STEPS, HealthWindow, last_complete_window
+from esper.graph.windows import COLUMNS, WINDOW_STEPS, HealthWindow, last_complete_window
+from esper.schemas.base import MAX_INT64
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 from esper.schemas.topics import LIFECYCLE, TELEMETRY
 
 Windows = Mapping[SeedKey, HealthWindow]
 _ASLEEP = SeedState()
+_KEY = itemgetter("layer_id", "seed_id")
+_SUMS = itemgetter(*COLUMNS)
 
 
 def assemble(rows: ViewRows) -> GraphView:
@@ -35,7 +41,8 @@ def assemble(rows: ViewRows) -> GraphView:
         [r for r in rows.rejections if r["seen_from"] <= told and r["step"] > step - RECENT_STEPS],
     )
     planned = at["hyperparameters"].get("epochs")
-    planned = planned if isinstance(planned, int) and not isinstance(planned, bool) and planned > 0 else None
+    if not isinstance(planned, int) or isinstance(planned, bool) or not 0 < planned <= MAX_INT64:
+        planned = None
     return GraphView(
         run_id=at["run_id"],
         incarnation=at["incarnation"],
@@ -52,13 +59,7 @@ def assemble(rows: ViewRows) -> GraphView:
         planned_epochs=planned,
         progress=min(1.0, rows.num_epochs / planned) if planned else None,
         steps_since_start=step - at["from_step"],
-        num_telemetry_lost=sum(
-            r["num_lost"]
-            for r in rows.gaps
-            if r["log_offset"] < at["log_offset"]
-            and r["to_step"] >= newest - WINDOW_STEPS
-            and r["from_step"] < newest + WINDOW_STEPS
-        ),
+        num_telemetry_lost=min(_num_lost(rows, newest), MAX_INT64),
         num_rejections=len(seeds.rejections),
         blueprint_offsets=tuple(rows.blueprint_offsets),
     )
@@ -110,11 +111,15 @@ class _Seeds:
 def _windows(rows: ViewRows, step: int) -> Windows:
     """The windows that begin at ``step``. Late records are added after those in order, as they came."""
     told = rows.boundary["last_sequences"].get(TELEMETRY.name, -1)
+    counted: list[Row] = []
+    late: list[Row] = []
+    for r in rows.windows:
+        if r["step"] == step:
+            (late if r["late_from"] else counted).append(r)
+    late.sort(key=lambda r: (r["late_from"], r["log_offset"], r["place"]))
     found: dict[SeedKey, HealthWindow] = {}
-    counted = [r for r in rows.windows if r["step"] == step and r["late_from"] <= told]
-    for r in sorted(counted, key=lambda r: (r["late_from"], r["log_offset"], r["place"])):
-        key = (r["layer_id"], r["seed_id"])
-        window = HealthWindow(r["num_signals"], r["num_non_finite"], tuple(r["sums"]), tuple(r["counts"]))
+    for r in chain(counted, (r for r in late if r["late_from"] <= told)):
+        key, window = _KEY(r), HealthWindow(_SUMS(r))
         found[key] = found[key] + window if key in found else window
     return found
 
@@ -136,18 +141,19 @@ def _layer(row: Row, windows: Windows, before: Windows) -> LayerView:
 
 
 def _of_layer(row: Row, windows: Windows) -> HealthWindow:
-    whole = HealthWindow()
+    total = HealthWindow()
     for n in range(row["num_seeds"]):  # in seed order: the bits of a sum depend on it
         window = windows.get((row["layer_id"], n))
-        whole = whole if window is None else whole + window
-    return whole
+        if window is not None:
+            total += window
+    return total
 
 
 def _change(health: Mapping[str, float | None], before: HealthWindow | None) -> Mapping[str, float | None]:
     if before is None or not before.num_signals:
         return NO_HEALTH
     means = before.means
-    return {name: _difference(health[name], means[name]) for name in FIELDS}
+    return {name: _difference(now, means[name]) for name, now in health.items()}
 
 
 def _difference(now: float | None, before: float | None) -> float | None:
@@ -155,7 +161,13 @@ def _difference(now: float | None, before: float | None) -> float | None:
     if now is None or before is None:
         return None
     difference = now - before
-    return difference if abs(difference) < float("inf") else None
+    return difference if isfinite(difference) else None
+
+
+def _num_lost(rows: ViewRows, newest: int) -> int:
+    gaps = (r for r in rows.gaps if r["log_offset"] < rows.boundary["log_offset"])
+    first, end = newest - WINDOW_STEPS, newest + WINDOW_STEPS
+    return sum(r["num_lost"] for r in gaps if r["to_step"] >= first and r["from_step"] < end)
 
 
 def _breakers(changes: Sequence[Row], told: int) -> Mapping[SeedKey, Row]:

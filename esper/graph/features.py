@@ -112,7 +112,7 @@ def _run() -> tuple[Feature, ...]:
         Feature(run, "num_epochs", count, "epochs", "epochs completed on the live line, of which the view holds the "
                 f"newest {MAX_EPOCHS}", "epochs", since=2),
         Feature(run, "planned_epochs", count, "epochs", "hyperparameter `epochs`; null where it was not told, or is "
-                "no whole number", "runs", True, 2),
+                "no whole number of 64 bits", "runs", True, 2),
         Feature(run, "progress", Kind.REAL, "0..1", "min(1, num_epochs / planned_epochs)", "epochs, runs", True, 2),
         Feature(run, "steps_since_start", count, "optimizer steps", "step - the step from which this incarnation "
                 "went on", "incarnations", True, 2),

@@ -115,7 +115,7 @@ class GraphView:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: keys sorted, no spaces, floats in their shortest exact form."""
-        return encode(self)
+        return self._data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -145,6 +145,10 @@ class GraphView:
             epochs=_objects(EpochView, Level.EPOCH, columns),
             kernels=_objects(KernelView, Level.KERNEL, columns),
         )
+
+    @cached_property
+    def _data(self) -> bytes:
+        return encode(self)
 
     @cached_property
     def digest(self) -> str:

@@ -4,73 +4,106 @@ Folding is one addition a record, in the order of the log: element-wise, so that
 depend neither on how the log is cut into batches nor on the machine.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from esper.schemas.operational import HealthSignal
+from math import isfinite
+from operator import add
+from typing import Any, Protocol
 
 WINDOW_STEPS = 16
 """The width of a window in optimizer steps. Part of the view version: never change one alone."""
 
 FIELDS = ("health_score", "activation_mean", "activation_std", "dead_ratio", "gradient_norm")
-"""What a window sums, in this order: stored arrays and views have it, so a change is a new view version.
+"""What a window sums, in this order: stored columns and views have it, so a change is a new view version.
 
 ``effective_rank`` is not among them: it is taken on few steps, and no view has it.
 """
 
-WindowKey = tuple[str, int, str, int, int]
-"""(run, incarnation, layer, seed, first step)."""
+COLUMNS = (
+    "num_signals",
+    "num_non_finite",
+    *(f"sum_{name}" for name in FIELDS),
+    *(f"count_{name}" for name in FIELDS),
+)
+"""A window as it is stored, and as a sequence: a statistic that is null is not counted."""
+
+_NOTHING = (0, 0, *(0.0,) * len(FIELDS), *(0,) * len(FIELDS))
+
+
+class Measured(Protocol):
+    """A seed's signal, however it was read."""
+
+    @property
+    def non_finite(self) -> bool: ...
+    @property
+    def health_score(self) -> float: ...
+    @property
+    def activation_mean(self) -> float | None: ...
+    @property
+    def activation_std(self) -> float | None: ...
+    @property
+    def dead_ratio(self) -> float | None: ...
+    @property
+    def gradient_norm(self) -> float | None: ...
+
+
+def new_sums() -> list[Any]:
+    """A window without signals, in the order of ``COLUMNS``."""
+    return list(_NOTHING)
+
+
+def add_signal(sums: list[Any], signal: Measured) -> None:
+    """Add one signal to a window, in place. Written out: it runs for every signal there is."""
+    sums[0] += 1
+    if signal.non_finite:
+        sums[1] += 1
+    sums[2] += signal.health_score
+    sums[7] += 1
+    if (value := signal.activation_mean) is not None:
+        sums[3] += value
+        sums[8] += 1
+    if (value := signal.activation_std) is not None:
+        sums[4] += value
+        sums[9] += 1
+    if (value := signal.dead_ratio) is not None:
+        sums[5] += value
+        sums[10] += 1
+    if (value := signal.gradient_norm) is not None:
+        sums[6] += value
+        sums[11] += 1
 
 
 @dataclass(frozen=True, slots=True)
 class HealthWindow:
-    """Sums and counts, one for each of ``FIELDS``; a statistic that is null is not counted."""
+    """What is known of some signals together. ``sums`` has the order of ``COLUMNS``."""
 
-    num_signals: int = 0
-    num_non_finite: int = 0
-    sums: tuple[float, ...] = (0.0,) * len(FIELDS)
-    counts: tuple[int, ...] = (0,) * len(FIELDS)
-
-    def add(self, signal: HealthSignal) -> "HealthWindow":
-        """The window with one more signal in it."""
-        values = [getattr(signal, name) for name in FIELDS]
-        return HealthWindow(
-            self.num_signals + 1,
-            self.num_non_finite + signal.non_finite,
-            tuple(s if v is None else s + v for s, v in zip(self.sums, values, strict=True)),
-            tuple(c + (v is not None) for c, v in zip(self.counts, values, strict=True)),
-        )
+    sums: Sequence[Any] = _NOTHING
 
     def __add__(self, other: "HealthWindow") -> "HealthWindow":
         """Both together. The bits of a sum depend on the order."""
-        return HealthWindow(
-            self.num_signals + other.num_signals,
-            self.num_non_finite + other.num_non_finite,
-            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
-            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
-        )
+        return HealthWindow(tuple(map(add, self.sums, other.sums)))
+
+    @property
+    def num_signals(self) -> int:
+        """How many were added up."""
+        return int(self.sums[0])
 
     @property
     def means(self) -> dict[str, float | None]:
-        """The mean of each field; None where it was never taken, or where the sum is beyond float64."""
-        pairs = zip(FIELDS, self.sums, self.counts, strict=True)
-        return {name: total / count if count and math.isfinite(total) else None for name, total, count in pairs}
+        """The mean of each of ``FIELDS``; None where it was never taken, or where the sum is beyond float64."""
+        _n, _bad, score, mean, std, dead, norm, scores, means, stds, deads, norms = self.sums
+        return {
+            "health_score": score / scores if scores and isfinite(score) else None,
+            "activation_mean": mean / means if means and isfinite(mean) else None,
+            "activation_std": std / stds if stds and isfinite(std) else None,
+            "dead_ratio": dead / deads if deads and isfinite(dead) else None,
+            "gradient_norm": norm / norms if norms and isfinite(norm) else None,
+        }
 
     @property
     def non_finite_ratio(self) -> float | None:
         """The share of signals with a statistic that was not finite, 0..1; None where there were no signals."""
-        return self.num_non_finite / self.num_signals if self.num_signals else None
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """As it is stored."""
-        return {
-            "num_signals": self.num_signals,
-            "num_non_finite": self.num_non_finite,
-            "sums": list(self.sums),
-            "counts": list(self.counts),
-        }
+        return self.sums[1] / self.sums[0] if self.sums[0] else None
 
 
 def last_complete_window(step: int) -> int:

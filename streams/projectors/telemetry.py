@@ -11,24 +11,17 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, cast
 
-from esper.graph.windows import FIELDS, WINDOW_STEPS
+from esper.graph.windows import COLUMNS, FIELDS, WINDOW_STEPS, add_signal, new_sums
 from esper.schemas.events import LayerHealthMeasured
-from esper.schemas.operational import HealthSignal
 from esper.streams.health_partitions import TABLE, make_partitions
-from esper.streams.health_reports import HealthReport, Signal
+from esper.streams.health_reports import HealthReport
 from esper.streams.memory import LayerKey, OpenWindow, PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.projectors import late_health
 from esper.streams.queries import queries
 
 KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
-SUM_COLUMNS = (
-    "num_signals",
-    "num_non_finite",
-    *(f"sum_{name}" for name in FIELDS),
-    *(f"count_{name}" for name in FIELDS),
-)
-COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *SUM_COLUMNS)
+COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *COLUMNS)
 
 Report = HealthReport | LayerHealthMeasured
 """Both ways of reading one give the same attributes."""
@@ -102,39 +95,17 @@ def _add_up(batch: Sequence[Projected], reports: Sequence[Report], memory: Parti
             if window is None:
                 window = windows[seed_id] = _opened(projected)
             of_layer[seed_id] = window
-            _add(window.sums, signal)
+            add_signal(window.sums, signal)
         progress = memory.progress[run_id, incarnation]
         if step > progress.last_step:
             progress.last_step = step
     return grown
 
 
-def _add(sums: list[Any], signal: Signal | HealthSignal) -> None:
-    """In the order of FIELDS; written out, since it runs for every signal there is."""
-    sums[0] += 1
-    if signal.non_finite:
-        sums[1] += 1
-    sums[2] += signal.health_score
-    sums[7] += 1
-    if (value := signal.activation_mean) is not None:
-        sums[3] += value
-        sums[8] += 1
-    if (value := signal.activation_std) is not None:
-        sums[4] += value
-        sums[9] += 1
-    if (value := signal.dead_ratio) is not None:
-        sums[5] += value
-        sums[10] += 1
-    if (value := signal.gradient_norm) is not None:
-        sums[6] += value
-        sums[11] += 1
-
-
 def _opened(first: Projected) -> OpenWindow:
     """A window that begins with this record."""
     logged_at = datetime.fromtimestamp(first.logged_ms / 1000, UTC)
-    sums = [0, 0, *(0.0,) * len(FIELDS), *(0,) * len(FIELDS)]
-    return OpenWindow(sums, logged_at, first.position.partition, first.position.offset, is_stored=False)
+    return OpenWindow(new_sums(), logged_at, first.position.partition, first.position.offset, is_stored=False)
 
 
 async def _grow(connection: Any, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -122,18 +122,17 @@ WHERE run_id = :run_id AND incarnation = :incarnation AND log_offset < :log_offs
 -- name: windows
 SELECT layer_id, seed_id, step, 0::bigint AS late_from, 0::bigint AS log_offset, 0 AS place,
     num_signals, num_non_finite,
-    ARRAY[sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm] AS sums,
-    ARRAY[count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, count_gradient_norm]
-        AS counts
+    sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm,
+    count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, count_gradient_norm
 FROM health_windows
 WHERE run_id = :run_id AND incarnation = :incarnation AND step = ANY(:steps::bigint[])
 UNION ALL
 SELECT layer_id, seed_id, step, late_from, log_offset, place,
     1, non_finite::integer,
-    ARRAY[health_score, coalesce(activation_mean, 0), coalesce(activation_std, 0), coalesce(dead_ratio, 0),
-        coalesce(gradient_norm, 0)],
-    ARRAY[1, num_nonnulls(activation_mean), num_nonnulls(activation_std), num_nonnulls(dead_ratio),
-        num_nonnulls(gradient_norm)]::bigint[]
+    health_score, coalesce(activation_mean, 0), coalesce(activation_std, 0), coalesce(dead_ratio, 0),
+    coalesce(gradient_norm, 0),
+    1, num_nonnulls(activation_mean), num_nonnulls(activation_std), num_nonnulls(dead_ratio),
+    num_nonnulls(gradient_norm)
 FROM late_health_signals
 WHERE run_id = :run_id AND incarnation = :incarnation AND step = ANY(:steps::bigint[]) AND late_from <= :sequence;
 

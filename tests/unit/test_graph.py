@@ -16,7 +16,15 @@ from esper.graph.documentation import with_features
 from esper.graph.features import FEATURES, MAX_EPOCHS, RECENT_STEPS, VIEW_VERSION, Level, value_of
 from esper.graph.rows import ViewRows
 from esper.graph.view import GraphView, digest_of
-from esper.graph.windows import FIELDS, WINDOW_STEPS, HealthWindow, last_complete_window
+from esper.graph.windows import (
+    COLUMNS,
+    FIELDS,
+    WINDOW_STEPS,
+    HealthWindow,
+    add_signal,
+    last_complete_window,
+    new_sums,
+)
 from esper.schemas.enums import BreakerState, SeedStage
 from esper.schemas.operational import HealthSignal
 
@@ -30,7 +38,7 @@ TABLES = ("layers", "edges", "lifecycle", "breakers", "rejections", "epochs", "g
 def window_row(window: HealthWindow, step: int, **place: Any) -> dict[str, Any]:
     """A window as it is stored."""
     key = {"layer_id": "a", "seed_id": 0, "late_from": 0, "log_offset": 0, "place": 0}
-    return {**key, "step": step, **window.columns, **place}
+    return {**key, "step": step, **dict(zip(COLUMNS, window.sums, strict=True)), **place}
 
 
 def kernel_row(**changed: Any) -> dict[str, Any]:
@@ -41,11 +49,20 @@ def kernel_row(**changed: Any) -> dict[str, Any]:
     return {**kernel, **changed}
 
 
+def added(signals: list[HealthSignal], before: HealthWindow | None = None) -> HealthWindow:
+    """Signals added up, after what was stored."""
+    sums = list(before.sums) if before else new_sums()
+    for signal in signals:
+        add_signal(sums, signal)
+    return HealthWindow(tuple(sums))
+
+
+def signal(**statistics: float | None) -> HealthSignal:
+    return HealthSignal.model_validate({"layer_id": "a", "seed_id": 0, "chunk_id": 0, "epoch": 0, **statistics})
+
+
 def folded(scores: list[float]) -> HealthWindow:
-    window = HealthWindow()
-    for score in scores:
-        window = window.add(HealthSignal(layer_id="a", seed_id=0, chunk_id=0, epoch=0, health_score=score))
-    return window
+    return added([signal(health_score=score) for score in scores])
 
 
 def rows(scores: list[float], **changed: Any) -> ViewRows:
@@ -190,10 +207,7 @@ def test_a_resumed_run_starts_from_what_its_checkpoint_held() -> None:
 @given(scores=SCORES, cut=st.integers(0, 30))
 def test_a_window_folded_in_two_batches_has_the_bits_of_one(scores: list[float], cut: int) -> None:
     first = folded(scores[:cut])
-    stored = HealthWindow(first.num_signals, first.num_non_finite, tuple(first.sums), tuple(first.counts))
-    for score in scores[cut:]:
-        stored = stored.add(HealthSignal(layer_id="a", seed_id=0, chunk_id=0, epoch=0, health_score=score))
-    assert stored == folded(scores)
+    assert added([signal(health_score=score) for score in scores[cut:]], first) == folded(scores)
 
 
 def test_windows_are_complete_only_with_their_last_step() -> None:
@@ -204,10 +218,7 @@ def test_windows_are_complete_only_with_their_last_step() -> None:
 
 @pytest.mark.parametrize("numbers", [(1.7e308, 1.7e308), (1.7e308, 1.7e308, -1.7e308, -1.7e308), (-1.7e308, -1.7e308)])
 def test_numbers_beyond_float64_are_null_and_no_view_is_lost(numbers: tuple[float, ...]) -> None:
-    window = HealthWindow()
-    for number in numbers:
-        signal = HealthSignal(layer_id="a", seed_id=0, chunk_id=0, epoch=0, health_score=0.5, activation_mean=number)
-        window = window.add(signal)
+    window = added([signal(health_score=0.5, activation_mean=number) for number in numbers])
     start = last_complete_window(STEP)
     told = [{**e, "metrics": {"loss": n}} for e, n in zip(rows([1.0]).epochs, (1.7e308, -1.7e308), strict=False)]
     seen = assemble(
@@ -227,6 +238,26 @@ def test_a_view_holds_the_newest_epochs_and_says_how_many_there_were() -> None:
 
 
 # -- bytes ----------------------------------------------------------------------------------------
+
+
+def test_numbers_keep_their_form_whatever_writes_them() -> None:
+    numbers = (0.1, -0.0, 1e-7, 1e16, 5e-324, 1.7976931348623157e308, 100.0, 1 / 3)
+    told = [{**rows([1.0]).epochs[0], "metrics": {f"m{n}": number for n, number in enumerate(numbers)}}]
+    written = assemble(rows([1.0], epochs=told, num_epochs=2**63 - 1)).to_bytes().decode()
+    assert (
+        '"metrics":[{"m0":0.1,"m1":-0.0,"m2":1e-7,"m3":1e16,"m4":5e-324,"m5":1.7976931348623157e308,"m6":100.0,'
+        '"m7":0.3333333333333333}]'
+    ) in written
+    assert '"num_epochs":9223372036854775807' in written
+
+
+def test_counts_beyond_int64_lose_no_view() -> None:
+    gap = rows([1.0]).gaps[0]
+    seen = assemble(rows([1.0], gaps=[{**gap, "num_lost": 2**63 - 1}] * 4))
+    assert seen.num_telemetry_lost == 2**63 - 1
+    boundary = {**rows([1.0]).boundary, "hyperparameters": {"epochs": 10**40}}
+    assert assemble(rows([1.0], boundary=boundary)).planned_epochs is None
+    assert GraphView.from_bytes(seen.to_bytes()) == seen
 
 
 @given(scores=SCORES)
