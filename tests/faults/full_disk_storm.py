@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import random
 import sys
 from contextlib import suppress
@@ -50,6 +51,7 @@ def _answers(dsn: str) -> bool:
 
 def main(folder: Path, num_rounds: int, seed: int) -> None:
     """See the module."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells of each record that waits for a new leader
     with EmbeddedStack(folder) as stack:
         settings = stack.settings()
         asyncio.run(apply_topics(settings.need_kafka()))
