@@ -5,6 +5,7 @@
 ROUNDS ?= 50
 STEPS ?= 10000
 OPS ?= 10000
+RECORDS ?= 200000
 MINUTES ?= 10
 HOLD ?= 300
 MODELS ?= *
@@ -63,7 +64,7 @@ bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10
 	@exec $(BIN)/python tests/benchmarks/bench_bus.py --hold $(HOLD)
 
 bench-streams: install ## from topic to committed rows: health signals a second by workers and by stored rows; the profile
-	@exec $(BIN)/python tests/benchmarks/bench_streams.py --profile
+	@exec $(BIN)/python tests/benchmarks/bench_streams.py --records $(RECORDS) --profile
 
 bench-urza: install ## Urza's API under wrk, 1,000 clients at once, and each of its queries
 	@exec $(BIN)/python tests/benchmarks/bench_urza.py
