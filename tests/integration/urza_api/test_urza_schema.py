@@ -20,7 +20,7 @@ RUN = "digits-demo"  # the run of the document's examples
 AS_WRITER = {"Authorization": f"Bearer {WRITER}"}
 LIMIT_S = 240.0  # a broken server hangs; a sound one takes about 30 s on a free machine
 OPTIONS = (
-    "--checks=all", "--phases=examples,coverage,fuzzing,stateful", "--max-examples=4", "--seed=1", "--workers=2",
+    "--checks=all", "--phases=examples,coverage,fuzzing,stateful", "--max-examples=5", "--seed=1",
     "--continue-on-failure", "--generation-database=none", "--no-color", "--request-timeout=30",
 )  # fmt: skip
 
