@@ -1,8 +1,10 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install lock format check test coverage faults soak demo up down status bench bench-bus bench-kasmina catalogues compat wheel-check clean
+.PHONY: help install lock format check test coverage faults faults-streams faults-s3 soak demo up down status \
+	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 STEPS ?= 10000
+OPS ?= 10000
 MINUTES ?= 10
 HOLD ?= 300
 MODELS ?= *
@@ -38,7 +40,15 @@ coverage: install ## the contracts are covered whole
 	@$(BIN)/coverage report --fail-under=100 --skip-covered
 
 faults: install ## kills, cuts and stalls, ROUNDS=50 of them; seeds that fail in STEPS=10000 steps of training
-	@exec $(BIN)/python -m pytest -q -s tests/faults --fault-rounds $(ROUNDS) --fault-steps $(STEPS)
+	@exec $(BIN)/python -m pytest -q -s tests/faults/test_faults.py tests/faults/test_seed_faults.py \
+		tests/faults/test_urza_faults.py --fault-rounds $(ROUNDS) --fault-steps $(STEPS)
+
+faults-streams: install ## what can befall the stream workers, ROUNDS=50 times: rows equal a replay after each
+	@exec $(BIN)/python -m pytest -q -s tests/faults/test_streams_faults.py tests/faults/test_stream_refusals.py \
+		tests/faults/test_fold_faults.py --fault-rounds $(ROUNDS)
+
+faults-s3: install ## OPS=10000 operations on S3 behind a proxy that cuts, stalls and lies: none lost, none torn
+	@exec $(BIN)/python -m pytest -q -s tests/faults/test_s3_storm.py --s3-operations $(OPS)
 
 soak: install ## MINUTES=10 of writing and reading: memory and descriptors flat
 	@exec $(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
@@ -51,6 +61,18 @@ bench: install ## the benchmarks: they print, they judge nothing
 
 bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10,000 events a second
 	@exec $(BIN)/python tests/benchmarks/bench_bus.py --hold $(HOLD)
+
+bench-streams: install ## from topic to committed rows: health signals a second by workers and by stored rows; the profile
+	@exec $(BIN)/python tests/benchmarks/bench_streams.py --profile
+
+bench-urza: install ## Urza's API under wrk, 1,000 clients at once, and each of its queries
+	@exec $(BIN)/python tests/benchmarks/bench_urza.py
+
+bench-rebuild: install ## a rebuild beside plain folding, and how long workers wait for its swap
+	@exec $(BIN)/python tests/benchmarks/bench_rebuild.py
+
+bench-compile: install ## what a certificate and a kernel cost, beside one after the other
+	@exec $(BIN)/python tests/benchmarks/bench_compile.py
 
 catalogues: install ## torchvision, timm, transformers, peft: models that nobody here wrote
 	@exec $(PYTHON) scripts/setup.py catalogues

@@ -5,7 +5,9 @@ EsperError
 ├── ContractError          the data breaks a contract; resending it will not help
 │   ├── DecodeError        a record that cannot be decoded: it goes to the dead letters
 │   ├── NewerVersionError  a newer contract than this program reads: upgrade it
+│   ├── MissingBlobError   the object store has no such blob
 │   └── KernelError        a kernel that is corrupt, too large or does not fit
+│       └── AlteredBlobError  a blob whose bytes are not those of its name
 ├── NotSupportedError      what was asked cannot be done with seeds in the model
 ├── ConflictError          somebody else was first: read again, then decide
 ├── UnavailableError       a service is away: retry later
@@ -52,6 +54,14 @@ class NewerVersionError(ContractError):
 
 class KernelError(ContractError):
     """A kernel that is corrupt, too large or does not fit its layer."""
+
+
+class MissingBlobError(ContractError):
+    """The object store answers, and has no such blob."""
+
+
+class AlteredBlobError(KernelError):
+    """A blob whose bytes are not those of its name, read twice: somebody changed or damaged it."""
 
 
 class NotSupportedError(EsperError):

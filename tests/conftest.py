@@ -29,6 +29,7 @@ hypothesis.settings.load_profile("esper")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault suite")
     parser.addoption("--fault-steps", type=int, default=300, help="training steps in which seeds fail at random")
+    parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 storm")
     parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="which faults, and when")
 
 

@@ -29,20 +29,21 @@ LIMIT = 101  # rows that a page of 100 reads
 OF_A_PAGE = {
     "run_id": "run-000150", "layer_id": "block3.conv", "seed_id": 1, "blueprint_id": "bp-0100", "limit": LIMIT,
     "kernel_sha256": "ab" * 32, "module": None, "target": None, "num_features": None, "stage": None, "action": None,
-    "topic": None, "statuses": ["certified", "proposed", "retired", "running", "completed"],
+    "topic": None, "status": None, "offset": 0, "blueprint_ids": ["bp-0100", "bp-0101"], "answered_ids": ["bp-0100"],
+    "answered_versions": [3], "statuses": ["certified", "proposed", "retired", "running", "completed"],
 }  # fmt: skip
 FIRST = {
     "after_id": "", "after_run": "", "after_layer": "", "after_target": "", "after_blueprint": "", "after_sha256": "",
     "after_source": "", "after_topic": "", "after_offset": -1, "after_seed": -1, "after_incarnation": -1,
     "after_sequence": -1, "after_boundary": -1, "after_features": -1, "after_ordinal": -1, "after_partition": -1,
-    "after_at": datetime(9999, 1, 1, tzinfo=UTC),
+    "after_version": -1, "after_at": datetime(9999, 1, 1, tzinfo=UTC),
 }  # fmt: skip
 LATER = {
     "after_id": "bp-0100", "after_run": "run-000150", "after_layer": "block3.conv", "after_target": "conv2d",
     "after_blueprint": "bp-0100", "after_sha256": "ab" * 32, "after_source": "block3.conv",
     "after_topic": "system.topic-2", "after_offset": 10, "after_seed": 0, "after_incarnation": 1, "after_sequence": 3,
     "after_boundary": 20, "after_features": 64, "after_ordinal": 3, "after_partition": 2,
-    "after_at": datetime(2026, 1, 6, tzinfo=UTC),
+    "after_version": 1, "after_at": datetime(2026, 1, 6, tzinfo=UTC),
 }  # fmt: skip
 
 
@@ -89,10 +90,15 @@ def _tables(num_runs: int) -> list[tuple[str, int, int, dict[str, str]]]:
         ("blueprints", NUM_BLUEPRINTS, 1, {**own, "version": "3", "spec": spec,
             "status": "(ARRAY['certified','certified','proposed','retired'])[r % 4 + 1]"}),
         ("blueprint_changes", NUM_BLUEPRINTS, 100, {**own, "event_id": _id("change"), "log_offset": "n",
-            "change": "'retire'", "verdict": "'wrong_version'"}),
+            "change": "'retire'", "verdict": "CASE n WHEN 50 THEN 'accepted' ELSE 'wrong_version' END",
+            "version_after": "CASE n WHEN 50 THEN 3 END"}),
         ("kernels", NUM_BLUEPRINTS, 2 * WIDTHS, {**own, "num_features": "16 * (n % 10 + 1)", "size_bytes": "500",
             "kernel_sha256": "encode(sha256((r * 20 + n)::text::bytea), 'hex')",
             "target": "(ARRAY['linear','conv2d'])[n / 10 + 1]"}),
+        ("certificates", NUM_BLUEPRINTS, 10, {**own, "blueprint_version": "n", "checks": "'[\"shapes\"]'",
+            "measurements": "'[]'"}),
+        ("kernel_refusals", NUM_BLUEPRINTS, WIDTHS, {**own, "num_features": "2000000 + n", "target": "'linear'",
+            "blueprint_version": "3"}),
         ("dead_letters", 10, num_runs, {"topic": "'system.topic-' || r % 5", "log_partition": "r",
             "log_offset": "n", "reason": "'undecodable'"}),
         ("redriven", 10, num_runs // 10, {"topic": "'system.topic-' || r % 5", "log_partition": "r", "log_offset": "n"}),

@@ -21,16 +21,26 @@ SIZE_MB = 24
 
 def on_small_disk(stack: EmbeddedStack, folder: Path, what: str, *arguments: str) -> ChildProcess:
     """``full_disk.py`` on a disk of ``SIZE_MB``; not started yet. Skips where no disk can be mounted."""
-    if shutil.which("unshare") is None or shutil.which("mount") is None:
-        pytest.skip("no unshare and mount here, so no small disk can be mounted")
-    if subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("user namespaces are not allowed here, so no small disk can be mounted")
     disk = folder / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size={SIZE_MB}m tmpfs "$1" && shift && exec "$@"'
-    script = (sys.executable, str(SCRIPT), what, str(disk), *arguments)
-    command = ("unshare", "-Urm", "sh", "-c", mount, "sh", str(disk), *script)
+    command = with_disk(disk, SIZE_MB, sys.executable, str(SCRIPT), what, str(disk), *arguments)
     return process(stack, folder, what, *command, PYTHONPATH=IMPORTS)
+
+
+def with_disk(disk: Path, size_mb: int, *command: str) -> tuple[str, ...]:
+    """A command, run where ``disk`` is a small one, by the same user. Skips where no disk can be mounted."""
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        pytest.skip("no unshare and mount here, so no small disk can be mounted")
+    mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$1" && shift && exec "$@"'
+    mounting = ("sh", "-c", mount, "sh", str(disk))
+    if os.geteuid() == 0:  # in a namespace of users it could not become another one
+        namespace, back = ("unshare", "-m"), ()
+    else:
+        namespace = ("unshare", "-Urm")
+        back = ("unshare", "-U", f"--map-user={os.getuid()}", f"--map-group={os.getgid()}")
+    if subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("namespaces are not allowed here, so no small disk can be mounted")
+    return (*namespace, *mounting, *back, *command)
 
 
 def end_of(child: ChildProcess) -> str:

@@ -28,6 +28,7 @@ ROOMS = (
     "metrics",
     "schema",
     "projections",
+    "storage",
     "roles",
     "serve",
     "blueprints",

@@ -100,7 +100,7 @@ def _rows(section: SectionModel, path: KeyPath, settings: Settings) -> Iterator[
 def _shown(value: Any, field: FieldInfo, name: str) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return MASK if value is not None and is_secret_field(field, name) else value
-    return MASK if is_secret_field(field, name) else mask_text(str(value))
+    return MASK if value != "" and is_secret_field(field, name) else mask_text(str(value))  # nothing set hides nothing
 
 
 def _origin(settings: Settings, path: KeyPath, value: Any, field: FieldInfo) -> str:

@@ -92,6 +92,14 @@ class S3Settings(SectionModel):
     access_key: SecretStr = Field(description="The key's id.")
     secret_key: SecretStr = Field(description="The key itself.")
     pool_size: int = Field(50, ge=1, description="Connections of one process, at most.")
+    read_timeout_s: float = Field(
+        10.0, gt=0, description="How long one request waits for the next byte before it is sent again, in seconds."
+    )
+    deadline_s: float = Field(
+        30.0,
+        gt=0,
+        description="How long an operation may get nowhere, with all its retries, before it is given up, in seconds.",
+    )
 
 
 class LoggingSettings(SectionModel):

@@ -24,8 +24,6 @@ from esper.schemas.enums import RejectionReason
 from esper.schemas.events import GerminateSeed, SeedCommand
 from esper.storage.blobs import BlobStore
 
-ATTEMPTS = 3
-RETRY_S = 0.2  # after the first attempt; longer by as much after each further one
 MAX_PARALLEL_FETCHES = 4  # more would hold as many kernels of 256 MiB in memory, whatever the cache may
 MAX_EXPECTED = 64  # predicted kernels that wait to be fetched; further ones are predicted again later
 
@@ -67,19 +65,14 @@ class KernelFetcher:
             return None, None
         key, limit = command.kernel_sha256, min(command.kernel_size_bytes, MAX_KERNEL_BYTES)
         with self._commands_first(key):
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    kernel = await self._get(key, limit)
-                except KernelError as error:
-                    return None, (RejectionReason.KERNEL_INVALID, str(error))
-                except Exception as error:  # whatever it was: the command is answered
-                    if attempt == ATTEMPTS:
-                        return None, (RejectionReason.KERNEL_UNAVAILABLE, str(error) or type(error).__name__)
-                    await asyncio.sleep(RETRY_S * attempt)
-                else:
-                    self._expect(after=key)
-                    return kernel, None
-        return None, None
+            try:
+                kernel = await self._get(key, limit)
+            except KernelError as error:
+                return None, (RejectionReason.KERNEL_INVALID, str(error))
+            except Exception as error:  # whatever it was: the command is answered
+                return None, (RejectionReason.KERNEL_UNAVAILABLE, str(error) or type(error).__name__)
+            self._expect(after=key)
+            return kernel, None
 
     async def keep_prefetching(self) -> None:
         """Fetch what is predicted, one at a time, while no command is being answered. Never ends."""
@@ -112,11 +105,16 @@ class KernelFetcher:
                 self._is_quiet.set()
 
     async def _get(self, key: str, max_bytes: int) -> LoadedKernel:
-        kernel = self._cache.get(key)
+        kernel, has_waited = self._cache.get(key), False
         while kernel is None:
             claim = self._cache.claim(key)
             if not claim.leads:
-                kernel = await asyncio.wrap_future(claim.future)
+                try:
+                    kernel = await asyncio.wrap_future(claim.future)
+                except UnavailableError:
+                    if has_waited:  # that fetch began after this command came: it had the whole time
+                        raise
+                    has_waited = True
                 continue
             with claim:
                 kernel = await self._fetch(key, max_bytes)

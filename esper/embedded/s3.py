@@ -11,6 +11,7 @@ from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 20.0
 BUCKET = "esper"
+LEFT_BEHIND = "**/.rclone_temp_*"  # what a killed server had not finished: no reader sees it, nobody else removes it
 
 
 class EmbeddedS3(EmbeddedPart):
@@ -33,6 +34,8 @@ class EmbeddedS3(EmbeddedPart):
             UnavailableError: it does not start; with the end of its log.
         """
         (self.root / "data" / BUCKET).mkdir(parents=True, exist_ok=True)
+        for left in (self.root / "data" / BUCKET).glob(LEFT_BEHIND):
+            left.unlink()
         self._process = ChildProcess(
             "S3",
             [

@@ -29,7 +29,6 @@ ALTER TABLE blueprint_changes ADD COLUMN causation_id uuid;
 
 CREATE INDEX blueprints_not_validated ON blueprints (changed_at, blueprint_id)
 WHERE status IN ('proposed', 'compiled');
-CREATE INDEX kernels_of_a_blueprint ON kernels (blueprint_id, target, num_features);
 CREATE INDEX layers_by_width ON layers (kind, num_features);
 CREATE INDEX commands_of_a_blueprint ON commands (blueprint_id, at) WHERE blueprint_id IS NOT NULL;
 CREATE INDEX field_reports_of_a_blueprint ON field_reports (blueprint_id, command_id);

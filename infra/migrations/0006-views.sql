@@ -1,4 +1,4 @@
--- depends: 0004-health-partitions
+-- depends: 0005-certificates
 -- What graph views need: by what place in the log each row counts, and indexes for what Tamiyo asks at every poll.
 -- The old rows do not say where they lay in the log: three topics, which are kept for ever, are folded again from zero.
 

@@ -1,9 +1,6 @@
--- depends: 0004-health-partitions
+-- depends: 0006-views
 -- What Urza's API reads by, so that a page costs the same however long the history grows.
 
--- One blueprint's changes lie in one partition of the log.
-DROP INDEX changes_of_a_blueprint;
-CREATE INDEX changes_of_a_blueprint ON blueprint_changes (blueprint_id, log_offset);
 CREATE INDEX kernels_in_order ON kernels (blueprint_id, target, num_features, kernel_sha256);
 CREATE INDEX runs_by_start ON runs (started_at, run_id);
 CREATE INDEX layers_in_order ON layers (run_id, ordinal, layer_id);

@@ -88,12 +88,12 @@ class DecisionService:
             exits.callback(self.metrics.stop)
             beating = asyncio.create_task(self.metrics.health.keep_beating(), name="tamiyo-beat")
             exits.callback(beating.cancel)
-            _log.info("tamiyo.metrics", port=port)
             kafka = self._settings.need_kafka()
             await verify_topics(kafka)
             self._pool = await exits.enter_async_context(connect_pool(self._settings.need_postgres()))
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="tamiyo"))
             await self._activate()
+            _log.info("tamiyo.metrics", port=port)
             self._exits = exits.pop_all()
         return self
 

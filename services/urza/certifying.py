@@ -1,7 +1,8 @@
 """Takes proposed blueprints to certified or rejected: examined in the sandbox, every step an event of the log.
 
 Nothing is decided here: each event names the version that was seen, and the verdict in ``schemas.verdicts`` says
-what counts. Ids follow from blueprint and version, so several Urzas, or one that died half way, ask once.
+what counts. Ids follow from blueprint and version, so several Urzas, or one that died half way, ask once. Each event
+names the one before it as its cause, and is in the trace of whoever asked for the version that was examined.
 """
 
 import json
@@ -18,6 +19,7 @@ from esper.schemas.events import BlueprintChangeRequested, CertificateIssued
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.catalogue import SOURCE
 from esper.services.urza.jobs import Examination, Examine, reason_of
+from esper.services.urza.library import Cause, cause_of
 from esper.services.urza.sandbox import Sandbox
 from esper.services.urza.settings import UrzaSettings
 from esper.streams.queries import queries
@@ -46,7 +48,8 @@ class Certifier:
         rows = await self._waiting()
         for row in rows:
             found = await self._examine(row)
-            await self._producer.send_batch(answers_to(row["blueprint_id"], row["version"], row["status"], found))
+            answers = answers_to(row["blueprint_id"], row["version"], row["status"], found, cause_of(row))
+            await self._producer.send_batch(answers)
             self._answered[row["blueprint_id"], row["version"]] = None
             refusal = found.not_built or found.not_passed
             log = _log.info if refusal is None else _log.warning
@@ -81,28 +84,32 @@ class Certifier:
         return await self._sandbox.examine(job)
 
 
-def answers_to(blueprint_id: str, version: int, status: str, found: Examination) -> Sequence[OonaMessage]:
+def answers_to(
+    blueprint_id: str, version: int, status: str, found: Examination, cause: Cause | OonaMessage = Cause()
+) -> Sequence[OonaMessage]:
     """The events that follow from an examination of this version, in their order.
 
     Args:
         status: proposed or compiled; what was proposed is compiled first, unless it cannot be built.
+        cause: the change that made this version.
     """
 
-    def change(what: BlueprintChange, seen: int, reason: str, cause: OonaMessage | None = None) -> OonaMessage:
+    def change(what: BlueprintChange, seen: int, reason: str, cause: Cause | OonaMessage) -> OonaMessage:
         event = BlueprintChangeRequested(
             blueprint_id=blueprint_id, change=what, expected_version=seen, reason=reason_of(reason)
         )
         event_id = ids.library_request_id(blueprint_id, seen, what)
-        return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id if cause else None)
+        return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
     if found.not_built is not None:
-        return [change(BlueprintChange.REJECT, version, f"it cannot be built: {found.not_built}")]
+        return [change(BlueprintChange.REJECT, version, f"it cannot be built: {found.not_built}", cause)]
     answers = []
     if status == BlueprintStatus.PROPOSED:
-        answers.append(change(BlueprintChange.COMPILE, version, "it was built for every layer that it names"))
+        cause = change(BlueprintChange.COMPILE, version, "it was built for every layer that it names", cause)
+        answers.append(cause)
         version += 1
     if found.not_passed is not None:
-        return [*answers, change(BlueprintChange.REJECT, version, f"it failed a check: {found.not_passed}")]
+        return [*answers, change(BlueprintChange.REJECT, version, f"it failed a check: {found.not_passed}", cause)]
     certificate = OonaMessage.of(
         CertificateIssued(
             blueprint_id=blueprint_id,
@@ -113,6 +120,8 @@ def answers_to(blueprint_id: str, version: int, status: str, found: Examination)
         ),
         id=ids.certificate_id(blueprint_id, version),
         source=SOURCE,
+        causation_id=cause.id,
+        traceparent=cause.traceparent,
     )
     passed = f"it passed {', '.join(found.checks)}"
     return [*answers, certificate, change(BlueprintChange.CERTIFY, version, passed, certificate)]

@@ -1,7 +1,7 @@
 """Builds the kernels that runs could want: registered by an event once S3 has their bytes.
 
 Built in the sandbox, in batches; while one batch is built, the one before goes to S3. What cannot be built is
-recorded by an event too, and not tried again.
+recorded by an event too, and not tried again. Both events are caused by the change that certified the blueprint.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from esper.errors import EsperError, KernelError
 from esper.kasmina.catalogue import BYTES_PER_PARAMETER, cost_of
@@ -19,6 +20,7 @@ from esper.schemas.events import KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.catalogue import SOURCE
 from esper.services.urza.jobs import Build, BuiltKernel, WantedKernel, reason_of
+from esper.services.urza.library import Cause, cause_of
 from esper.services.urza.sandbox import Sandbox
 from esper.services.urza.settings import UrzaSettings
 from esper.services.urza.uploads import upload
@@ -44,6 +46,7 @@ class Compiler:
         self._sandbox = sandbox
         self._settings = settings
         self._done: set[KernelKey] = set()
+        self._causes: dict[str, Cause] = {}
 
     async def compile_wanted(self) -> int:
         """Build, store, read back and register what is wanted; gives the number of kernels.
@@ -54,6 +57,7 @@ class Compiler:
         async with self._pool.acquire() as connection:
             rows = [r async for r in queries("library").wanted_kernels(connection, limit=MAX_WANTED)]
         wanted = [_wanted(r) for r in rows]
+        self._causes = {r["blueprint_id"]: cause_of(r) for r in rows}
         self._done &= {_key(w) for w in wanted}  # the projection knows the others
         queue = deque(w for w in wanted if _key(w) not in self._done)
         count, storing = 0, None
@@ -112,7 +116,7 @@ class Compiler:
         whole = [(w, k) for w, k in built if k.header.refusal is None]
         found = await upload(self._blobs, [k.data for _w, k in whole], at_once=self._settings.parallel_uploads)
         there = [(w, k, digest) for (w, k), digest in zip(whole, found, strict=True) if isinstance(digest, str)]
-        await self._producer.send_batch([_registered(w, k, digest) for w, k, digest in there])
+        await self._producer.send_batch([self._registered(w, k, digest) for w, k, digest in there])
         self._done |= {_key(w) for w, _k, _digest in there}
         if there:
             _log.info("kernels.registered", count=len(there), bytes=sum(len(k.data) for _w, k, _d in there))
@@ -130,9 +134,26 @@ class Compiler:
             reason=reason,
         )
         where = (wanted.blueprint_id, wanted.blueprint_version, wanted.target, wanted.num_features)
-        await self._producer.send(OonaMessage.of(event, id=ids.kernel_refusal_id(*where), source=SOURCE))
+        await self._producer.send(self._message(event, ids.kernel_refusal_id(*where)))
         self._done.add(_key(wanted))
         _log.warning("kernel.refused", blueprint=where[0], kind=wanted.target, width=wanted.num_features, reason=reason)
+
+    def _registered(self, wanted: WantedKernel, built: BuiltKernel, digest: str) -> OonaMessage:
+        kernel = Kernel(
+            kernel_sha256=digest,
+            blueprint_id=wanted.blueprint_id,
+            blueprint_version=wanted.blueprint_version,
+            target=wanted.target,
+            num_features=wanted.num_features,
+            num_parameters=built.header.num_parameters,
+            size_bytes=len(built.data),
+        )
+        event = KernelRegistered(blueprint_id=wanted.blueprint_id, kernel=kernel)
+        return self._message(event, ids.kernel_event_id(digest))
+
+    def _message(self, event: KernelRegistered | KernelRefused, event_id: UUID) -> OonaMessage:
+        cause = self._causes[event.blueprint_id]
+        return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
 
 def _wanted(row: Any) -> WantedKernel:
@@ -147,17 +168,3 @@ def _wanted(row: Any) -> WantedKernel:
 
 def _key(wanted: WantedKernel) -> KernelKey:
     return wanted.blueprint_id, wanted.target, wanted.num_features
-
-
-def _registered(wanted: WantedKernel, built: BuiltKernel, digest: str) -> OonaMessage:
-    kernel = Kernel(
-        kernel_sha256=digest,
-        blueprint_id=wanted.blueprint_id,
-        blueprint_version=wanted.blueprint_version,
-        target=wanted.target,
-        num_features=wanted.num_features,
-        num_parameters=built.header.num_parameters,
-        size_bytes=len(built.data),
-    )
-    event = KernelRegistered(blueprint_id=wanted.blueprint_id, kernel=kernel)
-    return OonaMessage.of(event, id=ids.kernel_event_id(digest), source=SOURCE)

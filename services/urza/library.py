@@ -6,7 +6,8 @@ Rows come as dicts; columns that hold JSON come as values.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from esper.schemas.enums import BlueprintStatus
 from esper.streams.queries import queries
@@ -14,6 +15,13 @@ from esper.streams.queries import queries
 JSON_COLUMNS = frozenset({"spec", "checks", "measurements"})
 
 Row = dict[str, Any]
+
+
+class Cause(NamedTuple):
+    """What of an event its effects must know; both are None where the projection has no such event."""
+
+    id: UUID | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,11 @@ class Lineage:
     kernels: list[Row]
     refusals: list[Row]
     uses: list[Row]
+
+
+def cause_of(row: Any) -> Cause:
+    """The change that made the version of which a row of ``not_validated`` or ``wanted_kernels`` is."""
+    return Cause(row["cause_id"], row["traceparent"])
 
 
 async def unvalidated(connection: Any, *, limit: int = 100) -> list[Row]:
@@ -50,7 +63,16 @@ async def versions(connection: Any, blueprint_ids: Sequence[str]) -> list[Row]:
 
 async def certificates(connection: Any, blueprint_id: str) -> list[Row]:
     """Its certificates, by the version that each is of."""
-    return [_plain(r) async for r in queries("library").certificates(connection, blueprint_id=blueprint_id)]
+    found = queries("library").certificates(connection, blueprint_id=blueprint_id, after_version=-1, limit=None)
+    return [_plain(r) async for r in found]
+
+
+async def refusals(connection: Any, blueprint_id: str) -> list[Row]:
+    """Its kernels that cannot be built, with the reasons, by kind of layer and width."""
+    found = queries("library").refusals(
+        connection, blueprint_id=blueprint_id, after_target="", after_features=-1, after_version=-1, limit=None
+    )
+    return [_plain(r) async for r in found]
 
 
 async def lineage(connection: Any, blueprint_id: str, *, uses: int = 100, offset: int = 0) -> Lineage | None:
@@ -65,7 +87,7 @@ async def lineage(connection: Any, blueprint_id: str, *, uses: int = 100, offset
         changes=[_plain(r) async for r in sql.history(connection, blueprint_id=blueprint_id)],
         certificates=await certificates(connection, blueprint_id),
         kernels=[_plain(r) async for r in sql.kernels(connection, blueprint_id=blueprint_id)],
-        refusals=[_plain(r) async for r in sql.refusals(connection, blueprint_id=blueprint_id)],
+        refusals=await refusals(connection, blueprint_id),
         uses=[_plain(r) async for r in used],
     )
 

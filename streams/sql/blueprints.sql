@@ -19,11 +19,11 @@ ON CONFLICT (blueprint_id) DO UPDATE SET
 -- name: insert_changes!
 INSERT INTO blueprint_changes (
     event_id, blueprint_id, change, expected_version, verdict, version_after, reason,
-    causation_id, log_partition, log_offset, at
+    causation_id, traceparent, log_partition, log_offset, at
 ) SELECT * FROM unnest(
     :event_id::uuid[], :blueprint_id::text[], :change::text[], :expected_version::integer[], :verdict::text[],
-    :version_after::integer[], :reason::text[], :causation_id::uuid[], :log_partition::integer[],
-    :log_offset::bigint[], :at::timestamptz[]
+    :version_after::integer[], :reason::text[], :causation_id::uuid[], :traceparent::text[],
+    :log_partition::integer[], :log_offset::bigint[], :at::timestamptz[]
 );
 
 -- name: insert_kernels!

@@ -2,14 +2,19 @@
 
 -- name: not_validated
 -- Longest waiting first, without those that this Urza has answered and the projection does not show yet.
-SELECT blueprint_id, version, status, spec
-FROM blueprints
-WHERE status IN ('proposed', 'compiled')
+-- The cause is the change that made the version.
+SELECT b.blueprint_id, b.version, b.status, b.spec, c.event_id AS cause_id, c.traceparent
+FROM blueprints AS b
+LEFT JOIN LATERAL (
+    SELECT n.event_id, n.traceparent FROM blueprint_changes AS n
+    WHERE n.blueprint_id = b.blueprint_id AND n.version_after = b.version AND n.verdict = 'accepted' LIMIT 1
+) AS c ON true
+WHERE b.status IN ('proposed', 'compiled')
     AND NOT EXISTS (
         SELECT FROM unnest(:answered_ids::text[], :answered_versions::integer[]) AS a (id, version)
-        WHERE a.id = blueprints.blueprint_id AND a.version = blueprints.version
+        WHERE a.id = b.blueprint_id AND a.version = b.version
     )
-ORDER BY changed_at, blueprint_id LIMIT :limit;
+ORDER BY b.changed_at, b.blueprint_id LIMIT :limit;
 
 -- name: num_validated$
 SELECT count(*) FROM blueprints
@@ -17,7 +22,8 @@ WHERE blueprint_id = ANY(:blueprint_ids) AND status NOT IN ('proposed', 'compile
 
 -- name: wanted_kernels
 -- Every certified blueprint at every width that a run has, unless its kernel is there or refused. The widths are
--- found by jumping along an index, so that runs without number cost no more than widths.
+-- found by jumping along an index, so that runs without number cost no more than widths. The cause is the change that
+-- certified the blueprint.
 WITH RECURSIVE widths AS (
     (SELECT kind, num_features FROM layers ORDER BY kind, num_features LIMIT 1)
     UNION ALL
@@ -29,9 +35,13 @@ WITH RECURSIVE widths AS (
         ORDER BY l.kind, l.num_features LIMIT 1
     ) AS next
 )
-SELECT b.blueprint_id, b.version, b.spec, w.kind, w.num_features
+SELECT b.blueprint_id, b.version, b.spec, w.kind, w.num_features, c.event_id AS cause_id, c.traceparent
 FROM blueprints AS b
 JOIN widths AS w ON b.spec -> 'targets' ? w.kind
+LEFT JOIN LATERAL (
+    SELECT n.event_id, n.traceparent FROM blueprint_changes AS n
+    WHERE n.blueprint_id = b.blueprint_id AND n.version_after = b.version AND n.verdict = 'accepted' LIMIT 1
+) AS c ON true
 WHERE b.status = 'certified'
     AND NOT EXISTS (
         SELECT FROM kernels AS k
@@ -63,8 +73,10 @@ SELECT event_id, change, expected_version, verdict, version_after, reason, causa
 FROM blueprint_changes WHERE blueprint_id = :blueprint_id ORDER BY log_partition, log_offset;
 
 -- name: certificates
+-- One page of them, after the row that :after_ names; without a limit all, as of refusals.
 SELECT blueprint_version, examiner, checks, measurements, event_id, at
-FROM certificates WHERE blueprint_id = :blueprint_id ORDER BY blueprint_version;
+FROM certificates WHERE blueprint_id = :blueprint_id AND blueprint_version > :after_version
+ORDER BY blueprint_version LIMIT :limit;
 
 -- name: kernels
 SELECT kernel_sha256, blueprint_version, target, num_features, num_parameters, size_bytes, event_id, at
@@ -72,7 +84,10 @@ FROM kernels WHERE blueprint_id = :blueprint_id ORDER BY target, num_features, k
 
 -- name: refusals
 SELECT blueprint_version, target, num_features, reason, event_id, at
-FROM kernel_refusals WHERE blueprint_id = :blueprint_id ORDER BY target, num_features, blueprint_version;
+FROM kernel_refusals
+WHERE blueprint_id = :blueprint_id
+    AND (target, num_features, blueprint_version) > (:after_target, :after_features::integer, :after_version::integer)
+ORDER BY target, num_features, blueprint_version LIMIT :limit;
 
 -- name: uses
 -- Where it was sent, and how it turned out there; no report yet where its seed has not come to its end.

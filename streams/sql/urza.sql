@@ -15,18 +15,16 @@ WHERE blueprint_id > :after_id AND status = ANY(:statuses)
     AND (:target::text IS NULL OR spec -> 'targets' ? :target)
 ORDER BY blueprint_id LIMIT :limit;
 
--- name: blueprint^
-SELECT blueprint_id, version, status, spec, changed_at FROM blueprints WHERE blueprint_id = :blueprint_id;
-
 -- name: changes_of
-SELECT event_id, blueprint_id, change, expected_version, verdict, version_after, reason, log_offset, at
+SELECT event_id, blueprint_id, change, expected_version, verdict, version_after, reason, causation_id, log_offset, at
 FROM blueprint_changes
 WHERE blueprint_id = :blueprint_id AND log_offset > :after_offset
 ORDER BY blueprint_id, log_offset LIMIT :limit;
 
 -- name: changes
-SELECT event_id, blueprint_id, change, expected_version, verdict, version_after, reason, log_offset, at
-FROM blueprint_changes WHERE event_id = ANY(:event_ids::uuid[]);
+-- One event id that came with two blueprints is two changes: each was judged in its own partition of the log.
+SELECT event_id, blueprint_id, change, expected_version, verdict, version_after, reason, causation_id, log_offset, at
+FROM blueprint_changes WHERE event_id = ANY(:event_ids::uuid[]) ORDER BY event_id, blueprint_id;
 
 -- name: has_blueprints
 SELECT blueprint_id FROM blueprints WHERE status = 'certified' LIMIT 1;

@@ -25,6 +25,7 @@ from conftest import running_stack
 from processes import SCRIPTS, log_of, process, running, worker
 from waiting import wait_until_async
 
+from esper.config import S3Settings
 from esper.embedded.stack import EmbeddedStack
 from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.kasmina.kernels import build_kernel, load_kernel
@@ -40,6 +41,7 @@ from esper.services.urza.sandbox import Sandbox
 from esper.services.urza.service import limits_of
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
+from esper.storage.client import S3Client
 from esper.streams.database import connect_pool
 from esper.streams.queries import queries
 
@@ -47,14 +49,22 @@ DEADLINE_S = 120.0
 OWN = UrzaSettings()
 
 
-class DistantStore(BlobStore):
-    """S3 at the other end of a line: every call waits first."""
+class DistantClient(S3Client):
+    """S3 at the other end of a line: every request waits first."""
 
     wait_s = 0.0
 
-    async def _call(self, *arguments: Any, **options: Any) -> Any:
+    async def send(self, method: str, options: dict[str, Any]) -> Any:
         await asyncio.sleep(self.wait_s)
-        return await super()._call(*arguments, **options)
+        return await super().send(method, options)
+
+
+class DistantStore(BlobStore):
+    """Blobs in it."""
+
+    def __init__(self, s3: S3Settings) -> None:
+        super().__init__(s3)
+        self.client = self.line = DistantClient(s3)
 
 
 class Parts:
@@ -120,14 +130,14 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
                 await parts.start_run(range(first, first + num_widths))
                 first += num_widths
                 rows = await parts.until_wanted(lambda n: n >= num_widths)
-                parts.blobs.wait_s, begin = wait_s, time.monotonic()
+                parts.blobs.line.wait_s, begin = wait_s, time.monotonic()
                 if name == "Urza":
                     compiler = Compiler(parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN)
                     count[name] += await compiler.compile_wanted()
                 else:
                     count[name] += await one_by_one(parts, rows)
                 taken[name] += time.monotonic() - begin
-                parts.blobs.wait_s = 0.0
+                parts.blobs.line.wait_s = 0.0
                 await parts.until_wanted(lambda n: n == 0)
         rates = {name: count[name] / taken[name] for name in taken}
         for name, rate in rates.items():

@@ -184,8 +184,8 @@ def cpu_seconds(child: ChildProcess) -> float:
 
 PROFILED = """
 import cProfile, signal, sys
-profile = cProfile.Profile()
-signal.signal(signal.SIGRTMIN, lambda *_: profile.dump_stats(sys.argv[1]))
+profile, out = cProfile.Profile(), sys.argv[1]
+signal.signal(signal.SIGRTMIN, lambda *_: profile.dump_stats(out))
 profile.enable()
 sys.argv = ["faust", "-A", "esper.streams", "worker", "--without-web"]
 from faust.cli.faust import cli

@@ -1,4 +1,4 @@
-"""What is too slow for every run of the tests."""
+"""Options of the fault suites, and what is too slow for every run of the tests."""
 
 import pytest
 

@@ -27,6 +27,8 @@ from esper.streams.database import connect
 from esper.streams.lag import lags
 from esper.streams.replay import rebuild, verify
 
+KILL_WITHIN_S = 2.0  # of some progress
+TORN = "with an open transaction"
 SESSION_S = 6.0  # the shortest that a broker allows
 FAULT_S = 3.0  # how long a fault lasts that is lifted again
 READY_S, RECOVERY_S = 90.0, 120.0
@@ -90,6 +92,7 @@ class StreamsStorm:
             "ESPER_STREAMS__SESSION_TIMEOUT_S": str(SESSION_S),
             "ESPER_STREAMS__MAX_BATCH_RECORDS": "200",
             "ESPER_STREAMS__RETRY_MAX_DELAY_S": "1",
+            "ESPER_STREAMS__STALLED_AFTER_S": "2",
         }
         started = worker(self.stack, self.folder, f"worker-{self._num_started}", **env)
         started.start()
@@ -101,14 +104,37 @@ class StreamsStorm:
         before = self.writer.num_written
         time.sleep(self.rng.uniform(0, 1))
         self.faults[fault]()
-        healed = time.monotonic()
+        seconds = self.settle(fault)
+        return Recovery(fault, seconds, self.writer.num_written - before)
+
+    def settle(self, after: str) -> float:
+        """Let everything that was written be folded, and judge; how many seconds the folding took."""
+        begun = time.monotonic()
         self.writer.pause()
         self._start_the_refused()
-        self.wait_until_folded(fault)
-        seconds = time.monotonic() - healed
-        self.judge(fault)
+        self.wait_until_folded(after)
+        seconds = time.monotonic() - begun
+        self.judge(after)
         self.writer.go_on()
-        return Recovery(fault, seconds, self.writer.num_written - before)
+        return seconds
+
+    def kill_amid_progress(self) -> None:
+        """Kill a worker at a random moment after something was folded since the last kill, and start another."""
+        before = self.num_folded()
+        wait_until(lambda: self.num_folded() > before or self._is_hopeless(), RECOVERY_S, "some progress")
+        assert not self.told(RED), self.logs()
+        time.sleep(self.rng.uniform(0, KILL_WITHIN_S))
+        self._worker_killed()
+
+    def num_folded(self) -> int:
+        """Records in the projections."""
+        with psycopg.connect(self.stack.postgres.dsn) as connection:
+            row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM esper.positions").fetchone()
+        return int(row[0]) if row else 0
+
+    def num_torn(self) -> int:
+        """Transactions so far whose worker went away; one may have several."""
+        return self.stack.postgres.log_path.read_text(errors="replace").count(TORN)
 
     def wait_until_folded(self, after: str) -> None:
         """Everything in the log is folded, and every worker lives."""
@@ -150,6 +176,10 @@ class StreamsStorm:
     def logs(self) -> str:
         """The ends of the workers' logs."""
         return "\n".join(f"{w.name} (alive: {w.is_alive}):\n{w.tail(25)}" for w in self.workers)
+
+    def told(self, word: str) -> int:
+        """How often the workers said it."""
+        return sum(log_of(w).count(word) for w in self.workers)
 
     def stop(self) -> None:
         """End every worker."""

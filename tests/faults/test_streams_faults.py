@@ -1,17 +1,28 @@
 """Whatever happens to workers, Postgres and the broker while the log is written: rows equal a replay from zero."""
 
 import random
+import signal
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from faults.conftest import SLOW_ROUNDS
 from faults.streams_storm import streams_storm
+from processes import log_of
+from small_disk import IMPORTS, with_disk
 from waiting import wait_until
 
-from esper.embedded.stack import EmbeddedStack
+from esper.embedded.processes import ChildProcess
+from esper.embedded.stack import EmbeddedStack, inherited_environment
 from esper.schemas.topics import TOPICS
 
 NUM_PARTITIONS = sum(t.num_partitions for t in TOPICS)
+FULL_DISK = Path(__file__).with_name("full_disk_storm.py")
+DISK_MB, FAULTS_PER_FULL_DISK = 400, 10
+KILLS_PER_LOOK = 5
+LOOK_RECORDS = 5_000
 MAX_LAG = 4_000  # records: ten seconds of what the writer writes, for a machine that is busy
 
 
@@ -37,6 +48,53 @@ def test_rows_equal_a_replay_after_each_fault(
         print(f"{stage.writer.num_written:,} records, rows equal to a replay after each of {num_rounds} faults")
 
 
+@pytest.mark.timeout(1800)
+def test_rows_equal_a_replay_after_workers_were_killed_at_random(
+    fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    num_kills, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
+    with streams_storm(fresh_stack, tmp_path, random.Random(seed)) as stage:
+        stage.begin()
+        begun = time.monotonic()
+        for number in range(1, num_kills + 1):
+            stage.kill_amid_progress()
+            if number % KILLS_PER_LOOK == 0 or number == num_kills:
+                seconds = stage.settle(f"{number} kills")
+                print(
+                    f"{number:>3}/{num_kills} kills{stage.num_torn():>5} transactions torn{seconds:6.1f} s"
+                    f" to catch up{stage.writer.num_written:>8,} records{time.monotonic() - begun:6.0f} s in all",
+                    flush=True,
+                )
+
+
+@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.timeout(1800)
+def test_rows_equal_a_replay_after_the_disk_of_postgres_was_full(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
+    with tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as name:
+        folder = Path(name)
+        disk = folder / "postgres"
+        disk.mkdir()
+        script = (sys.executable, str(FULL_DISK), name, str(max(1, num_rounds // FAULTS_PER_FULL_DISK)), str(seed))
+        child = ChildProcess(
+            "full-disk",
+            with_disk(disk, DISK_MB, *script),
+            env={**inherited_environment(), "PYTHONPATH": IMPORTS},
+            log_path=tmp_path / "full-disk.log",
+            death_signal=signal.SIGTERM,
+        )
+        child.start()
+        try:
+            child.wait(1700)
+        finally:
+            child.stop()
+        printed = log_of(child)
+    print(f"\n{printed}")
+    assert child.returncode == 0, printed
+
+
 @pytest.mark.usefixtures("slow_proof")
 @pytest.mark.timeout(400)
 def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
@@ -45,9 +103,15 @@ def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: Embedde
             while len(stage.workers) < num_workers:
                 stage.start_worker()
             wait_until(lambda n=num_workers: is_even(stage.shares(), n), 90, f"{num_workers} workers with even shares")
-            lags = [stage.lag() for _ in range(10)]
-            print(f"{num_workers} workers: {sorted(stage.shares())} partitions; lag at most {max(lags)} records")
-            assert max(lags) < MAX_LAG
+            lags, written, begun = [stage.lag()], stage.writer.num_written, time.monotonic()
+            while stage.writer.num_written < written + LOOK_RECORDS:
+                lags.append(stage.lag())
+            rate = LOOK_RECORDS / (time.monotonic() - begun)
+            print(
+                f"{num_workers} workers: {sorted(stage.shares())} partitions; lag at most {max(lags)}, in the end "
+                f"{lags[-1]} of {LOOK_RECORDS} records, {rate:.0f} a second"
+            )
+            assert max(lags) < MAX_LAG < LOOK_RECORDS
         stage.writer.pause()
         stage.wait_until_folded("everybody joined")
         stage.judge("everybody joined")

@@ -19,7 +19,12 @@ from esper.streams.queries import queries
 NUM_RUNS = 300
 BIG_ROWS = 1000  # a table with fewer may be read whole
 MOST_ROWS = 12 * LIMIT  # that a page may touch: itself, what it joins, and what it sorts
-STATEMENTS = [("urza", name) for name in queries("urza").available_queries if not name.endswith("_cursor")]
+STATEMENTS = [
+    (room, name)
+    for room in ("urza", "library")  # what the API reads, and what Urza looks for all the time
+    for name in queries(room).available_queries
+    if not name.endswith("_cursor") and name != "wanted_kernels"  # compares every blueprint with every width
+]
 STATEMENTS += [("causes", "of_seed"), ("causes", "seeds_with_a_story")]
 
 

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 
 from esper.errors import KernelError, UnavailableError
 from esper.kasmina.catalogue import CATALOGUE, cost_of
+from esper.logging import trace_id_of
 from esper.schemas.assets import Blueprint, BlueprintSpec, Measurement
 from esper.schemas.enums import BlueprintStatus, LayerKind, Verdict
 from esper.schemas.events import BlueprintChangeRequested, CertificateIssued, KernelRefused, KernelRegistered
-from esper.schemas.messages import OonaMessage
+from esper.schemas.messages import OonaMessage, child_of
 from esper.schemas.verdicts import judge
 from esper.services.urza.certifying import answers_to
 from esper.services.urza.compiling import Compiler
 from esper.services.urza.jobs import Build, BuiltKernel, Examination, KernelHeader, frame, frames, reason_of
+from esper.services.urza.library import Cause
 from esper.services.urza.settings import UrzaSettings
 
 SPEC = BlueprintSpec(module="affine", targets=("linear",))
+CAUSE = Cause(uuid.UUID(int=7), child_of(None))
 MEASURED = Measurement(
     target="linear", num_features=8, num_parameters=16, positions=16, flops=0, batch_size=16, latency_p50_ms=0.1,
     latency_p95_ms=0.2, peak_memory_bytes=100,
@@ -70,11 +73,13 @@ def test_however_many_urzas_answer_a_blueprint_comes_to_one_end(
 
 
 def test_a_certificate_is_the_cause_of_what_it_certifies() -> None:
-    compiled, certificate, certified = answers_to("b", 1, "proposed", PASSED)
+    compiled, certificate, certified = answers_to("b", 1, "proposed", PASSED, CAUSE)
     assert [m.data.expected_version for m in (compiled, certified)] == [1, 2]
     assert isinstance(certificate.data, CertificateIssued)
     assert certificate.data.blueprint_version == 2
-    assert certified.causation_id == certificate.id
+    causes = [m.causation_id for m in (compiled, certificate, certified)]
+    assert causes == [CAUSE.id, compiled.id, certificate.id]
+    assert {trace_id_of(m.traceparent) for m in (compiled, certificate, certified)} == {trace_id_of(CAUSE.traceparent)}
     assert [m.id for m in answers_to("b", 1, "proposed", PASSED)] == [compiled.id, certificate.id, certified.id]
 
 
@@ -152,7 +157,15 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
     from unittest.mock import patch
 
     rows = [
-        {"blueprint_id": "b", "version": 3, "spec": SPEC.model_dump_json(), "kind": "linear", "num_features": n}
+        {
+            "blueprint_id": "b",
+            "version": 3,
+            "spec": SPEC.model_dump_json(),
+            "kind": "linear",
+            "num_features": n,
+            "cause_id": CAUSE.id,
+            "traceparent": CAUSE.traceparent,
+        }
         for n in sorted(widths)
     ]
     parts = FakeParts({n.to_bytes(4, "big") for n in fails})
@@ -179,6 +192,8 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
     assert sorted(registered) == sorted(widths - culprits - refused)
     assert set(told) == widths & (culprits | refused)
     assert len({m.id for m in parts.sent}) == len(widths), "asked again, it is the same event"
+    assert {m.causation_id for m in parts.sent} <= {CAUSE.id}
+    assert {trace_id_of(m.traceparent) for m in parts.sent} <= {trace_id_of(CAUSE.traceparent)}
 
 
 @given(

@@ -2,11 +2,12 @@
 
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
 
-from esper.schemas.assets import BlueprintSpec
+from esper.schemas.assets import BlueprintSpec, Measurement
 from esper.schemas.base import BlueprintId, RunId
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
 from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS
@@ -31,6 +32,16 @@ LIVING = Listing(
     [("after_run", "run_id", TEXT), ("after_layer", "layer_id", TEXT), ("after_seed", "seed_id", INT4)],
 )
 USERS = Listing("runs_of_blueprint", [("after_run", "run_id", TEXT)])
+CERTIFICATES = Listing("certificates", [("after_version", "blueprint_version", INT4)], room="library")
+REFUSALS = Listing(
+    "refusals",
+    [
+        ("after_target", "target", TEXT),
+        ("after_features", "num_features", INT4),
+        ("after_version", "blueprint_version", INT4),
+    ],
+    room="library",
+)
 REPORTS = Listing(
     "reports_of_blueprint",
     [
@@ -49,6 +60,28 @@ class BlueprintShown(Shown):
     status: BlueprintStatus
     spec: BlueprintSpec
     changed_at: datetime
+
+
+class CertificateShown(Shown):
+    """What a version of a blueprint measured when it passed its examination: the cause of its certification."""
+
+    blueprint_version: int
+    examiner: str = Field(description="What measured: library, version, device.")
+    checks: list[str] = Field(description="Those that it passed, in the order in which they were made.")
+    measurements: list[Measurement]
+    event_id: UUID
+    at: datetime
+
+
+class RefusalShown(Shown):
+    """A kernel that cannot be built: runs with layers of this kind and width are not offered the blueprint."""
+
+    blueprint_version: int
+    target: LayerKind
+    num_features: int
+    reason: str
+    event_id: UUID
+    at: datetime
 
 
 class LivingSeed(Shown):
@@ -138,6 +171,20 @@ async def list_changes(request: Request, blueprint_id: BlueprintPath, query: Que
     return await CHANGES.page(request, query, [BLUEPRINTS.name], blueprint_id=blueprint_id)
 
 
+@router.get("/{blueprint_id}/certificates", response_model=Page[CertificateShown])
+async def list_certificates(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
+    """What it measured when it was examined, by version. None where somebody certified it by their own word."""
+    await _blueprint(request, blueprint_id)
+    return await CERTIFICATES.page(request, query, [BLUEPRINTS.name], blueprint_id=blueprint_id)
+
+
+@router.get("/{blueprint_id}/refusals", response_model=Page[RefusalShown])
+async def list_refusals(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
+    """Its kernels that cannot be built, by kind of layer and width, with the reasons."""
+    await _blueprint(request, blueprint_id)
+    return await REFUSALS.page(request, query, [BLUEPRINTS.name], blueprint_id=blueprint_id)
+
+
 @router.get("/{blueprint_id}/seeds", response_model=Page[LivingSeed])
 async def list_living_seeds(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
     """The seeds that live with it now, in all runs."""
@@ -171,7 +218,7 @@ async def list_reports_about(request: Request, blueprint_id: BlueprintPath, quer
 
 
 async def _blueprint(request: Request, blueprint_id: str) -> dict[str, Any]:
-    row = await library_of(request).rows.one("blueprint", blueprint_id=blueprint_id)
+    row = await library_of(request).rows.one("blueprint", room="library", blueprint_id=blueprint_id)
     if row is None:
         raise not_found("blueprint", blueprint_id)
     return row

@@ -2,40 +2,41 @@
 
 Owns the way of a write: an event under an id that follows from the Idempotency-Key, then a wait for the
 row that a worker folds. The same request under the same key has the same id, and so one verdict, however
-often it is sent; another request under that key is a conflict.
+often it is sent; another request under that key is a conflict. A verdict is one of an id and a blueprint.
 """
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import ConfigDict, Field, model_validator
 
 from esper.errors import ConflictError
+from esper.logging import incoming_trace
+from esper.oona.cloudevents import encode
 from esper.schemas import ids
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.base import MAX_INT32, BlueprintId, Remark
 from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BlueprintChange, Verdict
 from esper.schemas.events import BlueprintChangeRequested
-from esper.schemas.messages import TRACEPARENT_PATTERN, OonaMessage
+from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import BLUEPRINTS
 from esper.services.urza.api.answers import answer
 from esper.services.urza.api.library import Library, library_of
 from esper.services.urza.api.pages import Shown
-from esper.services.urza.api.parameters import PlainQuery
+from esper.services.urza.api.parameters import PlainQuery, Queried
 from esper.services.urza.api.problems import not_found
+from esper.services.urza.api.reading import Row
 from esper.services.urza.catalogue import SOURCE
 
 POLL_S = 0.02
 MAX_AT_ONCE = 100
 MAX_REMEMBERED = 10_000
-NO_TRACE = re.compile(r"^00-(0{32}-.*|[0-9a-f]{32}-0{16}-..)$")
 
 router = APIRouter(tags=["changes"])
 nested = APIRouter(prefix="/blueprints", tags=["changes"])
@@ -100,6 +101,7 @@ class ChangeShown(Shown):
     verdict: Verdict
     version_after: int | None
     reason: str
+    causation_id: UUID | None = Field(description="The event that led to it: the certificate of what was examined.")
     log_offset: int
     at: datetime
 
@@ -109,6 +111,12 @@ class ChangePending(Shown):
 
     event_id: UUID
     status: str
+
+
+class ChangeQuery(Shown):
+    """Which change, of those with this id: whoever sent one key to two processes at a time has two."""
+
+    blueprint_id: BlueprintId | None = Field(None, description="That of this blueprint.")
 
 
 class ChangesShown(Shown):
@@ -128,12 +136,13 @@ async def ask_for_change(
 ) -> Response:
     """Ask for a change and wait for its verdict: 200 once it is folded, 202 where that takes longer."""
     event = BlueprintChangeRequested(blueprint_id=blueprint_id, **body.model_dump())
-    found = await _ask(library_of(request), {ids.request_id(key): event}, traceparent)
-    ((event_id, row),) = found.items()
-    made = answer(request, row or _pending(event_id), ())
+    event_id = ids.request_id(key)
+    row = (await _ask(library_of(request), {event_id: event}, traceparent))[event_id]
+    pending = _pending(event_id, event)
+    made = answer(request, row or pending, ())
     if row is None:
         made.status_code = 202
-        made.headers["Location"] = f"/changes/{event_id}"
+        made.headers["Location"] = pending["status"]
     return made
 
 
@@ -147,46 +156,53 @@ async def ask_for_changes(
         for n, asked in enumerate(body.changes)
     }
     found = await _ask(library_of(request), events, traceparent)
-    made = answer(request, {"changes": [row or _pending(event_id) for event_id, row in found.items()]}, ())
+    made = answer(
+        request, {"changes": [row or _pending(event_id, events[event_id]) for event_id, row in found.items()]}, ()
+    )
     made.status_code = 200 if all(found.values()) else 202
     return made
 
 
 @router.get("/changes/{event_id}", response_model=ChangeShown)
-async def show_change(request: Request, event_id: ChangePath, _: PlainQuery) -> Response:
+async def show_change(request: Request, event_id: ChangePath, query: Queried[ChangeQuery]) -> Response:
     """One change with its verdict; 404 while it is not folded."""
-    found = await _judged(library_of(request), [event_id])
-    if event_id not in found:
+    found = (await _judged(library_of(request), [event_id])).get(event_id, {})
+    row = next(iter(found.values()), None) if query.blueprint_id is None else found.get(query.blueprint_id)
+    if row is None:
         raise not_found("judged change (yet)", event_id)
-    return answer(request, found[event_id], [BLUEPRINTS.name])
+    return answer(request, row, [BLUEPRINTS.name])
 
 
 async def _ask(
     library: Library, events: Mapping[UUID, BlueprintChangeRequested], traceparent: str | None
-) -> dict[UUID, dict[str, Any] | None]:
+) -> dict[UUID, Row | None]:
     """Write what was not asked before, and wait; None for what is not folded in time.
 
     Raises:
         ConflictError: something else was asked under this key.
         UnavailableError: the log or the projection is away; asking again under the same key does no harm.
     """
-    known = await _judged(library, list(events))
+    judged, trace = await _judged(library, list(events)), incoming_trace(traceparent)
+    known = _own(events, judged)
+    if judged.keys() - known.keys():  # of another blueprint
+        raise _other_request()
     _refuse_others(library, events, known)
     messages = [
-        OonaMessage.of(event, id=event_id, source=f"{SOURCE}/api", traceparent=_trace(traceparent))
+        OonaMessage.of(event, id=event_id, source=f"{SOURCE}/api", traceparent=trace)
         for event_id, event in events.items()
         if event_id not in known
     ]
     if messages:
-        await library.producer.send_batch(messages)
-        known = await _await_all(library, list(events))
+        records = [encode(m) for m in messages]
+        (await library.producer.deliver(records, timeout_s=library.urza.settings.change_timeout_s)).positions()
+        known = await _await_all(library, events)
         library.versions.expire()
         _refuse_others(library, events, known)
     return {event_id: known.get(event_id) for event_id in events}
 
 
 def _refuse_others(
-    library: Library, events: Mapping[UUID, BlueprintChangeRequested], known: Mapping[UUID, Mapping[str, Any]]
+    library: Library, events: Mapping[UUID, BlueprintChangeRequested], known: Mapping[UUID, Row]
 ) -> None:
     """A request is known by its bytes to the process that took it, to every other by what the projection keeps."""
     asked = library.asked
@@ -195,34 +211,42 @@ def _refuse_others(
         row = known.get(event_id)
         is_other = row is not None and any(row[n] != getattr(event, n) for n in _KEPT)
         if is_other or asked.setdefault(str(event_id), digest) != digest:
-            raise ConflictError("another request was sent under this Idempotency-Key: take a new one")
+            raise _other_request()
     while len(asked) > MAX_REMEMBERED:
         del asked[next(iter(asked))]
 
 
-_KEPT = ("blueprint_id", "change", "expected_version", "reason")
+_KEPT = ("change", "expected_version", "reason")
 
 
-async def _await_all(library: Library, event_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-    found: dict[UUID, dict[str, Any]] = {}
+def _other_request() -> ConflictError:
+    return ConflictError("another request was sent under this Idempotency-Key: take a new one")
+
+
+async def _await_all(library: Library, events: Mapping[UUID, BlueprintChangeRequested]) -> dict[UUID, Row]:
+    found: dict[UUID, Row] = {}
     try:
         async with asyncio.timeout(library.urza.settings.change_timeout_s):
-            while len(found := await _judged(library, event_ids)) < len(event_ids):
+            while len(found := _own(events, await _judged(library, list(events)))) < len(events):
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         pass
     return found
 
 
-async def _judged(library: Library, event_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-    return {row["event_id"]: row for row in await library.rows.all("changes", event_ids=event_ids)}
+async def _judged(library: Library, event_ids: Sequence[UUID]) -> dict[UUID, dict[str, Row]]:
+    """Event id -> blueprint -> its row. Two, where two processes took one key for two blueprints at the same time."""
+    found: dict[UUID, dict[str, Row]] = {}
+    for row in await library.rows.all("changes", event_ids=event_ids):
+        found.setdefault(row["event_id"], {})[row["blueprint_id"]] = row
+    return found
 
 
-def _pending(event_id: UUID) -> dict[str, Any]:
-    return {"event_id": event_id, "status": f"/changes/{event_id}"}
+def _own(events: Mapping[UUID, BlueprintChangeRequested], judged: Mapping[UUID, Mapping[str, Row]]) -> dict[UUID, Row]:
+    """The rows of these events' own blueprints."""
+    own = {event_id: judged.get(event_id, {}).get(event.blueprint_id) for event_id, event in events.items()}
+    return {event_id: row for event_id, row in own.items() if row is not None}
 
 
-def _trace(traceparent: str | None) -> str | None:
-    """The trace of who asks; none where the header is none of version 00, which then counts as missing."""
-    is_one = traceparent is not None and re.match(TRACEPARENT_PATTERN, traceparent) and not NO_TRACE.match(traceparent)
-    return traceparent if is_one else None
+def _pending(event_id: UUID, event: BlueprintChangeRequested) -> Row:
+    return {"event_id": event_id, "status": f"/changes/{event_id}?blueprint_id={event.blueprint_id}"}

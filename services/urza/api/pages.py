@@ -84,10 +84,11 @@ LATEST = Kind(END, _time)
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A list: the statement that reads it, and (parameter, column, kind) of its order."""
+    """A list: the statement that reads it, (parameter, column, kind) of its order, and the file of the statement."""
 
     statement: str
     order: Sequence[tuple[str, str, Kind]]
+    room: str = "urza"
 
     def after(self, cursor: str | None) -> dict[str, Any]:
         """The parameters that name the last row of the page before.
@@ -117,7 +118,8 @@ class Listing:
         """Read one page and answer with it."""
         library: Library = library_of(request)
         after = self.after(query.cursor)
-        rows = await library.rows.all(self.statement, limit=query.limit + 1, **after, **filters)
+        wanted = {"limit": query.limit + 1, **after, **filters}
+        rows = await library.rows.all(self.statement, room=self.room, **wanted)
         items, next_page = rows[: query.limit], None
         if len(rows) > query.limit:
             next_page = _at(request, self.cursor(items[-1]))

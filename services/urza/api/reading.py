@@ -23,7 +23,7 @@ TRIES = 4
 PAUSE_S = 0.05
 ACQUIRE_S = 5.0  # for a free connection; then the caller is told to come again
 VERSION_AGE_S = 0.01  # how old the positions may be that a cached answer is judged by
-JSON_COLUMNS = ("spec", "results", "hyperparameters", "metrics", "measurements")
+JSON_COLUMNS = ("spec", "results", "hyperparameters", "metrics", "checks", "measurements")
 PASSING = (
     asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
     asyncpg.UndefinedTableError,
@@ -60,9 +60,9 @@ class Rows:
         """
         return [_shown(row) for row in await self._fetch(*_statement(room, name), parameters)]
 
-    async def one(self, name: str, **parameters: Any) -> Row | None:
+    async def one(self, name: str, *, room: str = "urza", **parameters: Any) -> Row | None:
         """The first row, if there is one. Raises as ``all``."""
-        found = await self.all(name, **parameters)
+        found = await self.all(name, room=room, **parameters)
         return found[0] if found else None
 
     async def _fetch(self, sql: str, names: Sequence[str], parameters: Row) -> Any:

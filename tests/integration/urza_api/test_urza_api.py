@@ -11,30 +11,20 @@ from typing import Any
 
 import httpx
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 from processes import cli
 from telling import KERNEL, grown_run
-from urza_server import running_urza, urza_and_worker
+from urza_server import READER, WRITER, items, key, refused, send
 from waiting import wait_until
 
 from esper.config import get_service_config, load_settings
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ConfigError
-from esper.oona.producer import OonaProducer
-from esper.schemas import ids
-
-PROBLEM = "application/problem+json"
-WRITER, READER = "w" * 40, "r" * 40
-TOKENS = {
-    "ESPER_URZA__WRITER_TOKENS_SHA256": hashlib.sha256(WRITER.encode()).hexdigest(),
-    "ESPER_URZA__READER_TOKENS_SHA256": hashlib.sha256(READER.encode()).hexdigest(),
-}
-
-
-@pytest.fixture(scope="module")
-def url(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with urza_and_worker(stack, tmp_path_factory.mktemp("urza")) as address:
-        yield address
+from esper.logging import trace_id_of
+from esper.oona.consumer import partition_of, read_range
+from esper.schemas import events, ids
+from esper.schemas.assets import LayerNode
+from esper.schemas.messages import OonaMessage
+from esper.schemas.topics import BLUEPRINTS
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +38,7 @@ def run(stack: EmbeddedStack, api: httpx.Client) -> str:
     """A run that grew, folded."""
     run_id = f"grown-{uuid.uuid4().hex[:8]}"
 
-    async def send() -> None:
-        async with OonaProducer(stack.settings().need_kafka()) as producer:
-            await producer.send_batch(grown_run(run_id))
-
-    asyncio.run(send())
+    send(stack, grown_run(run_id))
     wait_until(lambda: len(items(api, f"/runs/{run_id}/epochs")) == 2, 60, "the run")
     wait_until(lambda: len(items(api, f"/runs/{run_id}/reports")) == 2, 60, "its reports")
     wait_until(lambda: len(items(api, f"/runs/{run_id}/decisions")) == 4, 60, "its decisions")
@@ -60,35 +46,19 @@ def run(stack: EmbeddedStack, api: httpx.Client) -> str:
     return run_id
 
 
-def items(api: httpx.Client, path: str, limit: int = 100, **filters: Any) -> list[dict[str, Any]]:
-    """All items of a list, page by page."""
-    found: list[dict[str, Any]] = []
-    reply = api.get(path, params={"limit": limit, **filters})
-    while reply.status_code == 200:
-        page = reply.json()
-        found += page["items"]
-        if page["next"] is None:
-            return found
-        assert len(page["items"]) == limit
-        reply = api.get(page["next"])
-    return []
+def told_of(stack: EmbeddedStack, blueprint_id: str) -> list[OonaMessage]:
+    """What the log has under a blueprint's key, in its order."""
+
+    async def read() -> list[OonaMessage]:
+        partition = partition_of(blueprint_id, BLUEPRINTS)
+        records = read_range(stack.settings().need_kafka(), BLUEPRINTS, partition=partition)
+        return [r.decode() async for r in records if r.key == blueprint_id.encode()]
+
+    return asyncio.run(read())
 
 
 def story(api: httpx.Client, run_id: str, layer_id: str, seed_id: int) -> list[dict[str, Any]]:
     return api.get(f"/runs/{run_id}/causes", params={"layer_id": layer_id, "seed_id": seed_id}).json()["causes"]
-
-
-def refused(reply: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem of an answer that must be one."""
-    assert (reply.status_code, reply.headers["content-type"]) == (status, PROBLEM), reply.text
-    problem: dict[str, Any] = reply.json()
-    assert problem["status"] == status
-    assert problem["detail"]
-    return problem
-
-
-def key() -> dict[str, str]:
-    return {"Idempotency-Key": f"test-{uuid.uuid4()}"}
 
 
 def test_every_list_gives_the_same_items_whatever_the_size_of_its_pages(api: httpx.Client, run: str) -> None:
@@ -96,11 +66,12 @@ def test_every_list_gives_the_same_items_whatever_the_size_of_its_pages(api: htt
         f"/runs/{run}/{part}"
         for part in ("incarnations", "layers", "edges", "seeds", "epochs", "reports", "decisions", "views")
     ]
-    paths += [f"/blueprints/affine/{part}" for part in ("changes", "seeds", "runs", "reports")]
+    parts = ("changes", "certificates", "refusals", "seeds", "runs", "reports")
+    paths += [f"/blueprints/affine/{part}" for part in parts]
     for path in [*paths, "/blueprints", "/kernels", "/runs", "/dead-letters"]:
         whole = items(api, path, 500)
         assert items(api, path, 1) == whole, path
-        assert path in ("/dead-letters", "/kernels") or whole, path
+        assert path in ("/dead-letters", "/kernels", "/blueprints/affine/refusals") or whole, path
         assert len({json.dumps(i, sort_keys=True) for i in whole}) == len(whole)
 
 
@@ -210,37 +181,71 @@ def test_many_changes_at_once_have_a_verdict_each(api: httpx.Client) -> None:
     refused(api.post("/changes", json={"changes": []}, headers=key()), 422)
 
 
-def test_the_trace_of_who_asks_goes_into_the_event(api: httpx.Client, stack: EmbeddedStack) -> None:
-    trace = uuid.uuid4().hex
+def test_one_trace_leads_from_a_request_to_the_certificate_and_the_kernels(
+    api: httpx.Client, stack: EmbeddedStack, run: str
+) -> None:
+    name, trace = f"traced-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    body = {"change": "propose", "expected_version": 0, "spec": {"module": "affine", "targets": ["linear"]}}
     headers = {**key(), "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    done = api.post(
-        "/blueprints/noop/changes", json={"change": "retire", "expected_version": 99}, headers=headers
-    ).json()
+    asked = api.post(f"/blueprints/{name}/changes", json=body, headers=headers).json()["event_id"]
+    wait_until(lambda: items(api, "/kernels", blueprint_id=name, num_features=8), 90, "its kernel for the run")
+    told = told_of(stack, name)
+    assert {trace_id_of(m.traceparent) for m in told} == {trace}
+    assert len({m.traceparent for m in told}) == len(told), "each is a span of its own"
+    proposed, compiled, certificate, certified, *kernels = told
+    assert str(proposed.id) == asked
+    assert [m.causation_id for m in (proposed, compiled, certificate, certified)] == [
+        None,
+        proposed.id,
+        compiled.id,
+        certificate.id,
+    ]
+    assert {m.causation_id for m in kernels} == {certified.id}
     headers = {**key(), "traceparent": "00-0-garbage"}
-    assert (
-        api.post(
-            "/blueprints/noop/changes", json={"change": "retire", "expected_version": 99}, headers=headers
-        ).status_code
-        == 200
-    )
-    consumer = Consumer(
-        {
-            "bootstrap.servers": stack.kafka.bootstrap_servers,
-            "group.id": uuid.uuid4().hex,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    consumer.assign([TopicPartition("innovation.blueprints", n, 0) for n in range(6)])
+    body = {"change": "retire", "expected_version": 99}
+    assert api.post(f"/blueprints/{name}/changes", json=body, headers=headers).status_code == 200
+    assert trace_id_of(told_of(stack, name)[-1].traceparent) != trace
 
-    def found() -> str | None:
-        for message in consumer.consume(1000, timeout=2):
-            told = {n: t.decode() for n, t in message.headers() or []}
-            if told.get("ce_id") == done["event_id"]:
-                return told["traceparent"]
-        return None
 
-    assert wait_until(found, 30).split("-")[1] == trace
-    consumer.close()
+def test_certificates_and_refusals_of_a_blueprint(api: httpx.Client, stack: EmbeddedStack, run: str) -> None:
+    (certificate,) = items(api, "/blueprints/low-rank-4/certificates")
+    assert certificate["blueprint_version"] == 2
+    assert certificate["checks"][:2] == ["identity", "shapes"]
+    assert {m["num_features"] for m in certificate["measurements"]} == {16, 64}
+    certified = items(api, "/blueprints/low-rank-4/changes")[2]
+    assert (certified["change"], certified["causation_id"]) == ("certify", certificate["event_id"])
+    wide = LayerNode(layer_id="wide", kind="linear", num_features=2**31 - 1, num_parameters=1, num_seeds=1)
+    wants = f"wide-{uuid.uuid4().hex[:8]}"
+    event = events.RunStarted(
+        run_id=wants, incarnation=1, sequence=0, step=0, model="N", layers=(wide,), edges=(), boundary_steps=5,
+        command_offset=0,
+    )  # fmt: skip
+    send(stack, [OonaMessage.of(event, id=ids.trainer_event_id(wants, 1, 0), source="test")])
+    refusals = wait_until(lambda: items(api, "/blueprints/low-rank-4/refusals"), 60, "the refusal")
+    assert [(r["target"], r["num_features"]) for r in refusals] == [("linear", 2**31 - 1)]
+    assert "more than 50000000" in refusals[0]["reason"]
+    for part in ("certificates", "refusals"):
+        refused(api.get(f"/blueprints/nobody/{part}"), 404)
+
+
+def test_a_key_that_two_processes_took_for_two_blueprints_has_two_verdicts(
+    api: httpx.Client, stack: EmbeddedStack
+) -> None:
+    mine, body = key(), {"change": "retire", "expected_version": 99, "reason": "twice"}
+    event_id = ids.request_id(mine["Idempotency-Key"])
+    both = ("noop", "affine")
+    asked = [events.BlueprintChangeRequested(blueprint_id=name, **body) for name in both]
+    send(stack, [OonaMessage.of(a, id=event_id, source="test") for a in asked])
+    for name in both:
+        at = f"/changes/{event_id}?blueprint_id={name}"
+        wait_until(lambda at=at: api.get(at).status_code == 200, 30, "its verdict")
+        assert api.get(at).json()["blueprint_id"] == name
+    refused(api.post("/blueprints/norm/changes", json=body, headers=mine), 409)
+    refused(api.post("/blueprints/noop/changes", json={**body, "reason": "else"}, headers=mine), 409)
+    done = api.post("/blueprints/noop/changes", json=body, headers=mine)
+    assert (done.status_code, done.json()["blueprint_id"]) == (200, "noop")
+    assert api.get(f"/changes/{event_id}").json()["blueprint_id"] == "affine", "the first by name"
+    assert [c["event_id"] for c in items(api, "/blueprints/noop/changes")].count(str(event_id)) == 1
 
 
 def test_what_did_not_change_is_not_sent_again(api: httpx.Client, url: str) -> None:
@@ -310,27 +315,24 @@ def test_without_tokens_only_this_host_is_served(api: httpx.Client, stack: Embed
     assert "secret-token" not in str(caught.value)
 
 
-@pytest.mark.timeout(240)
-def test_tokens_say_who_may_read_and_who_may_write(url: str, stack: EmbeddedStack, tmp_path: Path) -> None:
-    with running_urza(stack, tmp_path, **TOKENS, ESPER_URZA__HOST="0.0.0.0") as guarded:
-        port = guarded.rpartition(":")[2]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as api:
-            for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {READER}"}):
-                assert refused(api.get("/blueprints", headers=headers), 401)
-                assert api.get("/blueprints", headers=headers).headers["www-authenticate"].startswith("Bearer")
-            refused(api.get("/nowhere"), 401)
-            as_reader, as_writer = ({"Authorization": f"Bearer {t}"} for t in (READER, WRITER))
-            assert api.get("/blueprints", headers=as_reader).headers["cache-control"] == "private, no-cache"
-            refused(api.get("/blueprints"), 401)
-            body = {"change": "retire", "expected_version": 99}
-            refused(api.post("/blueprints/noop/changes", json=body, headers={**as_reader, **key()}), 403)
-            done = api.post("/blueprints/noop/changes", json=body, headers={**as_writer, **key()})
-            assert done.json()["verdict"] == "wrong_version"
-            assert api.get("/health/live").status_code == 200
-            assert api.get("/openapi.json").json()["components"]["securitySchemes"]
-        log = (tmp_path / "urza.log").read_text()
-        assert WRITER not in log
-        assert READER not in log
+def test_tokens_say_who_may_read_and_who_may_write(guarded: str, folder: Path) -> None:
+    with httpx.Client(base_url=guarded, timeout=30) as api:
+        for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {READER}"}):
+            assert refused(api.get("/blueprints", headers=headers), 401)
+            assert api.get("/blueprints", headers=headers).headers["www-authenticate"].startswith("Bearer")
+        refused(api.get("/nowhere"), 401)
+        as_reader, as_writer = ({"Authorization": f"Bearer {t}"} for t in (READER, WRITER))
+        assert api.get("/blueprints", headers=as_reader).headers["cache-control"] == "private, no-cache"
+        refused(api.get("/blueprints"), 401)
+        body = {"change": "retire", "expected_version": 99}
+        refused(api.post("/blueprints/noop/changes", json=body, headers={**as_reader, **key()}), 403)
+        done = api.post("/blueprints/noop/changes", json=body, headers={**as_writer, **key()})
+        assert done.json()["verdict"] == "wrong_version"
+        assert api.get("/health/live").status_code == 200
+        assert api.get("/openapi.json").json()["components"]["securitySchemes"]
+    log = (folder / "guarded.log").read_text()
+    assert WRITER not in log
+    assert READER not in log
 
 
 def test_a_bad_line_of_http_harms_nobody(api: httpx.Client, url: str) -> None:
