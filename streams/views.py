@@ -40,8 +40,8 @@ class PendingBoundary:
 
 
 @dataclass(frozen=True, slots=True)
-class UnsentDecision:
-    """A decision whose command is not in the projections (yet), with what the command is made of."""
+class UndoneDecision:
+    """A decision whose command is not in the projections (yet), and where the first view of its boundary lies."""
 
     run_id: str
     incarnation: int
@@ -53,16 +53,15 @@ class UnsentDecision:
     blueprint_id: str | None
     event_id: UUID
     traceparent: str | None
-    blueprint_version: int | None
-    kernel_sha256: str | None
-    size_bytes: int | None
-    stage: str | None
+    view_digest: str
+    view_partition: int
+    view_offset: int
 
 
-async def decisions_without_command(connection: Any) -> list[UnsentDecision]:
-    """Decisions of runs under way that no command followed; by run and boundary."""
+async def decisions_without_command(connection: Any) -> list[UndoneDecision]:
+    """Decisions of runs under way that no command followed, by run and boundary; their views are folded."""
     found = queries("views").decisions_without_command(connection, abandoned_after=ABANDONED_AFTER, look_back=LOOK_BACK)
-    return [UnsentDecision(**dict(r)) async for r in found]
+    return [UndoneDecision(**dict(r)) async for r in found]
 
 
 async def pending_boundaries(connection: Any) -> list[PendingBoundary]:

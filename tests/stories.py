@@ -240,7 +240,7 @@ class Log:
         self.partitions: dict[Place, list[StoredRecord]] = {}
         self.is_spoilt = False
         self._rng = rng
-        self._share_broken, self._share_resent = share_broken, share_resent
+        self.share_broken, self.share_resent = share_broken, share_resent
         self._sent: dict[Place, list[OonaMessage]] = {}
         self._letters: list[tuple[Place, Position, OonaMessage]] = []
 
@@ -249,12 +249,12 @@ class Log:
         topic = message.registration.topic
         place = (topic.name, partition_for(message.registration.key_of(message.data).encode(), topic.num_partitions))
         self._sent.setdefault(place, []).append(message)
-        is_broken = self._rng.random() < self._share_broken
+        is_broken = self._rng.random() < self.share_broken
         position = self._append(place, message, is_broken=is_broken)
         if is_broken:
             self.is_spoilt = True
             self._letters.append((place, position, message))
-        if self._rng.random() < self._share_resent:
+        if self._rng.random() < self.share_resent:
             for resent in self._sent[place][-self._rng.randint(1, 4) :]:
                 self._append(place, resent)
         if self._letters and self._rng.random() < 0.1:

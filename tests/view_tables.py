@@ -53,6 +53,9 @@ INSERT INTO decisions SELECT format('%s-%s', f.prefix, n), 1, b, 16 * b, CASE b 
     md5(format('%s-%s-%s', f.prefix, n, b))::uuid, NULL, NULL, timestamptz '2026-01-01Z'
 FROM filling AS f, generate_series(1, f.count) AS n, generate_series(1, f.num_boundaries - 1) AS b;
 
+INSERT INTO views SELECT run_id, incarnation, boundary, 2, '', 900, 0, boundary, event_id, at
+FROM filling AS f, decisions WHERE starts_with(run_id, f.prefix || '-');
+
 INSERT INTO commands SELECT gen_random_uuid(), run_id, incarnation, boundary, 'germinate', event_id, 'layer1', 0, 'b7', NULL,
     step + 100, event_id, at
 FROM filling AS f, decisions WHERE action <> 'wait' AND starts_with(run_id, f.prefix || '-');

@@ -3,7 +3,7 @@
 Stream workers read through Faust (esper.streams). Nothing here ever commits an offset.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ async def read_range(
     partition: int | None = None,
     start: Mapping[int, int] | None = None,
     end: Mapping[int, int] | None = None,
-) -> AsyncIterator[StoredRecord]:
+) -> AsyncGenerator[StoredRecord, None]:
     """Every record of a topic, or of one partition, from ``start`` up to ``end`` (exclusive).
 
     Args:

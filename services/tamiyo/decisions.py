@@ -4,12 +4,13 @@ Pure: ids follow from (run, incarnation, boundary), so that saying it twice says
 """
 
 import base64
+from dataclasses import dataclass
 from uuid import UUID
 
 import zstandard
 
 from esper.graph.features import VIEW_VERSION
-from esper.graph.view import GraphView
+from esper.graph.view import GraphView, KernelView, SeedView
 from esper.schemas import ids
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.events import (
@@ -24,10 +25,30 @@ from esper.schemas.events import (
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.policies import Chosen
 from esper.services.tamiyo.settings import TamiyoSettings
-from esper.streams.views import PendingBoundary, UnsentDecision
+from esper.streams.views import PendingBoundary, UndoneDecision
 
 SOURCE = "tamiyo"
 STALE_REASON = "the views did not become complete within {:.1f} s: nothing is decided on half a picture"
+
+
+@dataclass(frozen=True, slots=True)
+class UnsentDecision:
+    """What a command is made of. ``stage`` is the seed's when it was decided."""
+
+    run_id: str
+    incarnation: int
+    boundary: int
+    step: int
+    action: str
+    layer_id: str
+    seed_id: int
+    blueprint_id: str | None
+    event_id: UUID
+    traceparent: str | None
+    blueprint_version: int | None
+    kernel_sha256: str | None
+    size_bytes: int | None
+    stage: SeedStage
 
 
 def recorded_view(view: GraphView, pending: PendingBoundary) -> OonaMessage:
@@ -86,17 +107,41 @@ def unsent_of(decision: OonaMessage, chosen: Chosen) -> UnsentDecision | None:
     event, seed, kernel = decision.data, chosen.choice.seed, chosen.choice.kernel
     if not isinstance(event, DecisionMade) or seed is None:
         return None
+    return _unsent(event, seed, kernel, decision.id, decision.traceparent)
+
+
+def unsent_again(undone: UndoneDecision, view: GraphView) -> UnsentDecision | None:
+    """The same of a decision in the log and the view that it saw; None where that does not offer what was decided."""
+    layer = next((one for one in view.layers if one.layer_id == undone.layer_id), None)
+    place = (undone.layer_id, undone.seed_id)
+    seed = next((one for one in view.seeds if (one.layer_id, one.seed_id) == place), None)
+    if layer is None or seed is None:
+        return None
+    fitting = (undone.blueprint_id, layer.kind, layer.num_features)
+    kernel = next((k for k in view.kernels if (k.blueprint_id, k.target, k.num_features) == fitting), None)
+    if undone.action == Action.GERMINATE and kernel is None:
+        return None
+    return _unsent(undone, seed, kernel, undone.event_id, undone.traceparent)
+
+
+def _unsent(
+    decision: DecisionMade | UndoneDecision,
+    seed: SeedView,
+    kernel: KernelView | None,
+    event_id: UUID,
+    traceparent: str | None,
+) -> UnsentDecision:
     return UnsentDecision(
-        run_id=event.run_id,
-        incarnation=event.incarnation,
-        boundary=event.boundary,
-        step=event.step,
-        action=event.action,
+        run_id=decision.run_id,
+        incarnation=decision.incarnation,
+        boundary=decision.boundary,
+        step=decision.step,
+        action=decision.action,
         layer_id=seed.layer_id,
         seed_id=seed.seed_id,
-        blueprint_id=event.blueprint_id,
-        event_id=decision.id,
-        traceparent=decision.traceparent,
+        blueprint_id=decision.blueprint_id,
+        event_id=event_id,
+        traceparent=traceparent,
         blueprint_version=kernel.blueprint_version if kernel else None,
         kernel_sha256=kernel.kernel_sha256 if kernel else None,
         size_bytes=kernel.size_bytes if kernel else None,
@@ -129,8 +174,7 @@ def command_for(decision: UnsentDecision, expiry_boundaries: int) -> OonaMessage
         case Action.FOSSILIZE:
             event = FossilizeSeed.model_validate(common)
         case _:
-            stage = decision.stage or SeedStage.TRAINING
-            event = CullSeed.model_validate({**common, "expected_stage": stage})
+            event = CullSeed.model_validate({**common, "expected_stage": decision.stage})
     return OonaMessage.of(
         event,
         id=ids.command_id(decision.event_id),

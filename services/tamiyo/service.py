@@ -5,6 +5,7 @@ decision that no command followed gets its command, with the same id.
 """
 
 import asyncio
+import math
 import time
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -27,12 +28,13 @@ from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.baselines import RandomPolicy, SchedulePolicy, WaitPolicy
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
+from esper.services.tamiyo.seen import seen_view
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.streams.database import connect_pool
 from esper.streams.queries import queries
 from esper.streams.views import (
     PendingBoundary,
-    UnsentDecision,
+    UndoneDecision,
     decisions_without_command,
     pending_boundaries,
     read_view_rows,
@@ -120,16 +122,16 @@ class DecisionService:
         """Look once: decide what can be decided, send again what was left undone."""
         async with self._pool.acquire() as connection:
             pending = await pending_boundaries(connection)
-            unsent = await decisions_without_command(connection)
+            undone = await decisions_without_command(connection)
         waiting = [b for b in pending if b.event_id not in self._decided]
         self.metrics.found(waiting)
         for boundary in waiting:
             with traced(boundary.traceparent):
                 await self._consider(boundary)
-        for decision in unsent:
+        for decision in undone:
             if time.monotonic() - self._sent_at.get(decision.event_id, -RESEND_AFTER_S) > RESEND_AFTER_S:
                 with traced(decision.traceparent):
-                    await self._send_command(decision, is_resent=True)
+                    await self._carry_out(decision)
 
     async def _consider(self, pending: PendingBoundary) -> None:
         seen = self._first_seen.setdefault(pending.event_id, time.monotonic())
@@ -169,7 +171,23 @@ class DecisionService:
             await self._send_command(unsent)
         return decision
 
-    async def _send_command(self, decision: UnsentDecision, *, is_resent: bool = False) -> None:
+    async def _carry_out(self, undone: UndoneDecision) -> None:
+        """Send the command of a decision that was made before; it names what the decision saw."""
+        view = await seen_view(self._settings.need_kafka(), undone)
+        unsent = None if view is None else decisions.unsent_again(undone, view)
+        if unsent is None:
+            self._sent_at[undone.event_id] = math.inf  # the log will not say more of it
+            _log.warning(
+                "decision.without_view",
+                run=undone.run_id,
+                boundary=undone.boundary,
+                digest=undone.view_digest,
+                detail="no command is sent: the log does not hold what this decision saw",
+            )
+            return
+        await self._send_command(unsent, is_resent=True)
+
+    async def _send_command(self, decision: decisions.UnsentDecision, *, is_resent: bool = False) -> None:
         await self._producer.send(decisions.command_for(decision, self._tamiyo.expiry_boundaries))
         self._sent_at[decision.event_id] = time.monotonic()
         self.metrics.commanded(is_resent=is_resent)

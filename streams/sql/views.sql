@@ -155,11 +155,9 @@ WHERE k.log_offset < (:offsets::bigint[])[k.log_partition + 1] AND c.change = 'c
 
 -- name: decisions_without_command
 -- What a Tamiyo that died between decision and command left undone, among the newest decisions of each run under
--- way. The command says of the seed what the decision saw, not what it became meanwhile.
+-- way. The command says what the decision saw: that is in the view.
 SELECT d.run_id, d.incarnation, d.boundary, d.step, d.action, d.layer_id, d.seed_id, d.blueprint_id,
-    d.event_id, d.traceparent,
-    k.blueprint_version, k.kernel_sha256, k.size_bytes,
-    coalesce(moved.to_stage, held.stage) AS stage
+    d.event_id, d.traceparent, d.view_digest, v.log_partition AS view_partition, v.log_offset AS view_offset
 FROM runs AS r
 CROSS JOIN LATERAL (
     SELECT * FROM decisions AS n
@@ -169,35 +167,14 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT n.command_id FROM commands AS n WHERE n.decision_id = d.event_id LIMIT 1
 ) AS c ON true
-LEFT JOIN LATERAL (
-    SELECT n.blueprint_version, n.kernel_sha256, n.size_bytes
-    FROM layers AS l
-    JOIN kernels AS n
-        ON n.target = l.kind AND n.num_features = l.num_features AND n.blueprint_id = d.blueprint_id
-    WHERE l.run_id = d.run_id AND l.layer_id = d.layer_id
-    ORDER BY n.blueprint_version DESC, n.log_offset DESC LIMIT 1
-) AS k ON true
-LEFT JOIN LATERAL (
-    SELECT n.to_stage
-    FROM boundaries AS b
-    JOIN lifecycle AS n
-        ON n.run_id = b.run_id AND n.incarnation = b.incarnation
-            AND n.seen_from <= (b.last_sequences ->> 'control.kasmina.lifecycle')::bigint
-    WHERE b.run_id = d.run_id AND b.incarnation = d.incarnation AND b.boundary = d.boundary
-        AND n.layer_id = d.layer_id AND n.seed_id = d.seed_id
-    ORDER BY n.sequence DESC LIMIT 1
-) AS moved ON true
-LEFT JOIN LATERAL (
-    SELECT seed ->> 'stage' AS stage
-    FROM incarnations AS i, jsonb_array_elements(i.seeds) AS seed
-    WHERE i.run_id = d.run_id AND i.incarnation = d.incarnation
-        AND seed ->> 'layer_id' = d.layer_id AND (seed ->> 'seed_id')::integer = d.seed_id
+CROSS JOIN LATERAL (
+    SELECT n.log_partition, n.log_offset FROM views AS n
+    WHERE n.run_id = d.run_id AND n.incarnation = d.incarnation AND n.boundary = d.boundary
     LIMIT 1
-) AS held ON true
+) AS v
 WHERE r.status = 'running'
     AND r.told_at >= (SELECT max(n.told_at) FROM runs AS n WHERE n.status = 'running') - :abandoned_after::interval
-    AND c.command_id IS NULL
-    AND (d.action <> 'germinate' OR k.kernel_sha256 IS NOT NULL)
+    AND c.command_id IS NULL AND d.view_digest IS NOT NULL
 ORDER BY d.run_id, d.boundary;
 
 -- name: active_policy^

@@ -55,6 +55,22 @@ async def test_only_days_that_lie_wholly_before_are_dropped(own_database: Postgr
     await busy.close()
 
 
+async def test_late_signals_go_with_the_windows_of_their_day(own_database: PostgresSettings) -> None:
+    connection = await connected(own_database)
+    first_kept = NOW.replace(hour=0)
+    times = (first_kept - timedelta(days=9), first_kept - timedelta(microseconds=1), first_kept, NOW)
+    for offset, logged_at in enumerate(times):
+        await connection.execute(
+            "INSERT INTO late_health_signals VALUES ('r', 1, 0, 0, $1, 0, $2, 5, 'fc1', 0, false, 0.5)",
+            offset,
+            logged_at,
+        )
+    await drop_expired(connection, NOW)
+    kept = await connection.fetch("SELECT logged_at FROM late_health_signals ORDER BY log_offset")
+    assert [row["logged_at"] for row in kept] == list(times[2:])
+    await connection.close()
+
+
 @pytest.mark.timeout(120)
 async def test_a_worker_drops_what_is_past_its_time(fresh_stack: EmbeddedStack, tmp_path: Any) -> None:
     connection = await connected(fresh_stack.settings().need_postgres())

@@ -1,6 +1,8 @@
 """Tamiyo on real projections: a decision a boundary, its command even after a death in between, WAIT when blind."""
 
 import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +11,26 @@ from shipping import certified_at_once
 from waiting import wait_until_async
 
 from esper.embedded.stack import EmbeddedStack
+from esper.graph.view import NO_HEALTH, GraphView, KernelView, LayerView, SeedView
 from esper.oona.consumer import partition_of, read_range
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids
 from esper.schemas.assets import Kernel, LayerNode
+from esper.schemas.enums import LayerKind, SeedStage
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, DECISIONS, RUNS, TELEMETRY
+from esper.services.tamiyo.decisions import recorded_view
 from esper.services.tamiyo.service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
+from esper.streams.views import PendingBoundary
 
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=24, num_parameters=600, num_seeds=1)
 KERNEL = Kernel(
     kernel_sha256="cd" * 32, blueprint_id="affine", blueprint_version=3, target="linear", num_features=24,
     num_parameters=48, size_bytes=300,
 )  # fmt: skip
+
+OFFERED = KernelView("affine", 2, "ab" * 32, 200, LayerKind.LINEAR, 24, 48)
 
 
 def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
@@ -82,14 +90,23 @@ async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: 
 
 
 async def died_between_decision_and_command(stack: EmbeddedStack, tamiyo: TamiyoSettings) -> None:
+    """A rival's view of the boundary came first, and a newer kernel after the decision: what it saw itself counts."""
     run_id = f"died-{uuid.uuid4().hex[:8]}"
+    seen, rivals = view_of(run_id, (OFFERED,)), view_of(run_id, ())
     half = events.DecisionMade(
         run_id=run_id, incarnation=1, boundary=1, step=10, action="germinate", layer_id="fc1", seed_id=0,
-        blueprint_id="affine", probability=0.9, policy_id="schedule", policy_version=1, reason="test", view_digest="ef" * 32,
+        blueprint_id="affine", probability=0.9, policy_id="schedule", policy_version=1, reason="test",
+        view_digest=seen.digest,
     )  # fmt: skip
+    blind = half.model_copy(update={"incarnation": 1, "boundary": 2, "step": 20, "view_digest": "ef" * 32})
     decision = ids.decision_id(run_id, 1, 1)
+    begun = made(run_id, 1, events.BoundaryReached, step=10, boundary=1, epoch=0, last_sequences={RUNS.name: 0})
+    pending = PendingBoundary(run_id, 1, 1, 10, 0, begun.id, None, datetime(2026, 1, 1, tzinfo=UTC), True)
     async with OonaProducer(stack.settings().need_kafka()) as producer:
-        await producer.send_batch([started(run_id), boundary(run_id, 1, 1)])
+        await producer.send_batch([started(run_id), begun, boundary(run_id, 2, 2)])
+        await producer.send_batch([recorded_view(rivals, pending), recorded_view(seen, pending)])
+        await producer.send(recorded_view(replace(rivals, boundary=2), replace(pending, boundary=2)))
+        await producer.send(OonaMessage.of(blind, id=ids.decision_id(run_id, 1, 2), source="tamiyo"))
         await producer.send(OonaMessage.of(half, id=decision, source="tamiyo"))
     async with DecisionService(stack.settings(), tamiyo) as service:
 
@@ -99,5 +116,13 @@ async def died_between_decision_and_command(stack: EmbeddedStack, tamiyo: Tamiyo
 
         await wait_until_async(sent, 30, "the command of the half-done decision")
     commands = await told(stack, run_id, COMMANDS)
-    assert {c.id for c in commands} == {ids.command_id(decision)}
-    assert commands[0].data.kernel_sha256 == KERNEL.kernel_sha256
+    assert {c.id for c in commands} == {ids.command_id(decision)}, "what a decision without its view saw is not guessed"
+    assert commands[0].data.kernel_sha256 == OFFERED.kernel_sha256
+    assert commands[0].data.blueprint_version == OFFERED.blueprint_version
+
+
+def view_of(run_id: str, kernels: tuple[KernelView, ...]) -> GraphView:
+    """What a decision at the first boundary saw; the projections hold a newer kernel of the same blueprint."""
+    seed = SeedView("fc1", 0, SeedStage.DORMANT, 0, None, 0, None, NO_HEALTH)
+    layer = LayerView("fc1", LayerKind.LINEAR, 24, 600, 1, NO_HEALTH, None)
+    return GraphView(run_id, 1, 1, 10, 0, (layer,), (), (seed,), (), kernels)

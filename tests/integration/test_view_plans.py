@@ -17,7 +17,7 @@ from esper.streams.views import decisions_without_command, is_complete, pending_
 UNDER_WAY = 8
 BIG = (
     "boundaries", "decisions", "commands", "lifecycle", "epochs", "progress", "kernels", "blueprint_changes",
-    "breaker_changes", "rejections", "telemetry_gaps", "layers", "edges", "runs", "incarnations", "health_windows",
+    "breaker_changes", "rejections", "telemetry_gaps", "layers", "edges", "runs", "incarnations", "health_windows", "views",
 )  # fmt: skip
 
 
