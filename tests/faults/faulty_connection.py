@@ -65,19 +65,27 @@ class FaultyTransaction:
         self._is_open = False
 
     async def __aenter__(self) -> None:
-        await self._connection.step(self._begin)
+        try:
+            await self._connection.step(self._begin)
+        except Crash:
+            await self._end()  # it may have begun: a pool ends what a connection brings back
+            raise
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
         try:
             if error is None:
                 await self._connection.step(self._commit)
         finally:
-            if self._is_open and not self._connection.is_closed():
-                await self._transaction.rollback()
+            await self._end()
 
     async def _begin(self) -> None:
         await self._transaction.start()
         self._is_open = True
+
+    async def _end(self) -> None:
+        if self._is_open and not self._connection.is_closed():
+            self._is_open = False
+            await self._transaction.rollback()
 
     async def _commit(self) -> None:
         self._is_open = False

@@ -30,12 +30,21 @@ def use_up(filler: Path) -> None:
                     file.write(bytes(size))
 
 
-def disk_full(stage: StreamsStorm, filler: Path) -> str:
-    """Fill the disk until a worker says that it does not get on, then make room; what became of Postgres."""
+def disk_full(stage: StreamsStorm, filler: Path, *, for_wal: bool) -> str:
+    """Fill the disk until a worker says that it does not get on, then make room; what became of Postgres.
+
+    Args:
+        for_wal: leave no room for the write-ahead log either, which is the end of a Postgres.
+    """
     postgres = stage.stack.postgres
-    before = stage.told(STALLED)
+    before = set(stage.told(STALLED))
     use_up(filler)
-    wait_until(lambda: stage.told(STALLED) > before, 120, "a word about the full disk")
+    if for_wal:
+        with suppress(psycopg.OperationalError), psycopg.connect(postgres.dsn, autocommit=True) as connection:
+            for _ in range(20):
+                connection.execute("SELECT pg_logical_emit_message(true, 'storm', 'x'), pg_switch_wal()")
+    wait_until(lambda: set(stage.told(STALLED)) - before, 120, "a word about the full disk")
+    assert for_wal or any("No space left" in line for line in set(stage.told(STALLED)) - before), stage.logs()
     filler.unlink()
     if ended := not postgres.is_alive:
         postgres.start()
@@ -59,7 +68,7 @@ def main(folder: Path, num_rounds: int, seed: int) -> None:
         with streams_storm(stack, folder, random.Random(seed)) as stage:
             stage.begin()
             for number in range(1, num_rounds + 1):
-                became = disk_full(stage, folder / "postgres" / "filler")
+                became = disk_full(stage, folder / "postgres" / "filler", for_wal=number % 2 == 0)
                 seconds = stage.settle("a full disk")
                 print(
                     f"{number:>3}/{num_rounds} disk full: Postgres {became}; folded after {seconds:.1f} s", flush=True

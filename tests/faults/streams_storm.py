@@ -177,9 +177,9 @@ class StreamsStorm:
         """The ends of the workers' logs."""
         return "\n".join(f"{w.name} (alive: {w.is_alive}):\n{w.tail(25)}" for w in self.workers)
 
-    def told(self, word: str) -> int:
-        """How often the workers said it."""
-        return sum(log_of(w).count(word) for w in self.workers)
+    def told(self, word: str) -> list[str]:
+        """The lines of the workers' logs with that word."""
+        return [line for w in self.workers for line in log_of(w).splitlines() if word in line]
 
     def stop(self) -> None:
         """End every worker."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from esper.config import PostgresSettings
 
-LOGS_PER_ROUND = 25
+LOGS_PER_ROUND = 15
 
 
 async def assert_equal_to_a_replay(
