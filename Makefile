@@ -44,7 +44,7 @@ faults: install ## kills, cuts and stalls, ROUNDS=50 of them; seeds that fail in
 	@exec $(BIN)/python -m pytest -q -s tests/faults/test_faults.py tests/faults/test_seed_faults.py \
 		tests/faults/test_urza_faults.py --fault-rounds $(ROUNDS) --fault-steps $(STEPS)
 
-faults-streams: install ## what can befall the stream workers, ROUNDS=50 times: rows equal a replay after each
+faults-streams: install ## what can befall the stream workers, ROUNDS=20 times: rows equal a replay after each
 	@exec $(BIN)/python -m pytest -q -s tests/faults/test_streams_faults.py tests/faults/test_stream_refusals.py \
 		tests/faults/test_fold_faults.py --fault-rounds $(ROUNDS)
 

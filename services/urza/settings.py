@@ -52,7 +52,9 @@ class UrzaSettings(SectionModel):
     parallel_uploads: int = Field(10, ge=1, le=50, description="How many kernels go to S3 at a time.")
     poll_s: float = Field(0.2, gt=0, description="Pause between two looks at the projection, in seconds.")
     change_timeout_s: float = Field(
-        5.0, gt=0, description="How long a change waits for its projection before the API answers 202, in seconds."
+        5.0,
+        gt=0,
+        description="How long a change waits for Kafka (then 503) and for its projection (then 202), in seconds.",
     )
     metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
     metrics_port: int = Field(

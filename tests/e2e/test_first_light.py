@@ -232,27 +232,17 @@ def test_urza_answers_about_blueprints_kernels_and_runs(services: dict[str, str]
     import hashlib
 
     with httpx.Client(base_url=services["url"]) as api:
-        blueprints = {b["blueprint_id"]: b for b in api.get("/blueprints").json()}
-        assert {b["status"] for b in blueprints.values()} == {"certified"}
+        blueprints = api.get("/blueprints").json()["items"]
+        assert {b["status"] for b in blueprints} == {"certified"}
         assert len(blueprints) >= 3
-        kernels = api.get("/kernels").json()
-        got = api.get(f"/kernels/{kernels[0]['kernel_sha256']}")
-        assert hashlib.sha256(got.content).hexdigest() == kernels[0]["kernel_sha256"]
-        cached = api.get(got.url.path, headers={"If-None-Match": got.headers["etag"]})
-        assert (cached.status_code, cached.content) == (304, b"")
+        kernel = api.get("/kernels").json()["items"][0]
+        got = api.get(f"/kernels/{kernel['kernel_sha256']}")
+        assert hashlib.sha256(got.content).hexdigest() == kernel["kernel_sha256"]
         assert api.get(f"/runs/{run}").json()["status"] == "completed"
-        for path, status in (
-            ("/runs/nobody", 404),
-            ("/kernels/xyz", 422),
-            ("/blueprints?limit=0", 422),
-            ("/nowhere", 404),
-        ):
-            problem = api.get(path)
-            assert (problem.status_code, problem.json()["status"]) == (status, status)
-            assert problem.headers["content-type"] == "application/problem+json"
         key = {"Idempotency-Key": f"test-{uuid.uuid4()}"}
         wrong = {"change": "retire", "expected_version": 99}
-        assert api.post("/blueprints/noop/changes", json=wrong, headers=key).json()["verdict"] == "wrong_version"
-        again = {"change": "retire", "expected_version": 3}
-        verdict = api.post("/blueprints/noop/changes", json=again, headers=key).json()
-        assert verdict["verdict"] == "wrong_version", "a known id keeps its verdict"
+        first = api.post("/blueprints/noop/changes", json=wrong, headers=key).json()
+        assert first["verdict"] == "wrong_version"
+        assert api.post("/blueprints/noop/changes", json=wrong, headers=key).json() == first
+        other = api.post("/blueprints/noop/changes", json={**wrong, "expected_version": 3}, headers=key)
+        assert (other.status_code, other.headers["content-type"]) == (409, "application/problem+json")
