@@ -1,6 +1,6 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install lock format check test coverage faults faults-streams faults-s3 soak demo up down status \
+.PHONY: help install lock format check test test-slow coverage faults faults-streams faults-s3 soak demo up down status \
 	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 STEPS ?= 10000
@@ -22,8 +22,11 @@ install: ## .venv with everything pinned (TORCH="torch==..." for another build o
 demo: install ## one real training run that grows, from start to report
 	@exec $(BIN)/esper demo
 
-test: install ## all tests but the slow proofs
+test: install ## all tests but the slow ones and the slow proofs
 	@exec $(BIN)/python -m pytest
+
+test-slow: install ## the tests that take longest: outages, kills, whole processes again and again
+	@exec $(BIN)/python -m pytest --slow -m slow tests/e2e tests/integration
 
 format: install ## write the code in its one form
 	@$(BIN)/ruff check -q --fix-only .
@@ -41,15 +44,15 @@ coverage: install ## the contracts are covered whole
 	@$(BIN)/coverage report --fail-under=100 --skip-covered
 
 faults: install ## kills, cuts and stalls, ROUNDS=50 of them; seeds that fail in STEPS=10000 steps of training
-	@exec $(BIN)/python -m pytest -q -s tests/faults/test_faults.py tests/faults/test_seed_faults.py \
+	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_faults.py tests/faults/test_seed_faults.py \
 		tests/faults/test_urza_faults.py --fault-rounds $(ROUNDS) --fault-steps $(STEPS)
 
 faults-streams: install ## what can befall the stream workers, ROUNDS=20 times: rows equal a replay after each
-	@exec $(BIN)/python -m pytest -q -s tests/faults/test_streams_faults.py tests/faults/test_stream_refusals.py \
+	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_streams_faults.py tests/faults/test_stream_refusals.py \
 		tests/faults/test_fold_faults.py --fault-rounds $(ROUNDS)
 
 faults-s3: install ## OPS=10000 operations on S3 behind a proxy that cuts, stalls and lies: none lost, none torn
-	@exec $(BIN)/python -m pytest -q -s tests/faults/test_s3_storm.py --s3-operations $(OPS)
+	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_s3_storm.py --s3-operations $(OPS)
 
 soak: install ## MINUTES=10 of writing and reading: memory and descriptors flat
 	@exec $(BIN)/python tests/faults/soak.py --minutes $(MINUTES)

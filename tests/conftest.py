@@ -22,15 +22,27 @@ from esper.embedded.stack import EmbeddedStack
 sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other when the cores are busy
 
+FAULTS = Path(__file__).parent / "faults"
+
 hypothesis.settings.register_profile("esper", deadline=None)  # how fast the machine is says nothing about an example
 hypothesis.settings.load_profile("esper")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="with the tests that are marked slow: make test-slow")
     parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault suite")
     parser.addoption("--fault-steps", type=int, default=300, help="training steps in which seeds fail at random")
     parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 storm")
     parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="which faults, and when")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, unless it is asked for. So are all fault suites: they have targets of their own."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow") or FAULTS in item.path.parents]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session")

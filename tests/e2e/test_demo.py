@@ -10,6 +10,8 @@ import psutil
 import pytest
 from waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ESPER = str(Path(sys.executable).parent / "esper")
 SHORT = {"ESPER_TRAINER__EPOCHS": "2", "ESPER_TRAINER__COPIES": "4", "COLUMNS": "120"}
 EXIT_NOTHING_GREW = 3

@@ -33,6 +33,8 @@ from esper.storage.owner import KEY as OWNER
 from esper.storage.uploads import put
 from esper.streams.collection import planned_collection
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 0.5
 
 

@@ -166,6 +166,7 @@ async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_afterwards(
     fresh_stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:

@@ -71,6 +71,7 @@ def test_killed_while_starting_it_leaves_nothing(public_folder: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_two_stacks_stand_side_by_side_and_come_back_with_their_data(stack: EmbeddedStack) -> None:
     with running_stack() as other:
         assert not {p.port for p in stack.parts} & {p.port for p in other.parts}
@@ -94,6 +95,7 @@ def test_an_altered_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_up_status_down(public_folder: Path) -> None:
     esper = str(Path(sys.executable).parent / "esper")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ESPER_")}

@@ -39,6 +39,8 @@ from esper.schemas.operational import HealthSignal
 from esper.schemas.topics import RUNS, TELEMETRY
 from esper.schemas.upcasters import next_version
 
+pytestmark = pytest.mark.slow
+
 ALERTS = Path(__file__).parent.parent.parent / "infra" / "prometheus" / "alerts.yml"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SIGNALS = (HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_score=0.5),)

@@ -43,6 +43,8 @@ from esper.streams.migrations import migrate
 from esper.streams.positions import claim_cluster, stored_positions
 from esper.streams.replay import Comparison, Until, drop_past, fold_past, pasts, rebuild, rebuilding, verify
 
+pytestmark = pytest.mark.slow
+
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
 
 

@@ -30,6 +30,8 @@ import sys
 from esper.errors import DecodeError
 from esper.oona import cloudevents
 from esper.streams import health_reports
+
+pytestmark = pytest.mark.slow
 whole = cloudevents._event
 def with_a_bug(entry, *rest):
     if entry.type.startswith(("esper.epoch.completed", "esper.layer-health.measured")):

@@ -21,6 +21,8 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.streams.roles import DatabaseRole, apply_roles, grant, make_user, members
 
+pytestmark = pytest.mark.slow
+
 RUN = "roles-run"
 
 

@@ -172,6 +172,7 @@ async def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> 
     return log_of(child)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_two_workers_share_the_partitions_and_one_takes_over(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     with running(worker(fresh_stack, tmp_path, "first"), "worker.ready"):
@@ -197,6 +198,7 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(fresh_stack: 
         await wait_until_async(taken_over, 90, "the survivor taking over")
 
 
+@pytest.mark.slow
 async def test_a_partition_that_does_not_get_on_is_told_with_offset_and_lag(
     stack: EmbeddedStack, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from waiting import wait_until
 
 from esper.embedded.stack import EmbeddedStack
 
+pytestmark = pytest.mark.slow
+
 CHANGE = {"change": "retire", "expected_version": 99}
 ASKED = (
     "/blueprints",

@@ -16,6 +16,8 @@ from waiting import wait_until
 
 from esper.embedded.stack import EmbeddedStack
 
+pytestmark = pytest.mark.slow
+
 RUN = "digits-demo"  # the run of the document's examples
 AS_WRITER = {"Authorization": f"Bearer {WRITER}"}
 LIMIT_S = 240.0  # a broken server hangs; a sound one takes about 30 s on a free machine
