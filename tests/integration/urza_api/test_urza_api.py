@@ -5,6 +5,7 @@ import hashlib
 import json
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,15 @@ def test_the_lineage_of_a_blueprint(api: httpx.Client, run: str) -> None:
     ]
     used = next(u for u in items(api, "/blueprints/affine/runs") if u["run_id"] == run)
     assert (used["num_germinations"], used["num_fossilized"], used["num_given_up"]) == (2, 1, 1)
+    reports = items(api, "/blueprints/affine/reports")  # other tests' runs are among them
+    assert [r["is_superseded"] for r in reports if r["run_id"] == run] == [False, True]
+    counted = Counter((r["outcome"], r["method"], r["metric"]) for r in reports if not r["is_superseded"])
     outcomes = api.get("/blueprints/affine/outcomes").json()["items"]
-    good = next(o for o in outcomes if o["outcome"] == "fossilized")
-    assert good["mean_gain"] == pytest.approx(0.125)
-    assert "culled" not in [o["outcome"] for o in outcomes], "what was superseded does not count"
+    assert {(o["outcome"], o["method"], o["metric"]): o["num_reports"] for o in outcomes} == counted
+    good = [r["after"] - r["before"] for r in reports if r["outcome"] == "fossilized" and r["run_id"] == run]
+    assert good == [pytest.approx(0.125)]
+    fossilized = [o for o in outcomes if o["outcome"] == "fossilized"]
+    assert any(o["least_gain"] - 1e-9 <= good[0] <= o["greatest_gain"] + 1e-9 for o in fossilized)
     changes = items(api, "/blueprints/affine/changes")
     assert [(c["change"], c["verdict"]) for c in changes[:3]] == [
         ("propose", "accepted"),
