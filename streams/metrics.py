@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem, clients
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, clients
 from esper.oona.progress import Place, Stall
 from esper.streams.folding import Batch
 
@@ -37,7 +37,7 @@ class _Partition:
         return None if self.end is None else max(0, self.end - self.position)
 
 
-class WorkerMetrics:
+class WorkerMetrics(ShownMetrics):
     """The metrics of one worker, and what keeps it from being ready.
 
     Args:
@@ -88,18 +88,6 @@ class WorkerMetrics:
         return meter
 
     # -- the process's side -----------------------------------------------------------------
-
-    def serve(self, address: MetricsAddress) -> int:
-        """Start answering; gives the port.
-
-        Raises:
-            ConfigError: the port cannot be had.
-        """
-        return self._server.start(address)
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._server.stop()
 
     def assigned(self, positions: Mapping[Place, int]) -> None:
         """These partitions are this worker's from now on, each from this offset, and no others."""

@@ -9,7 +9,7 @@ import numpy as np
 from esper.connection.reports import AdaptationBook
 from esper.connection.telemetry import TelemetryPipe
 from esper.kasmina.model import MorphableModel
-from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, clients
+from esper.metrics import Health, Kind, Meter, MetricsServer, ShownMetrics, clients
 from esper.oona.outbox import Outbox
 from esper.schemas.enums import SeedStage
 from esper.schemas.lifecycle import STAGES
@@ -40,7 +40,7 @@ class RunParts(NamedTuple):
     health: Health
 
 
-class TrainerMetrics:
+class TrainerMetrics(ShownMetrics):
     """The metrics of one run's process. It is ready while Kafka takes what the run tells.
 
     Args:
@@ -55,18 +55,6 @@ class TrainerMetrics:
         self._show_events()
         self.meter.include(clients.METER)
         self._server = MetricsServer(self.meter.registry, parts.health)
-
-    def serve(self, address: MetricsAddress) -> int:
-        """Start answering; gives the port.
-
-        Raises:
-            ConfigError: the port cannot be had.
-        """
-        return self._server.start(address)
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._server.stop()
 
     def _show_run(self) -> None:
         progress, model, book = self._parts.progress, self._parts.model, self._parts.book

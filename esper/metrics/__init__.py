@@ -7,7 +7,7 @@ has no value yet is absent, never 0. ``docs/monitoring.md`` lists them all.
 
 from esper.metrics.health import Health, Problem
 from esper.metrics.meter import Kind, Meter, MetricSpec
-from esper.metrics.server import MetricsServer
+from esper.metrics.server import MetricsServer, ShownMetrics
 from esper.metrics.settings import MetricsAddress
 
-__all__ = ["Health", "Kind", "Meter", "MetricSpec", "MetricsAddress", "MetricsServer", "Problem"]
+__all__ = ["Health", "Kind", "Meter", "MetricSpec", "MetricsAddress", "MetricsServer", "Problem", "ShownMetrics"]

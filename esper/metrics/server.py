@@ -73,6 +73,24 @@ class MetricsServer:
         return [b"/metrics, /healthz, /readyz\n"]
 
 
+class ShownMetrics:
+    """What the metrics of every process have in common: ``_server`` shows its meter and its health."""
+
+    _server: MetricsServer
+
+    def serve(self, address: MetricsAddress) -> int:
+        """Start answering; gives the port.
+
+        Raises:
+            ConfigError: the port cannot be had.
+        """
+        return self._server.start(address)
+
+    def stop(self) -> None:
+        """Stop answering."""
+        self._server.stop()
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 64

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem, clients
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, clients
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
 
@@ -11,7 +11,7 @@ NOTHING_READ = "the projections have not been read yet"
 DECISION_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class TamiyoMetrics:
+class TamiyoMetrics(ShownMetrics):
     """The metrics of one controller. It is ready while the projections and Kafka answer it."""
 
     def __init__(self, policy: str, version: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,18 +66,6 @@ class TamiyoMetrics:
         )
         meter.include(clients.METER)
         return meter
-
-    def serve(self, address: MetricsAddress) -> int:
-        """Start answering; gives the port.
-
-        Raises:
-            ConfigError: the port cannot be had.
-        """
-        return self._server.start(address)
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._server.stop()
 
     def found(self, pending: Sequence[object]) -> None:
         """The boundaries that a look found."""

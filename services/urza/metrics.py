@@ -12,7 +12,7 @@ from typing import Any
 from starlette.routing import compile_path
 
 from esper.logging import incoming_trace, traced
-from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem, clients
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, clients
 
 NO_ROUTE = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -25,7 +25,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class UrzaMetrics:
+class UrzaMetrics(ShownMetrics):
     """The metrics of one library.
 
     Args:
@@ -51,18 +51,6 @@ class UrzaMetrics:
         meter.probe(Kind.GAUGE, "esper_urza_requests_open", "Requests being answered.", lambda: self._num_open)
         meter.include(clients.METER)
         return meter
-
-    def serve(self, address: MetricsAddress) -> int:
-        """Start answering; gives the port.
-
-        Raises:
-            ConfigError: the port cannot be had.
-        """
-        return self._server.start(address)
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._server.stop()
 
     def measured(self, app: AsgiApp) -> AsgiApp:
         """The API, with each request timed, and its log lines in the trace that the caller named."""
