@@ -221,7 +221,7 @@ class LogFolder:
         try:
             async with self._pool.acquire() as connection:
                 await drop_expired(connection, before)
-        except TRANSIENT as error:
+        except (*TRANSIENT, asyncpg.PostgresError) as error:  # not the owner's right, say: no reason to stop folding
             _log.warning("windows.kept", reason=f"{error!r:.200}")
 
     def reached(self) -> Mapping[Place, int]:
