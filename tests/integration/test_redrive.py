@@ -24,6 +24,8 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.schemas.topics import REDRIVES, RUNS, TELEMETRY
 
+pytestmark = pytest.mark.slow
+
 # a worker as it was before a bug was mended: it refuses epochs and health, whatever is in them
 BUGGY = """
 import sys
@@ -31,7 +33,6 @@ from esper.errors import DecodeError
 from esper.oona import cloudevents
 from esper.streams import health_reports
 
-pytestmark = pytest.mark.slow
 whole = cloudevents._event
 def with_a_bug(entry, *rest):
     if entry.type.startswith(("esper.epoch.completed", "esper.layer-health.measured")):
