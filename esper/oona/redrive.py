@@ -70,14 +70,19 @@ def describe(letter: DeadLetter) -> Mapping[str, str]:
 async def find_letters(
     kafka: KafkaSettings, topics: Iterable[TopicSpec] = TOPICS, where: Sequence[Where] = ()
 ) -> AsyncIterator[DeadLetter]:
-    """The letters that meet all conditions, topic by topic; other records among them are passed over."""
+    """The letters that meet all conditions, topic by topic, each once; other records are passed over.
+
+    A worker that dies after sending a letter sends it again: the first of those counts.
+    """
     for topic in topics:
+        seen = set[tuple[Position, str]]()
         async for stored in read_range(kafka, topic.dead_letters):
             try:
                 letter = read_letter(stored)
             except ContractError:
                 continue
-            if all(condition.holds(letter) for condition in where):
+            if (letter.origin, letter.reader) not in seen and all(condition.holds(letter) for condition in where):
+                seen.add((letter.origin, letter.reader))
                 yield letter
 
 

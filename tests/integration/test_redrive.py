@@ -13,11 +13,13 @@ from processes import WORKER, cli, log_of, process, running, worker
 from waiting import wait_until_async
 
 from esper.embedded.stack import EmbeddedStack
+from esper.errors import DecodeError
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import read_range
-from esper.oona.dead_letters import ATTEMPTS, ORIGIN, first_origin, read_letter
+from esper.oona.dead_letters import ATTEMPTS, ORIGIN, PROJECTIONS, dead_letter, first_origin
 from esper.oona.producer import OonaProducer
 from esper.oona.records import RECORD_LIMIT_BYTES, Record
+from esper.oona.redrive import Where, find_letters
 from esper.schemas import events, ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
@@ -76,12 +78,13 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
         await producer.send_batch(story(run_id))
         await producer.send_records([garbage, garbage._replace(value=None)])
 
-    async def boundary_is_folded() -> bool:
-        return bool(await rows(fresh_stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id))
+    async def is_folded_and_told() -> bool:
+        folded = await rows(fresh_stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id)
+        return bool(folded) and not await rows(fresh_stack, "SELECT 1 FROM esper.pending_letters")
 
     buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
     with running(buggy, "worker.ready"):
-        await wait_until_async(boundary_is_folded, 30, "what the bug does not touch")
+        await wait_until_async(is_folded_and_told, 30, "what the bug does not touch, and the letters of the rest")
 
     def run(*arguments: str) -> str:
         code, printed = cli(fresh_stack, tmp_path, *arguments, COLUMNS="200")
@@ -91,7 +94,7 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     async def esper(*arguments: str) -> str:
         return await asyncio.to_thread(run, *arguments)
 
-    letters = [read_letter(r) async for r in read_range(kafka, RUNS.dead_letters)]
+    letters = [x async for x in find_letters(kafka, [RUNS])]
     mine = [x for x in letters if x.record.key == run_id.encode()]
     originals = {r.position: r async for r in read_range(kafka, RUNS)}
     assert len(mine) == 3
@@ -138,6 +141,28 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     assert sorted(first for first, here in origins if first != here) == sorted([x.origin for x in mine] * 2)
 
 
+async def test_a_letter_that_was_sent_twice_is_listed_and_redriven_once(
+    fresh_stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    """What a worker leaves that dies between sending its letters and forgetting them."""
+    kafka = fresh_stack.settings().need_kafka()
+    async with OonaProducer(kafka) as producer:
+        await producer.send_batch(story("again"))
+        passed_over = [r async for r in read_range(kafka, RUNS)][1:3]
+        letters = [dead_letter(r, DecodeError("invalid", "a bug"), PROJECTIONS) for r in passed_over]
+        await producer.send_records(letters * 2)
+
+    async def dlq(*arguments: str) -> str:
+        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", *arguments, COLUMNS="200")
+        assert code == 0, printed
+        return printed
+
+    assert "2 system.runs: invalid" in await dlq("list")
+    assert "1 sent again" in await dlq("redrive", "--limit", "1")
+    assert "1 sent again" in await dlq("redrive")
+    assert "2 were redriven before" in await dlq("redrive")
+
+
 async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_and_one_attempt_more(
     fresh_stack: EmbeddedStack, tmp_path: Path
 ) -> None:
@@ -148,7 +173,7 @@ async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_an
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
 
         async def letters(count: int) -> list[Any]:
-            found = [read_letter(r) async for r in read_range(kafka, RUNS.dead_letters)]
+            found = [x async for x in find_letters(kafka, [RUNS])]
             return found if len(found) == count else []
 
         (first,) = await wait_until_async(lambda: letters(1), 30, "the letter")
@@ -180,7 +205,7 @@ async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: Emb
     await client.stop()
 
     async def letters() -> list[Any]:
-        found = [read_letter(r) async for r in read_range(kafka, RUNS.dead_letters) if r.key == run_id.encode()]
+        found = [x async for x in find_letters(kafka, [RUNS], [Where("key", run_id, is_part=False)])]
         return found if len(found) == 4 else []
 
     for name in ("first", "second"):  # what stopped one worker stopped every one after it
@@ -201,7 +226,7 @@ async def test_an_event_with_two_letters_is_folded_once(fresh_stack: EmbeddedSta
         await producer.send_batch([measured, measured])
 
     async def letters() -> list[Any]:
-        found = [read_letter(r) async for r in read_range(kafka, TELEMETRY.dead_letters)]
+        found = [x async for x in find_letters(kafka, [TELEMETRY])]
         return found if len(found) == 2 else []
 
     buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
