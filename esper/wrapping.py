@@ -7,6 +7,7 @@ from torch import nn
 
 from esper.errors import ContractError
 from esper.kasmina.cache import MIB, KernelCache
+from esper.kasmina.flow import ExampleInputs
 from esper.kasmina.layer import plain_class
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.targets import Target, find_targets
@@ -20,10 +21,12 @@ def wrap(
     target_layers: Target | Sequence[Target] = (nn.Linear,),
     seeds_per_layer: int = 4,
     cache_size_mb: int = 128,
+    example_inputs: ExampleInputs | None = None,
 ) -> MorphableModel:
     """Give each target layer its seeds, all dormant: the model computes what it computed, to the bit.
 
-    Nothing is attached to the model and no weight is read: a model on the meta device will do.
+    Nothing is attached to the model, and no weight is read unless it is run on ``example_inputs``: a
+    model on the meta device will do.
     ``unwrap`` gives it back.
 
     Args:
@@ -33,10 +36,14 @@ def wrap(
             (esper.kasmina.targets says what each means).
         seeds_per_layer: at most one seed per output feature.
         cache_size_mb: MiB of kernels kept in memory; 0 keeps none.
+        example_inputs: one forward's arguments (a tensor, a tuple, or a mapping of keywords), for a
+            model that torch.fx cannot trace: it is run on them once, here, and Tamiyo sees how data
+            flowed. Without them the layers of what cannot be traced count as a chain.
 
     Raises:
         ContractError: the model is wrapped, scripted or sharded already, is inside
-            DataParallel, or has no layer that was asked for and can hold seeds.
+            DataParallel, or has no layer that was asked for and can hold seeds; it does not run
+            on ``example_inputs``.
         TypeError: a target class cannot hold seeds.
     """
     for name, number, least in (("seeds_per_layer", seeds_per_layer, 1), ("cache_size_mb", cache_size_mb, 0)):
@@ -47,6 +54,8 @@ def wrap(
     morphable = MorphableModel(model, found.layers, seeds_per_layer)
     morphable.skipped = found.skipped
     morphable.kernel_cache = KernelCache(cache_size_mb * MIB)
+    if example_inputs is not None:
+        morphable.topology = morphable.find_topology(example_inputs)
     return morphable
 
 

@@ -27,6 +27,7 @@ from esper.connection.settings import OUTBOX_FILE, SPILL_FILE, LinkOptions
 from esper.connection.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
 from esper.errors import UnavailableError
 from esper.kasmina.distributed import Replicas
+from esper.kasmina.model import MorphableModel
 from esper.logging import get_logger
 from esper.oona.outbox import Outbox
 from esper.schemas import events
@@ -224,6 +225,7 @@ class RunLink:
         self._lifecycle_offset = self._link.end_of_lifecycle()
         self._prepare(CommandInbox(offset))
         layers, edges = self._model.graph()
+        _tell_of_guesses(self._model)
         self._journal.record(
             events.RunStarted,
             step=0,
@@ -360,3 +362,17 @@ def _told(error: BaseException | None) -> str:
     except Exception:
         text = type(error).__name__
     return text.encode(errors="backslashreplace").decode().replace("\x00", "\\0")[:2000]
+
+
+def _tell_of_guesses(model: MorphableModel) -> None:
+    """Log where Tamiyo does not see how data flows."""
+    topology = model.topology
+    if topology is not None and topology.chained:
+        _log.warning(
+            "graph.guessed",
+            modules=[name or type(model.host).__name__ for name in topology.chained],
+            hint="torch.fx cannot trace these: their layers count as a chain; give esper.wrap(example_inputs=...)",
+        )
+    if topology is not None and topology.unreached:
+        hint = "the example inputs do not reach these layers: they have no edges"
+        _log.warning("graph.unreached", layers=list(topology.unreached), hint=hint)

@@ -17,6 +17,7 @@ from esper.kasmina import baking, optimizers
 from esper.kasmina.bypass import close_fast_paths, fast_path_owners
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.face import HostFace, named_parameters_of
+from esper.kasmina.flow import ExampleInputs
 from esper.kasmina.health import HealthProbe
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.layer import KasminaLayer
@@ -26,7 +27,7 @@ from esper.kasmina.packing import pack_seeds, unpack_seeds
 from esper.kasmina.planning import SeedPlanner, pairs
 from esper.kasmina.seeds import AwakeSeed, Mark
 from esper.kasmina.state import SeedArrays
-from esper.kasmina.topology import edges_between
+from esper.kasmina.topology import Topology, topology_of
 from esper.schemas.assets import LayerEdge, LayerNode, Seed
 from esper.schemas.enums import BreakerState, SeedStage
 from esper.schemas.lifecycle import EMBARGO_STAGES
@@ -54,6 +55,7 @@ class MorphableModel(SeedPlanner, HostFace):
         skipped: qualified name -> why it holds none, for layers that were asked for in general terms.
         schedule: how long stages last; may be set before training.
         boundary_steps: steps between boundaries, which sets how fast alpha rises.
+        topology: how data flows between the layers; None until somebody asks.
         kernel_cache: where the link keeps kernels; models of one process may be given the same.
     """
 
@@ -67,6 +69,7 @@ class MorphableModel(SeedPlanner, HostFace):
         }
         self.schedule = StageSchedule()
         self.boundary_steps = 1
+        self.topology: Topology | None = None
         self.kernel_cache = KernelCache()
         self.state = SeedArrays(len(self.layers), max(h.num_seeds for h in self.layers.values()))
         self.probe = HealthProbe(self.layers.values())
@@ -118,7 +121,16 @@ class MorphableModel(SeedPlanner, HostFace):
             )
             for handle in self.layers.values()
         )
-        return nodes, edges_between(self.host, {n: h.module for n, h in self.layers.items()})
+        self.topology = self.topology or self.find_topology()
+        return nodes, self.topology.edges
+
+    def find_topology(self, example_inputs: ExampleInputs | None = None) -> Topology:
+        """How data flows between the layers that hold seeds.
+
+        Raises:
+            ContractError: the model does not run on ``example_inputs``.
+        """
+        return topology_of(self.host, {n: h.module for n, h in self.layers.items()}, example_inputs)
 
     def seed(self, layer_id: str, seed_id: int) -> Seed:
         """One seed as it stands.

@@ -1,8 +1,8 @@
-"""How data flows between the layers that hold seeds: torch.fx where it can trace, order elsewhere.
+"""How data flows between the layers that hold seeds: traced by torch.fx where it can, recorded or guessed elsewhere.
 
 The model's forward is run on proxies, once, without inputs. A part whose forward cannot be run
 so (it looks at values) becomes a chain of its layers in the order of registration; the rest of
-the graph stays as traced.
+the graph stays as traced. Given example inputs, the flow is recorded in a real run instead (flow.py).
 
 Invariant: the model is as it was afterwards: attributes, buffers and random numbers.
 Other threads may run models meanwhile, though not compiled ones: torch refuses those while fx traces.
@@ -11,32 +11,68 @@ Other threads may run models meanwhile, though not compiled ones: torch refuses 
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from esper.kasmina.flow import Edge, ExampleInputs, record_flow
+from esper.kasmina.undoing import undone
 from esper.schemas.assets import LayerEdge
 
 MAX_NODES = 20_000
 """A forward that takes more operations (a loop over many time steps) is not traced further: about 1 s."""
 
 
-def edges_between(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[LayerEdge, ...]:
-    """The edges among ``layers`` (layer id -> module), through modules that are not in it; sorted, no loops."""
-    if len(layers) < 2:
-        return ()
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The edges between layers, and where they are guesses.
+
+    Attributes:
+        edges: sorted, no loops.
+        chained: the modules (name, "" for the model itself) whose forward could not be traced: each is
+            taken as the chain of its layers, in the order of registration.
+        unreached: the layers that the run on the example inputs did not call: they have no edges.
+    """
+
+    edges: tuple[LayerEdge, ...]
+    chained: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+
+
+def topology_of(model: nn.Module, layers: Mapping[str, nn.Module], example: ExampleInputs | None = None) -> Topology:
+    """How data flows among ``layers`` (layer id -> module), through modules that are not in it.
+
+    Traced; where that does not do, recorded in a run on ``example``; without one, guessed.
+
+    Raises:
+        ContractError: the model does not run on ``example``.
+    """
     root = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    edges, chained = _traced(root, layers) if len(layers) > 1 else (set[Edge](), ())
+    unreached: list[str] = []
+    if chained and example is not None:
+        edges, reached = record_flow(root, layers, example)
+        chained, unreached = (), [name for name in layers if name not in reached]
+    told = tuple(LayerEdge(source=a, target=b) for a, b in sorted(edges) if a != b)
+    return Topology(told, chained, tuple(unreached))
+
+
+def _traced(root: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[set[Edge], tuple[str, ...]]:
     tracer = _Tracer(root, {id(module): name for name, module in layers.items()})
     try:
-        with _undone(tracer.containers()):
+        with undone(tracer.containers()), torch.no_grad():
             graph = tracer.trace(root, _defaults(root.forward))
-        edges = set(tracer.edges_of(graph))
+        return set(tracer.edges_of(graph)), tuple(sorted(tracer.chains))
     except Exception:  # whatever a foreign forward() raises when it is traced
-        edges = set(pairwise(layers))
-    return tuple(LayerEdge(source=a, target=b) for a, b in sorted(edges) if a != b)
+        return set(pairwise(layers)), ("",)
+
+
+_ABOUT_SHAPE = frozenset(
+    {"shape", "size", "ndim", "dim", "numel", "stride", "dtype", "device", "is_cuda", "requires_grad"}
+)
 
 
 class _TooLargeError(Exception):
@@ -51,7 +87,7 @@ class _Tracer(fx.Tracer):
         self._layer_ids = layer_ids
         self._inside = _layers_inside(root, layer_ids)
         self._paths: dict[int, str] = {id(m): name for name, m in root.named_modules()}
-        self._chains: dict[str, list[str]] = {}  # path of a module that could not be traced -> its layers
+        self.chains: dict[str, list[str]] = {}  # path of a module that could not be traced -> its layers
         self._thread = threading.get_ident()
 
     def containers(self) -> list[nn.Module]:
@@ -82,7 +118,7 @@ class _Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             while len(self.module_stack) > depth:  # fx leaves them there where a forward raises
                 self.module_stack.popitem()
-            self._chains[self.path_of_module(m)] = self._inside[id(m)][1]
+            self.chains[self.path_of_module(m)] = self._inside[id(m)][1]
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -105,15 +141,23 @@ class _Tracer(fx.Tracer):
         """(source, target) for each flow between layers, some more than once."""
         sources: dict[fx.Node, frozenset[str]] = {}
         names = {self._paths[key]: [layer_id] for key, layer_id in self._layer_ids.items() if key in self._paths}
-        passing = {**names, **self._chains}
+        passing = {**names, **self.chains}
         for node in graph.nodes:
-            reaching = frozenset(name for earlier in node.all_input_nodes for name in sources[earlier])
+            inputs = () if _is_about_shape(node) else node.all_input_nodes
+            reaching = frozenset(name for earlier in inputs for name in sources[earlier])
             passed = passing.get(str(node.target), []) if node.op == "call_module" else []
             if passed:
                 yield from ((name, passed[0]) for name in reaching)
                 yield from pairwise(passed)
                 reaching = frozenset({passed[-1]})
             sources[node] = reaching
+
+
+def _is_about_shape(node: fx.Node) -> bool:
+    """Whether a node is of no values: what it gives tells nothing of what the layers gave."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _ABOUT_SHAPE
+    return node.op == "call_method" and node.target in _ABOUT_SHAPE
 
 
 def _layers_inside(root: nn.Module, layer_ids: Mapping[int, str]) -> dict[int, tuple[nn.Module, list[str]]]:
@@ -140,20 +184,3 @@ def _defaults(forward: Callable[..., Any]) -> dict[str, Any]:
     """The arguments that a caller need not give, as they are when he does not; the first always flows."""
     taken = list(inspect.signature(forward).parameters.values())
     return {p.name: p.default for p in taken[1:] if p.default is not p.empty}
-
-
-@contextmanager
-def _undone(modules: list[nn.Module]) -> Iterator[None]:
-    """What the forwards of ``modules`` set on them, and the random numbers they draw, is undone on leaving."""
-    tables = ("_parameters", "_buffers", "_modules")
-    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in modules]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, attributes, kept in before:
-            for table, values in kept.items():
-                attributes[table].clear()
-                attributes[table].update(values)
-            vars(module).clear()
-            vars(module).update(attributes)

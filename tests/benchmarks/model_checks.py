@@ -6,6 +6,7 @@ either (be pickled, be differentiated) is not held against its wrapped form.
 
 import copy
 import hashlib
+import inspect
 import io
 import pickle
 import random
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 import esper
 from esper.errors import EsperError
+from esper.kasmina.flow import record_flow
 from esper.kasmina.hosts import host_type
 from esper.kasmina.kernels import LoadedKernel, build_kernel, load_kernel
 from esper.kasmina.lifecycle import StageSchedule
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.state import SeedArrays
+from esper.kasmina.topology import topology_of
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import SeedStage
 
@@ -110,6 +113,7 @@ class Subject:
         reached = [n for n, h in model.layers.items() if self.called.get(id(h.module))]
         yield "reached", str(len(reached))
         yield from self._while_dormant(model)
+        yield "flow", self._attempt(self._recorded, model, reached)
         if reached:
             layer_id = self._one_that_matters(model, reached)
             yield "health", self._attempt(self._measured, model, reached)
@@ -155,6 +159,19 @@ class Subject:
         if shared:
             return "the copy shares parameters"
         return _same(self.now, self._run(twin), self.is_deterministic)
+
+    def _recorded(self, model: MorphableModel, reached: Sequence[str]) -> str:
+        """A run on the inputs shows which layers are called, and no flow that tracing, where it works, does not."""
+        layers = {n: h.module for n, h in model.layers.items()}
+        traced = topology_of(model.host, layers)
+        _seed(7)
+        flow = record_flow(model.host, layers, _as_example(model.host, copy.deepcopy(self.inputs)))
+        if flow.reached != set(reached):
+            return f"other layers are called: {sorted(flow.reached ^ set(reached))[:3]}"
+        beyond = {(a, b) for a, b in flow.edges if a != b} - {(e.source, e.target) for e in traced.edges}
+        if beyond and not traced.chained:
+            return f"edges that tracing does not see: {sorted(beyond)[:3]}"
+        return _same(self.plain, self._run(model), self.is_deterministic)
 
     def _measured(self, model: MorphableModel, reached: Sequence[str]) -> str:
         model.probe.arm()
@@ -297,6 +314,12 @@ def small_kernel(handle: Any) -> LoadedKernel:
     spec = BlueprintSpec(module="bottleneck", parameters={"expansion": 0.02}, targets=(handle.kind,))
     data = build_kernel("bottleneck-2", spec, handle.kind, handle.num_features)
     return load_kernel(data, hashlib.sha256(data).hexdigest())
+
+
+def _as_example(model: nn.Module, inputs: Inputs) -> Any:
+    args, kwargs = inputs
+    names = list(inspect.signature(model.forward).parameters)
+    return dict(zip(names, args, strict=False)) | kwargs if kwargs else args
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

@@ -9,8 +9,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -333,75 +331,3 @@ def test_bake_refuses_a_seed_that_takes_part_and_is_not_permanent() -> None:
     grow(model, "0")
     with pytest.raises(ContractError, match="seed 0:0 is evaluating: fossilize or cull it"):
         model.bake()
-
-
-# -- topology -------------------------------------------------------------------------------------
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.chosen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        self.register_buffer("num_calls", torch.zeros(()))
-        self.chosen.forward = self.looks_at_values
-        self.block = nn.Sequential(self.a, nn.Sequential(self.chosen))
-        self.last = None
-
-    def looks_at_values(self, x: torch.Tensor) -> torch.Tensor:
-        return self.chosen[0](x) if bool(x.sum() > 0) else self.chosen[1](x)
-
-    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        self.num_calls.add_(1)
-        self.last = x + torch.rand(()) * torch.ones(4)
-        return self.c(self.block[1](self.block[0](self.last) + self.b(x) * scale))
-
-
-def test_the_graph_follows_branches_and_leaves_no_trace_on_the_model() -> None:
-    model = esper.wrap(Branching())
-    attributes, random = {n: id(v) for n, v in vars(model.host).items()}, torch.random.get_rng_state()
-    _nodes, edges = model.graph()
-    assert [(e.source, e.target) for e in edges] == [
-        ("a", "chosen.0"),
-        ("b", "chosen.0"),
-        ("chosen.0", "chosen.1"),
-        ("chosen.1", "c"),
-    ]
-    assert {n: id(v) for n, v in vars(model.host).items()} == attributes
-    assert model.host.num_calls == 0
-    assert torch.equal(torch.random.get_rng_state(), random)
-
-
-class Flow(nn.Module):
-    """Layers fed by sums of what came before: ``feeds[n]`` says from where, ``is_layer[n]`` whether n holds seeds."""
-
-    def __init__(self, feeds: list[set[int]], is_layer: list[bool]) -> None:
-        super().__init__()
-        self.feeds = feeds
-        self.steps = nn.ModuleList(nn.Linear(2, 2) if layer else nn.Tanh() for layer in is_layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values: list[torch.Tensor] = []
-        for step, feeds in zip(self.steps, self.feeds, strict=True):
-            values.append(step(sum((values[n] for n in sorted(feeds)), start=x)))
-        return torch.stack(values).sum(0)
-
-    def edges(self) -> set[tuple[str, str]]:
-        """The same, worked out by hand: a layer is reached by those that nothing but other modules lie between."""
-        reaching: list[set[int]] = []
-        found = set()
-        for n, (step, feeds) in enumerate(zip(self.steps, self.feeds, strict=True)):
-            sources = set().union(*(reaching[f] for f in feeds))
-            is_layer = isinstance(step, nn.Linear)
-            found |= {(f"steps.{s}", f"steps.{n}") for s in sources if is_layer}
-            reaching.append({n} if is_layer else sources)
-        return found
-
-
-@given(st.data())
-@settings(max_examples=25, deadline=None)
-def test_the_graph_is_that_of_the_data_whatever_the_wiring(data: st.DataObject) -> None:
-    is_layer = [True, *data.draw(st.lists(st.booleans(), min_size=1, max_size=7))]
-    feeds = [data.draw(st.sets(st.integers(0, n - 1))) if n else set() for n in range(len(is_layer))]
-    flow = Flow(feeds, is_layer)
-    assert {(e.source, e.target) for e in esper.wrap(flow).graph()[1]} == flow.edges()
