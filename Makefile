@@ -61,7 +61,8 @@ wheel-check: install ## build the wheel, run the worker's help from it in an emp
 	@exec $(BIN)/python scripts/wheel_check.py
 
 bench: install ## the benchmarks: they print, they judge nothing
-	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || failed="$$failed $$b"; done; \
+		test -z "$$failed" || { echo "these did not run to their end:$$failed"; exit 1; }
 
 bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10,000 events a second
 	@exec $(BIN)/python tests/benchmarks/bench_bus.py --hold $(HOLD)

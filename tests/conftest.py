@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other when the cores are busy
 
 FAULTS = Path(__file__).parent / "faults"
+SLOW_ROUNDS = 8  # of faults; with fewer, what is slow among the fault suites is left out
 
 hypothesis.settings.register_profile("esper", deadline=None)  # how fast the machine is says nothing about an example
 hypothesis.settings.load_profile("esper")
@@ -37,12 +38,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow, unless it is asked for. So are all fault suites: they have targets of their own."""
-    if config.getoption("--slow"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow") or FAULTS in item.path.parents]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    """Leave out what is slow, unless it is asked for.
+
+    So are all fault suites: they have targets of their own. What is slow among them takes many rounds, too.
+    """
+    wants_slow = config.getoption("--slow")
+    wants_long_faults = wants_slow and config.getoption("--fault-rounds") >= SLOW_ROUNDS
+
+    def is_left_out(item: pytest.Item) -> bool:
+        is_slow = item.get_closest_marker("slow") is not None
+        if FAULTS in item.path.parents:
+            return not (wants_long_faults if is_slow else wants_slow)
+        return is_slow and not wants_slow
+
+    left_out = [item for item in items if is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +78,31 @@ def run_id() -> str:
 @pytest.fixture
 def own_database(stack: EmbeddedStack) -> PostgresSettings:
     """A database of the test's own, migrated, for tests that fold the whole log or break tables."""
+    return new_database(stack)
+
+
+@pytest.fixture
+def fresh_stack() -> Iterator[EmbeddedStack]:
+    """A stack of the test's own, ready for use: for tests that break it."""
+    with running_stack() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def log() -> Iterator[EmbeddedStack]:
+    """A stack whose log holds nothing but one module's runs."""
+    with running_stack() as own:
+        yield own
+
+
+@pytest.fixture
+def mine(log: EmbeddedStack) -> Settings:
+    """Settings with that log, and a database of the test's own."""
+    return Settings.model_validate({**log.sections(), "postgres": new_database(log)})
+
+
+def new_database(stack: EmbeddedStack) -> PostgresSettings:
+    """One more database, migrated, in a stack's Postgres."""
     from esper.streams.migrations import migrate
 
     name = f"t{uuid.uuid4().hex[:12]}"
@@ -75,13 +111,6 @@ def own_database(stack: EmbeddedStack) -> PostgresSettings:
     own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of(name)})
     migrate(own)
     return own
-
-
-@pytest.fixture
-def fresh_stack() -> Iterator[EmbeddedStack]:
-    """A stack of the test's own, ready for use: for tests that break it."""
-    with running_stack() as running:
-        yield running
 
 
 @contextmanager

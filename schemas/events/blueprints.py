@@ -10,6 +10,19 @@ from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events.base import Event
 
+SPEC_GOES_WITH_PROPOSE = when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL})
+"""What ``check_spec`` demands, for a body's JSON Schema."""
+
+
+def check_spec(change: BlueprintChange, spec: BlueprintSpec | None) -> None:
+    """A proposal has a spec, and no other change has one.
+
+    Raises:
+        ValueError: it is otherwise.
+    """
+    if (change is BlueprintChange.PROPOSE) != (spec is not None):
+        raise ValueError("spec goes with propose alone")
+
 
 class BlueprintChangeRequested(Event):
     """Asks for a change; ``schemas.verdicts`` says what becomes of it, for every reader.
@@ -17,9 +30,7 @@ class BlueprintChangeRequested(Event):
     ``expected_version`` is the version that the writer saw, 0 where the blueprint is new.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra=when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL})
-    )
+    model_config = ConfigDict(json_schema_extra=SPEC_GOES_WITH_PROPOSE)
 
     type: Literal["esper.blueprint-change.requested.v2"] = "esper.blueprint-change.requested.v2"
     blueprint_id: BlueprintId
@@ -30,8 +41,7 @@ class BlueprintChangeRequested(Event):
 
     @model_validator(mode="after")
     def _a_proposal_has_a_spec(self) -> Self:
-        if (self.change is BlueprintChange.PROPOSE) != (self.spec is not None):
-            raise ValueError("spec goes with propose alone")
+        check_spec(self.change, self.spec)
         return self
 
 

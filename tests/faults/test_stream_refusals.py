@@ -100,7 +100,7 @@ def run(stack: EmbeddedStack, folder: Path, *arguments: str) -> str:
     return printed
 
 
-@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_retention_that_overtook_a_worker_is_told_with_what_is_lost(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)
@@ -129,7 +129,7 @@ def test_retention_that_overtook_a_worker_is_told_with_what_is_lost(fresh_stack:
         assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
 
 
-@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)
@@ -154,7 +154,7 @@ def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_p
     assert "esper projections rebuild" in refused
 
 
-@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     """Its host may be gone: nobody ends its connection."""
@@ -175,7 +175,7 @@ def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: Embedd
             assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
 
 
-@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_broker_wiped_under_a_running_worker_is_told(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)

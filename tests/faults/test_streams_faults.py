@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.conftest import SLOW_ROUNDS
+from conftest import SLOW_ROUNDS
 from faults.streams_storm import streams_storm
 from processes import log_of
 from small_disk import IMPORTS, with_disk
@@ -67,7 +67,7 @@ def test_rows_equal_a_replay_after_workers_were_killed_at_random(
                 )
 
 
-@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_rows_equal_a_replay_after_the_disk_of_postgres_was_full(
     tmp_path: Path, request: pytest.FixtureRequest
@@ -95,7 +95,7 @@ def test_rows_equal_a_replay_after_the_disk_of_postgres_was_full(
     assert child.returncode == 0, printed
 
 
-@pytest.mark.usefixtures("slow_proof")
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     with streams_storm(fresh_stack, tmp_path, random.Random(0)) as stage:

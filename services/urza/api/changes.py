@@ -21,9 +21,9 @@ from esper.oona.cloudevents import encode
 from esper.schemas import ids
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.base import MAX_INT32, BlueprintId, Remark
-from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BlueprintChange, Verdict
 from esper.schemas.events import BlueprintChangeRequested
+from esper.schemas.events.blueprints import SPEC_GOES_WITH_PROPOSE, check_spec
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import BLUEPRINTS
 from esper.services.urza.api.answers import answer
@@ -62,7 +62,7 @@ class ChangeAsked(Shown):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            **when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL}),
+            **SPEC_GOES_WITH_PROPOSE,
             "example": {"change": "retire", "expected_version": 3, "reason": "superseded by low-rank-8"},
         },
     )
@@ -74,8 +74,7 @@ class ChangeAsked(Shown):
 
     @model_validator(mode="after")
     def _a_proposal_has_a_spec(self) -> Self:
-        if (self.change is BlueprintChange.PROPOSE) != (self.spec is not None):
-            raise ValueError("spec goes with propose alone")
+        check_spec(self.change, self.spec)
         return self
 
 
