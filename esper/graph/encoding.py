@@ -39,11 +39,11 @@ def encode(view: Any) -> bytes:
     form["edges"] = {"source": [s for s, _t in view.edges], "target": [t for _s, t in view.edges]}
     for level, table in TABLES.items():
         if level is not Level.EDGE:
-            form[table] = _columns(level, getattr(view, table))
+            form[table] = view.columns[level]
     return _ENCODER.encode(form)
 
 
-def _columns(level: Level, things: Sequence[Any]) -> Columns:
+def columns_of(level: Level, things: Sequence[Any]) -> Columns:
     """``value_of`` each thing and feature, a column at a time: views have thousands of seeds."""
     found: Columns = {}
     fields: dict[str, Sequence[Any]] = {}

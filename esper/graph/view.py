@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from esper.errors import ContractError
-from esper.graph.encoding import Columns, decode, encode
+from esper.graph.encoding import TABLES, Columns, columns_of, decode, encode
 from esper.graph.features import FEATURES, VIEW_VERSION, Kind, Level
 from esper.graph.windows import FIELDS
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
@@ -145,6 +145,11 @@ class GraphView:
             epochs=_objects(EpochView, Level.EPOCH, columns),
             kernels=_objects(KernelView, Level.KERNEL, columns),
         )
+
+    @cached_property
+    def columns(self) -> Mapping[Level, Columns]:
+        """The layers, seeds, epochs and kernels by feature: what the bytes hold, and what a learner reads."""
+        return {level: columns_of(level, getattr(self, t)) for level, t in TABLES.items() if level is not Level.EDGE}
 
     @cached_property
     def _data(self) -> bytes:

@@ -1,11 +1,25 @@
-"""What can be chosen at a boundary: WAIT, or one action for one seed."""
+"""What can be chosen at a boundary: WAIT, or one action for one seed.
 
-from collections.abc import Iterator
+A wide model has tens of thousands of choices. So they are kept as columns, and one becomes an object
+when it is looked at.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from esper.graph.view import GraphView, KernelView, SeedView
-from esper.schemas.enums import Action, SeedStage
+from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
+
+Indices = NDArray[np.int64]
+
+ACTIONS = (Action.WAIT, Action.GERMINATE, Action.CULL, Action.FOSSILIZE)
+"""A choice's action is an index into these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +34,94 @@ class Choice:
 WAIT = Choice(Action.WAIT)
 
 
-def legal_choices(view: GraphView) -> tuple[Choice, ...]:
-    """Everything that the lifecycle and the kernels at hand allow; WAIT is the first. Always in one order."""
-    return (WAIT, *_of_seeds(view))
+class LegalChoices(Sequence[Choice]):
+    """Everything that the lifecycle and the kernels at hand allow; WAIT is the first.
+
+    After it come those of each seed, in the view's order: a dormant seed's kernels that fit, in the
+    view's order; of one that is under way its end, and in EVALUATING also its permanence.
+
+    C: choices, S: seeds, L: layers.
+
+    Attributes:
+        action, seed, kernel: (C,) int64; -1 where a choice has no seed or no kernel.
+        first: (S,) int64, the place of each seed's first choice.
+        fitting: for each way to fit (kind and width of a layer) the kernels, as indices.
+        fit: (S,) int64, the way of each dormant seed's layer; -1 for other seeds.
+    """
+
+    def __init__(self, view: GraphView) -> None:
+        self._view = view
+        ways: dict[tuple[LayerKind, int], int] = {}
+        way_of = {la.layer_id: ways.setdefault((la.kind, la.num_features), len(ways)) for la in view.layers}
+        kernels: list[list[int]] = [[] for _way in ways]
+        for n, k in enumerate(view.kernels):
+            if (way := ways.get((k.target, k.num_features))) is not None:
+                kernels[way].append(n)
+        self.fitting = tuple(np.array(found, dtype=np.int64) for found in kernels)
+        stages = [s.stage for s in view.seeds]
+        is_dormant = np.array([s is SeedStage.DORMANT for s in stages], dtype=bool)
+        is_active = np.array([s in ACTIVE_STAGES for s in stages], dtype=np.int64)
+        is_judged = np.array([s is SeedStage.EVALUATING for s in stages], dtype=np.int64)
+        of_layer: Indices = np.array([way_of[s.layer_id] for s in view.seeds], dtype=np.int64)
+        sizes = np.array([len(found) for found in kernels], dtype=np.int64)
+        self.fit: Indices = np.where(is_dormant, of_layer, -1)
+        self._counts: Indices = np.where(is_dormant, sizes[of_layer] if len(sizes) else 0, is_active + is_judged)
+        self.first: Indices = 1 + np.cumsum(self._counts) - self._counts
+
+    def __len__(self) -> int:
+        return 1 + int(self._counts.sum())
+
+    @overload
+    def __getitem__(self, index: int) -> Choice: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Choice]: ...
+    def __getitem__(self, index: int | slice) -> Choice | Sequence[Choice]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        seed, kernel = int(self.seed[index]), int(self.kernel[index])
+        if seed < 0:
+            return WAIT
+        view = self._view
+        return Choice(ACTIONS[self.action[index]], view.seeds[seed], view.kernels[kernel] if kernel >= 0 else None)
+
+    def __iter__(self) -> Iterator[Choice]:
+        view = self._view
+        columns = (self.action.tolist(), self.seed.tolist(), self.kernel.tolist())
+        for action, seed, kernel in zip(*columns, strict=True):
+            yield (
+                Choice(ACTIONS[action], view.seeds[seed], view.kernels[kernel] if kernel >= 0 else None)
+                if seed >= 0
+                else WAIT
+            )
+
+    @cached_property
+    def seed(self) -> Indices:
+        """See the class."""
+        return np.concatenate([[-1], np.repeat(np.arange(len(self.fit)), self._counts)])
+
+    @cached_property
+    def _place(self) -> Indices:
+        """(C,): the place among its seed's choices."""
+        return np.concatenate([[0], np.arange(1, len(self)) - np.repeat(self.first, self._counts)])
+
+    @cached_property
+    def action(self) -> Indices:
+        """See the class."""
+        germinate, cull, fossilize = (ACTIONS.index(a) for a in (Action.GERMINATE, Action.CULL, Action.FOSSILIZE))
+        fit = np.repeat(self.fit, self._counts)
+        of_seeds = np.where(fit >= 0, germinate, np.where(self._place[1:] == 0, cull, fossilize))
+        return np.concatenate([[0], of_seeds])
+
+    @cached_property
+    def kernel(self) -> Indices:
+        """See the class."""
+        found = np.full(len(self), -1, dtype=np.int64)
+        for way, kernels in enumerate(self.fitting):
+            seeds = np.flatnonzero(self.fit == way)
+            found[self.first[seeds, None] + np.arange(len(kernels))] = kernels
+        return found
 
 
-def _of_seeds(view: GraphView) -> Iterator[Choice]:
-    layers = {layer.layer_id: layer for layer in view.layers}
-    for seed in view.seeds:
-        layer = layers[seed.layer_id]
-        if seed.stage is SeedStage.DORMANT:
-            for kernel in view.kernels:
-                if (kernel.target, kernel.num_features) == (layer.kind, layer.num_features):
-                    yield Choice(Action.GERMINATE, seed, kernel)
-        if seed.stage in ACTIVE_STAGES:
-            yield Choice(Action.CULL, seed)
-        if seed.stage is SeedStage.EVALUATING:
-            yield Choice(Action.FOSSILIZE, seed)
+def legal_choices(view: GraphView) -> LegalChoices:
+    """All legal choices of a view, always in one order."""
+    return LegalChoices(view)

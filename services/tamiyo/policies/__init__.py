@@ -53,7 +53,7 @@ class EpsilonSoft:
         self._epsilon = epsilon
         self._rng_seed = rng_seed
 
-    def probabilities(self, view: GraphView) -> tuple[tuple[Choice, ...], list[float], str]:
+    def probabilities(self, view: GraphView) -> tuple[Sequence[Choice], list[float], str]:
         """The legal choices, the probability of each (they sum to 1), and the favourite's reason."""
         choices = legal_choices(view)
         favourite = self.policy.favour(view, choices)

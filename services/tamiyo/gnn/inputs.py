@@ -1,0 +1,137 @@
+"""From a graph view to arrays: which features the network reads, and in what form.
+
+Features are those that ``esper.graph.features`` declares, less what names something and what counts
+from the beginning of a run: a policy must not know one run from another. Every number goes in as
+sign(x) log(1 + |x|), beside a flag that says whether it is known.
+
+L: layers, S: seeds, K: kernels, E: edges.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper.graph.features import FEATURES, Feature, Kind, Level
+from esper.graph.view import GraphView
+from esper.schemas.enums import BreakerState, LayerKind, SeedStage
+from esper.services.tamiyo.choices import Indices, LegalChoices
+
+Floats = NDArray[np.float32]
+
+NUM_RECENT = 4
+"""So many of the newest gains of the metric are read."""
+
+_NUMBERS = (Kind.COUNT, Kind.REAL)
+_PLACES_IN_TIME = frozenset(
+    {"incarnation", "boundary", "step", "epoch", "window_step", "since_step", "germinated_at_step", "steps_since_start"}
+)
+_VOCABULARIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"kind": tuple(LayerKind), "target": tuple(LayerKind), "stage": tuple(SeedStage), "breaker": tuple(BreakerState)}
+)
+
+
+def _split(level: Level) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    features = FEATURES[level]
+    numbers = tuple(f for f in features if f.kind in _NUMBERS and f.name not in _PLACES_IN_TIME)
+    return numbers, tuple(f for f in features if f.kind is Kind.CATEGORY)
+
+
+_READ = {level: _split(level) for level in (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL)}
+_COURSE = ("metric", *(f"gain_{n}_ago" for n in range(NUM_RECENT)), "plateau", "best_gap")
+
+
+def input_names(level: Level) -> tuple[str, ...]:
+    """The columns of a level's array. A checkpoint names those that it was trained on."""
+    numbers, categories = _READ[level]
+    names = [f.name for f in numbers]
+    if level is Level.RUN:
+        names += _COURSE
+    words = [f"{f.name}={word}" for f in categories for word in _VOCABULARIES[f.name]]
+    return (*names, *(f"{n} is known" for n in names), *words)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewArrays:
+    """One view as the network reads it.
+
+    Attributes:
+        run: (1, F_run) float32; layers: (L, F_layer); seeds: (S, F_seed); kernels: (K, F_kernel).
+        blueprints: the blueprint of each kernel.
+        edges: (2, E) int64, from row to row of ``layers``.
+        seed_layer: (S,) int64, the layer of each seed.
+        choices: all that is legal.
+    """
+
+    run: Floats
+    layers: Floats
+    seeds: Floats
+    kernels: Floats
+    blueprints: tuple[str, ...]
+    edges: Indices
+    seed_layer: Indices
+    choices: LegalChoices
+
+
+def read_view(view: GraphView, metric: str, choices: LegalChoices | None = None) -> ViewArrays:
+    """A view's arrays. ``metric`` is the one whose course the run's row has; ``choices`` the view's, if at hand."""
+    rows = {layer.layer_id: n for n, layer in enumerate(view.layers)}
+    seed_layer = np.array([rows[s.layer_id] for s in view.seeds], dtype=np.int64)
+    edges = np.array([(rows[a], rows[b]) for a, b in view.edges], dtype=np.int64).reshape(-1, 2)
+    return ViewArrays(
+        run=_run(view, metric),
+        layers=_array(Level.LAYER, view.columns[Level.LAYER]),
+        seeds=_array(Level.SEED, view.columns[Level.SEED]),
+        kernels=_array(Level.KERNEL, view.columns[Level.KERNEL]),
+        blueprints=tuple(k.blueprint_id for k in view.kernels),
+        edges=np.ascontiguousarray(edges.T),
+        seed_layer=seed_layer,
+        choices=LegalChoices(view) if choices is None else choices,
+    )
+
+
+def _array(level: Level, columns: Mapping[str, Sequence[Any]]) -> Floats:
+    numbers, categories = _READ[level]
+    values = np.array([columns[f.name] for f in numbers], dtype=np.float64)  # None becomes NaN
+    parts: list[Floats] = [*_known(values), *(_one_hot(f.name, columns[f.name]) for f in categories)]
+    rows: Floats = np.ascontiguousarray(np.concatenate(parts).T)
+    return rows
+
+
+def _known(values: NDArray[np.float64]) -> tuple[Floats, Floats]:
+    """(F, N) -> numbers in log form, 0 where they are not known, and whether they are."""
+    known = ~np.isnan(values)
+    numbers = np.where(known, values, 0.0)
+    return (np.sign(numbers) * np.log1p(np.abs(numbers))).astype(np.float32), known.astype(np.float32)
+
+
+def _one_hot(name: str, words: Sequence[str | None]) -> Floats:
+    """(V, N): a 1 for each word; nothing where there is none."""
+    codes = {word: n for n, word in enumerate(_VOCABULARIES[name])}
+    found = np.array([-1 if w is None else codes[w] for w in words], dtype=np.int64)
+    hot: Floats = (found == np.arange(len(codes))[:, None]).astype(np.float32)
+    return hot
+
+
+def _run(view: GraphView, metric: str) -> Floats:
+    numbers, _categories = _READ[Level.RUN]
+    values = [float("nan") if (v := getattr(view, f.name)) is None else float(v) for f in numbers]
+    column = np.array([*values, *_course(view, metric)], dtype=np.float64)[:, None]
+    row: Floats = np.ascontiguousarray(np.concatenate(_known(column)).T)
+    return row
+
+
+def _course(view: GraphView, metric: str) -> list[float]:
+    """The metric now, its newest gains, what 3 epochs gained on the best before, how far it is from the best."""
+    values = [float(v) for e in view.epochs if (v := e.metrics.get(metric)) is not None]
+    gains = [b - a for a, b in pairwise(values)][::-1][:NUM_RECENT]
+    unknown = float("nan")
+    recent = [*gains, *[unknown] * (NUM_RECENT - len(gains))]
+    if not values:
+        return [unknown] * len(_COURSE)
+    plateau = max(values[-3:]) - max(values[:-3]) if len(values) > 3 else unknown
+    return [values[-1], *recent, plateau, max(values) - values[-1]]
