@@ -1,7 +1,7 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
 .PHONY: help install lock format check test test-slow coverage faults faults-streams faults-s3 soak demo up down status \
-	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-kasmina catalogues compat wheel-check clean
+	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 STEPS ?= 10000
 OPS ?= 10000
@@ -78,6 +78,9 @@ bench-rebuild: install ## a rebuild beside plain folding, and how long workers w
 
 bench-compile: install ## what a certificate and a kernel cost, beside one after the other
 	@exec $(BIN)/python tests/benchmarks/bench_compile.py
+
+bench-tamiyo: install ## what the learnt policy costs: by nodes, by runs in one pass, by what pools
+	@exec $(BIN)/python tests/benchmarks/bench_tamiyo.py
 
 catalogues: install ## torchvision, timm, transformers, peft: models that nobody here wrote
 	@exec $(PYTHON) scripts/setup.py catalogues

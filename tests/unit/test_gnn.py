@@ -50,7 +50,7 @@ class InDouble(GnnPolicy):
     """Computes in float64, so that the order of a sum cannot be seen."""
 
     def _batch(self, views: list[GraphView]) -> GraphBatch:
-        return super()._batch(views)._each(lambda t: t.double() if t.is_floating_point() else t)
+        return super()._batch(views).each(lambda t: t.double() if t.is_floating_point() else t)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def other_card(header: dict[str, Any], **changed: object) -> None:
         (with_header(packed(), lambda h: other_card(h, format="esper-policy-9")), "no policy's file"),
         (with_header(packed(), lambda h: other_card(h, width=17)), "do not fit its card"),
         (with_header(packed(), lambda h: other_card(h, inputs={"run": ["mood"]})), "trained on other inputs"),
-        (with_header(packed(), lambda h: h["of_graph.bias"].update(dtype="F64")), "type F32, F64, not F32"),
+        (with_header(packed(), lambda h: h["value.bias"].update(dtype="F64")), "type F32, F64, not F32"),
         (packed().replace(packed()[-4:], b"\x00\x00\xc0\x7f"), "not finite"),
     ],
 )

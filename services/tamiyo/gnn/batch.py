@@ -7,7 +7,7 @@ B: views, L: layers, S: seeds, K: different kernels, E: edges, C: choices, each 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -41,7 +41,7 @@ class GraphBatch:
         blueprint (K,): number of the kernel's blueprint.
         edges (2, E): from row to row of ``layers``.
         seed_layer (S,): the layer of each seed; layer_graph (L,): the view of each layer.
-        wait (B,): where among the choices each view's WAIT is.
+        first (B,): where each view's choices begin; there is its WAIT.
         offers, germinate: all germinations, and where each is, offer by offer and row by row.
         cull, fossilize (2, N): seed, and where the choice is.
         num_choices: of each view, in order.
@@ -55,7 +55,7 @@ class GraphBatch:
     edges: Tensor
     seed_layer: Tensor
     layer_graph: Tensor
-    wait: Tensor
+    first: Tensor
     offers: tuple[Offer, ...]
     germinate: Tensor
     cull: Tensor
@@ -82,7 +82,7 @@ class GraphBatch:
             edges=_moved([v.edges for v in views], at_layer, axis=1),
             seed_layer=_moved([v.seed_layer for v in views], at_layer),
             layer_graph=torch.from_numpy(np.repeat(np.arange(len(views)), [len(v.layers) for v in views])),
-            wait=torch.tensor(at_choice),
+            first=torch.tensor(at_choice),
             offers=offers,
             germinate=germinate,
             cull=_ends(_CULL, views, at_seed, at_choice),
@@ -92,15 +92,15 @@ class GraphBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self.each(lambda tensor: tensor.to(device))
 
-    def _each(self, moved: Callable[[Tensor], Tensor]) -> Self:
+    def each(self, moved: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor as ``moved`` makes it."""
         tensors: dict[str, Any] = {name: moved(getattr(self, name)) for name in _TENSORS}
         return replace(self, offers=tuple(Offer(moved(o.seeds), moved(o.kernels)) for o in self.offers), **tensors)
 
 
-_TENSORS = ("run", "layers", "seeds", "kernels", "blueprint", "edges", "seed_layer", "layer_graph", "wait", "germinate",
-            "cull", "fossilize")  # fmt: skip
+_TENSORS = tuple(f.name for f in fields(GraphBatch) if f.name not in ("offers", "num_choices"))
 
 
 class _Shop:

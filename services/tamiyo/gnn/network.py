@@ -1,4 +1,4 @@
-"""The network: encoders, message passing over the model's graph, a score for every legal choice, a value.
+"""The network: encoders, message passing over the model's graph, the gain of every legal choice, a value.
 
 A layer's node takes in what its seeds tell, then hears in each round from the layers that feed it and
 from those that it feeds (means, with weights of their own, as GraphSAGE does: Hamilton et al. 2017),
@@ -35,14 +35,22 @@ class NetworkShape:
 
 
 class Scores(NamedTuple):
-    """``gain`` (C,): the reward that each choice would bring. ``value`` (B,): of the state, whatever is chosen."""
+    """``gain`` (C,): the reward that each choice would bring; 0 of WAIT, which is what all others are compared with.
+
+    ``value`` (B,): the reward to be expected in the state, under the policy that acted.
+    """
 
     gain: Tensor
     value: Tensor
 
 
 class PolicyNetwork(nn.Module):
-    """See the module. ``scatter`` may be exchanged at any time: the numbers stay."""
+    """See the module. ``scatter`` may be exchanged at any time: the numbers stay.
+
+    ``reward_scale`` is the unit that the heads speak in, so that what they learn is near 1; scores are in the reward's.
+    """
+
+    reward_scale: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
@@ -60,8 +68,9 @@ class PolicyNetwork(nn.Module):
         self.in_place = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.of_seed = nn.Linear(width, width + 3)  # the bilinear form's left side; germinate, cull, fossilize
         self.of_kernel = nn.Linear(width, width + 1)
-        self.of_graph = nn.Linear(width, 2)  # wait, value
-        for head in (self.of_seed, self.of_kernel, self.of_graph):
+        self.value = nn.Linear(width, 1)
+        self.register_buffer("reward_scale", torch.ones(()))
+        for head in (self.of_seed, self.of_kernel, self.value):
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
 
@@ -85,14 +94,14 @@ class PolicyNetwork(nn.Module):
         graph = self.whole(torch.cat([run, *pooled], dim=1))
         around = self.in_layer(nodes) + self.in_graph(graph)[batch.layer_graph]  # as of a layer: seeds are many more
         placed = self.in_place(seeds + around[batch.seed_layer])
-        wait, value = self.of_graph(graph).unbind(dim=1)
-        return Scores(self._gains(batch, placed, kernels, wait), value)
+        gain = self._gains(batch, placed, kernels)
+        return Scores(gain * self.reward_scale, self.value(graph).squeeze(1) * self.reward_scale)
 
     def _encode(self, level: Level, values: Tensor) -> Tensor:
         encoded: Tensor = self.encoders[level](self.scales[level](values))
         return encoded
 
-    def _gains(self, batch: GraphBatch, placed: Tensor, kernels: Tensor, wait: Tensor) -> Tensor:
+    def _gains(self, batch: GraphBatch, placed: Tensor, kernels: Tensor) -> Tensor:
         left, alone = self.of_seed(placed).split([self.shape.width, 3], dim=1)
         right, bias = self.of_kernel(kernels).split([self.shape.width, 1], dim=1)
         left = left / self.shape.width**0.5
@@ -100,11 +109,11 @@ class PolicyNetwork(nn.Module):
             torch.addmm(alone[o.seeds, :1] + bias[o.kernels].T, left[o.seeds], right[o.kernels].T).reshape(-1)
             for o in batch.offers
         ]
-        gain = wait.new_zeros(sum(batch.num_choices)).index_copy(0, batch.wait, wait)
+        gain: Tensor = alone.new_zeros(sum(batch.num_choices))
         if germinations:
-            gain = gain.index_copy(0, batch.germinate, torch.cat(germinations).to(gain.dtype))
+            gain = gain.index_copy(0, batch.germinate, torch.cat(germinations))
         for column, (seed, place) in enumerate((batch.cull, batch.fossilize), 1):
-            gain = gain.index_copy(0, place, alone[seed, column].to(gain.dtype))
+            gain = gain.index_copy(0, place, alone[seed, column])
         return gain
 
     def fit_scales(self, arrays: Mapping[Level, Tensor]) -> None:
@@ -132,7 +141,8 @@ class _Scale(nn.Module):
         self.inverse.copy_(torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), 0.0))
 
     def forward(self, values: Tensor) -> Tensor:
-        return ((values - self.mean) * self.inverse).clamp(-MAX_DEVIATION, MAX_DEVIATION)
+        scaled: Tensor = (values - self.mean) * self.inverse
+        return scaled.clamp(-MAX_DEVIATION, MAX_DEVIATION)
 
 
 class _Round(nn.Module):
