@@ -1,6 +1,6 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install lock format check test test-slow coverage faults faults-streams faults-s3 soak demo up down status \
+.PHONY: help install lock format check test test-slow test-scatter coverage faults faults-streams faults-s3 soak demo up down status \
 	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 STEPS ?= 10000
@@ -27,6 +27,9 @@ test: install ## all tests but the slow ones and the slow proofs
 
 test-slow: install ## the tests that take longest: outages, kills, whole processes again and again
 	@exec $(BIN)/python -m pytest --slow -m slow tests/e2e tests/integration
+
+test-scatter: install ## the policy's tests with torch-geometric, with torch-scatter, with both (compiles once, 7 minutes)
+	@exec $(BIN)/python scripts/scatter.py
 
 format: install ## write the code in its one form
 	@$(BIN)/ruff check -q --fix-only .

@@ -47,6 +47,8 @@ def main() -> None:
     upgrade = ("--upgrade",) if "--upgrade" in sys.argv[1:] else ()
     compile_pins(REQUIREMENTS / "uv.txt", str(REQUIREMENTS / "uv.in"), *upgrade)
     compile_pins(torch, str(REQUIREMENTS / "torch.in"), *upgrade)
+    scatter = (str(REQUIREMENTS / "scatter.in"), "--no-deps", "--no-build-isolation")  # only its source is published
+    compile_pins(REQUIREMENTS / "scatter.txt", *scatter, *upgrade)
     left_out = [a for name in only_for_torch(torch) for a in ("--no-emit-package", name)]
     compile_pins(
         esper,

@@ -31,10 +31,16 @@ hypothesis.settings.load_profile("esper")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="with the tests that are marked slow: make test-slow")
+    parser.addoption("--hide", action="append", default=[], help="a package that cannot be imported")
     parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault suite")
     parser.addoption("--fault-steps", type=int, default=300, help="training steps in which seeds fail at random")
     parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 storm")
     parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="which faults, and when")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide packages: importing one fails as if it were not installed."""
+    sys.modules.update(dict.fromkeys(config.getoption("--hide")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

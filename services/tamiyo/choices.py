@@ -122,6 +122,23 @@ class LegalChoices(Sequence[Choice]):
         return found
 
 
+class OneChoice:
+    """One of the legal choices, by itself, with the same columns: to learn from what was chosen."""
+
+    def __init__(self, choices: LegalChoices, index: int) -> None:
+        seed, kernel = choices.seed[index : index + 1], choices.kernel[index : index + 1]
+        self.action, self.seed = choices.action[index : index + 1], seed
+        self.fit: Indices = np.full(len(choices.fit), -1, dtype=np.int64)
+        self.first: Indices = np.zeros(len(choices.fit), dtype=np.int64)
+        self.fitting: tuple[Indices, ...] = ()
+        if self.action[0] == ACTIONS.index(Action.GERMINATE):
+            self.fit[seed] = 0
+            self.fitting = (kernel,)
+
+    def __len__(self) -> int:
+        return 1
+
+
 def legal_choices(view: GraphView) -> LegalChoices:
     """All legal choices of a view, always in one order."""
     return LegalChoices(view)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from esper.graph.features import Level
 from esper.graph.view import GraphView
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
-from esper.services.tamiyo.choices import WAIT, Choice, legal_choices
+from esper.services.tamiyo.choices import WAIT, Choice, OneChoice, legal_choices
 from esper.services.tamiyo.gnn.batch import GraphBatch
 from esper.services.tamiyo.gnn.checkpoint import card_of, load_policy, pack_policy, read_card
 from esper.services.tamiyo.gnn.inputs import input_names, read_view
@@ -27,6 +28,7 @@ from esper.services.tamiyo.gnn.policy import GnnOptions, GnnPolicy, KnownBluepri
 from esper.services.tamiyo.gnn.pooling import find_scatter, has_torch_scatter
 from esper.services.tamiyo.policies import EpsilonSoft
 
+HAS_BOTH = has_torch_scatter() and sys.modules.get("torch_geometric", "there") is not None
 BLUEPRINTS = KnownBlueprints(("blueprint-0", "blueprint-1"))
 VIEWS = st.builds(
     lambda seed, layers, seeds: drawn_view(random.Random(seed), layers, seeds_per_layer=seeds),
@@ -134,7 +136,7 @@ def test_names_and_the_moment_do_not_matter(policy: GnnPolicy, view: GraphView, 
     assert (policy.gains([elsewhere])[0][0] == policy.gains([view])[0][0]).all()
 
 
-@pytest.mark.skipif(not has_torch_scatter(), reason="torch-scatter is not installed: make test-scatter")
+@pytest.mark.skipif(not HAS_BOTH, reason="needs torch-geometric and torch-scatter: make test-scatter")
 @given(views=st.lists(VIEWS, min_size=1, max_size=3))
 @settings(max_examples=30)
 def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[GraphView]) -> None:
@@ -146,12 +148,12 @@ def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[Gra
 
 
 def test_the_status_says_what_pools_and_a_missing_library_is_named() -> None:
-    plain = GnnPolicy(network(), BLUEPRINTS, options=GnnOptions(scatter="torch-geometric", device="cpu"))
-    assert plain.acceleration_status["scatter"] == "torch-geometric"
+    found = GnnPolicy(network(), BLUEPRINTS, options=GnnOptions(device="cpu"))
+    expected = "torch-scatter" if has_torch_scatter() else "torch-geometric"
+    assert found.acceleration_status["scatter"] == expected
     if not has_torch_scatter():
         with pytest.raises(ConfigError, match=r"pip install 'esper\[scatter\]'"):
             find_scatter("torch-scatter")
-        assert find_scatter("auto")[0] == "torch-geometric"
 
 
 def test_inputs_are_scaled_as_the_training_set_was_and_what_never_varied_goes_in_as_nothing() -> None:
@@ -227,3 +229,15 @@ def _named(choice: Choice) -> tuple[object, ...]:
     seed, kernel = choice.seed, choice.kernel
     place = (seed.layer_id, seed.seed_id) if seed else None
     return (choice.action, place, (kernel.blueprint_id, kernel.target, kernel.num_features) if kernel else None)
+
+
+@given(view=VIEWS, pick=st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_a_choice_alone_has_the_gain_that_it_has_among_all(policy: GnnPolicy, view: GraphView, pick: int) -> None:
+    """What training asks about is what acting asks about."""
+    choices = legal_choices(view)
+    index = pick % len(choices)
+    batch = GraphBatch.of([read_view(view, "val_accuracy", OneChoice(choices, index))], BLUEPRINTS.numbers)
+    with torch.inference_mode():
+        scores = policy.network(batch.each(lambda t: t.double() if t.is_floating_point() else t))
+    assert scores.gain.tolist() == pytest.approx([policy.gains([view])[0][0][index]], abs=1e-9)

@@ -3,7 +3,7 @@
 Runs are offered the same kernels as a rule. So kernels that are alike are one row, and all dormant
 seeds that are offered the same ones are scored by one product of two matrices.
 
-B: views, L: layers, S: seeds, K: different kernels, E: edges, C: choices, each of all views together.
+B: views, L: layers, S: seeds, K: different kernels that are offered, E: edges, C: choices, each of all views together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -116,12 +116,11 @@ class _Shop:
 
     def take_in(self, view: ViewArrays, at_seed: int, at_choice: int) -> None:
         """One view, whose seeds and choices begin there."""
-        numbers = [self._number(name, row) for name, row in zip(view.blueprints, view.kernels, strict=True)]
         choices = view.choices
         for way, fitting in enumerate(choices.fitting):
             seeds = np.flatnonzero(choices.fit == way)
             if len(seeds) and len(fitting):
-                offered = tuple(numbers[n] for n in fitting)
+                offered = tuple(self._number(view.blueprints[n], view.kernels[n]) for n in fitting)
                 self._seeds.setdefault(offered, []).append(seeds + at_seed)
                 self._places.setdefault(offered, []).append(choices.first[seeds] + at_choice)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from esper.graph.features import FEATURES, Feature, Kind, Level
 from esper.graph.view import GraphView
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
-from esper.services.tamiyo.choices import Indices, LegalChoices
+from esper.services.tamiyo.choices import Indices, LegalChoices, OneChoice
 
 Floats = NDArray[np.float32]
 
@@ -64,7 +64,7 @@ class ViewArrays:
         blueprints: the blueprint of each kernel.
         edges: (2, E) int64, from row to row of ``layers``.
         seed_layer: (S,) int64, the layer of each seed.
-        choices: all that is legal.
+        choices: all that are legal, or the one that is asked about.
     """
 
     run: Floats
@@ -74,11 +74,11 @@ class ViewArrays:
     blueprints: tuple[str, ...]
     edges: Indices
     seed_layer: Indices
-    choices: LegalChoices
+    choices: LegalChoices | OneChoice
 
 
-def read_view(view: GraphView, metric: str, choices: LegalChoices | None = None) -> ViewArrays:
-    """A view's arrays. ``metric`` is the one whose course the run's row has; ``choices`` the view's, if at hand."""
+def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | None = None) -> ViewArrays:
+    """A view's arrays. The run's row has the course of ``metric``; ``choices`` are all that are legal by default."""
     rows = {layer.layer_id: n for n, layer in enumerate(view.layers)}
     seed_layer = np.array([rows[s.layer_id] for s in view.seeds], dtype=np.int64)
     edges = np.array([(rows[a], rows[b]) for a, b in view.edges], dtype=np.int64).reshape(-1, 2)
