@@ -108,6 +108,10 @@ class TamiyoMetrics(ShownMetrics):
         self._policy, self._not_loaded = (policy, str(version)), None
         self._swaps.labels("loaded").inc()
 
+    def settled(self) -> None:
+        """Who decides is who the log names."""
+        self._not_loaded = None
+
     def not_loaded(self, problem: str) -> None:
         """The version that the log names cannot be loaded; another one goes on deciding."""
         self._not_loaded = problem

@@ -5,6 +5,7 @@ decision that no command followed gets its command, with the same id.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -13,24 +14,22 @@ from esper.config import Settings
 from esper.logging import get_logger, traced
 from esper.oona.producer import OonaProducer
 from esper.oona.topics import verify_topics
-from esper.schemas import ids
-from esper.schemas.events import PolicyActivated
-from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo import decisions
+from esper.services.tamiyo.activating import announcement
 from esper.services.tamiyo.deciding import TRANSIENT, Decider
 from esper.services.tamiyo.first import FirstDecisions
+from esper.services.tamiyo.following import PolicyFollower
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.acting import Acting
-from esper.services.tamiyo.policies.baselines import RandomPolicy, SchedulePolicy, WaitPolicy
-from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
+from esper.services.tamiyo.policies.sources import PolicySource, make_policy, settled, sources
 from esper.services.tamiyo.seen import seen_view
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.services.tamiyo.waiting import WaitingRoom
 from esper.streams.database import connect_pool
+from esper.streams.policies import active_policy, policy_changes
 from esper.streams.positions import stored_positions
-from esper.streams.queries import queries
 from esper.streams.views import PendingBoundary, UndoneDecision, decisions_without_command, pending_boundaries
 
 RETRY_S = (0.2, 5.0)
@@ -38,28 +37,26 @@ RETRY_S = (0.2, 5.0)
 _log = get_logger(__name__)
 
 
-def make_policy(tamiyo: TamiyoSettings) -> Policy:
-    """The policy that the settings name."""
-    match tamiyo.policy:
-        case "wait":
-            return WaitPolicy()
-        case "random":
-            return RandomPolicy()
-        case "schedule":
-            return SchedulePolicy(tamiyo.schedule_every_epochs)
-        case _:
-            return HeuristicPolicy(tamiyo.heuristic)
-
-
 class DecisionService:
-    """Async context manager; ``run`` until it is cancelled."""
+    """Async context manager; ``run`` until it is cancelled.
 
-    def __init__(self, settings: Settings, tamiyo: TamiyoSettings) -> None:
+    Args:
+        kinds: kind -> where its policies come from; Esper's own where none are given.
+    """
+
+    def __init__(
+        self, settings: Settings, tamiyo: TamiyoSettings, kinds: Mapping[str, PolicySource] | None = None
+    ) -> None:
         self._settings = settings
         self._tamiyo = tamiyo
-        soft = EpsilonSoft(make_policy(tamiyo), tamiyo.epsilon, tamiyo.rng_seed)
-        self._acting = Acting(tamiyo.policy, tamiyo.policy_version, soft)
-        self.metrics = TamiyoMetrics(tamiyo.policy, tamiyo.policy_version)
+        own = settled(tamiyo)
+        self.metrics = TamiyoMetrics(own.policy_id, own.version)
+        self._follower = PolicyFollower(
+            Acting(own, self._soften(make_policy(tamiyo))),
+            sources(settings, tamiyo) if kinds is None else kinds,
+            self._soften,
+            self.metrics,
+        )
         self._room = WaitingRoom(tamiyo.stale_after_s)
         self._exits = AsyncExitStack()
         self._pool: Any = None
@@ -83,7 +80,8 @@ class DecisionService:
             self._first = await exits.enter_async_context(FirstDecisions(kafka, start))
             parts = (self._pool, self._producer, self._first, self._room, self.metrics)
             self._decider = Decider(*parts, expiry_boundaries=self._tamiyo.expiry_boundaries)
-            await self._activate()
+            exits.push_async_callback(self._follower.aclose)
+            await self._begin()
             _log.info("tamiyo.metrics", port=port)
             self._exits = exits.pop_all()
         return self
@@ -112,16 +110,19 @@ class DecisionService:
     async def tick(self) -> None:
         """Look once: decide what can be decided, batch by batch, and send again what was left undone."""
         async with self._pool.acquire() as connection:
+            active = await active_policy(connection) if self._is_following else None
             pending = await pending_boundaries(connection)
             undone = await decisions_without_command(connection)
         waiting = [p for p in self._room.look(pending) if not self._is_decided(p)]
         self.metrics.found(waiting)
+        if self._is_following:
+            self._follower.look(active)
         due, size = self._room.due(waiting), self._tamiyo.max_batch
         for batch in (due.complete[n : n + size] for n in range(0, len(due.complete), size)):
-            await self._decider.decide(batch, self._acting)
+            await self._decider.decide(batch, self._follower.acting)
         if due.stale:
             reason = decisions.STALE_REASON.format(self._tamiyo.stale_after_s)
-            await self._decider.decide_blindly(due.stale, self._acting, reason)
+            await self._decider.decide_blindly(due.stale, self._follower.acting, reason)
         for decision in self._room.left_undone(undone):
             with traced(decision.traceparent):
                 await self._carry_out(decision)
@@ -148,20 +149,19 @@ class DecisionService:
         self._room.commanded(undone.event_id)
         self.metrics.commanded(is_resent=True)
 
-    async def _activate(self) -> None:
-        """Say which policy decides from here on, unless the log says so already."""
-        parameters = self._tamiyo.heuristic.model_dump() if self._tamiyo.policy == "heuristic" else {}
-        event_id = ids.request_id(f"activate:{self._tamiyo.model_dump_json()}")
+    @property
+    def _is_following(self) -> bool:
+        return self._tamiyo.policy == "active"
+
+    def _soften(self, policy: Policy) -> EpsilonSoft:
+        return EpsilonSoft(policy, self._tamiyo.epsilon, self._tamiyo.rng_seed)
+
+    async def _begin(self) -> None:
+        """Load who decides, and say who does, unless the log says so already."""
         async with self._pool.acquire() as connection:
-            active = await queries("views").active_policy(connection, policy_id=self._tamiyo.policy)
-        if active is not None and active["policy_version"] == self._tamiyo.policy_version:
-            return
-        event = PolicyActivated(
-            policy_id=self._tamiyo.policy,
-            policy_version=self._tamiyo.policy_version,
-            kind=self._acting.kind,
-            parameters={**parameters, "epsilon": self._tamiyo.epsilon},
-            activation_id=event_id,
-            reason="named by the settings when Tamiyo started",
-        )
-        await self._producer.send(OonaMessage.of(event, id=event_id, source=decisions.SOURCE))
+            changes = await policy_changes(connection, by_settings_too=not self._is_following)
+        if self._is_following:
+            await self._follower.start(changes[0] if changes else None)
+        told = announcement(settled(self._tamiyo), changes, decisions.SOURCE, is_fixed=not self._is_following)
+        if told is not None:
+            await self._producer.send(told)

@@ -40,7 +40,7 @@ class Policy(Protocol):
         ...
 
     def favour_all(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
     ) -> Sequence[Favourite]:
         """The favourites of many views, in their order: the same as ``favour`` gives one by one."""
         return [self.favour(view, choices) for view, choices in zip(views, choices_of_each, strict=True)]

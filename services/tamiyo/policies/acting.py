@@ -3,17 +3,22 @@
 from dataclasses import dataclass
 
 from esper.services.tamiyo.policies import EpsilonSoft
+from esper.streams.policies import PolicyVersion
 
 
 @dataclass(frozen=True, slots=True)
 class Acting:
     """One version of a policy, as it acts. A batch of decisions is made by one of these."""
 
-    policy_id: str
-    version: int
+    of: PolicyVersion
     policy: EpsilonSoft
 
     @property
-    def kind(self) -> str:
-        """The policy's kind."""
-        return self.policy.policy.kind
+    def policy_id(self) -> str:
+        """The name that its decisions give."""
+        return self.of.policy_id
+
+    @property
+    def version(self) -> int:
+        """The version that they give."""
+        return self.of.version
