@@ -106,6 +106,14 @@ class Verdict(StrEnum):
     NOT_ALLOWED = "not_allowed"
 
 
+class EvaluationVerdict(StrEnum):
+    """What off-policy evaluation says of a version against another."""
+
+    BETTER = "better"
+    NOT_BETTER = "not_better"
+    TOO_THIN = "too_thin"
+
+
 class ReportMethod(StrEnum):
     """How the effect of an adaptation was estimated."""
 

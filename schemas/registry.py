@@ -62,7 +62,10 @@ _BY_TOPIC: Mapping[TopicSpec, tuple[str, tuple[EventClass, ...]]] = {
         "blueprint_id",
         (events.BlueprintChangeRequested, events.CertificateIssued, events.KernelRegistered, events.KernelRefused),
     ),
-    topics.POLICIES: ("policy_id", (events.PolicyActivated,)),
+    topics.POLICIES: (
+        "policy_id",
+        (events.PolicyTrained, events.PolicyEvaluated, events.PolicyActivated, events.PolicyRolledBack),
+    ),
     topics.REDRIVES: ("topic", (events.DeadLetterRedriven,)),
 }
 

@@ -26,7 +26,10 @@ NAMING = tuple(t for t in TOPICS if t not in (TELEMETRY, VIEWS))
 
 POLL_S = 0.2
 _HASH_IN_BYTES = re.compile(SHA256.pattern.encode())
-_KINDS: Mapping[str, BlobKind] = {"checkpoints": BlobKind.CHECKPOINT}
+_KINDS: Mapping[str, BlobKind] = {
+    "checkpoints": BlobKind.CHECKPOINT,
+    "policy_versions": BlobKind.POLICY,
+}
 
 
 async def referenced_blobs(connection: Any) -> dict[Name, set[str]]:

@@ -83,6 +83,20 @@ EXAMPLES: tuple[Event, ...] = (
         policy_id="wait", policy_version=1, kind="wait", activation_id=uuid.UUID(int=9), reason="test",
         parameters={"epsilon": 0.05},
     ),
+    events.PolicyTrained(
+        policy_id="gnn", policy_version=2, kind="gnn", parent_version=1, weights_sha256=SHA, weights_size_bytes=5,
+        parameters={"width": 32}, num_decisions=3, figures={"loss": 0.5, "accuracy": None},
+        data=(events.LogRange(topic="control.tamiyo.decisions", partition=3, from_offset=0, until_offset=7),),
+    ),
+    events.PolicyEvaluated(
+        policy_id="gnn", policy_version=2, against_policy_id="heuristic", against_version=1, estimator="doubly_robust",
+        estimate=0.5, low=0.25, high=0.75, confidence=0.95, effective_sample_size=40.5, num_decisions=200,
+        held_out_runs=("run-1",), verdict="better", reason="the interval lies above 0",
+    ),
+    events.PolicyRolledBack(
+        policy_id="gnn", policy_version=2, to_policy_id="heuristic", to_version=1, kind="heuristic",
+        parameters={"patience": 3}, reason="it culled everything",
+    ),
     events.DeadLetterRedriven(
         topic="system.runs", partition=3, offset=9, letter_offset=0, redriven_offset=12, redrive_id=uuid.UUID(int=10),
         reason="the reader was mended",

@@ -19,8 +19,14 @@ from pydantic.fields import FieldInfo
 
 from esper.schemas.assets import Seed
 from esper.schemas.base import TEXT_PATTERN
-from esper.schemas.enums import Action, BlueprintChange, SeedStage
-from esper.schemas.events import BlueprintChangeRequested, DecisionMade, KernelRegistered, LayerHealthMeasured
+from esper.schemas.enums import Action, BlueprintChange, EvaluationVerdict, SeedStage
+from esper.schemas.events import (
+    BlueprintChangeRequested,
+    DecisionMade,
+    KernelRegistered,
+    LayerHealthMeasured,
+    PolicyEvaluated,
+)
 from esper.schemas.operational import STATISTICS, HealthSignal
 
 MAX_ITEMS, MAX_CHARS = 4, 40
@@ -166,11 +172,17 @@ def _change(fields: Fields) -> Fields:
     return {**fields, "change": BlueprintChange.PROPOSE if is_proposal else other}
 
 
+def _evaluation(fields: Fields) -> Fields:
+    is_whole = None not in (fields["estimate"], fields["low"], fields["high"]) and fields["held_out_runs"]
+    return fields if is_whole else {**fields, "verdict": EvaluationVerdict.TOO_THIN}
+
+
 _REPAIRS: dict[type[BaseModel], Callable[[Fields], Fields]] = {
     HealthSignal: _signal,
     LayerHealthMeasured: _report,
     Seed: _seed,
     DecisionMade: _decision,
     BlueprintChangeRequested: _change,
+    PolicyEvaluated: _evaluation,
     KernelRegistered: lambda fields: {**fields, "blueprint_id": fields["kernel"].blueprint_id},
 }

@@ -32,6 +32,7 @@ ROOMS = (
     "roles",
     "serve",
     "blueprints",
+    "tamiyo",
 )
 
 app = typer.Typer(

@@ -128,7 +128,7 @@ async def follow(
     *,
     partition: int | None = None,
     start: Mapping[int, int] | None = None,
-) -> AsyncIterator[StoredRecord]:
+) -> AsyncGenerator[StoredRecord, None]:
     """Every record as it comes, without end: from ``start``, or from now where it is None."""
     numbers = range(topic.num_partitions) if partition is None else (partition,)
     pairs = [(topic.name, n) for n in numbers]

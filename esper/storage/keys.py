@@ -14,6 +14,7 @@ class BlobKind(StrEnum):
 
     KERNEL = "kernels"
     CHECKPOINT = "checkpoints"
+    POLICY = "policies"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,13 @@ from esper.schemas.events.blueprints import (
 )
 from esper.schemas.events.commands import CullSeed, FossilizeSeed, GerminateSeed, SeedCommand
 from esper.schemas.events.dead_letters import DeadLetterRedriven
+from esper.schemas.events.policies import (
+    LogRange,
+    PolicyActivated,
+    PolicyEvaluated,
+    PolicyRolledBack,
+    PolicyTrained,
+)
 from esper.schemas.events.runs import (
     BoundaryReached,
     CheckpointSaved,
@@ -23,7 +30,7 @@ from esper.schemas.events.runs import (
     TelemetryGap,
 )
 from esper.schemas.events.seeds import BreakerChanged, CommandRejected, FieldReported, SeedTransitioned
-from esper.schemas.events.tamiyo import DecisionMade, PolicyActivated, ViewRecorded
+from esper.schemas.events.tamiyo import DecisionMade, ViewRecorded
 from esper.schemas.events.telemetry import LayerHealthMeasured
 
 AnyCommand = GerminateSeed | CullSeed | FossilizeSeed
@@ -50,7 +57,10 @@ AnyEvent = Annotated[
     | CertificateIssued
     | KernelRegistered
     | KernelRefused
+    | PolicyTrained
+    | PolicyEvaluated
     | PolicyActivated
+    | PolicyRolledBack
     | DeadLetterRedriven,
     Field(discriminator="type"),
 ]
@@ -78,7 +88,11 @@ __all__ = [
     "KernelRefused",
     "KernelRegistered",
     "LayerHealthMeasured",
+    "LogRange",
     "PolicyActivated",
+    "PolicyEvaluated",
+    "PolicyRolledBack",
+    "PolicyTrained",
     "RunEnded",
     "RunEvent",
     "RunResumed",

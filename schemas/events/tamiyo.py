@@ -1,7 +1,6 @@
-"""control.tamiyo.*: what Tamiyo saw, what it chose, and which policy chose."""
+"""control.tamiyo.views and .decisions: what Tamiyo saw, and what it chose."""
 
 from typing import Annotated, Literal, Self
-from uuid import UUID
 
 from pydantic import Base64Bytes, ConfigDict, Field, model_validator
 
@@ -13,16 +12,13 @@ from esper.schemas.base import (
     PolicyId,
     Probability,
     Remark,
-    Scalar,
     SeedId,
     Sha256,
-    ShortName,
-    Text,
     Version,
 )
 from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import Action
-from esper.schemas.events.base import Event, RunEvent
+from esper.schemas.events.base import RunEvent
 
 
 class ViewRecorded(RunEvent):
@@ -87,15 +83,3 @@ class DecisionMade(RunEvent):
         if self.stale != (self.view_digest is None) or (self.stale and self.action is not Action.WAIT):
             raise ValueError("a decision has a view_digest, unless it is a stale wait")
         return self
-
-
-class PolicyActivated(Event):
-    """From here on this version of the policy decides."""
-
-    type: Literal["esper.policy.activated.v1"] = "esper.policy.activated.v1"
-    policy_id: PolicyId
-    policy_version: Version
-    kind: ShortName
-    parameters: dict[Text, Scalar] = Field(default_factory=dict)
-    activation_id: UUID
-    reason: Remark

@@ -24,11 +24,13 @@ from esper.schemas.events import (
 )
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.policies import Chosen
-from esper.services.tamiyo.settings import TamiyoSettings
+from esper.services.tamiyo.policies.acting import Acting
 from esper.streams.views import PendingBoundary, UndoneDecision
 
 SOURCE = "tamiyo"
 STALE_REASON = "the views did not become complete within {:.1f} s: nothing is decided on half a picture"
+MAX_REASON_CHARS = 2000  # what the contract allows
+BROKEN_REASON = "the view of this boundary cannot be made, so nothing is done: {:.500}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def recorded_view(view: GraphView, pending: PendingBoundary) -> OonaMessage:
     return _caused_by_boundary(event, ids.view_id(view.run_id, view.incarnation, view.boundary), pending)
 
 
-def made_decision(view: GraphView, chosen: Chosen, pending: PendingBoundary, tamiyo: TamiyoSettings) -> OonaMessage:
+def made_decision(view: GraphView, chosen: Chosen, pending: PendingBoundary, acting: Acting) -> OonaMessage:
     """The decision for a complete boundary."""
     seed, kernel = chosen.choice.seed, chosen.choice.kernel
     event = DecisionMade(
@@ -77,16 +79,16 @@ def made_decision(view: GraphView, chosen: Chosen, pending: PendingBoundary, tam
         seed_id=seed.seed_id if seed else None,
         blueprint_id=kernel.blueprint_id if kernel else None,
         probability=min(1.0, chosen.probability),
-        policy_id=tamiyo.policy,
-        policy_version=tamiyo.policy_version,
-        reason=chosen.reason,
+        policy_id=acting.policy_id,
+        policy_version=acting.version,
+        reason=chosen.reason[:MAX_REASON_CHARS],
         view_digest=view.digest,
     )
     return _caused_by_boundary(event, _decision_id(pending), pending)
 
 
-def stale_decision(pending: PendingBoundary, tamiyo: TamiyoSettings) -> OonaMessage:
-    """WAIT, because the views are behind."""
+def blind_decision(pending: PendingBoundary, acting: Acting, reason: str) -> OonaMessage:
+    """WAIT without a view: the rows are behind, or no view can be made of them. ``reason`` says which."""
     event = DecisionMade(
         run_id=pending.run_id,
         incarnation=pending.incarnation,
@@ -94,9 +96,9 @@ def stale_decision(pending: PendingBoundary, tamiyo: TamiyoSettings) -> OonaMess
         step=pending.step,
         action=Action.WAIT,
         probability=1.0,
-        policy_id=tamiyo.policy,
-        policy_version=tamiyo.policy_version,
-        reason=STALE_REASON.format(tamiyo.stale_after_s),
+        policy_id=acting.policy_id,
+        policy_version=acting.version,
+        reason=reason,
         stale=True,
     )
     return _caused_by_boundary(event, _decision_id(pending), pending)

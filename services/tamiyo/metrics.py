@@ -17,13 +17,15 @@ class TamiyoMetrics(ShownMetrics):
     def __init__(self, policy: str, version: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._problem = NOTHING_READ
+        self._policy = (policy, str(version))
+        self._not_loaded: str | None = None
         self._num_pending: int | None = None
         self._looked_at: float | None = None
-        self.health = Health(lambda: [Problem(self._problem)] if self._problem else [])
-        self.meter = self._make_meter(policy, version)
+        self.health = Health(lambda: [Problem(told) for told in (self._problem, self._not_loaded) if told])
+        self.meter = self._make_meter()
         self._server = MetricsServer(self.meter.registry, self.health)
 
-    def _make_meter(self, policy: str, version: int) -> Meter:
+    def _make_meter(self) -> Meter:
         meter = Meter()
         clients.show_build(meter, "tamiyo")
         self._decisions = meter.counter(
@@ -46,12 +48,25 @@ class TamiyoMetrics(ShownMetrics):
         self._retries = meter.counter(
             "esper_tamiyo_retries_total", "Looks that failed because something was away.", "error"
         )
-        labels = (policy, str(version))
+        self._broken = meter.counter(
+            "esper_tamiyo_broken_total",
+            "Times that one boundary's view could not be made (view), decided on (policy) or recorded (record).",
+            "what",
+        )
+        self._seconds = meter.counter(
+            "esper_tamiyo_second_decisions_total",
+            "Decisions whose command was left to another controller's, which was first in the log, or to a later look.",
+        )
+        self._swaps = meter.counter(
+            "esper_tamiyo_policy_swaps_total",
+            "Versions that the log named as active, and what became of it: loaded, failed.",
+            "outcome",
+        )
         meter.probe(
             Kind.GAUGE,
             "esper_tamiyo_policy_info",
             "1, for the policy that decides.",
-            lambda: {labels: 1.0},
+            lambda: {self._policy: 1.0},
             "policy",
             "version",
         )
@@ -79,6 +94,28 @@ class TamiyoMetrics(ShownMetrics):
         """A look did not: something is away."""
         self._problem = str(error) or type(error).__name__
         self._retries.labels(type(error).__name__).inc()
+
+    def broke(self, what: str) -> None:
+        """One boundary could not be decided as it should be; the others were."""
+        self._broken.labels(what).inc()
+
+    def came_second(self, count: int) -> None:
+        """So many decisions were not the first in the log, or not known to be."""
+        self._seconds.inc(count)
+
+    def swapped(self, policy: str, version: int) -> None:
+        """This version decides from here on."""
+        self._policy, self._not_loaded = (policy, str(version)), None
+        self._swaps.labels("loaded").inc()
+
+    def settled(self) -> None:
+        """Who decides is who the log names."""
+        self._not_loaded = None
+
+    def not_loaded(self, problem: str) -> None:
+        """The version that the log names cannot be loaded; another one goes on deciding."""
+        self._not_loaded = problem
+        self._swaps.labels("failed").inc()
 
     def decided(self, decision: OonaMessage, seconds: float) -> None:
         """A decision is in the log, and its command if it has one."""

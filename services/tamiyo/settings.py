@@ -27,11 +27,19 @@ class HeuristicSettings(SectionModel):
 class TamiyoSettings(SectionModel):
     """How Tamiyo decides."""
 
-    policy: Literal["heuristic", "wait", "random", "schedule"] = Field("heuristic", description="Which policy decides.")
-    policy_version: int = Field(1, ge=1, description="The version that decisions name.")
+    policy: Literal["heuristic", "wait", "random", "schedule", "active"] = Field(
+        "heuristic", description="Which policy decides; `active` follows the one that the log names (`esper tamiyo`)."
+    )
+    policy_version: int = Field(1, ge=1, description="The version that decisions name, unless the log names it.")
     epsilon: float = Field(0.05, ge=0.05, le=1.0, description="Share of decisions drawn from all legal choices.")
     rng_seed: int = Field(0, description="Where the policy's chance starts.")
     poll_s: float = Field(0.05, gt=0, description="Pause between two looks for complete boundaries, in seconds.")
+    max_batch: int = Field(
+        128,
+        ge=1,
+        le=4096,
+        description="Boundaries that are decided together, at most; the version can change between two batches.",
+    )
     stale_after_s: float = Field(
         5.0, gt=0, description="How long a boundary may stay incomplete before the decision is WAIT, in seconds."
     )

@@ -12,7 +12,7 @@ from typing import Any
 from esper.schemas import topics
 from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
-from esper.streams.projectors import blueprints, redrives, runs, seeds, tamiyo, telemetry
+from esper.streams.projectors import blueprints, policies, redrives, runs, seeds, tamiyo, telemetry
 
 Projector = Callable[[Any, Sequence[Projected], PartitionMemory], Awaitable[None]]
 
@@ -22,7 +22,7 @@ PROJECTORS: Mapping[str, Projector] = MappingProxyType(
         topics.RUNS.name: runs.project,
         topics.VIEWS.name: tamiyo.project,
         topics.DECISIONS.name: tamiyo.project,
-        topics.POLICIES.name: tamiyo.project,
+        topics.POLICIES.name: policies.project,
         topics.COMMANDS.name: seeds.project,
         topics.LIFECYCLE.name: seeds.project,
         topics.FIELD_REPORTS.name: seeds.project,

@@ -1,4 +1,4 @@
-"""control.tamiyo.* -> decisions, views, policies."""
+"""control.tamiyo.views and .decisions -> views, decisions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,6 @@ from esper.schemas import events
 from esper.streams.memory import PartitionMemory
 from esper.streams.projected import Projected
 from esper.streams.projectors.facts import Facts
-from esper.streams.projectors.runs import to_json
 from esper.streams.queries import queries
 
 
@@ -21,8 +20,4 @@ async def project(connection: Any, batch: Sequence[Projected], _memory: Partitio
                 facts.add("insert_decisions", columns)
             case events.ViewRecorded() as event:
                 facts.add("insert_views", {**columns, "num_bytes": len(event.view_zstd)})
-            case events.PolicyActivated() as event:
-                columns["parameters"] = to_json(event.parameters)
-                columns["log_offset"] = (projected.origin or projected.position).offset  # late, it is of its time
-                facts.add("insert_activations", columns)
     await facts.write(connection, queries("tamiyo"))

@@ -1,4 +1,4 @@
--- control.tamiyo.*: what Tamiyo saw and chose. The first decision for a boundary counts.
+-- control.tamiyo.views and .decisions: what Tamiyo saw and chose. The first decision for a boundary counts.
 
 -- name: insert_decisions!
 INSERT INTO decisions (
@@ -18,14 +18,5 @@ INSERT INTO views (
 ) SELECT * FROM unnest(
     :run_id::text[], :incarnation::integer[], :boundary::integer[], :view_version::integer[], :digest::text[],
     :num_bytes::integer[], :log_partition::integer[], :log_offset::bigint[], :event_id::uuid[], :at::timestamptz[]
-)
-ON CONFLICT DO NOTHING;
-
--- name: insert_activations!
-INSERT INTO policies (
-    activation_id, policy_id, policy_version, kind, parameters, reason, log_partition, log_offset, at
-) SELECT * FROM unnest(
-    :activation_id::uuid[], :policy_id::text[], :policy_version::integer[], :kind::text[], :parameters::jsonb[],
-    :reason::text[], :log_partition::integer[], :log_offset::bigint[], :at::timestamptz[]
 )
 ON CONFLICT DO NOTHING;

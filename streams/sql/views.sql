@@ -176,8 +176,3 @@ WHERE r.status = 'running'
     AND r.told_at >= (SELECT max(n.told_at) FROM runs AS n WHERE n.status = 'running') - :abandoned_after::interval
     AND c.command_id IS NULL AND d.view_digest IS NOT NULL
 ORDER BY d.run_id, d.boundary;
-
--- name: active_policy^
-SELECT policy_id, policy_version, parameters FROM policies
-WHERE policy_id = :policy_id
-ORDER BY log_partition, log_offset DESC LIMIT 1;

@@ -14,7 +14,7 @@ from esper.schemas.lifecycle import ACTIVE_STAGES
 from esper.services.tamiyo.choices import legal_choices
 from esper.services.tamiyo.policies import EpsilonSoft
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
-from esper.services.tamiyo.service import make_policy
+from esper.services.tamiyo.policies.sources import make_policy
 from esper.services.tamiyo.settings import HeuristicSettings, TamiyoSettings
 
 NO_HEALTH = dict.fromkeys(FIELDS)

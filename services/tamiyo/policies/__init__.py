@@ -2,18 +2,21 @@
 
 ``EpsilonSoft`` acts: it takes the favourite most of the time and any legal choice otherwise,
 so that a log can be learnt from, and says with what probability it chose.
+Invariant: a view on which a policy fails costs that view its choice (WAIT, with the error), and no other view anything.
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from esper.graph.view import GraphView
-from esper.services.tamiyo.choices import Choice, legal_choices
+from esper.services.tamiyo.choices import WAIT, Choice, legal_choices
 
 MIN_EPSILON = 0.05
+TOLERANCE = 1e-3  # by which weights may miss 1: those of float32 networks do
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,10 @@ class Favourite:
 
 
 class Policy(Protocol):
-    """A way to prefer. Pure: the same view gives the same favourite."""
+    """A way to prefer. Pure: the same view gives the same favourite.
+
+    Whoever has a faster way for many views at once has a ``favour_all`` of its own.
+    """
 
     kind: str
 
@@ -33,14 +39,24 @@ class Policy(Protocol):
         """The favourite among ``choices``, whose first is WAIT."""
         ...
 
+    def favour_all(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    ) -> Sequence[Favourite]:
+        """The favourites of many views, in their order: the same as ``favour`` gives one by one."""
+        return [self.favour(view, choices) for view, choices in zip(views, choices_of_each, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A choice with its probability under the acting policy, in (0, 1]."""
+    """A choice with its probability under the acting policy, in (0, 1].
+
+    ``error`` is what the policy failed with; then the choice is WAIT, and nothing was drawn.
+    """
 
     choice: Choice
     probability: float
     reason: str
+    error: str | None = None
 
 
 class EpsilonSoft:
@@ -57,17 +73,57 @@ class EpsilonSoft:
         """The legal choices, the probability of each (they sum to 1), and the favourite's reason."""
         choices = legal_choices(view)
         favourite = self.policy.favour(view, choices)
-        floor = self._epsilon / len(choices)
-        weights = [floor + (1.0 - self._epsilon) * favourite.weights.get(n, 0.0) for n in range(len(choices))]
-        return choices, weights, favourite.reason
+        return choices, self._soften(favourite, len(choices)), favourite.reason
 
     def choose(self, view: GraphView) -> Chosen:
-        """Choose for one boundary. The same view and seed give the same choice."""
-        choices, weights, reason = self.probabilities(view)
+        """Choose for one boundary. The same view and seed give the same choice.
+
+        Raises:
+            Exception: whatever the policy raises.
+        """
+        choices = legal_choices(view)
+        return self._draw(view, choices, _checked(self.policy.favour(view, choices), len(choices)))
+
+    def choose_all(self, views: Sequence[GraphView]) -> list[Chosen]:
+        """Choose for many, with one call of the policy; each gets what ``choose`` gives it alone.
+
+        Where the policy fails, the views are tried one by one: one on which it fails alone gets WAIT, with the error.
+        """
+        try:
+            choices_of_each = [legal_choices(view) for view in views]
+            favourites = list(self.policy.favour_all(views, choices_of_each))
+            if len(favourites) != len(views):
+                raise ValueError(f"the policy gave {len(favourites)} favourites for {len(views)} views")
+        except Exception:
+            return [self._choose_or_wait(view) for view in views]
+        return [
+            self._draw_or_wait(view, choices, favourite)
+            for view, choices, favourite in zip(views, choices_of_each, favourites, strict=True)
+        ]
+
+    def _choose_or_wait(self, view: GraphView) -> Chosen:
+        try:
+            return self.choose(view)
+        except Exception as error:
+            return _waiting(error)
+
+    def _draw_or_wait(self, view: GraphView, choices: Sequence[Choice], favourite: Favourite) -> Chosen:
+        try:
+            return self._draw(view, choices, _checked(favourite, len(choices)))
+        except Exception as error:
+            return _waiting(error)
+
+    def _draw(self, view: GraphView, choices: Sequence[Choice], favourite: Favourite) -> Chosen:
+        weights = self._soften(favourite, len(choices))
         index = self._generator(view).choices(range(len(choices)), weights)[0]
+        reason = favourite.reason
         if weights[index] < max(weights):
             reason = f"exploration (epsilon {self._epsilon}); the policy said: {reason}"
         return Chosen(choices[index], weights[index], reason)
+
+    def _soften(self, favourite: Favourite, num_choices: int) -> list[float]:
+        floor = self._epsilon / num_choices
+        return [floor + (1.0 - self._epsilon) * favourite.weights.get(n, 0.0) for n in range(num_choices)]
 
     def _generator(self, view: GraphView) -> random.Random:
         named = f"{self._rng_seed}:{view.run_id}:{view.incarnation}:{view.boundary}"
@@ -77,3 +133,26 @@ class EpsilonSoft:
 def only(index: int, reason: str) -> Favourite:
     """All weight on one choice."""
     return Favourite({index: 1.0}, reason)
+
+
+def _checked(favourite: Favourite, num_choices: int) -> Favourite:
+    """The favourite, if its weights are a distribution over the choices.
+
+    Raises:
+        ValueError: they are none; a policy whose numbers broke must not act by them.
+    """
+    weights = favourite.weights
+    if not all(math.isfinite(w) and w >= 0.0 for w in weights.values()):
+        raise ValueError("the policy gave a weight that is negative or not finite")
+    if not all(0 <= n < num_choices for n in weights):
+        raise ValueError(f"the policy weighs a choice that is none of the {num_choices}")
+    if not math.isclose(sum(weights.values()), 1.0, abs_tol=TOLERANCE):
+        raise ValueError(f"the policy's weights sum to {sum(weights.values()):.6g}, not to 1")
+    if not favourite.reason:
+        raise ValueError("the policy gave no reason")
+    return favourite
+
+
+def _waiting(error: Exception) -> Chosen:
+    told = f"{type(error).__name__}: {error}".rstrip(": ")
+    return Chosen(WAIT, 1.0, f"the policy failed on this view, so nothing is done: {told:.500}", told)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from esper.graph.view import GraphView
 from esper.schemas.enums import Action
 from esper.services.tamiyo.choices import Choice
-from esper.services.tamiyo.policies import Favourite, only
+from esper.services.tamiyo.policies import Favourite, Policy, only
 
 
-class WaitPolicy:
+class WaitPolicy(Policy):
     """Never grows."""
 
     kind = "wait"
@@ -18,7 +18,7 @@ class WaitPolicy:
         return only(0, "the wait policy never grows")
 
 
-class RandomPolicy:
+class RandomPolicy(Policy):
     """Any legal choice, all alike."""
 
     kind = "random"
@@ -29,7 +29,7 @@ class RandomPolicy:
         return Favourite(dict.fromkeys(range(len(choices)), share), "the random policy has no favourite")
 
 
-class SchedulePolicy:
+class SchedulePolicy(Policy):
     """Germinates every ``every_epochs`` epochs, layer after layer, and fossilizes what is evaluated."""
 
     kind = "schedule"

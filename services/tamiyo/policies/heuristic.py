@@ -19,11 +19,11 @@ from esper.graph.view import GraphView, LayerView, SeedView
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
 from esper.services.tamiyo.choices import Choice
-from esper.services.tamiyo.policies import Favourite, only
+from esper.services.tamiyo.policies import Favourite, Policy, only
 from esper.services.tamiyo.settings import HeuristicSettings
 
 
-class HeuristicPolicy:
+class HeuristicPolicy(Policy):
     """See the module."""
 
     kind = "heuristic"

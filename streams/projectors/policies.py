@@ -1,0 +1,60 @@
+"""control.tamiyo.policies -> policy_versions, policy_evaluations, policies (which version decides since when)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from esper.schemas import events
+from esper.schemas.events.policies import BY_SETTINGS, NAMED_BY
+from esper.streams.memory import PartitionMemory
+from esper.streams.projected import Projected
+from esper.streams.projectors.facts import Facts
+from esper.streams.projectors.runs import to_json
+from esper.streams.queries import queries
+
+Row = dict[str, Any]
+
+
+async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+    """Record what is told of the versions, in the order of the log. What came late is of its own time."""
+    facts = Facts()
+    for projected in batch:
+        columns = projected.columns
+        columns["log_offset"] = (projected.origin or projected.position).offset
+        columns["since"] = columns["at"] if projected.origin else columns["logged_at"]
+        match projected.data:
+            case events.PolicyTrained() as event:
+                data = to_json([one.model_dump() for one in event.data])
+                trained = {"parameters": to_json(event.parameters), "figures": to_json(event.figures), "data": data}
+                facts.add("insert_versions", {**columns, **trained})
+            case events.PolicyEvaluated() as event:
+                facts.add("insert_evaluations", {**columns, "held_out_runs": to_json(event.held_out_runs)})
+            case events.PolicyActivated() as event:
+                facts.add("insert_changes", _activated(event, columns))
+            case events.PolicyRolledBack() as event:
+                facts.add("insert_changes", _rolled_back(event, columns))
+    await facts.write(connection, queries("policies"))
+
+
+def _activated(event: events.PolicyActivated, columns: Row) -> Row:
+    return {
+        **columns,
+        "change": "activated",
+        "parameters": to_json(event.parameters),
+        "by_settings": event.parameters.get(NAMED_BY) == BY_SETTINGS,
+        "from_policy_id": None,
+        "from_version": None,
+    }
+
+
+def _rolled_back(event: events.PolicyRolledBack, columns: Row) -> Row:
+    return {
+        **columns,
+        "change": "rolled_back",
+        "activation_id": columns["event_id"],
+        "policy_id": event.to_policy_id,
+        "policy_version": event.to_version,
+        "from_policy_id": event.policy_id,
+        "from_version": event.policy_version,
+        "parameters": to_json(event.parameters),
+        "by_settings": False,
+    }
