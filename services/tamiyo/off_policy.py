@@ -244,7 +244,7 @@ class _Sums:
 
     def of(self, column: Floats) -> Floats:
         """float64 [1 + draws]."""
-        by_run: Floats = np.bincount(self._run, weights=column, minlength=self._num_runs)
+        by_run = np.bincount(self._run, weights=column, minlength=self._num_runs).astype(np.float64)
         found: Floats = self._times @ by_run
         return found
 
@@ -264,7 +264,8 @@ class _Estimates:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0.0)
+    found: Floats = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0.0)
+    return found
 
 
 def _judge(logged: Logged, target: Target, estimates: _Estimates, judging: Judging, num_runs: int) -> Judged:
