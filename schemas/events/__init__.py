@@ -22,7 +22,7 @@ from esper.schemas.events.runs import (
     RunStarted,
     TelemetryGap,
 )
-from esper.schemas.events.seeds import BreakerChanged, CommandRejected, FieldReported, SeedTransitioned
+from esper.schemas.events.seeds import BreakerChanged, CommandRejected, FieldReported, ForkedPair, SeedTransitioned
 from esper.schemas.events.tamiyo import DecisionMade, PolicyActivated, ViewRecorded
 from esper.schemas.events.telemetry import LayerHealthMeasured
 
@@ -73,6 +73,7 @@ __all__ = [
     "EpochCompleted",
     "Event",
     "FieldReported",
+    "ForkedPair",
     "FossilizeSeed",
     "GerminateSeed",
     "KernelRefused",
