@@ -28,8 +28,11 @@ from esper.services.tamiyo.policies.baselines import RandomPolicy
 STEPS = 10
 FATES = (
     "whole", "whole", "whole", "stale", "no_view", "view_differs", "view_damaged", "wrong_view", "not_legal",
-    "wrong_report", "no_metric", "refused", "before_after", "no_report", "no_decision",
+    "wrong_report", "no_metric", "refused", "placebo", "before_after", "no_report", "no_decision",
 )  # fmt: skip
+FORK = events.ForkedPair(
+    horizon_steps=100, num_draws=2, variance=0.0625, num_parameters_host=144, flops_added=32, flops_host=288
+)
 KERNELS = tuple(
     KernelView(name, 3, "ab" * 32, 10, LayerKind.LINEAR, 8, size) for name, size in (("affine", 16), ("mlp", 900))
 )
@@ -97,7 +100,8 @@ def reported(story: Story, key: Key, choice: Choice, decision_id: UUID, **change
         "decision_id": decision_id, "command_id": ids.command_id(decision_id), "method": "fork", "metric": "val_accuracy",
         "before": 0.5, "after": 0.5, "germinated_at_step": 1, "num_parameters": 16,
     }  # fmt: skip
-    event = events.FieldReported(**{**fields, **changed})
+    fields = {"fork": FORK if changed.get("method", "fork") == "fork" else None, **fields, **changed}
+    event = events.FieldReported(**fields)
     story.tell(event, ids.trainer_event_id(key[0], key[1], story.sequence))
 
 
@@ -177,6 +181,8 @@ def _tell_outcome(
             return "no_report"
         case "no_metric":
             reported(story, key, choice, decision_id, after=None)
+        case "placebo":
+            reported(story, key, choice, decision_id, fork=FORK.model_copy(update={"is_placebo": True}))
         case "before_after":
             reported(story, key, choice, decision_id, method="before_after")
         case "refused":

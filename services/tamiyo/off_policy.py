@@ -7,14 +7,17 @@ probability under the policy that is judged, r the reward, w = e / (b c), and q 
     DR    = mean(sum_a e(a) q(a) / c + w (r - q)), over mean(1 / c)   Dudik et al. 2011
     ESS   = (sum w)^2 / sum w^2                                  Kish 1965
 
-Intervals are of the percentile bootstrap over *runs*: decisions of one run are not independent, runs are. All policies
-are judged on the same draws of runs, so differences are paired. Invariant: where the log says too little of a policy,
-the verdict says so, and it is not better than anything.
+Intervals are of the (expanded) percentile bootstrap over *runs*: decisions of one run are not independent, runs are.
+All policies are judged on the same draws of runs, so differences are paired. Invariant: where the log says too little
+of a policy, the verdict says so, and it is not better than anything.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,11 +176,28 @@ class Comparison:
     judged: Mapping[str, Judged]
     differences: Sequence[Difference] = field(default=())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; what is not known is null."""
+        told: dict[str, Any] = _plain(asdict(self))
+        for one, judged in self.judged.items():
+            told["judged"][one]["is_supported"] = judged.is_supported
+        for row, difference in zip(told["differences"], self.differences, strict=True):
+            row["is_better"] = difference.is_better
+        return told
+
 
 def _are_probabilities(rows: Ragged, widths: Sequence[int]) -> bool:
     numbers = np.concatenate(rows)
     sums = np.add.reduceat(numbers, np.cumsum([0, *widths[:-1]]))
     return bool(np.all(numbers >= 0.0) and np.allclose(sums, 1.0))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def weights_of(logged: Logged, target: Target) -> Floats:
@@ -223,7 +243,7 @@ def compare(
     estimates = {t.name: _Estimates(logged, t, guesses, sums) for t in targets}
     judged = {t.name: _judge(logged, t, estimates[t.name], judging, len(runs)) for t in targets}
     differences = [
-        _difference(estimates, judged, candidate, t.name, judging)
+        _difference(estimates, judged, (candidate, t.name), judging, len(runs))
         for t in targets
         if candidate is not None and t.name != candidate
     ]
@@ -285,8 +305,8 @@ def _judge(logged: Logged, target: Target, estimates: _Estimates, judging: Judgi
         )
     return Judged(
         target.name,
-        _interval(estimates.snips, judging),
-        None if estimates.dr is None else _interval(estimates.dr, judging),
+        _interval(estimates.snips, judging, num_runs),
+        None if estimates.dr is None else _interval(estimates.dr, judging, num_runs),
         ess,
         float(np.max(estimates.weights, initial=0.0)),
         thin,
@@ -295,18 +315,37 @@ def _judge(logged: Logged, target: Target, estimates: _Estimates, judging: Judgi
 
 
 def _difference(
-    estimates: Mapping[str, _Estimates], judged: Mapping[str, Judged], name: str, than: str, judging: Judging
+    estimates: Mapping[str, _Estimates],
+    judged: Mapping[str, Judged],
+    names: tuple[str, str],
+    judging: Judging,
+    num_runs: int,
 ) -> Difference:
-    mine, other = estimates[name], estimates[than]
-    dr = None if mine.dr is None or other.dr is None else _interval(mine.dr - other.dr, judging)
-    is_supported = judged[name].is_supported and judged[than].is_supported
-    return Difference(name, than, _interval(mine.snips - other.snips, judging), dr, is_supported)
+    mine, other = (estimates[name] for name in names)
+    dr = None if mine.dr is None or other.dr is None else _interval(mine.dr - other.dr, judging, num_runs)
+    is_supported = all(judged[name].is_supported for name in names)
+    return Difference(*names, _interval(mine.snips - other.snips, judging, num_runs), dr, is_supported)
 
 
-def _interval(estimates: Floats, judging: Judging) -> Interval:
+def _interval(estimates: Floats, judging: Judging, num_runs: int) -> Interval:
     """Row 0 is the estimate. A draw in which nothing can be computed makes the interval unknown."""
-    drawn, tail = estimates[1:], (1.0 - judging.level) / 2.0
+    drawn, tail = estimates[1:], expanded_tail(judging.level, num_runs)
     if not len(drawn) or not np.all(np.isfinite(estimates)):
         return Interval(float(estimates[0]), float("nan"), float("nan"))
     low, high = np.quantile(drawn, (tail, 1.0 - tail))
     return Interval(float(estimates[0]), float(low), float(high))
+
+
+def expanded_tail(level: float, num_runs: int) -> float:
+    """The share of draws to leave out at each side: with few runs a plain percentile interval is too narrow.
+
+    Hesterberg 2015 (What teachers should know about the bootstrap): P(Z < -sqrt(n / (n - 1)) t), with t the quantile
+    of Student's t with n - 1 degrees of freedom, here by its expansion around the normal's (Abramowitz and Stegun
+    26.7.5; from 10 runs on its error is below 0.001).
+    """
+    if num_runs < 2:
+        return 0.0
+    z, free = NormalDist().inv_cdf(0.5 + level / 2.0), num_runs - 1
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
+    return NormalDist().cdf(-t * math.sqrt(num_runs / free))

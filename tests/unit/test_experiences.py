@@ -62,6 +62,9 @@ def test_every_boundary_comes_to_what_its_story_says(stories: list[Story], seed:
     reasons += Counter({Reason.WRONG_REPORT: sum(story.wrong_reports for story in stories)})
     assert counted(found.asides) == +reasons
     assert found.num_decisions == len(expected)
+    assert sum(rewarded for rewarded, _eligible in found.measured.values()) == len(found.experiences)
+    unmeasured = sum(eligible - rewarded for rewarded, eligible in found.measured.values())
+    assert unmeasured == sum(reasons[r] for r in (Reason.NO_METRIC, Reason.BEFORE_AFTER, Reason.NO_REPORT))
 
 
 @settings(max_examples=50)
@@ -192,7 +195,7 @@ def test_a_record_that_is_no_event_is_told_with_its_place() -> None:
 
 def test_an_altered_folder_is_refused(tmp_path: Path) -> None:
     found = joined(records_of(one_whole(after=0.75)[0])).experiences
-    assert [e.reward for e in found] == [0.25]
+    assert [(e.reward, e.reward_variance) for e in found] == [(0.25, 0.0625)]
     write_experiences(tmp_path / "it", found, {})
     manifest = (tmp_path / "it" / MANIFEST).read_text()
     (tmp_path / "it" / MANIFEST).write_text(manifest.replace(found.digest, "0" * 64))

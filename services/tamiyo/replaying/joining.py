@@ -3,6 +3,7 @@
 Every decision gives one experience, or one ``SetAside`` that says why not; so does every report that fits none.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,9 @@ MAX_VIEW_BYTES = 256 * 1024 * 1024
 
 NOTHING = Reward(0.0, None)
 
+UNMEASURED = frozenset({Reason.NO_METRIC, Reason.BEFORE_AFTER, Reason.NO_REPORT})
+"""The decision was carried out, as far as is known, and no fork told what it was worth."""
+
 
 @dataclass(frozen=True, slots=True)
 class Joined:
@@ -32,6 +36,8 @@ class Joined:
 
     Attributes:
         num_decisions: that count, in the range: each is an experience, or among ``asides``.
+        measured: by action, how many decisions became experiences, of how many whose outcome could have been
+            measured. Which ones were is chance (forks are sampled), so that evaluation has to weigh it.
         views: the view of every decision in the range that could be read, whatever became of the decision:
             its digest and the offsets of innovation.blueprints that it names.
     """
@@ -39,6 +45,7 @@ class Joined:
     experiences: Experiences
     asides: tuple[SetAside, ...]
     num_decisions: int
+    measured: dict[Action, tuple[int, int]] = field(default_factory=dict)
     views: dict[Key, "SeenView"] = field(default_factory=dict, repr=False)
 
 
@@ -86,7 +93,8 @@ def join(
         done += 1
         tell(done)
     asides = [*join_one.asides, *join_one.orphans(), *gathered.broken]
-    return Joined(Experiences(join_one.made), tuple(sorted(asides)), done, join_one.views)
+    measured = {action: join_one.measured(action) for action in Action if join_one.eligible[action]}
+    return Joined(Experiences(join_one.made), tuple(sorted(asides)), done, measured, join_one.views)
 
 
 class _Join:
@@ -94,6 +102,8 @@ class _Join:
         self.made: list[StoredExperience] = []
         self.asides: list[SetAside] = []
         self.views: dict[Key, SeenView] = {}
+        self.eligible = Counter[Action]()
+        self._rewarded = Counter[Action]()
         self._gathered, self._rewarding = gathered, rewarding
         self._named = set[object]()
 
@@ -111,6 +121,10 @@ class _Join:
             self.made.append(self._experience(key, decision))
         except _Aside as aside:
             self._set_aside(key, decision, aside.reason, aside.detail)
+
+    def measured(self, action: Action) -> tuple[int, int]:
+        """Decisions to do this that became experiences, and those that could have."""
+        return self._rewarded[action], self.eligible[action]
 
     def orphans(self) -> Iterator[SetAside]:
         """Reports of decisions that the log does not hold."""
@@ -132,7 +146,13 @@ class _Join:
         recorded, view = self._view(key, event)
         choices = legal_choices(view)
         chosen = _index(choices, event)
-        reward, report = self._reward(key, heard, view, choices[chosen])
+        try:
+            reward, report = self._reward(key, heard, view, choices[chosen])
+        except _Aside as aside:
+            self.eligible[event.action] += aside.reason in UNMEASURED
+            raise
+        self.eligible[event.action] += 1
+        self._rewarded[event.action] += 1
         return StoredExperience(
             *key,
             step=event.step,

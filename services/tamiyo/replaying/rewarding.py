@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esper.graph.view import GraphView
-from esper.schemas.enums import ReportMethod
 from esper.schemas.events import FieldReported
 from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.replaying.asides import Reason
@@ -24,8 +23,10 @@ Rewarding = Callable[[FieldReported, GraphView, Choice], Reward | Reason]
 
 def gain(report: FieldReported, view: GraphView, choice: Choice) -> Reward | Reason:
     """The fork's difference of the metric, with the adaptation less without it; no rent is taken off."""
-    if report.method is not ReportMethod.FORK:
+    if report.fork is None:
         return Reason.BEFORE_AFTER
+    if report.fork.is_placebo:
+        return Reason.PLACEBO
     if report.before is None or report.after is None:
         return Reason.NO_METRIC
-    return Reward(report.after - report.before, None)
+    return Reward(report.after - report.before, report.fork.variance)
