@@ -24,6 +24,13 @@ class HeuristicSettings(SectionModel):
     )
 
 
+class RentSettings(SectionModel):
+    """What size costs, in the metric's own unit; docs/reward.md explains it."""
+
+    parameters: float = Field(0.01, ge=0, description="Rent for as many parameters as the host has itself.")
+    flops: float = Field(0.01, ge=0, description="Rent for as many FLOPs a sample as the host takes itself.")
+
+
 class TamiyoSettings(SectionModel):
     """How Tamiyo decides."""
 
@@ -42,6 +49,7 @@ class TamiyoSettings(SectionModel):
     heuristic: HeuristicSettings = Field(
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
     )
+    rent: RentSettings = Field(RentSettings.model_validate({}), description="What size costs in a reward.")
     metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
