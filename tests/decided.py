@@ -24,14 +24,16 @@ from esper.services.tamiyo.choices import Choice, legal_choices
 from esper.services.tamiyo.experiences import Key
 from esper.services.tamiyo.policies import EpsilonSoft
 from esper.services.tamiyo.policies.baselines import RandomPolicy
+from esper.services.tamiyo.settings import RentSettings
 
 STEPS = 10
 FATES = (
     "whole", "whole", "whole", "stale", "no_view", "view_differs", "view_damaged", "wrong_view", "not_legal",
     "wrong_report", "no_metric", "refused", "placebo", "before_after", "no_report", "no_decision",
 )  # fmt: skip
+RENT = RentSettings(parameters=0.25, flops=0.5)
 FORK = events.ForkedPair(
-    horizon_steps=100, num_draws=2, variance=0.0625, num_parameters_host=144, flops_added=32, flops_host=288
+    horizon_steps=100, num_draws=2, variance=0.0625, num_parameters_host=128, flops_added=32, flops_host=256
 )
 KERNELS = tuple(
     KernelView(name, 3, "ab" * 32, 10, LayerKind.LINEAR, 8, size) for name, size in (("affine", 16), ("mlp", 900))
@@ -172,6 +174,8 @@ def _tell_outcome(
                 reported(story, key, choice, decision_id, method="before_after", after=0.9)
             gained = rng.choice((0.25, -0.125, 0.0))
             reported(story, key, choice, decision_id, after=0.5 + gained)
+            gained -= 0.25 * 16 / 128 + 0.5 * 32 / 256  # RENT, of FORK's sizes
+            gained = -gained if choice.action is Action.CULL else gained
             if rng.random() < 0.3:
                 reported(story, key, choice, decision_id, after=0.875)
             return (*chosen, gained)
@@ -182,7 +186,8 @@ def _tell_outcome(
         case "no_metric":
             reported(story, key, choice, decision_id, after=None)
         case "placebo":
-            reported(story, key, choice, decision_id, fork=FORK.model_copy(update={"is_placebo": True}))
+            reported(story, key, choice, decision_id, after=0.75, fork=FORK.model_copy(update={"is_placebo": True}))
+            return (*chosen, 0.0)
         case "before_after":
             reported(story, key, choice, decision_id, method="before_after")
         case "refused":

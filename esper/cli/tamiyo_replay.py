@@ -21,10 +21,10 @@ from esper.services.tamiyo.replaying.ranges import EARLIEST, Range
 from esper.services.tamiyo.replaying.reading import Replay
 from esper.services.tamiyo.replaying.reading import replay as read_log
 from esper.services.tamiyo.replaying.records import origin_of, read_origin
-from esper.services.tamiyo.replaying.rewarding import gain
+from esper.services.tamiyo.replaying.rewarding import forked
 from esper.services.tamiyo.replaying.verifying import verify_views
 from esper.services.tamiyo.retraining import FitSettings, FitTold, card_of, find_fit, split_by_run
-from esper.services.tamiyo.settings import TamiyoSettings
+from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
 from esper.streams.replay import Told
 
 EXIT_DIFFERENT = 1
@@ -77,7 +77,7 @@ def replay(
     found = _read(settings, console, asked, again, quiet)
     show_replay(console, found, show)
     if into is not None:
-        write_experiences(into, found.joined.experiences, origin_of(found, asked, rent=None))
+        write_experiences(into, found.joined.experiences, origin_of(found, asked, _rent(again)))
         console.print(f"written to {into}", highlight=False, soft_wrap=True)
     is_good = not (strict and (found.bounds.lost or any(one.reason in FAULTS for one in found.asides)))
     if again is not None:
@@ -120,33 +120,47 @@ def retrain(
     seed: int = _SEED,
     resume: Path | None = typer.Option(None, help="Keep the state here, and go on from what is there."),
     tensorboard: Path | None = typer.Option(None, help="Write curves for TensorBoard into this folder."),
+    verify: bool = typer.Option(
+        False, "--verify", help="First make every view again; train on nothing if one differs."
+    ),
     quiet: bool = _QUIET,
 ) -> None:
     """Fit a policy to the log, and judge it on runs that it never saw. It decides nothing until it is activated.
 
-    What was read from the log stays beside it, in a folder of the same name with `.experiences`.
+    What was read from the log stays beside it, in a folder of the same name with `.experiences`; with --resume it is
+    not read again.
     """
-    settings, console, fit = load_settings(), Console(), find_fit()
+    console, fit, beside = Console(), find_fit(), into.with_name(f"{into.name}.experiences")
     _check_new(into)
-    if experiences is None:
-        experiences = into.with_name(f"{into.name}.experiences")
-        _check_new(experiences)
-        asked = Range.parse(since, until, runs)
-        found = _read(settings, console, asked, None, quiet)
-        show_replay(console, found, SHOWN)
-        write_experiences(experiences, found.joined.experiences, origin_of(found, asked, rent=None))
-    elif list(since) != [EARLIEST] or until or runs:
-        raise ConfigError("--experiences is a folder: --from, --until and --runs belong to `esper tamiyo replay`")
-    split = split_by_run(read_experiences(experiences), held_out, seed)
+    is_on_log = experiences is None
+    if not is_on_log and (list(since) != [EARLIEST] or until or runs or verify):
+        raise ConfigError(
+            "--experiences is a folder: --from, --until, --runs and --verify belong to a replay of the log"
+        )
+    folder = experiences or beside
+    if is_on_log and not (resume and beside.exists()):
+        _check_new(beside)
+        _replay_into(beside, console, Range.parse(since, until, runs), verify, quiet)
+    split = split_by_run(read_experiences(folder), held_out, seed)
     show_split(console, split)
     with shown(console, quiet=quiet) as tell:
         trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))
     policies = {**baselines(_tamiyo()), CANDIDATE: trained.policy}
-    measured = read_origin(experiences).measured
+    measured = read_origin(folder).measured
     judged = _judge(console, split.held_out, policies, CANDIDATE, measured, seed, quiet, trained.guess)
     into.mkdir(parents=True, exist_ok=True)
     trained.save(into, card_of(split, judged, seed))
     console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, quiet: bool) -> None:
+    settings = load_settings()
+    found = _read(settings, console, asked, None, quiet)
+    show_replay(console, found, SHOWN)
+    if verify and not _verify(settings, console, found, quiet):
+        console.print("[red]nothing was trained[/red]")
+        raise typer.Exit(EXIT_DIFFERENT)
+    write_experiences(folder, found.joined.experiences, origin_of(found, asked, _rent(None)))
 
 
 def _judge(
@@ -189,13 +203,18 @@ def _check_new(folder: Path | None) -> None:
         raise ConflictError(f"{folder} is there already: name a new folder, or remove it")
 
 
+def _rent(again: Path | None) -> RentSettings:
+    """As the settings have it; that of a folder, where it is read again."""
+    return _tamiyo().rent if again is None else RentSettings.model_validate(read_origin(again).rent)
+
+
 def _read(settings: Settings, console: Console, asked: Range, again: Path | None, quiet: bool) -> Replay:
-    kafka = settings.need_kafka()
-    origin = read_origin(again) if again is not None else None
+    kafka, rewarding, bounds = settings.need_kafka(), forked(_rent(again)), None
+    if again is not None:
+        origin = read_origin(again)
+        asked, bounds = origin.asked, origin.bounds
     with shown(console, quiet=quiet) as tell:
-        if origin is None:
-            return run_telling(lambda: read_log(kafka, asked, gain, tell=tell))
-        return run_telling(lambda: read_log(kafka, origin.asked, gain, bounds=origin.bounds, tell=tell))
+        return run_telling(lambda: read_log(kafka, asked, rewarding, bounds=bounds, tell=tell))
 
 
 def _compare_digests(console: Console, found: Experiences, folder: Path) -> bool:

@@ -6,11 +6,10 @@ from typing import Protocol
 import numpy as np
 
 from esper.graph.view import GraphView
-from esper.schemas.enums import Action
-from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.choices import Choice, legal_choices
 from esper.services.tamiyo.experiences import Experience, Experiences
 from esper.services.tamiyo.off_policy import Comparison, Floats, Judging, Logged, Target, compare
-from esper.services.tamiyo.policies import EpsilonSoft, Policy
+from esper.services.tamiyo.policies import EpsilonSoft, Favourite, Policy
 from esper.services.tamiyo.policies.baselines import RandomPolicy, SchedulePolicy, WaitPolicy
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
 from esper.services.tamiyo.settings import TamiyoSettings
@@ -22,11 +21,17 @@ Measured = Mapping[str, tuple[int, int]]
 """Action -> decisions whose outcome was measured, of how many that could have been (``Joined.measured``)."""
 
 
+AT_ONCE = 256
+"""Views that are open at the same time, and that a policy is asked about in one go."""
+
+
 class Guesser(Protocol):
     """A model of the reward, for the doubly robust estimate. Fit on other runs than those it is asked about."""
 
-    def __call__(self, view: GraphView, choices: Sequence[Choice]) -> Sequence[float]:
-        """The reward of each choice, in units of the metric."""
+    def __call__(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    ) -> Sequence[Sequence[float]]:
+        """Of each view the reward of each of its choices, in units of the metric."""
         ...
 
 
@@ -60,46 +65,82 @@ def evaluate(
         guesser: gives doubly robust estimates, where there is a model of the reward.
         tell: is called with the number of experiences that are done.
     """
-    acting = {name: EpsilonSoft(policy, epsilon, rng_seed=0) for name, policy in policies.items()}
-    rows: dict[str, list[Floats]] = {name: [] for name in acting}
-    kinds: list[list[str]] = []
-    guesses: list[Floats] = []
-    shares: list[float] = []
-    for done, one in enumerate(experiences):
-        choices = _weigh(one, acting, rows)
-        kinds.append([kind_of(choice) for choice in choices])
-        shares.append(_share(measured, choices[one.chosen].action))
-        if guesser is not None:
-            guesses.append(np.asarray(guesser(one.view, choices), np.float64))
-        tell(done + 1)
-    stored = experiences.stored
-    logged = Logged(
-        runs=[e.run_id for e in stored],
-        chosen=[e.chosen for e in stored],
-        behaviour=np.array([e.probability for e in stored], np.float64),
-        rewards=np.array([e.reward for e in stored], np.float64),
-        kinds=kinds,
-        measured=np.array(shares, np.float64),
-    )
+    facing = _Facing(policies, epsilon, measured, guesser)
+    for start in range(0, len(experiences), AT_ONCE):
+        some = list(experiences[start : start + AT_ONCE])
+        facing.add(some)
+        tell(start + len(some))
+    logged = facing.logged(experiences)
     targets = [Target(AS_LOGGED, logged.behaviour)]
-    targets += [Target.of(name, logged, rows[name]) for name in acting]
-    return compare(logged, targets, judging or Judging(), guesses if guesser is not None else None, candidate)
+    targets += [Target.of(name, logged, rows) for name, rows in facing.rows.items()]
+    return compare(logged, targets, judging or Judging(), facing.guesses if guesser else None, candidate)
 
 
-def _weigh(one: Experience, acting: Mapping[str, EpsilonSoft], rows: Mapping[str, list[Floats]]) -> Sequence[Choice]:
-    """Add the probabilities of every policy; gives the choices that there were."""
-    choices: Sequence[Choice] = ()
-    for name, policy in acting.items():
-        choices, probabilities, _reason = policy.probabilities(one.view)
-        rows[name].append(np.asarray(probabilities, np.float64))
-    return choices
+class _Facing:
+    """What policies would have done in front of experiences, column by column."""
+
+    def __init__(
+        self, policies: Mapping[str, Policy], epsilon: float, measured: Measured, guesser: Guesser | None
+    ) -> None:
+        self.rows: dict[str, list[Floats]] = {name: [] for name in policies}
+        self.guesses: list[Floats] = []
+        self._kinds: list[list[str]] = []
+        self._shares: list[float] = []
+        self._measured, self._guesser = measured, guesser
+        self._ahead = {name: _Ahead(policy) for name, policy in policies.items()}
+        self._acting = {name: EpsilonSoft(policy, epsilon, rng_seed=0) for name, policy in self._ahead.items()}
+
+    def add(self, some: Sequence[Experience]) -> None:
+        """Ask every policy about some experiences."""
+        views = [one.view for one in some]
+        choices_of_each = [legal_choices(view) for view in views]
+        for name, ahead in self._ahead.items():
+            ahead.look_at(views, choices_of_each)
+            for view in views:
+                _choices, probabilities, _reason = self._acting[name].probabilities(view)
+                self.rows[name].append(np.asarray(probabilities, np.float64))
+        for one, choices in zip(some, choices_of_each, strict=True):
+            self._kinds.append([kind_of(choice) for choice in choices])
+            told, eligible = self._measured.get(choices[one.chosen].action, (1, 1))
+            self._shares.append(told / eligible)
+        if self._guesser is not None:
+            self.guesses += [np.asarray(row, np.float64) for row in self._guesser(views, choices_of_each)]
+
+    def logged(self, experiences: Experiences) -> Logged:
+        """What really happened."""
+        stored = experiences.stored
+        return Logged(
+            runs=[e.run_id for e in stored],
+            chosen=[e.chosen for e in stored],
+            behaviour=np.array([e.probability for e in stored], np.float64),
+            rewards=np.array([e.reward for e in stored], np.float64),
+            kinds=self._kinds,
+            measured=np.array(self._shares, np.float64),
+        )
+
+
+class _Ahead:
+    """A policy that is asked about many views in one go, where it can be."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.kind = policy.kind
+        self._policy = policy
+        self._known: dict[int, Favourite] = {}
+
+    def look_at(self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]) -> None:
+        """Ask about these; ``favour`` knows the answers as long as the views live."""
+        ask = getattr(self._policy, "favour_all", None)
+        self._known = {}
+        if ask is not None:
+            favourites = ask(views, choices_of_each)
+            self._known = {id(view): favourite for view, favourite in zip(views, favourites, strict=True)}
+
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+        """What the policy said, or says now."""
+        known = self._known.get(id(view))
+        return self._policy.favour(view, choices) if known is None else known
 
 
 def kind_of(choice: Choice) -> str:
     """What support is counted by: the action, with the blueprint where one is germinated."""
     return f"{choice.action} {choice.kernel.blueprint_id}" if choice.kernel else str(choice.action)
-
-
-def _share(measured: Measured, action: Action) -> float:
-    told, eligible = measured.get(action, (1, 1))
-    return told / eligible

@@ -51,8 +51,10 @@ class Trained(Protocol):
 
     policy: Policy
 
-    def guess(self, view: GraphView, choices: Sequence[Choice]) -> Sequence[float]:
-        """The reward that it expects of each choice, in units of the metric."""
+    def guess(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    ) -> Sequence[Sequence[float]]:
+        """Of each view the reward that it expects of each choice, in units of the metric."""
         ...
 
     def save(self, folder: Path, card: Mapping[str, Any]) -> None:

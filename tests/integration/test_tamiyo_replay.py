@@ -31,7 +31,8 @@ from esper.services.tamiyo.replaying.gathering import Gathered
 from esper.services.tamiyo.replaying.joining import join
 from esper.services.tamiyo.replaying.ranges import EARLIEST, Range
 from esper.services.tamiyo.replaying.reading import Replay, replay
-from esper.services.tamiyo.replaying.rewarding import gain
+from esper.services.tamiyo.replaying.rewarding import forked
+from esper.services.tamiyo.settings import RentSettings
 from esper.streams.database import connect_pool
 from esper.streams.folding import Batch, fold
 from esper.streams.positions import claim_cluster
@@ -43,14 +44,21 @@ def told_by(stories: Iterable[Story]) -> list[OonaMessage]:
 
 
 def expected_digest(stories: list[Story]) -> str:
-    gathered = Gathered()
+    gathered, rent = Gathered(), RentSettings.model_validate({})
     for record in lay_out(stories, random.Random(0)):
         gathered.add(record)
-    return join(gathered, gain).experiences.digest
+    return join(gathered, forked(rent)).experiences.digest
 
 
 async def read(settings: Settings, since: str = EARLIEST, until: tuple[str, ...] = (), runs: str = "*") -> Replay:
-    return await replay(settings.need_kafka(), Range.parse([since], until, [runs]), gain)
+    return await replay(
+        settings.need_kafka(), Range.parse([since], until, [runs]), forked(RentSettings.model_validate({}))
+    )
+
+
+def boundary_of(event: Any) -> int:
+    """That of what Tamiyo told; of a report the one that it is about."""
+    return int(event.boundary) if hasattr(event, "boundary") else int(event.step // STEPS)
 
 
 async def delete_before(settings: Settings, topic: TopicSpec, partition: int, offset: int) -> None:
@@ -93,9 +101,9 @@ async def test_a_replay_gives_the_same_digest_whatever_was_added_since(mine: Set
 async def test_a_range_is_of_decisions_by_offset_or_time_and_nothing_behind_its_end_is_seen(mine: Settings) -> None:
     run_id = "ranged"
     before, after = tell_run(run_id, random.Random(1), 8), tell_run(run_id, random.Random(2), 20)
-    later = Story()
-    for topic, messages in after.told.items():  # the same run goes on
-        later.told[topic] = [m for m in messages if getattr(m.data, "boundary", m.data.step // STEPS) > 8]
+    later = Story()  # the same run goes on
+    for topic, messages in after.told.items():
+        later.told[topic] = [m for m in messages if boundary_of(m.data) > 8]
     await send(mine, told_by([before]))
     now = datetime.now(UTC)
     await wait_until_async(lambda: asyncio.sleep(0, datetime.now(UTC).timestamp() > now.timestamp() + 0.05))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from decided import Story, a_view, decided, lay_out, recorded, reported, tell_run
+from decided import RENT, Story, a_view, decided, lay_out, recorded, reported, tell_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,14 +26,14 @@ from esper.services.tamiyo.replaying.asides import FAULTS, MEANING, Reason, coun
 from esper.services.tamiyo.replaying.files import MANIFEST, NUMBERS, read_experiences, read_manifest, write_experiences
 from esper.services.tamiyo.replaying.gathering import Gathered
 from esper.services.tamiyo.replaying.joining import Joined, join
-from esper.services.tamiyo.replaying.rewarding import gain
+from esper.services.tamiyo.replaying.rewarding import forked
 
 
 def joined(records: list[StoredRecord], **gathering: Any) -> Joined:
     gathered = Gathered(**gathering)
     for record in records:
         gathered.add(record)
-    return join(gathered, gain)
+    return join(gathered, forked(RENT))
 
 
 def told(found: Joined) -> Any:
@@ -195,7 +195,9 @@ def test_a_record_that_is_no_event_is_told_with_its_place() -> None:
 
 def test_an_altered_folder_is_refused(tmp_path: Path) -> None:
     found = joined(records_of(one_whole(after=0.75)[0])).experiences
-    assert [(e.reward, e.reward_variance) for e in found] == [(0.25, 0.0625)]
+    assert [(e.reward, e.reward_variance) for e in found] == [
+        (pytest.approx(0.25 - 0.25 * 16 / 128 - 0.5 * 32 / 256), 0.0625)
+    ]
     write_experiences(tmp_path / "it", found, {})
     manifest = (tmp_path / "it" / MANIFEST).read_text()
     (tmp_path / "it" / MANIFEST).write_text(manifest.replace(found.digest, "0" * 64))

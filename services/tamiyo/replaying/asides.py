@@ -22,7 +22,6 @@ class Reason(StrEnum):
     RIVAL = "rival"
     STALE = "stale"
     REFUSED = "refused"
-    PLACEBO = "placebo"
     BEFORE_AFTER = "before_after"
     NO_REPORT = "no_report"
 
@@ -41,7 +40,6 @@ MEANING: Mapping[Reason, str] = MappingProxyType(
         Reason.RIVAL: "a later decision for a boundary that has one: the first counts",
         Reason.STALE: "WAIT because the views were behind: nothing was seen",
         Reason.REFUSED: "the trainer refused the command",
-        Reason.PLACEBO: "a placebo's fork, which measures noise: nothing is trained on that",
         Reason.BEFORE_AFTER: "only a before/after report: nothing is trained on that",
         Reason.NO_REPORT: "no report (yet)",
     }

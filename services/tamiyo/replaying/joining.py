@@ -147,7 +147,7 @@ class _Join:
         choices = legal_choices(view)
         chosen = _index(choices, event)
         try:
-            reward, report = self._reward(key, heard, view, choices[chosen])
+            reward, report = self._reward(key, heard, choices[chosen])
         except _Aside as aside:
             self.eligible[event.action] += aside.reason in UNMEASURED
             raise
@@ -187,9 +187,7 @@ class _Join:
         self.views[key] = SeenView(body.digest, body.view_version, view.blueprint_offsets)
         return body, view
 
-    def _reward(
-        self, key: Key, decision: Heard, view: GraphView, choice: Choice
-    ) -> tuple[Reward, FieldReported | None]:
+    def _reward(self, key: Key, decision: Heard, choice: Choice) -> tuple[Reward, FieldReported | None]:
         """The first report in the log that says something counts; those of other seeds are told of."""
         fitting: list[FieldReported] = []
         heard_by_id = self._gathered.reports.get(decision.message.id, {})
@@ -203,7 +201,7 @@ class _Join:
                 self._set_aside(key, heard, Reason.WRONG_REPORT, told)
         if choice.action is Action.WAIT:
             return NOTHING, None
-        found = [(self._rewarding(report, view, choice), report) for report in fitting]
+        found = [(self._rewarding(report, choice.action), report) for report in fitting]
         for reward, report in found:
             if isinstance(reward, Reward):
                 return reward, report

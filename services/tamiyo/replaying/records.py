@@ -9,6 +9,7 @@ from esper.services.tamiyo.replaying.asides import counted
 from esper.services.tamiyo.replaying.files import read_manifest
 from esper.services.tamiyo.replaying.ranges import Bounds, Range
 from esper.services.tamiyo.replaying.reading import Replay
+from esper.services.tamiyo.settings import RentSettings
 from esper.streams.replay.reading import Offsets
 
 
@@ -22,7 +23,7 @@ class Origin(NamedTuple):
     rent: Any
 
 
-def origin_of(replay: Replay, asked: Range, rent: Any) -> dict[str, Any]:
+def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any]:
     """For the manifest: the range as offsets, what was set aside, and how much was measured."""
     return {
         "from": str(asked.since) or "EARLIEST",
@@ -34,7 +35,7 @@ def origin_of(replay: Replay, asked: Range, rent: Any) -> dict[str, Any]:
         "num_decisions": replay.joined.num_decisions,
         "set_aside": counted(replay.asides),
         "measured": {action: list(counts) for action, counts in replay.joined.measured.items()},
-        "rent": rent,
+        "rent": rent.model_dump(),
     }
 
 

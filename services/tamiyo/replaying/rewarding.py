@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from esper.graph.view import GraphView
+from esper.schemas.enums import Action, ReportMethod
 from esper.schemas.events import FieldReported
-from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.replaying.asides import Reason
+from esper.services.tamiyo.reward import reward_of
+from esper.services.tamiyo.settings import RentSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +18,17 @@ class Reward:
     variance: float | None
 
 
-Rewarding = Callable[[FieldReported, GraphView, Choice], Reward | Reason]
-"""Pure. Gives the reason where the report says nothing that may be trained on."""
+Rewarding = Callable[[FieldReported, Action], Reward | Reason]
+"""Pure; of a report of an action other than WAIT. Gives the reason where it says nothing that may be trained on."""
 
 
-def gain(report: FieldReported, view: GraphView, choice: Choice) -> Reward | Reason:
-    """The fork's difference of the metric, with the adaptation less without it; no rent is taken off."""
-    if report.fork is None:
-        return Reason.BEFORE_AFTER
-    if report.fork.is_placebo:
-        return Reason.PLACEBO
-    if report.before is None or report.after is None:
-        return Reason.NO_METRIC
-    return Reward(report.after - report.before, report.fork.variance)
+def forked(rent: RentSettings) -> Rewarding:
+    """What ``esper.services.tamiyo.reward`` makes of a fork: the gain less rent."""
+
+    def rewarding(report: FieldReported, action: Action) -> Reward | Reason:
+        if report.method is not ReportMethod.FORK:
+            return Reason.BEFORE_AFTER
+        found = reward_of(report, action, rent)
+        return Reason.NO_METRIC if found is None else Reward(*found)
+
+    return rewarding
