@@ -22,6 +22,11 @@ def _only_wider(value: Value) -> Value:
     return value
 
 
+def _not_a_fork(value: Value) -> Value:
+    """A report of the first version is a record, whatever method it names: its horizon is not known."""
+    return {**value, "method": "before_after"}
+
+
 UPCASTERS: Mapping[str, Upcaster] = MappingProxyType(
     {
         # v2 knows conv1d layers
@@ -30,6 +35,8 @@ UPCASTERS: Mapping[str, Upcaster] = MappingProxyType(
         "esper.run.started.v1": _only_wider,
         # v2 has effective_rank, which nobody took before
         "esper.layer-health.measured.v1": _only_wider,
+        # v2 has fork; what v1 told as a fork said nothing of how it was made, and nothing ever wrote one
+        "esper.adaptation.reported.v1": _not_a_fork,
     }
 )
 """Old type -> its upcaster."""

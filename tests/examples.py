@@ -31,6 +31,9 @@ RESULTS = TrainingResults(
     initial_accuracy=0.1, final_accuracy=0.9, adaptations_applied=2, overhead_percent=3.5, epochs=4, steps=400,
     duration_s=12.5,
 )  # fmt: skip
+FORK = events.ForkedPair(
+    horizon_steps=60, num_draws=2, variance=0.25, num_parameters_host=90, flops_added=0, flops_host=180
+)
 EXAMPLES: tuple[Event, ...] = (
     events.LayerHealthMeasured(
         **TRAINER, epoch=0, layer_id="fc1", signals=(HealthSignal(**SIGNAL, dead_ratio=0.25, effective_rank=3.5), SICK)
@@ -67,8 +70,8 @@ EXAMPLES: tuple[Event, ...] = (
     ),
     events.FieldReported(
         **TRAINER, **SEED, blueprint_id="noop", outcome="culled", decision_id=uuid.UUID(int=7),
-        command_id=uuid.UUID(int=8), method="before_after", metric="val_accuracy", before=0.1, after=None,
-        germinated_at_step=1, num_parameters=0,
+        command_id=uuid.UUID(int=8), method="fork", metric="val_accuracy", before=0.1, after=None,
+        germinated_at_step=1, num_parameters=0, fork=FORK,
     ),
     events.BlueprintChangeRequested(blueprint_id="noop", change="propose", expected_version=0, spec=SPEC),
     events.CertificateIssued(

@@ -19,14 +19,16 @@ from pydantic.fields import FieldInfo
 
 from esper.schemas.assets import Seed
 from esper.schemas.base import TEXT_PATTERN
-from esper.schemas.enums import Action, BlueprintChange, EvaluationVerdict, SeedStage
+from esper.schemas.enums import Action, BlueprintChange, EvaluationVerdict, ReportMethod, SeedStage
 from esper.schemas.events import (
     BlueprintChangeRequested,
     DecisionMade,
+    FieldReported,
     KernelRegistered,
     LayerHealthMeasured,
     PolicyEvaluated,
 )
+from esper.schemas.events.seeds import ENDS
 from esper.schemas.operational import STATISTICS, HealthSignal
 
 MAX_ITEMS, MAX_CHARS = 4, 40
@@ -165,6 +167,12 @@ def _decision(fields: Fields) -> Fields:
     return {**fields, "action": action, **target, "blueprint_id": blueprint, "view_digest": digest}
 
 
+def _field_report(fields: Fields) -> Fields:
+    is_fork = fields["fork"] is not None
+    outcome = fields["outcome"] if is_fork or fields["outcome"] in ENDS else SeedStage.CULLED
+    return {**fields, "method": ReportMethod.FORK if is_fork else ReportMethod.BEFORE_AFTER, "outcome": outcome}
+
+
 def _change(fields: Fields) -> Fields:
     is_proposal = fields["spec"] is not None
     change = fields["change"]
@@ -184,5 +192,6 @@ _REPAIRS: dict[type[BaseModel], Callable[[Fields], Fields]] = {
     DecisionMade: _decision,
     BlueprintChangeRequested: _change,
     PolicyEvaluated: _evaluation,
+    FieldReported: _field_report,
     KernelRegistered: lambda fields: {**fields, "blueprint_id": fields["kernel"].blueprint_id},
 }

@@ -7,7 +7,7 @@ and nothing moves; training goes on.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from torch.optim import Optimizer
@@ -38,8 +38,24 @@ from esper.schemas.messages import OonaMessage
 _log = get_logger(__name__)
 
 
+class CommandObserver(Protocol):
+    """Sees what commands do to a run. It may read the model; what it does is part of the step's time."""
+
+    def before_commands(self, commands: Sequence[ReceivedCommand], step: int) -> None:
+        """These are about to be dealt with, in this order; nothing of this boundary has happened yet."""
+        ...
+
+    def applied(self, command: ReceivedCommand, moved: Cause, step: int) -> None:
+        """One of them was applied; ``moved`` is the transition that tells it."""
+        ...
+
+    def boundary_passed(self, moves: Sequence[Move]) -> None:
+        """All moves of this boundary were made."""
+        ...
+
+
 class BoundaryWork:
-    """Everything a boundary touches, for one run."""
+    """Everything a boundary touches, for one run. ``observer`` sees the commands, where there is one."""
 
     def __init__(
         self,
@@ -58,13 +74,17 @@ class BoundaryWork:
         self._untold: list[tuple[Cause, dict[str, Any]]] = []
         self._moves: list[Move] = []
         self._pinned: dict[tuple[str, int], str] = {}
+        self.observer: CommandObserver | None = None
         self.num_commands: Counter[str] = Counter()  # by outcome, in this process
 
     def pass_boundary(self, boundary: int, step: int, epoch: int) -> list[Move]:
         """Do all of it, and give what moved; never raises for a full disk."""
         self._moves = []
         try:
-            for received in self._inbox.ready(step):
+            ready = self._inbox.ready(step)
+            if ready and self.observer is not None:
+                self.observer.before_commands(ready, step)
+            for received in ready:
                 self._handle(received, boundary, step)
             for plan in self._model.plan_advance(boundary):
                 self._move(plan, boundary, step, self._last_moves.get((plan.layer_id, plan.seed_id)))
@@ -79,6 +99,8 @@ class BoundaryWork:
             )
         except OutboxFullError as error:
             _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+        if self.observer is not None:
+            self.observer.boundary_passed(self._moves)
         return self._moves
 
     def release_pins(self) -> None:
@@ -140,8 +162,10 @@ class BoundaryWork:
             self._reject(received, refused, step)
             self.num_commands[refused[0]] += 1
         else:
-            self._move(plan, boundary, step, received.message, received)
+            moved = self._move(plan, boundary, step, received.message, received)
             self.num_commands["applied"] += 1
+            if self.observer is not None:
+                self.observer.applied(received, moved, step)
         self._inbox.done(received)
 
     def _plan(self, received: ReceivedCommand) -> Transition:
@@ -192,7 +216,7 @@ class BoundaryWork:
         step: int,
         cause: OonaMessage | Cause | None,
         received: ReceivedCommand | None = None,
-    ) -> None:
+    ) -> Cause:
         moved = self._journal.record(
             SeedTransitioned,
             cause,
@@ -227,6 +251,7 @@ class BoundaryWork:
             step=step,
             trace_id=trace_id_of(moved.traceparent),
         )
+        return told
 
     def _follow_pins(self, plan: Transition, kernel: LoadedKernel | None) -> None:
         """The kernel of a seed under way stays in the cache: a seed that is given up is often tried again."""

@@ -4,9 +4,8 @@ from typing import Any
 from uuid import UUID
 
 from esper.kasmina.lifecycle import Transition
-from esper.schemas.enums import ReportMethod, SeedStage
-
-ENDS = (SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED)
+from esper.schemas.enums import ReportMethod
+from esper.schemas.events.seeds import ENDS
 
 
 class AdaptationBook:

@@ -14,12 +14,12 @@ from typing import Any, Self
 from uuid import UUID
 
 from esper.config import Settings
-from esper.connection.boundary import BoundaryWork
+from esper.connection.boundary import BoundaryWork, CommandObserver
 from esper.connection.checkpoints import CheckpointStore
 from esper.connection.commands import CommandInbox
 from esper.connection.habits import habits_path
 from esper.connection.health import HealthReporter
-from esper.connection.journal import Journal
+from esper.connection.journal import Cause, Journal
 from esper.connection.link import LinkThread
 from esper.connection.metrics import RunParts, TrainerMetrics
 from esper.connection.reports import AdaptationBook
@@ -184,6 +184,15 @@ class RunLink:
             is_saved = self._save([from_bytes(data) for data in self._replicas.gather(to_bytes(own))])
             self._replicas.tell({"is_saved": is_saved})
             return is_saved
+
+    def observe(self, observer: CommandObserver) -> None:
+        """Let somebody see what commands do; inside the ``with`` block, before the first step."""
+        self._work.observer = observer
+
+    def report(self, cause: Cause, **fields: Any) -> bool:
+        """Tell a field report that came to be known between boundaries; False where the disk is full."""
+        told = self._journal.try_record(events.FieldReported, cause, step=self.step_number, **fields)
+        return told is not None
 
     # -- inside -----------------------------------------------------------------------------
 

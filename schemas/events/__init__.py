@@ -29,7 +29,7 @@ from esper.schemas.events.runs import (
     RunStarted,
     TelemetryGap,
 )
-from esper.schemas.events.seeds import BreakerChanged, CommandRejected, FieldReported, SeedTransitioned
+from esper.schemas.events.seeds import BreakerChanged, CommandRejected, FieldReported, ForkedPair, SeedTransitioned
 from esper.schemas.events.tamiyo import DecisionMade, ViewRecorded
 from esper.schemas.events.telemetry import LayerHealthMeasured
 
@@ -83,6 +83,7 @@ __all__ = [
     "EpochCompleted",
     "Event",
     "FieldReported",
+    "ForkedPair",
     "FossilizeSeed",
     "GerminateSeed",
     "KernelRefused",

@@ -1,11 +1,28 @@
 """control.kasmina.lifecycle and innovation.field-reports: what became of the seeds."""
 
-from typing import Literal
+from typing import Literal, Self
 from uuid import UUID
 
-from esper.schemas.base import BlueprintId, Count, LayerId, Remark, SeedId, Sha256, ShortName
+from pydantic import ConfigDict, model_validator
+
+from esper.schemas.base import (
+    BlueprintId,
+    Count,
+    Fact,
+    LayerId,
+    NotNegative,
+    Positive,
+    Remark,
+    SeedId,
+    Sha256,
+    ShortName,
+)
+from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BreakerState, RejectionReason, ReportMethod, SeedStage, TransitionReason
 from esper.schemas.events.base import TrainerEvent
+
+ENDS = (SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED)
+"""Where an adaptation ends."""
 
 
 class SeedTransitioned(TrainerEvent):
@@ -55,19 +72,64 @@ class BreakerChanged(TrainerEvent):
     detail: Remark = ""
 
 
-class FieldReported(TrainerEvent):
-    """How an adaptation turned out, told when its seed came to its end.
+class ForkedPair(Fact):
+    """How a fork was made: two branches from one snapshot, on the same batches, one of them without the adaptation.
 
-    ``before`` is the metric of the last epoch before the seed germinated, ``after`` that of
-    the last epoch before its end. With ``method=before_after`` the difference holds whatever
-    else training did meanwhile: it is a record, and no policy is trained on it.
+    Attributes:
+        horizon_steps: optimizer steps from the snapshot to where the metric was taken, in both branches.
+        num_draws: batch orders that ``before`` and ``after`` are means over. The first is the run's own.
+        variance: estimated variance of ``after - before``, from the spread over the draws; null with one draw.
+        is_placebo: the adaptation adds nothing, and its branches were given different batches: the
+            difference is noise, and nothing else.
+        num_parameters_host: of the model without any seed.
+        flops_added: of one forward pass over one sample, through what the adaptation adds.
+        flops_host: the same of the model without any seed.
     """
 
-    type: Literal["esper.adaptation.reported.v1"] = "esper.adaptation.reported.v1"
+    horizon_steps: Positive
+    num_draws: Positive
+    variance: NotNegative | None = None
+    is_placebo: bool = False
+    num_parameters_host: Positive
+    flops_added: Count
+    flops_host: Positive
+
+
+class FieldReported(TrainerEvent):
+    """How an adaptation turned out.
+
+    With ``method=before_after`` it is told when the seed came to its end, which is ``outcome``. ``before`` is the
+    metric of the last epoch before the seed germinated, ``after`` that of the last epoch before its end. The
+    difference holds whatever else training did meanwhile: it is a record, and no policy is trained on it.
+
+    With ``method=fork`` the effect of one decision is told, whichever ``decision_id`` names: to germinate, to
+    fossilize or to cull. ``before`` is the metric of the branch without the adaptation, ``after`` that of the branch
+    with it, at the same step. It is told when the branches are trained, which may be after the seed's end;
+    ``outcome`` is where the adaptation stood at the horizon, on the run's own line. docs/reward.md has the estimator.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                when("method", "fork", then={"fork": GIVEN}, otherwise={"fork": NULL, "outcome": {"enum": [*ENDS]}})
+            ]
+        }
+    )
+
+    type: Literal["esper.adaptation.reported.v2"] = "esper.adaptation.reported.v2"
     layer_id: LayerId
     seed_id: SeedId
     blueprint_id: BlueprintId
-    outcome: Literal[SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED]
+    outcome: Literal[
+        SeedStage.GERMINATED,
+        SeedStage.TRAINING,
+        SeedStage.GRAFTING,
+        SeedStage.STABILIZING,
+        SeedStage.EVALUATING,
+        SeedStage.FOSSILIZED,
+        SeedStage.CULLED,
+        SeedStage.CANCELLED,
+    ]
     decision_id: UUID
     command_id: UUID
     method: ReportMethod
@@ -76,3 +138,12 @@ class FieldReported(TrainerEvent):
     after: float | None
     germinated_at_step: Count
     num_parameters: Count
+    fork: ForkedPair | None = None
+
+    @model_validator(mode="after")
+    def _fork_goes_with_its_method(self) -> Self:
+        if (self.method is ReportMethod.FORK) != (self.fork is not None):
+            raise ValueError("fork goes with method=fork alone")
+        if self.fork is None and self.outcome not in ENDS:
+            raise ValueError(f"{self.outcome}: a report of method=before_after is told at a seed's end")
+        return self

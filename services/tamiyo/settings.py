@@ -6,6 +6,7 @@ from pydantic import Field
 
 from esper.config import SectionModel
 from esper.metrics.settings import MetricsAddress
+from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 
 
 class HeuristicSettings(SectionModel):
@@ -22,6 +23,13 @@ class HeuristicSettings(SectionModel):
     max_growth: float = Field(
         4.0, gt=0, description="Parameters of a new kernel, at most, as a multiple of its layer's own."
     )
+
+
+class RentSettings(SectionModel):
+    """What size costs, in the metric's own unit; docs/reward.md explains it."""
+
+    parameters: float = Field(0.01, ge=0, description="Rent for as many parameters as the host has itself.")
+    flops: float = Field(0.01, ge=0, description="Rent for as many FLOPs a sample as the host takes itself.")
 
 
 class TamiyoSettings(SectionModel):
@@ -49,6 +57,11 @@ class TamiyoSettings(SectionModel):
     )
     heuristic: HeuristicSettings = Field(
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
+    )
+    rent: RentSettings = Field(RentSettings.model_validate({}), description="What size costs in a reward.")
+    network: NetworkSettings = Field(NetworkSettings.model_validate({}), description="How the learnt policy is run.")
+    training: TrainingSettings = Field(
+        TrainingSettings.model_validate({}), description="How the learnt policy is trained."
     )
     metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
     metrics_port: int = Field(

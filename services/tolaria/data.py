@@ -1,6 +1,7 @@
-"""scikit-learn's digits: 1,797 real images of 8x8, bundled with the package; shifted and noised.
+"""Images to learn from: scikit-learn's digits, which come with it, or CIFAR-10; shifted and noised.
 
 The same epoch of the same seed gives the same batches, in any process.
+N: images, C: channels, S: side in pixels.
 """
 
 from collections.abc import Iterator
@@ -13,22 +14,34 @@ from esper.errors import UnavailableError
 
 NUM_CLASSES = 10
 VALIDATION_SHARE = 0.25
-MAX_SHIFT = 1  # pixels
-NOISE_STD = 0.15  # of pixel values that are scaled to 0..1
+DRAW_STRIDE = 1_000_000_007
+"""Between the seeds of two draws of a run's batches: far more than any run has epochs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Digits:
-    """Images (N, 1, 8, 8) in 0..1 and labels (N,), split once by ``rng_seed``."""
+class ImageSet:
+    """Images (N, C, S, S) in 0..1 and labels (N,), split once by a run's seed.
+
+    Attributes:
+        max_shift: pixels by which an image is shifted at most, in each direction; edges are filled with 0.
+        noise_std: of the noise that is added to pixel values.
+    """
 
     train_x: Tensor
     train_y: Tensor
     val_x: Tensor
     val_y: Tensor
+    max_shift: int
+    noise_std: float
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Channels and side of an image."""
+        return self.train_x.shape[1], self.train_x.shape[2]
 
 
-def load_digits(rng_seed: int) -> Digits:
-    """Read and split the data set.
+def load_digits(rng_seed: int) -> ImageSet:
+    """scikit-learn's 1,797 real images of 8x8. Validation images are shifted and noised too, once.
 
     Raises:
         UnavailableError: scikit-learn is not installed.
@@ -40,31 +53,43 @@ def load_digits(rng_seed: int) -> Digits:
     raw = load()
     images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16.0
     labels = torch.tensor(raw.target, dtype=torch.int64)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(rng_seed))
-    num_val = int(len(labels) * VALIDATION_SHARE)
-    val, train = order[:num_val], order[num_val:]
-    noisy = _noised(images[val], torch.Generator().manual_seed(rng_seed + 1))
-    return Digits(images[train], labels[train], noisy, labels[val])
+    train, val = split(len(labels), rng_seed)
+    noisy = _noised(images[val], 1, 0.15, torch.Generator().manual_seed(rng_seed + 1))
+    return ImageSet(images[train], labels[train], noisy, labels[val], max_shift=1, noise_std=0.15)
+
+
+def split(num_images: int, rng_seed: int) -> tuple[Tensor, Tensor]:
+    """The places of training and of validation images."""
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(rng_seed))
+    num_val = int(num_images * VALIDATION_SHARE)
+    return order[num_val:], order[:num_val]
 
 
 def epoch_batches(
-    data: Digits, *, epoch: int, copies: int, batch_size: int, rng_seed: int
+    data: ImageSet, *, epoch: int, copies: int, batch_size: int, rng_seed: int, draw: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch: ``copies`` times the training set, each shifted and noised anew."""
-    generator = torch.Generator().manual_seed(rng_seed * 100_003 + epoch)
+    """The batches of one epoch: ``copies`` times the training set, each shifted and noised anew.
+
+    Args:
+        draw: 0 gives a run's own batches; another number other ones, as a run of another seed would have them.
+    """
+    generator = torch.Generator().manual_seed(rng_seed * 100_003 + epoch + DRAW_STRIDE * draw)
     for _copy in range(copies):
         order = torch.randperm(len(data.train_y), generator=generator)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
-            yield _noised(data.train_x[chosen], generator), data.train_y[chosen]
+            images = _noised(data.train_x[chosen], data.max_shift, data.noise_std, generator)
+            yield images, data.train_y[chosen]
 
 
-def _noised(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted on its own by up to MAX_SHIFT pixels (edges filled with 0), then noised."""
-    count, _channels, height, width = images.shape
-    padded = nn.functional.pad(images, (MAX_SHIFT,) * 4)
-    shifts = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1), generator=generator)
-    rows = (shifts[0] + torch.arange(height)).unsqueeze(2)
-    columns = (shifts[1] + torch.arange(width)).unsqueeze(1)
-    shifted = padded[torch.arange(count).view(-1, 1, 1), 0, rows, columns].unsqueeze(1)
-    return shifted + NOISE_STD * torch.randn(images.shape, generator=generator)
+def _noised(images: Tensor, max_shift: int, noise_std: float, generator: torch.Generator) -> Tensor:
+    """Each image shifted on its own, then noised."""
+    count, channels, height, width = images.shape
+    padded = nn.functional.pad(images, (max_shift,) * 4)
+    shifts = torch.randint(0, 2 * max_shift + 1, (2, count, 1), generator=generator)
+    rows = (shifts[0] + torch.arange(height)).view(count, 1, height, 1)
+    columns = (shifts[1] + torch.arange(width)).view(count, 1, 1, width)
+    shifted = padded[torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1), rows, columns]
+    if not noise_std:
+        return shifted
+    return shifted + noise_std * torch.randn(images.shape, generator=generator)

@@ -1,25 +1,33 @@
 """The training loop, with Esper and without: the same data, network and optimizer to the bit."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-import esper
 from esper.config import Settings
 from esper.connection.connecting import connect
 from esper.connection.follower import FollowerLink
 from esper.connection.run import RunLink
-from esper.kasmina.lifecycle import StageSchedule
+from esper.connection.training_state import Training
 from esper.kasmina.model import MorphableModel
 from esper.schemas.assets import TrainingResults
-from esper.services.tolaria.data import Digits, epoch_batches, load_digits
-from esper.services.tolaria.network import DigitsNet
+from esper.services.tolaria.data import ImageSet
+from esper.services.tolaria.forks import METRIC, Forks
+from esper.services.tolaria.loop import (
+    accuracy,
+    load_images,
+    make_model,
+    make_network,
+    make_optimizer,
+    one_epoch,
+    prepare_torch,
+)
 from esper.services.tolaria.settings import TrainerSettings
-
-TARGETS = (nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +60,8 @@ def train(
         ConflictError, ContractError: the run exists already, or cannot be resumed.
     """
     prepare_torch(trainer)
-    data, net = load_digits(trainer.rng_seed), make_network(trainer)
-    model = esper.wrap(net, target_layers=TARGETS, seeds_per_layer=trainer.seeds_per_layer)
-    model.schedule = StageSchedule(**trainer.schedule.model_dump())
+    data = load_images(trainer)
+    model = make_model(trainer, data.image_shape)
     optimizer = make_optimizer(trainer, model)
     initial = accuracy(model, data)
     linked = connect(
@@ -66,11 +73,13 @@ def train(
         hyperparameters={k: v for k, v in trainer.model_dump().items() if isinstance(v, (int, float, str))},
         is_resumed=is_resumed,
     )
-    with linked as run:
+    with linked as run, _forks_of(trainer, run, Training(model, optimizer)) as forks:
         started = time.perf_counter()
         if run.restored is not None:
             initial = float(run.restored["initial"])
-        _all_epochs(run, model, optimizer, data, trainer, initial, report)
+            if forks is not None and "forks" in run.restored:
+                forks.load_dict(run.restored["forks"])
+        _all_epochs(_Course(run, forks, trainer), model, optimizer, data, initial, report)
         duration = time.perf_counter() - started
         run.results = TrainingResults(
             initial_accuracy=initial,
@@ -81,18 +90,21 @@ def train(
             steps=run.step_number,
             duration_s=duration,
         )
+        if forks is not None:
+            forks.finish()
     return run.run_id, run.results
 
 
 def train_plain(trainer: TrainerSettings, report: Report = lambda _progress: None) -> TrainingResults:
     """The same loop without Esper: what growth and overhead are measured against."""
     prepare_torch(trainer)
-    data, model = load_digits(trainer.rng_seed), make_network(trainer)
+    data = load_images(trainer)
+    model = make_network(trainer, data.image_shape)
     optimizer = make_optimizer(trainer, model)
     initial, started, steps = accuracy(model, data), time.perf_counter(), 0
     for epoch in range(trainer.epochs):
         began = time.perf_counter()
-        loss, count = _one_epoch(model, optimizer, data, trainer, epoch, lambda: None)
+        loss, count = one_epoch(model, optimizer, data, trainer, epoch, lambda: None)
         steps += count
         report(_progress(model, data, trainer, epoch, loss, began))
     return TrainingResults(
@@ -106,80 +118,65 @@ def train_plain(trainer: TrainerSettings, report: Report = lambda _progress: Non
     )
 
 
-def prepare_torch(trainer: TrainerSettings) -> None:
-    """Seeds and speed settings of this process."""
-    torch.manual_seed(trainer.rng_seed)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
+class _Course:
+    """A run on its way: what follows each step and each epoch."""
+
+    def __init__(self, run: RunLink | FollowerLink, forks: Forks | None, trainer: TrainerSettings) -> None:
+        self.run, self.forks, self.trainer = run, forks, trainer
+        self._boundary_at = time.monotonic()
+
+    def step(self) -> None:
+        """Call it after each optimizer step."""
+        self.run.step()
+        if self.trainer.pace_s and self.run.step_number % self.trainer.link.boundary_steps == 0:
+            time.sleep(max(0.0, self._boundary_at + self.trainer.pace_s - time.monotonic()))
+            self._boundary_at = time.monotonic()
+
+    def epoch_completed(self, val_accuracy: float, loss: float) -> None:
+        """Call it at the end of each epoch."""
+        self.run.epoch_completed({METRIC: val_accuracy, "loss": loss})
+        if self.forks is not None:
+            self.forks.epoch_completed(val_accuracy)
+
+    def checkpoint(self, initial: float) -> None:
+        """Save what a resumed run needs, forks that are not told among it."""
+        extra: dict[str, Any] = {"initial": initial}
+        if self.forks is not None:
+            extra["forks"] = self.forks.to_dict()
+        self.run.checkpoint(extra)
 
 
-def make_network(trainer: TrainerSettings) -> DigitsNet:
-    """The network, with the weights of the run's seed."""
-    torch.manual_seed(trainer.rng_seed)
-    return DigitsNet(trainer.channels, trainer.hidden)
-
-
-def make_optimizer(trainer: TrainerSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that the settings name."""
-    if trainer.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=trainer.learning_rate)
-    return torch.optim.SGD(model.parameters(), lr=trainer.learning_rate, momentum=trainer.momentum)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Digits) -> float:
-    """Share of the validation set that is classified right."""
-    model.eval()
-    right = (model(data.val_x).argmax(1) == data.val_y).float().mean()
-    model.train()
-    return float(right)
+@contextmanager
+def _forks_of(trainer: TrainerSettings, run: RunLink | FollowerLink, training: Training) -> Iterator[Forks | None]:
+    """The forks of a run that the settings want some of; one rank of several has none."""
+    if not (trainer.fork.every or trainer.fork.every_verdict) or not isinstance(run, RunLink):
+        yield None
+        return
+    with Forks(trainer, run, training) as forks:
+        yield forks
 
 
 def _all_epochs(
-    run: RunLink | FollowerLink,
+    course: _Course,
     model: MorphableModel,
     optimizer: torch.optim.Optimizer,
-    data: Digits,
-    trainer: TrainerSettings,
+    data: ImageSet,
     initial: float,
     report: Report,
 ) -> None:
+    trainer, run = course.trainer, course.run
     for epoch in range(run.epoch, trainer.epochs):
         began = time.perf_counter()
-        loss, _count = _one_epoch(model, optimizer, data, trainer, epoch, run.step)
+        loss, _count = one_epoch(model, optimizer, data, trainer, epoch, course.step)
         progress = _progress(model, data, trainer, epoch, loss, began)
-        run.epoch_completed({"val_accuracy": progress.val_accuracy, "loss": loss})
+        course.epoch_completed(progress.val_accuracy, loss)
         report(progress)
         if run.epoch % trainer.checkpoint_epochs == 0 and run.epoch < trainer.epochs:
-            run.checkpoint({"initial": initial})
-
-
-def _one_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Digits,
-    trainer: TrainerSettings,
-    epoch: int,
-    after_step: Callable[[], None],
-) -> tuple[float, int]:
-    total, steps = torch.zeros(()), 0
-    batches = epoch_batches(
-        data, epoch=epoch, copies=trainer.copies, batch_size=trainer.batch_size, rng_seed=trainer.rng_seed
-    )
-    for x, y in batches:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        after_step()
-        total, steps = total + loss.detach(), steps + 1
-    return float(total) / max(1, steps), steps
+            course.checkpoint(initial)
 
 
 def _progress(
-    model: nn.Module, data: Digits, trainer: TrainerSettings, epoch: int, loss: float, began: float
+    model: nn.Module, data: ImageSet, trainer: TrainerSettings, epoch: int, loss: float, began: float
 ) -> EpochProgress:
     return EpochProgress(
         epoch + 1,

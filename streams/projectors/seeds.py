@@ -45,10 +45,15 @@ async def project(connection: Any, batch: Sequence[Projected], _memory: Partitio
             case events.SeedCommand():
                 told = {**NO_KERNEL, **columns}
                 facts.add("insert_commands", {name: told[name] for name in COMMANDED})
-            case events.FieldReported():
-                facts.add("insert_field_reports", columns)
+            case events.FieldReported() as event:
+                facts.add("insert_field_reports", {**columns, **_of_fork(event.fork)})
     await facts.write(connection, sql)
     await write_rows(connection, sql, "move_seeds", list(moved.values()))
+
+
+def _of_fork(fork: events.ForkedPair | None) -> dict[str, Any]:
+    names = events.ForkedPair.model_fields
+    return dict.fromkeys(names) if fork is None else {name: getattr(fork, name) for name in names}
 
 
 def _move(moved: dict[tuple[Any, ...], dict[str, Any]], event: events.SeedTransitioned, columns: Any) -> None:

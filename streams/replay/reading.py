@@ -5,7 +5,7 @@ A rebuild's last round happens under a lock that workers wait for: nothing may h
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from esper.config import KafkaSettings
 from esper.errors import UnavailableError
 from esper.oona.clients import kafka_error
 from esper.oona.consumer import StoredRecord, assigned_consumer, stored
-from esper.schemas.topics import all_topics
+from esper.schemas.topics import TopicSpec, all_topics
 from esper.streams.folding import Batch
 
 BATCH_RECORDS = 10_000  # folded in one transaction: the larger, the fewer round trips a record
@@ -36,13 +36,14 @@ Offsets = Mapping[Place, int]
 class LogReader:
     """Made by ``open_log``. One ``read`` at a time."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, kafka: KafkaSettings) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> None:
+        self.topics = tuple(topics)
         self._consumer = consumer
         self._kafka = kafka
-        self._partitions = [TopicPartition(t.name, n) for t in all_topics() for n in range(t.num_partitions)]
+        self._partitions = [TopicPartition(t.name, n) for t in topics for n in range(t.num_partitions)]
 
     async def first_offsets(self) -> dict[Place, int]:
-        """The oldest record that each partition still has; dead letters too, here and below."""
+        """The oldest record that each partition still has, of all its topics; so too below."""
         return _by_place(await self._asked(self._consumer.beginning_offsets(self._partitions)))
 
     async def end_offsets(self) -> dict[Place, int]:
@@ -108,16 +109,17 @@ class LogReader:
 
 
 @asynccontextmanager
-async def open_log(kafka: KafkaSettings) -> AsyncIterator[LogReader]:
-    """A reader of every topic and its dead letters.
+async def open_log(kafka: KafkaSettings, topics: Sequence[TopicSpec] | None = None) -> AsyncIterator[LogReader]:
+    """A reader of some topics; of every topic and its dead letters where none are named.
 
     Raises:
         NotAllowedError, UnavailableError: as every client of Oona.
     """
-    places = [(t.name, n) for t in all_topics() for n in range(t.num_partitions)]
+    read = all_topics() if topics is None else topics
+    places = [(t.name, n) for t in read for n in range(t.num_partitions)]
     async with assigned_consumer(kafka, places) as consumer:
         consumer.pause(*consumer.assignment())  # before its first fetch
-        yield LogReader(consumer, kafka)
+        yield LogReader(consumer, kafka, read)
 
 
 class _Gathered:

@@ -26,8 +26,8 @@ class Until:
     offsets: Mapping[Place, int] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> "Until":
-        """Read what an operator wrote.
+    def parse(cls, texts: Sequence[str], option: str = "--until") -> "Until":
+        """Read what an operator wrote behind ``option``.
 
         Raises:
             ConfigError: it is neither an offset nor a time, or names an unknown partition, or two times.
@@ -36,11 +36,11 @@ class Until:
         offsets: dict[Place, int] = {}
         for text in texts:
             if (found := _PLACE.fullmatch(text)) is not None:
-                offsets[_place(found["topic"], int(found["partition"]), text)] = int(found["offset"])
+                offsets[_place(found["topic"], int(found["partition"]), text, option)] = int(found["offset"])
             elif at is not None:
-                raise ConfigError(f"--until has two times, {at.isoformat()} and {text}: write one")
+                raise ConfigError(f"{option} has two times, {at.isoformat()} and {text}: write one")
             else:
-                at = _time(text)
+                at = _time(text, option)
         return cls(at, offsets)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Until:
         return ", ".join([*told, *(f"{topic}[{n}]@{offset}" for (topic, n), offset in sorted(self.offsets.items()))])
 
     async def ends(self, reader: LogReader) -> Offsets:
-        """The offset to stop before, for every partition of the topics.
+        """The offset to stop before, for every partition that the reader reads; dead letters are left out.
 
         Raises:
             ConfigError: the log does not reach so far, or does not hold it any more.
@@ -56,6 +56,8 @@ class Until:
         first, last = await reader.first_offsets(), await reader.end_offsets()
         found = await reader.offsets_at(self.at) if self.at is not None else last
         for (topic, n), offset in self.offsets.items():
+            if (topic, n) not in first:
+                raise ConfigError(f"--until {topic}[{n}]@{offset}: nothing of that topic is read here")
             if not first[topic, n] <= offset <= last[topic, n]:
                 raise ConfigError(
                     f"--until {topic}[{n}]@{offset}: the log holds offsets {first[topic, n]} to {last[topic, n]} there"
@@ -63,26 +65,27 @@ class Until:
         return {
             (t.name, n): self.offsets.get((t.name, n), max(found[t.name, n], first[t.name, n]))
             for t in TOPICS
+            if t in reader.topics
             for n in range(t.num_partitions)
         }
 
 
-def _place(topic: str, partition: int, text: str) -> Place:
+def _place(topic: str, partition: int, text: str, option: str) -> Place:
     known = {t.name: t.num_partitions for t in TOPICS}
     if topic not in known:
-        raise ConfigError(f"--until {text}: there is no topic {topic!r}; there are {', '.join(known)}")
+        raise ConfigError(f"{option} {text}: there is no topic {topic!r}; there are {', '.join(known)}")
     if partition >= known[topic]:
-        raise ConfigError(f"--until {text}: {topic} has partitions 0 to {known[topic] - 1}")
+        raise ConfigError(f"{option} {text}: {topic} has partitions 0 to {known[topic] - 1}")
     return topic, partition
 
 
-def _time(text: str) -> datetime:
+def _time(text: str, option: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"--until {text!r} is neither an offset nor a time: {FORMS}") from None
+        raise ConfigError(f"{option} {text!r} is neither an offset nor a time: {FORMS}") from None
     if at.tzinfo is None:
-        raise ConfigError(f"--until {text} has no zone: write {text}Z for UTC, or {text}+02:00")
+        raise ConfigError(f"{option} {text} has no zone: write {text}Z for UTC, or {text}+02:00")
     if at > datetime.now(UTC):
-        raise ConfigError(f"--until {text} is not past yet")
+        raise ConfigError(f"{option} {text} is not past yet")
     return at

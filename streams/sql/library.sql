@@ -94,6 +94,7 @@ ORDER BY target, num_features, blueprint_version LIMIT :limit;
 SELECT c.run_id, c.incarnation, c.layer_id, c.seed_id, c.command_id, c.decision_id, c.kernel_sha256, c.at,
     f.outcome, f.method, f.metric, f.before, f.after
 FROM commands AS c
-LEFT JOIN field_reports AS f ON f.blueprint_id = c.blueprint_id AND f.command_id = c.command_id
+LEFT JOIN field_reports AS f
+    ON f.blueprint_id = c.blueprint_id AND f.command_id = c.command_id AND f.method = 'before_after'
 WHERE c.blueprint_id = :blueprint_id
 ORDER BY c.at DESC, c.command_id LIMIT :limit OFFSET :offset;

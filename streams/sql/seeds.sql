@@ -60,12 +60,14 @@ ON CONFLICT DO NOTHING;
 -- name: insert_field_reports!
 INSERT INTO field_reports (
     run_id, incarnation, sequence, step, layer_id, seed_id, blueprint_id, outcome, decision_id, command_id, method,
-    metric, before, after, germinated_at_step, num_parameters, event_id, causation_id, at
+    metric, before, after, germinated_at_step, num_parameters, horizon_steps, num_draws, variance, is_placebo,
+    num_parameters_host, flops_added, flops_host, event_id, causation_id, at
 ) SELECT * FROM unnest(
     :run_id::text[], :incarnation::integer[], :sequence::bigint[], :step::bigint[], :layer_id::text[],
     :seed_id::integer[], :blueprint_id::text[], :outcome::text[], :decision_id::uuid[], :command_id::uuid[],
     :method::text[], :metric::text[], :before::double precision[], :after::double precision[],
-    :germinated_at_step::bigint[], :num_parameters::bigint[], :event_id::uuid[], :causation_id::uuid[],
-    :at::timestamptz[]
+    :germinated_at_step::bigint[], :num_parameters::bigint[], :horizon_steps::bigint[], :num_draws::bigint[],
+    :variance::double precision[], :is_placebo::boolean[], :num_parameters_host::bigint[], :flops_added::bigint[],
+    :flops_host::bigint[], :event_id::uuid[], :causation_id::uuid[], :at::timestamptz[]
 )
 ON CONFLICT DO NOTHING;

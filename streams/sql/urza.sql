@@ -74,7 +74,8 @@ LEFT JOIN LATERAL (SELECT n.status, n.model FROM runs AS n WHERE n.run_id = u.ru
 LEFT JOIN LATERAL (
     SELECT count(*) FILTER (WHERE outcome = 'fossilized') AS num_fossilized,
         count(*) FILTER (WHERE outcome <> 'fossilized') AS num_given_up
-    FROM field_reports WHERE blueprint_id = :blueprint_id AND run_id = u.run_id
+    FROM field_reports
+    WHERE blueprint_id = :blueprint_id AND run_id = u.run_id AND method = 'before_after' -- one a seed's end
 ) AS f ON true
 ORDER BY u.run_id;
 
@@ -95,7 +96,8 @@ GROUP BY f.outcome, f.method, f.metric ORDER BY f.outcome, f.method, f.metric;
 
 -- name: reports_of_blueprint
 SELECT f.run_id, f.incarnation, f.sequence, f.step, f.layer_id, f.seed_id, f.blueprint_id, f.outcome, f.method,
-    f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters, f.decision_id, f.command_id, f.event_id,
+    f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters, f.horizon_steps, f.num_draws, f.variance,
+    f.is_placebo, f.num_parameters_host, f.flops_added, f.flops_host, f.decision_id, f.command_id, f.event_id,
     f.causation_id, f.at,
     EXISTS (
         SELECT FROM incarnations AS i
@@ -220,7 +222,8 @@ ORDER BY incarnation, boundary LIMIT :limit;
 
 -- name: reports_of
 SELECT f.run_id, f.incarnation, f.sequence, f.step, f.layer_id, f.seed_id, f.blueprint_id, f.outcome, f.method,
-    f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters, f.decision_id, f.command_id, f.event_id,
+    f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters, f.horizon_steps, f.num_draws, f.variance,
+    f.is_placebo, f.num_parameters_host, f.flops_added, f.flops_host, f.decision_id, f.command_id, f.event_id,
     f.causation_id, f.at,
     EXISTS (
         SELECT FROM incarnations AS i

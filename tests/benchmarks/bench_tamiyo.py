@@ -26,8 +26,9 @@ from esper.services.tamiyo.choices import legal_choices
 from esper.services.tamiyo.gnn.batch import GraphBatch
 from esper.services.tamiyo.gnn.inputs import read_view
 from esper.services.tamiyo.gnn.network import NetworkShape, PolicyNetwork
-from esper.services.tamiyo.gnn.policy import GnnOptions, GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.policy import GnnPolicy, KnownBlueprints
 from esper.services.tamiyo.gnn.pooling import Reduce, Wanted, find_scatter, has_torch_scatter
+from esper.services.tamiyo.gnn.settings import NetworkSettings
 from esper.services.tamiyo.policies import EpsilonSoft
 
 METRIC = "val_accuracy"
@@ -54,7 +55,7 @@ def policy(way: Wanted) -> GnnPolicy:
     torch.manual_seed(0)
     names = tuple(f"blueprint-{n}" for n in range(NUM_BLUEPRINTS))
     network = PolicyNetwork(NetworkShape(num_blueprints=len(names)))
-    return GnnPolicy(network, KnownBlueprints(names), options=GnnOptions(scatter=way))
+    return GnnPolicy(network, KnownBlueprints(names), options=NetworkSettings(scatter=way))
 
 
 def wide_view(seed: int, num_layers: int) -> GraphView:

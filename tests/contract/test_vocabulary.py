@@ -23,6 +23,7 @@ from esper.schemas.enums import (
     TransitionReason,
 )
 from esper.schemas.events import AnyEvent, FieldReported, RunEvent
+from esper.schemas.events.seeds import ENDS
 from esper.schemas.lifecycle import (
     ACTIVE_STAGES,
     EMBARGO_STAGES,
@@ -127,9 +128,10 @@ def test_every_action_but_wait_has_a_command_that_the_lifecycle_allows() -> None
     assert all(f"esper.seed.{action}.v" in COMMANDS[action].model_fields["type"].default for action in COMMANDS)
 
 
-def test_a_field_report_is_written_at_every_end_but_a_rollback() -> None:
+def test_a_field_report_is_written_at_every_end_but_a_rollback_and_of_a_fork_before_it_too() -> None:
     outcomes = set(get_args(FieldReported.model_fields["outcome"].annotation))
-    assert outcomes == {SeedStage.FOSSILIZED} | EMBARGO_STAGES - {SeedStage.ROLLED_BACK}
+    assert set(ENDS) == {SeedStage.FOSSILIZED} | EMBARGO_STAGES - {SeedStage.ROLLED_BACK}
+    assert outcomes == set(ENDS) | ACTIVE_STAGES
 
 
 def test_a_run_ends_in_every_state_but_running() -> None:

@@ -24,8 +24,9 @@ from esper.services.tamiyo.gnn.batch import GraphBatch
 from esper.services.tamiyo.gnn.checkpoint import card_of, load_policy, pack_policy, read_card
 from esper.services.tamiyo.gnn.inputs import input_names, read_view
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork
-from esper.services.tamiyo.gnn.policy import GnnOptions, GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.policy import GnnPolicy, KnownBlueprints
 from esper.services.tamiyo.gnn.pooling import find_scatter, has_torch_scatter
+from esper.services.tamiyo.gnn.settings import NetworkSettings
 from esper.services.tamiyo.policies import EpsilonSoft
 
 HAS_BOTH = has_torch_scatter() and sys.modules.get("torch_geometric", "there") is not None
@@ -57,7 +58,7 @@ class InDouble(GnnPolicy):
 
 @pytest.fixture(scope="module")
 def policy() -> GnnPolicy:
-    return InDouble(network(), BLUEPRINTS, options=GnnOptions(device="cpu"))
+    return InDouble(network(), BLUEPRINTS, options=NetworkSettings(device="cpu"))
 
 
 def by_the_book(view: GraphView) -> Iterator[Choice]:
@@ -140,15 +141,17 @@ def test_names_and_the_moment_do_not_matter(policy: GnnPolicy, view: GraphView, 
 @given(views=st.lists(VIEWS, min_size=1, max_size=3))
 @settings(max_examples=30)
 def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[GraphView]) -> None:
-    fast = GnnPolicy(network(torch.float32), BLUEPRINTS, options=GnnOptions(scatter="torch-scatter", device="cpu"))
-    plain = GnnPolicy(network(torch.float32), BLUEPRINTS, options=GnnOptions(scatter="torch-geometric", device="cpu"))
+    fast = GnnPolicy(network(torch.float32), BLUEPRINTS, options=NetworkSettings(scatter="torch-scatter", device="cpu"))
+    plain = GnnPolicy(
+        network(torch.float32), BLUEPRINTS, options=NetworkSettings(scatter="torch-geometric", device="cpu")
+    )
     for (gains, value), (same, its_value) in zip(fast.gains(views), plain.gains(views), strict=True):
         assert gains == pytest.approx(same, abs=1e-6)
         assert value == pytest.approx(its_value, abs=1e-6)
 
 
 def test_the_status_says_what_pools_and_a_missing_library_is_named() -> None:
-    found = GnnPolicy(network(), BLUEPRINTS, options=GnnOptions(device="cpu"))
+    found = GnnPolicy(network(), BLUEPRINTS, options=NetworkSettings(device="cpu"))
     expected = "torch-scatter" if has_torch_scatter() else "torch-geometric"
     assert found.acceleration_status["scatter"] == expected
     if not has_torch_scatter():
@@ -191,8 +194,8 @@ def test_a_policy_is_read_as_it_was_written_to_the_bit() -> None:
     view = drawn_view(random.Random(2), 6)
     data = packed()
     assert data == packed()
-    read = load_policy(data, hashlib.sha256(data).hexdigest(), GnnOptions(device="cpu"))
-    made = GnnPolicy(network(torch.float32), BLUEPRINTS, temperature=0.02, options=GnnOptions(device="cpu"))
+    read = load_policy(data, hashlib.sha256(data).hexdigest(), NetworkSettings(device="cpu"))
+    made = GnnPolicy(network(torch.float32), BLUEPRINTS, temperature=0.02, options=NetworkSettings(device="cpu"))
     assert read.favour(view, legal_choices(view)) == made.favour(view, legal_choices(view))
     assert read_card(data).blueprints == BLUEPRINTS.names
 

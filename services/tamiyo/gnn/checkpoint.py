@@ -18,7 +18,8 @@ from esper.graph.features import VIEW_VERSION
 from esper.schemas.base import BlueprintId, Fact, Scalar, Sha256, ShortName, Text
 from esper.services.tamiyo.gnn.inputs import input_names
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork
-from esper.services.tamiyo.gnn.policy import GnnOptions, GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.policy import GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.settings import NetworkSettings
 
 MAX_POLICY_BYTES = 64 * 2**20
 MAX_CARD_BYTES = 256 * 1024
@@ -93,7 +94,7 @@ def read_card(data: bytes) -> PolicyCard:
     return _header(data)[0]
 
 
-def load_policy(data: bytes, sha256: str | None = None, options: GnnOptions = GnnOptions()) -> GnnPolicy:
+def load_policy(data: bytes, sha256: str | None = None, options: NetworkSettings | None = None) -> GnnPolicy:
     """The policy in a file's bytes.
 
     Raises:

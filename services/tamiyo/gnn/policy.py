@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,27 +15,11 @@ from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.gnn.batch import GraphBatch
 from esper.services.tamiyo.gnn.inputs import read_view
 from esper.services.tamiyo.gnn.network import PolicyNetwork
-from esper.services.tamiyo.gnn.pooling import Wanted, find_scatter
-from esper.services.tamiyo.policies import Favourite
+from esper.services.tamiyo.gnn.pooling import find_scatter
+from esper.services.tamiyo.gnn.settings import NetworkSettings
+from esper.services.tamiyo.policies import Favourite, Policy
 
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class GnnOptions:
-    """How a network is run.
-
-    Attributes:
-        scatter: which library pools.
-        device: where; "auto" is CUDA where there is one.
-        autocast: compute in bfloat16 where that is faster: on CUDA.
-        compile_encoders: torch.compile the node encoders: "auto" where it pays, on CUDA.
-    """
-
-    scatter: Wanted = "auto"
-    device: str = "auto"
-    autocast: bool = True
-    compile_encoders: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +33,7 @@ class KnownBlueprints:
         object.__setattr__(self, "numbers", {name: n for n, name in enumerate(self.names, 1)})
 
 
-class GnnPolicy:
+class GnnPolicy(Policy):
     """Prefers choices by softmax(gain / temperature). Pure: the same views give the same favourites.
 
     Args:
@@ -67,8 +50,9 @@ class GnnPolicy:
         *,
         metric: str = "val_accuracy",
         temperature: float = 0.01,
-        options: GnnOptions = GnnOptions(),
+        options: NetworkSettings | None = None,
     ) -> None:
+        options = options or NetworkSettings.model_validate({})
         self._device = torch.device(_device(options.device))
         self.network = network.to(self._device).eval()
         self.network.use_scatter(*find_scatter(options.scatter))
@@ -93,10 +77,12 @@ class GnnPolicy:
         """The weights of all choices at one boundary."""
         return self.favour_all([view], [choices])[0]
 
-    def favour_all(self, views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]) -> list[Favourite]:
+    def favour_all(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]
+    ) -> Sequence[Favourite]:
         """The same of several boundaries, in one pass."""
         found = []
-        for (gain, value), offered in zip(self.gains(views), choices, strict=True):
+        for (gain, value), offered in zip(self.gains(views), choices_of_each, strict=True):
             weights = softmax(gain / self._temperature)
             found.append(Favourite(dict(enumerate(weights.tolist())), self._reason(gain, value, weights, offered)))
         return found

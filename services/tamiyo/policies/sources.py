@@ -6,6 +6,7 @@ The seam for a new kind: a function from a blob's bytes to a policy, in a ``Weig
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 from esper.config import Settings
@@ -81,7 +82,13 @@ class WeightsSource:
 
 def sources(settings: Settings, tamiyo: TamiyoSettings) -> dict[str, PolicySource]:
     """Kind -> its source."""
-    return dict.fromkeys(BASELINES, BaselineSource(tamiyo))
+    return {**dict.fromkeys(BASELINES, BaselineSource(tamiyo)), "gnn": WeightsSource(settings, partial(_gnn, tamiyo))}
+
+
+def _gnn(tamiyo: TamiyoSettings, data: bytes, _version: PolicyVersion) -> Policy:
+    from esper.services.tamiyo.gnn.checkpoint import load_policy  # with torch, which no baseline needs
+
+    return load_policy(data, options=tamiyo.network)
 
 
 def make_policy(tamiyo: TamiyoSettings) -> Policy:

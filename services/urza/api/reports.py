@@ -3,6 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
+from pydantic import Field
+
 from esper.schemas.enums import ReportMethod, SeedStage
 from esper.services.urza.api.pages import Shown
 
@@ -24,6 +26,13 @@ class FieldReport(Shown):
     after: float | None
     germinated_at_step: int
     num_parameters: int
+    horizon_steps: int | None = Field(description="Of a fork, as all down to `flops_host`; null for other methods.")
+    num_draws: int | None
+    variance: float | None
+    is_placebo: bool | None
+    num_parameters_host: int | None
+    flops_added: int | None
+    flops_host: int | None
     decision_id: UUID
     command_id: UUID
     event_id: UUID

@@ -1,0 +1,244 @@
+"""`esper tamiyo replay`, `evaluate` and `retrain`: from the log to experiences, to a verdict, to a policy."""
+
+import os
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from esper.cli.replaying import run_telling, shown
+from esper.cli.tamiyo_tables import show_comparison, show_digest, show_replay, show_split, show_verified
+from esper.config import Settings, load_settings
+from esper.errors import ConfigError, ConflictError
+from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evaluate
+from esper.services.tamiyo.experiences import Experiences
+from esper.services.tamiyo.off_policy import Comparison, Judging
+from esper.services.tamiyo.policies import Policy
+from esper.services.tamiyo.replaying.asides import FAULTS
+from esper.services.tamiyo.replaying.files import read_experiences, write_experiences
+from esper.services.tamiyo.replaying.ranges import EARLIEST, Range
+from esper.services.tamiyo.replaying.reading import Replay
+from esper.services.tamiyo.replaying.reading import replay as read_log
+from esper.services.tamiyo.replaying.records import origin_of, read_origin
+from esper.services.tamiyo.replaying.rewarding import forked
+from esper.services.tamiyo.replaying.verifying import verify_views
+from esper.services.tamiyo.retraining import FitSettings, FitTold, card_of, find_fit, split_by_run
+from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
+from esper.streams.replay import Told
+
+EXIT_DIFFERENT = 1
+SHOWN = 10
+CANDIDATE = "candidate"
+
+_FROM = typer.Option(
+    [EARLIEST],
+    "--from",
+    help="The first decisions: EARLIEST, a time, or control.tamiyo.decisions[PARTITION]@OFFSET (may be given again).",
+)
+_UNTIL = typer.Option(
+    [], help="See nothing of the log behind TOPIC[PARTITION]@OFFSET (may be given again), or behind a time."
+)
+_RUNS = typer.Option([], help="Runs whose id fits the pattern: *, ?, [abc] (may be given again).")
+_QUIET = typer.Option(False, "--quiet", "-q", help="Show no progress.")
+_SEED = typer.Option(0, help="Chooses the runs that are held out, and where chance starts.")
+
+
+def register(group: typer.Typer) -> None:
+    """Add the commands to the `esper tamiyo` group."""
+    group.command()(replay)
+    group.command("evaluate")(evaluate_policies)
+    group.command()(retrain)
+
+
+def replay(
+    since: list[str] = _FROM,
+    until: list[str] = _UNTIL,
+    runs: list[str] = _RUNS,
+    into: Path | None = typer.Option(None, help="Write the experiences into this new folder."),
+    again: Path | None = typer.Option(
+        None, help="Read the part of the log that this folder was made of, and compare digests."
+    ),
+    verify: bool = typer.Option(False, "--verify", help="Make every view again, from telemetry, and compare."),
+    strict: bool = typer.Option(False, "--strict", help="Exit with 1 where the log is truncated or damaged."),
+    show: int = typer.Option(SHOWN, min=0, help="Show so many of what was set aside."),
+    quiet: bool = _QUIET,
+) -> None:
+    """Read experiences from the log: views, decisions and field reports, joined by causation.
+
+    The same part of the log gives the same digest, always. Exit code 0: read. 1: with --verify a view differs, with
+    --again the digest, with --strict the log is not whole. 2: it could not be done.
+    """
+    settings, console = load_settings(), Console()
+    if again is not None and (list(since) != [EARLIEST] or until or runs):
+        raise ConfigError("--again reads what its folder was made of: leave --from, --until and --runs away")
+    asked = Range.parse(since, until, runs)
+    _check_new(into)
+    found = _read(settings, console, asked, again, quiet)
+    show_replay(console, found, show)
+    if into is not None:
+        write_experiences(into, found.joined.experiences, origin_of(found, asked, _rent(again)))
+        console.print(f"written to {into}", highlight=False, soft_wrap=True)
+    is_good = not (strict and (found.bounds.lost or any(one.reason in FAULTS for one in found.asides)))
+    if again is not None:
+        is_good &= _compare_digests(console, found.joined.experiences, again)
+    if verify:
+        is_good &= _verify(settings, console, found, quiet)
+    if not is_good:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def evaluate_policies(
+    folder: Path = typer.Argument(..., help="Experiences, from `esper tamiyo replay --into`."),
+    candidate: str = typer.Option("heuristic", help="The policy that is compared with each of the others."),
+    held_out: float = typer.Option(1.0, min=0.0, max=1.0, help="Share of the runs that is judged on."),
+    seed: int = _SEED,
+    quiet: bool = _QUIET,
+) -> None:
+    """Judge the policies that need no training on experiences: how good they would have been.
+
+    Of a policy of which the log says too little nothing is said but that.
+    """
+    policies = baselines(_tamiyo())
+    if candidate not in policies:
+        raise ConfigError(f"--candidate {candidate}: there are {', '.join(policies)}")
+    experiences = read_experiences(folder)
+    if held_out < 1.0:
+        experiences = split_by_run(experiences, held_out, seed).held_out
+    _judge(Console(), experiences, policies, candidate, read_origin(folder).measured, seed, quiet)
+
+
+def retrain(
+    into: Path = typer.Option(..., help="Write the policy and its card into this new folder."),
+    experiences: Path | None = typer.Option(
+        None, help="Train on this folder of `esper tamiyo replay`, not on the log."
+    ),
+    since: list[str] = _FROM,
+    until: list[str] = _UNTIL,
+    runs: list[str] = _RUNS,
+    held_out: float = typer.Option(0.2, min=0.0, max=1.0, help="Share of the runs that is held out."),
+    seed: int = _SEED,
+    resume: Path | None = typer.Option(None, help="Keep the state here, and go on from what is there."),
+    tensorboard: Path | None = typer.Option(None, help="Write curves for TensorBoard into this folder."),
+    verify: bool = typer.Option(
+        False, "--verify", help="First make every view again; train on nothing if one differs."
+    ),
+    quiet: bool = _QUIET,
+) -> None:
+    """Fit a policy to the log, and judge it on runs that it never saw. It decides nothing until it is activated.
+
+    What was read from the log stays beside it, in a folder of the same name with `.experiences`; with --resume it is
+    not read again.
+    """
+    console, fit, beside = Console(), find_fit(), into.with_name(f"{into.name}.experiences")
+    _check_new(into)
+    is_on_log = experiences is None
+    if not is_on_log and (list(since) != [EARLIEST] or until or runs or verify):
+        raise ConfigError(
+            "--experiences is a folder: --from, --until, --runs and --verify belong to a replay of the log"
+        )
+    folder = experiences or beside
+    if is_on_log and not (resume and beside.exists()):
+        _check_new(beside)
+        _replay_into(beside, console, Range.parse(since, until, runs), verify, quiet)
+    split = split_by_run(read_experiences(folder), held_out, seed)
+    show_split(console, split)
+    with shown(console, quiet=quiet) as tell:
+        trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))
+    policies = {**baselines(_tamiyo()), CANDIDATE: trained.policy}
+    measured = read_origin(folder).measured
+    judged = _judge(console, split.held_out, policies, CANDIDATE, measured, seed, quiet, trained.guess)
+    into.mkdir(parents=True, exist_ok=True)
+    trained.save(into, card_of(split, judged, seed))
+    console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, quiet: bool) -> None:
+    settings = load_settings()
+    found = _read(settings, console, asked, None, quiet)
+    show_replay(console, found, SHOWN)
+    if verify and not _verify(settings, console, found, quiet):
+        console.print("[red]nothing was trained[/red]")
+        raise typer.Exit(EXIT_DIFFERENT)
+    write_experiences(folder, found.joined.experiences, origin_of(found, asked, _rent(None)))
+
+
+def _judge(
+    console: Console,
+    held_out: Experiences,
+    policies: dict[str, Policy],
+    candidate: str,
+    measured: Measured,
+    seed: int,
+    quiet: bool,
+    guesser: Guesser | None = None,
+) -> Comparison:
+    """Judge them and show what was found."""
+    with shown(console, quiet=quiet) as tell:
+        found = evaluate(
+            held_out,
+            policies,
+            epsilon=_tamiyo().epsilon,
+            measured=measured,
+            judging=Judging(rng_seed=seed),
+            candidate=candidate,
+            guesser=guesser,
+            tell=lambda n: tell(Told("judging", n, len(held_out))),
+        )
+    show_comparison(console, found)
+    return found
+
+
+def _as_told(told: FitTold) -> Told:
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.numbers.items())
+    return Told(f"training: {numbers}", told.num_batches, told.num_expected)
+
+
+def _tamiyo() -> TamiyoSettings:
+    return load_settings().section("tamiyo", TamiyoSettings)
+
+
+def _check_new(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and (not folder.is_dir() or os.listdir(folder)):
+        raise ConflictError(f"{folder} is there already: name a new folder, or remove it")
+
+
+def _rent(again: Path | None) -> RentSettings:
+    """As the settings have it; that of a folder, where it is read again."""
+    return _tamiyo().rent if again is None else RentSettings.model_validate(read_origin(again).rent)
+
+
+def _read(settings: Settings, console: Console, asked: Range, again: Path | None, quiet: bool) -> Replay:
+    kafka, rewarding, bounds = settings.need_kafka(), forked(_rent(again)), None
+    if again is not None:
+        origin = read_origin(again)
+        asked, bounds = origin.asked, origin.bounds
+    with shown(console, quiet=quiet) as tell:
+        return run_telling(lambda: read_log(kafka, asked, rewarding, bounds=bounds, tell=tell))
+
+
+def _compare_digests(console: Console, found: Experiences, folder: Path) -> bool:
+    before = read_experiences(folder)
+    if before.digest == found.digest:
+        console.print(f"equal to {folder}", highlight=False, soft_wrap=True)
+        return True
+    was, now = ({e.key: e.canonical() for e in some.stored} for some in (before, found))
+    key = min(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+    what = "is gone" if key not in now else "is new" if key not in was else "differs"
+    run, incarnation, boundary = key
+    console.print(
+        f"[red]not equal to {escape(str(folder))}: the first that {what} is {escape(run)} incarnation {incarnation} "
+        f"boundary {boundary}[/red]",
+        highlight=False,
+        soft_wrap=True,
+    )
+    show_digest(console, before)
+    return False
+
+
+def _verify(settings: Settings, console: Console, found: Replay, quiet: bool) -> bool:
+    views = found.joined.views
+    with shown(console, quiet=quiet) as tell:
+        verified = run_telling(lambda: verify_views(settings, views, tell))
+    show_verified(console, verified, len(views))
+    return not verified.different

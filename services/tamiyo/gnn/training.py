@@ -1,0 +1,253 @@
+"""Fit the network to experiences: what reward follows which choice in which view.
+
+The reward of what was chosen is regressed (Huber loss) by the gain of that choice, and by the value of the
+state. Experiences come by priority (services/tamiyo/buffer.py). Gradients of the mini-batches of one batch
+are added up, clipped and applied; the learning rate goes one cycle up and down (Smith & Topin 2018).
+After every ``eval_every`` batches the held-out runs are looked at: the best weights so far are kept,
+and training ends when they stay the best for ``patience`` looks.
+
+Invariant: the same experiences, settings and machine give the same weights to the bit, also when training
+was interrupted and went on from ``state_dict``.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from esper.errors import ContractError
+from esper.graph.features import Level
+from esper.services.tamiyo.buffer import PrioritizedReplay
+from esper.services.tamiyo.choices import OneChoice, legal_choices
+from esper.services.tamiyo.experiences import Experience
+from esper.services.tamiyo.gnn.batch import UNKNOWN_BLUEPRINT, GraphBatch
+from esper.services.tamiyo.gnn.inputs import ViewArrays, read_view
+from esper.services.tamiyo.gnn.network import NetworkShape, PolicyNetwork
+from esper.services.tamiyo.gnn.policy import KnownBlueprints
+from esper.services.tamiyo.gnn.settings import TrainingSettings
+
+MIN_SCALE = 1e-6
+"""Rewards that differ by less than this are no signal."""
+
+
+class Curve(NamedTuple):
+    """How training stands: losses are Huber losses in units of the reward's scale."""
+
+    batch: int
+    num_batches: int
+    learning_rate: float
+    train_loss: float
+    held_out_loss: float | None
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted network, and what it knows by name.
+
+    Attributes:
+        held_out_loss: the best one.
+        baseline_loss: the same loss of a network that expects nothing of any choice.
+        num_batches: how many were learnt from until the best one.
+    """
+
+    network: PolicyNetwork
+    blueprints: KnownBlueprints
+    held_out_loss: float
+    baseline_loss: float
+    num_batches: int
+
+
+class _Rows(NamedTuple):
+    """Experiences as the network reads them: each view with what was chosen in it alone."""
+
+    arrays: Sequence[ViewArrays]
+    is_wait: NDArray[np.bool_]
+    reward: NDArray[np.float32]
+
+
+class PolicyTrainer:
+    """Fits one network. ``step`` learns from one batch; ``fit`` does all.
+
+    Args:
+        train: what is learnt from.
+        held_out: experiences of other runs.
+
+    Raises:
+        ContractError: there is nothing to learn from, or nothing to be held against.
+    """
+
+    def __init__(self, train: Sequence[Experience], held_out: Sequence[Experience], settings: TrainingSettings) -> None:
+        self._settings = settings
+        if not train or not held_out:
+            raise ContractError(
+                f"{len(train)} experiences to learn from, {len(held_out)} held out: more runs are needed"
+            )
+        self.blueprints = KnownBlueprints(_blueprints(train))
+        self._train, self._held_out = self._rows(train), self._rows(held_out)
+        self._generator = torch.Generator().manual_seed(settings.rng_seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.rng_seed)
+            shape = NetworkShape(settings.width, settings.rounds, len(self.blueprints.names))
+            self.network = PolicyNetwork(shape)
+        self._scale_to(self._train)
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, max_lr=settings.learning_rate, total_steps=settings.num_batches
+        )
+        self._replay = PrioritizedReplay(
+            settings.capacity, num_annealed=settings.num_batches * settings.batch_size, rng_seed=settings.rng_seed
+        )
+        self._replay.add(np.arange(len(train)))
+        self.num_batches = 0
+        self._best: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
+        self._best_loss, self._best_at, self._num_looks_since = self.held_out_loss(), 0, 0
+        self.baseline_loss = float(_huber(torch.from_numpy(self._held_out.reward) / self._scale).mean())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all batches were learnt from, or the held-out loss no longer falls."""
+        return self.num_batches >= self._settings.num_batches or self._num_looks_since >= self._settings.patience
+
+    def step(self) -> Curve:
+        """Learn from one batch."""
+        with _deterministic(self._settings.threads):
+            loss = self._learn()
+            self.num_batches += 1
+            is_look = (
+                self.num_batches % self._settings.eval_every == 0 or self.num_batches == self._settings.num_batches
+            )
+            held_out, is_best = (self.held_out_loss() if is_look else None), False
+        if held_out is not None:
+            is_best = held_out < self._best_loss
+            self._num_looks_since = 0 if is_best else self._num_looks_since + 1
+            if is_best:
+                self._best_loss, self._best_at = held_out, self.num_batches
+                self._best = copy.deepcopy(self.network.state_dict())
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out, is_best)
+
+    def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> Trained:
+        """Learn to the end, and give the best network."""
+        while not self.is_done:
+            progress(self.step())
+        return self.trained()
+
+    def trained(self) -> Trained:
+        """The best network so far."""
+        best = PolicyNetwork(self.network.shape)
+        best.load_state_dict(self._best)
+        return Trained(best.eval(), self.blueprints, self._best_loss, self.baseline_loss, self._best_at)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean Huber loss of what was chosen in the held-out runs, in units of the reward's scale."""
+        total, size = 0.0, self._settings.mini_batch_size
+        for start in range(0, len(self._held_out.reward), size):
+            which = np.arange(start, min(start + size, len(self._held_out.reward)))
+            gain, _value, reward = self._predict(self._held_out, which, hide=False)
+            total += float(_huber(gain - reward).double().sum())
+        return total / len(self._held_out.reward)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of training depends on, besides the experiences and the settings."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "replay": self._replay.state_dict(),
+            "generator": self._generator.get_state(),
+            "best": self._best,
+            "numbers": (self.num_batches, self._best_loss, self._best_at, self._num_looks_since),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._replay.load_state_dict(state["replay"])
+        self._generator.set_state(state["generator"])
+        self._best = dict(state["best"])
+        self.num_batches, self._best_loss, self._best_at, self._num_looks_since = state["numbers"]
+
+    def _learn(self) -> float:
+        settings = self._settings
+        drawn = self._replay.draw(settings.batch_size)
+        errors, total = [], 0.0
+        self._optimizer.zero_grad()
+        for start in range(0, settings.batch_size, settings.mini_batch_size):
+            part = slice(start, start + settings.mini_batch_size)
+            gain, value, reward = self._predict(self._train, drawn.items[part], hide=True)
+            weights = torch.from_numpy(drawn.weights[part].astype(np.float32))
+            loss = (weights * (_huber(gain - reward) + settings.value_share * _huber(value - reward))).sum()
+            (loss / settings.batch_size).backward()  # type: ignore[no-untyped-call]
+            errors.append((gain - reward).detach().abs().numpy())
+            total += loss.item()
+        nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_gradient_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        self._replay.update(drawn.slots, np.concatenate(errors))
+        return total / settings.batch_size
+
+    def _predict(self, rows: _Rows, which: NDArray[np.int64], *, hide: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Gain of what was chosen, value and reward of some rows, (N,) each, in units of the reward's scale.
+
+        ``hide``: some blueprints go by no name, so that the network learns what to think of one that it does not know.
+        """
+        batch = GraphBatch.of([rows.arrays[n] for n in which], self.blueprints.numbers)
+        if hide:
+            hidden = torch.rand(len(batch.blueprint), generator=self._generator) < self._settings.unknown_share
+            batch.blueprint.masked_fill_(hidden, UNKNOWN_BLUEPRINT)
+        scores = self.network(batch)
+        return scores.gain / self._scale, scores.value / self._scale, torch.from_numpy(rows.reward[which]) / self._scale
+
+    def _rows(self, experiences: Sequence[Experience]) -> _Rows:
+        arrays, is_wait, reward = [], [], []
+        for one in experiences:
+            chosen = OneChoice(legal_choices(one.view), one.chosen)
+            arrays.append(read_view(one.view, self._settings.metric, chosen))
+            is_wait.append(one.chosen == 0)
+            reward.append(one.reward)
+        return _Rows(arrays, np.array(is_wait), np.array(reward, dtype=np.float32))
+
+    def _scale_to(self, rows: _Rows) -> None:
+        """Inputs and reward in units of the training set's own spread."""
+        levels = {Level.RUN: "run", Level.LAYER: "layers", Level.SEED: "seeds", Level.KERNEL: "kernels"}
+        arrays = {
+            level: torch.from_numpy(np.concatenate([getattr(one, name) for one in rows.arrays]))
+            for level, name in levels.items()
+        }
+        self.network.fit_scales(arrays)
+        told = rows.reward[~rows.is_wait]  # that of WAIT is 0 by definition
+        self._scale = max(MIN_SCALE, float(np.sqrt(np.mean(told.astype(np.float64) ** 2)))) if len(told) else 1.0
+        self.network.reward_scale.fill_(self._scale)
+
+
+def _blueprints(experiences: Sequence[Experience]) -> tuple[str, ...]:
+    return tuple(sorted({kernel.blueprint_id for one in experiences for kernel in one.view.kernels}))
+
+
+def _huber(error: Tensor) -> Tensor:
+    return nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none")
+
+
+@contextmanager
+def _deterministic(threads: int) -> Iterator[None]:
+    """Sums in one order, on so many threads."""
+    before, was = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(was)

@@ -1,0 +1,220 @@
+"""Retraining: the split stays as the log grows, a missing fit is told, and what is judged is what was held out."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from decided import RENT, lay_out, tell_run
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from esper.cli.app import app
+from esper.errors import ConfigError
+from esper.graph.view import GraphView
+from esper.schemas.enums import Action
+from esper.services.tamiyo import retraining
+from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.evaluating import AS_LOGGED, baselines, evaluate
+from esper.services.tamiyo.experiences import Experiences, StoredExperience
+from esper.services.tamiyo.off_policy import Judging
+from esper.services.tamiyo.policies import Favourite
+from esper.services.tamiyo.policies.baselines import RandomPolicy
+from esper.services.tamiyo.replaying.files import write_experiences
+from esper.services.tamiyo.replaying.gathering import Gathered
+from esper.services.tamiyo.replaying.joining import Joined, join
+from esper.services.tamiyo.replaying.rewarding import forked
+from esper.services.tamiyo.retraining import FitSettings, FitTold, find_fit, split_by_run
+from esper.services.tamiyo.settings import TamiyoSettings
+
+TAMIYO = TamiyoSettings.model_validate({})
+
+
+def joined(num_runs: int, num_boundaries: int) -> Joined:
+    gathered = Gathered()
+    for record in lay_out(
+        [tell_run(f"r{n}", random.Random(n), num_boundaries) for n in range(num_runs)], random.Random(0)
+    ):
+        gathered.add(record)
+    return join(gathered, forked(RENT))
+
+
+MANY = joined(20, 12)
+
+
+def write(folder: Path, found: Joined) -> None:
+    """As `esper tamiyo replay --into` does."""
+    origin = {"patterns": [], "begins": {}, "ends": {}, "lost": {}, "rent": RENT.model_dump()}
+    measured = {action: list(counts) for action, counts in found.measured.items()}
+    write_experiences(folder, found.experiences, {**origin, "measured": measured})
+
+
+# the split
+
+
+@given(num_runs=st.integers(2, 20), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+def test_a_run_stays_on_its_side_as_others_come(num_runs: int, share: float, seed: int) -> None:
+    some = MANY.experiences.of_runs([f"r{n}" for n in range(num_runs)])
+    try:
+        split, later = split_by_run(some, share, seed), split_by_run(MANY.experiences, share, seed)
+    except ConfigError:
+        return  # nothing on one side; the next test has the message
+    assert set(split.train.runs).isdisjoint(split.held_out.runs)
+    assert sorted([*split.train.stored, *split.held_out.stored], key=lambda e: e.key) == list(some.stored)
+    assert set(split.held_out.runs) <= set(later.held_out.runs)
+    assert set(split.train.runs) <= set(later.train.runs)
+
+
+def test_a_side_without_a_run_is_refused() -> None:
+    for share in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="replay more runs, or change --held-out or --seed"):
+            split_by_run(MANY.experiences, share, 0)
+
+
+def test_about_the_share_is_held_out() -> None:
+    (one, *_rest) = MANY.experiences.stored
+    fields = {name: getattr(one, name) for name in one.__dataclass_fields__}
+    many = Experiences(StoredExperience(**{**fields, "run_id": f"x{n}"}) for n in range(2_000))
+    held = len(split_by_run(many, 0.2, 0).held_out)
+    assert held == pytest.approx(400, abs=60), "three standard errors are 54"
+
+
+# policies in front of experiences
+
+
+def test_policies_are_judged_as_they_would_act_and_the_one_that_acted_is_the_log_itself() -> None:
+    found = evaluate(
+        MANY.experiences,
+        baselines(TAMIYO),
+        epsilon=0.1,
+        measured={},
+        judging=Judging(min_samples=1, max_thin_share=1.0, min_ess=1.0),
+        candidate="random",
+    )
+    assert set(found.judged) == {AS_LOGGED, "wait", "random", "schedule", "heuristic"}
+    mean = sum(e.reward for e in MANY.experiences.stored) / len(MANY.experiences)
+    for name in (AS_LOGGED, "random"):  # the stories were decided by the random policy
+        assert found.judged[name].snips.value == pytest.approx(mean)
+        assert found.judged[name].ess == pytest.approx(len(MANY.experiences))
+    assert [d.than for d in found.differences] == [AS_LOGGED, "wait", "schedule", "heuristic"]
+    assert json.loads(json.dumps(found.to_dict()))["judged"]["wait"]["is_supported"] is True
+
+
+def test_what_is_measured_less_often_weighs_more() -> None:
+    assert MANY.measured[Action.GERMINATE][0] < MANY.measured[Action.GERMINATE][1]
+    blind, told = (
+        evaluate(MANY.experiences, {"random": RandomPolicy()}, epsilon=0.1, measured=measured)
+        for measured in ({}, MANY.measured)
+    )
+    assert blind.judged["random"].max_weight == pytest.approx(1.0)
+    shares = [told_ / eligible for told_, eligible in MANY.measured.values()]
+    assert told.judged["random"].max_weight == pytest.approx(1 / min(shares))
+
+
+def test_a_policy_that_can_is_asked_in_one_go_and_one_by_one_gives_the_same() -> None:
+    class Batched(RandomPolicy):
+        num_asked = 0
+
+        def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+            raise AssertionError("it was asked about all of them before")
+
+        def favour_all(self, views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]) -> list[Favourite]:
+            self.num_asked += 1
+            return [RandomPolicy().favour(view, some) for view, some in zip(views, choices, strict=True)]
+
+    batched = Batched()
+    seen = [
+        evaluate(MANY.experiences, {"it": policy}, epsilon=0.1, measured={}).judged["it"]
+        for policy in (batched, RandomPolicy())
+    ]
+    assert seen[0] == seen[1]
+    assert batched.num_asked == 1
+
+
+# a fit
+
+
+class FakeFit:
+    """Fits nothing: prefers as the random policy does, and says what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Experiences, FitSettings]] = []
+
+    def __call__(self, train: Experiences, settings: FitSettings, progress: Callable[[FitTold], None]) -> Any:
+        self.given.append((train, settings))
+        progress(FitTold(1, 2, {"loss": 0.5}))
+
+        def guess(views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]) -> list[list[float]]:
+            return [[0.0] * len(some) for some in choices]
+
+        def save(folder: Path, card: Mapping[str, Any]) -> None:
+            (folder / "card.json").write_text(json.dumps(card))
+
+        return SimpleNamespace(policy=RandomPolicy(), guess=guess, save=save)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner(env={"ESPER_KAFKA__BOOTSTRAP_SERVERS": "nowhere:1", "COLUMNS": "200"}).invoke(app, arguments)
+    return result.exit_code, result.output + str(result.exception or "")
+
+
+def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = FakeFit()
+    monkeypatch.setattr("esper.cli.tamiyo_replay.find_fit", lambda: fit)
+    write(tmp_path / "seen", MANY)
+    into = tmp_path / "policy"
+    code, printed = run(
+        "tamiyo", "retrain", "--experiences", str(tmp_path / "seen"), "--into", str(into), "--held-out", "0.5", "--seed", "3",
+        "--resume", str(tmp_path / "state"),
+    )  # fmt: skip
+    assert code == 0, printed
+    split = split_by_run(MANY.experiences, 0.5, 3)
+    ((train, settings),) = fit.given
+    assert train.stored == split.train.stored
+    assert settings == FitSettings(3, tmp_path / "state", None)
+    card = json.loads((into / "card.json").read_text())
+    assert card["held_out"]["digest"] == split.held_out.digest
+    assert card["train"]["runs"] == list(split.train.runs)
+    assert card["evaluation"]["num_runs"] == len(split.held_out.runs)
+    assert "candidate" in card["evaluation"]["judged"]
+    assert "loss 0.5" in printed
+    code, printed = run("tamiyo", "retrain", "--experiences", str(tmp_path / "seen"), "--into", str(into))
+    assert code != 0
+    assert "name a new folder" in printed
+    code, printed = run(
+        "tamiyo", "retrain", "--experiences", str(tmp_path / "seen"), "--into", str(tmp_path / "x"), "--runs", "a*"
+    )
+    assert "--experiences is a folder" in printed
+
+
+def test_an_installation_without_a_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retraining, "FIT", "esper.services.tamiyo.nowhere.training:fit")
+    with pytest.raises(ConfigError, match="nothing to train: this installation has no esper"):
+        find_fit()
+    monkeypatch.setattr(retraining, "FIT", "json:loads")
+    assert find_fit() is json.loads  # type: ignore[comparison-overlap]
+
+
+def test_evaluate_prints_a_verdict_for_every_policy(tmp_path: Path) -> None:
+    write(tmp_path / "seen", MANY)
+    code, printed = run("tamiyo", "evaluate", str(tmp_path / "seen"), "--candidate", "random", "-q")
+    assert code == 0, printed
+    assert f"{len(MANY.experiences)} held-out decisions of 20 runs" in printed
+    for name in (AS_LOGGED, "wait", "random", "schedule", "heuristic"):
+        assert f"│ {name}" in printed
+    assert "random than wait:" in printed
+    write(tmp_path / "few", joined(3, 4))
+    code, printed = run("tamiyo", "evaluate", str(tmp_path / "few"), "-q")
+    assert code == 0
+    assert "heuristic cannot be judged: 3 runs, 10 are needed" in printed
+    assert "refused" in printed
+    code, printed = run("tamiyo", "evaluate", str(tmp_path / "few"), "--candidate", "gnn")
+    assert "--candidate gnn: there are wait, random, schedule, heuristic" in printed
+    code, printed = run("tamiyo", "evaluate", str(tmp_path / "nothing"))
+    assert "holds no experiences" in printed
