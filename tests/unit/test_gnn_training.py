@@ -1,22 +1,29 @@
 """Training the policy: it learns what can be learnt, to the bit the same each time, and goes on where it stopped."""
 
+import json
 import math
 import random
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 from drawn_views import drawn_view
 
-from esper.errors import ContractError
+from esper.errors import ConfigError, ContractError
+from esper.graph.view import digest_of
 from esper.schemas.enums import Action, ReportMethod
 from esper.services.tamiyo.choices import Choice, legal_choices
-from esper.services.tamiyo.experiences import Experience
+from esper.services.tamiyo.experiences import Experience, Experiences, StoredExperience
+from esper.services.tamiyo.gnn import fitting
+from esper.services.tamiyo.gnn.checkpoint import load_policy
 from esper.services.tamiyo.gnn.policy import GnnPolicy
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.gnn.training import Curve, PolicyTrainer, Trained
+from esper.services.tamiyo.retraining import FitSettings, FitTold
 
 NOISE = 0.01
 
@@ -123,3 +130,62 @@ def test_without_runs_to_learn_from_or_to_hold_against_it_says_so() -> None:
         fit([], HELD_OUT, SHORT)
     with pytest.raises(ContractError, match="0 held out"):
         fit(TRAIN, [], SHORT)
+
+
+# as `esper tamiyo retrain` does it
+
+
+def stored(experience: Experience) -> StoredExperience:
+    fields = {name: getattr(experience, name) for name in Experience.__dataclass_fields__ if name != "view"}
+    data = experience.view.to_bytes()
+    return StoredExperience(**fields, view_digest=digest_of(data), view_zstd=zstandard.compress(data))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WIDTH": 8, "NUM_BATCHES": 10, "BATCH_SIZE": 32, "EVAL_EVERY": 5}.items():
+        monkeypatch.setenv(f"ESPER_TAMIYO__TRAINING__{name}", str(value))
+
+
+LOG = Experiences(stored(e) for e in TRAIN[:120])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_fit_that_was_interrupted_goes_on_and_gives_the_same_file(tmp_path: Path) -> None:
+    def until(batch: int) -> Callable[[FitTold], None]:
+        def progress(told: FitTold) -> None:
+            if told.num_batches == batch:
+                raise KeyboardInterrupt
+
+        return progress
+
+    folders = [tmp_path / "whole", tmp_path / "resumed"]
+    whole = fitting.fit(LOG, FitSettings(rng_seed=4), lambda _told: None)
+    kept = FitSettings(rng_seed=4, resume_from=tmp_path / "state")
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fit(LOG, kept, until(8))
+    told: list[FitTold] = []
+    resumed = fitting.fit(LOG, kept, told.append)
+    assert [t.num_batches for t in told] == [6, 7, 8, 9, 10], "from the last look on"
+    for folder, fitted in zip(folders, (whole, resumed), strict=True):
+        folder.mkdir()
+        fitted.save(folder, {"seed": 4})
+    assert (folders[0] / "policy.safetensors").read_bytes() == (folders[1] / "policy.safetensors").read_bytes()
+    card = json.loads((folders[0] / "card.json").read_text())
+    assert card["training"]["experiences_digest"] == LOG.digest
+    policy = load_policy((folders[0] / "policy.safetensors").read_bytes(), card["policy_sha256"])
+    view, choices = TRAIN[0].view, legal_choices(TRAIN[0].view)
+    assert policy.favour(view, choices).weights == pytest.approx(whole.policy.favour(view, choices).weights)
+    (guessed,) = whole.guess([view], [choices])
+    assert guessed[0] == 0.0
+    assert len(guessed) == len(choices)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_state_of_another_training_is_refused_and_so_is_a_damaged_one(tmp_path: Path) -> None:
+    fitting.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _told: None)
+    with pytest.raises(ConfigError, match="of other experiences or settings: delete it"):
+        fitting.fit(LOG, FitSettings(rng_seed=5, resume_from=tmp_path), lambda _told: None)
+    (tmp_path / "training.pt").write_bytes(b"no state")
+    with pytest.raises(ConfigError, match="is damaged: delete it to begin again"):
+        fitting.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _told: None)

@@ -109,7 +109,7 @@ class _State:
             saved = torch.load(self._path, weights_only=True)
             of_what, state = saved["of_what"], saved["state"]
         except Exception as error:  # whatever a damaged file makes torch raise
-            raise ConfigError(f"{self._path} cannot be read ({error}): delete it to begin again") from error
+            raise ConfigError(f"{self._path} is damaged: delete it to begin again") from error
         if of_what != self._of_what:
             raise ConfigError(f"{self._path} is of other experiences or settings: delete it, or name another folder")
         trainer.load_state_dict(_with_arrays(state))
