@@ -55,10 +55,6 @@ def _options(
 for _room in ROOMS:
     importlib.import_module(f"esper.cli.{_room}").register(app)
 
-_tamiyo = typer.Typer(no_args_is_help=True, help="From the log to experiences, to a verdict, to a policy.")
-importlib.import_module("esper.cli.tamiyo_replay").register(_tamiyo)
-app.add_typer(_tamiyo, name="tamiyo")
-
 
 def main() -> None:
     """Run the command line; an error of Esper's is one message on stderr and exit code 1. No secret is printed."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from esper.cli import tamiyo_publish, tamiyo_replay
 from esper.config import load_settings
 from esper.oona.producer import OonaProducer
 from esper.schemas.messages import OonaMessage
@@ -34,7 +35,11 @@ Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    tamiyo = typer.Typer(no_args_is_help=True, help="The versions of policies, and which decides.")
+    tamiyo = typer.Typer(
+        no_args_is_help=True, help="From the log to experiences, to a policy, to a verdict; and which version decides."
+    )
+    for room in (tamiyo_replay, tamiyo_publish):
+        room.register(tamiyo)
     tamiyo.command()(policies)
     tamiyo.command()(activate)
     tamiyo.command()(rollback)

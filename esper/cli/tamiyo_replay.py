@@ -23,13 +23,12 @@ from esper.services.tamiyo.replaying.reading import replay as read_log
 from esper.services.tamiyo.replaying.records import origin_of, read_origin
 from esper.services.tamiyo.replaying.rewarding import forked
 from esper.services.tamiyo.replaying.verifying import verify_views
-from esper.services.tamiyo.retraining import FitSettings, FitTold, card_of, find_fit, split_by_run
+from esper.services.tamiyo.retraining import CANDIDATE, FitSettings, FitTold, card_of, data_of, find_fit, split_by_run
 from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
 from esper.streams.replay import Told
 
 EXIT_DIFFERENT = 1
 SHOWN = 10
-CANDIDATE = "candidate"
 
 _FROM = typer.Option(
     [EARLIEST],
@@ -146,10 +145,10 @@ def retrain(
     with shown(console, quiet=quiet) as tell:
         trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))
     policies = {**baselines(_tamiyo()), CANDIDATE: trained.policy}
-    measured = read_origin(folder).measured
-    judged = _judge(console, split.held_out, policies, CANDIDATE, measured, seed, quiet, trained.guess)
+    origin = read_origin(folder)
+    judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.guess)
     into.mkdir(parents=True, exist_ok=True)
-    trained.save(into, card_of(split, judged, seed))
+    trained.save(into, card_of(split, judged, seed, data_of(origin.bounds.begins, origin.bounds.ends)))
     console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
 
 

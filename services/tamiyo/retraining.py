@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from esper.errors import ConfigError
 from esper.graph.view import GraphView
+from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison
@@ -20,6 +21,9 @@ from esper.services.tamiyo.policies import Policy
 
 FIT = "esper.services.tamiyo.gnn.fitting:fit"
 """Where the function is that fits a policy."""
+
+CANDIDATE = "candidate"
+"""What a policy that was just fitted is called among those it is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +116,27 @@ def split_by_run(experiences: Experiences, held_out_share: float, rng_seed: int)
     return split
 
 
-def card_of(split: Split, judged: Comparison, rng_seed: int) -> dict[str, Any]:
-    """What goes on the card of a policy: what it was fitted to, what it was judged on, and the verdict. Plain JSON."""
+def card_of(split: Split, judged: Comparison, rng_seed: int, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What goes on the card of a policy: what it was fitted to, what it was judged on, and the verdict. Plain JSON.
+
+    Args:
+        data: the part of the log that it learnt from (``data_of``).
+    """
     sides = {
         name: {"digest": side.digest, "runs": list(side.runs), "num_experiences": len(side)}
         for name, side in split._asdict().items()
     }
-    return {**sides, "seed": rng_seed, "evaluation": judged.to_dict()}
+    return {**sides, "seed": rng_seed, "data": list(data), "evaluation": judged.to_dict()}
+
+
+def data_of(begins: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:
+    """Which decisions were learnt from, for a card: by partition, from and until an offset."""
+    topic = DECISIONS.name
+    return [
+        {"topic": topic, "partition": n, "from_offset": first, "until_offset": max(first, ends.get((topic, n), first))}
+        for (name, n), first in sorted(begins.items())
+        if name == topic
+    ]
 
 
 def _fraction(run_id: str, rng_seed: int) -> float:
