@@ -85,6 +85,13 @@ async def esper(settings: Settings, *arguments: str) -> tuple[int, str]:
         "ESPER_POSTGRES__DSN": settings.need_postgres().dsn.get_secret_value(),
         "COLUMNS": "200",
     }
+    if settings.s3 is not None:
+        s3 = settings.s3
+        env |= {
+            "ESPER_S3__ENDPOINT_URL": s3.endpoint_url,
+            "ESPER_S3__ACCESS_KEY": s3.access_key.get_secret_value(),
+            "ESPER_S3__SECRET_KEY": s3.secret_key.get_secret_value(),
+        }
     result = await asyncio.to_thread(CliRunner(env=env).invoke, app, list(arguments))
     shown = f"{result.exception}" if result.exception and not isinstance(result.exception, SystemExit) else ""
     return result.exit_code, result.output + shown

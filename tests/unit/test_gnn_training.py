@@ -1,63 +1,24 @@
 """Training the policy: it learns what can be learnt, to the bit the same each time, and goes on where it stopped."""
 
 import json
-import math
 import random
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import zstandard
-from drawn_views import drawn_view
+from drawn_experiences import NOISE, experiences, stored, strain, true_gain
 
 from esper.errors import ConfigError, ContractError
-from esper.graph.view import digest_of
-from esper.schemas.enums import Action, ReportMethod
-from esper.services.tamiyo.choices import Choice, legal_choices
-from esper.services.tamiyo.experiences import Experience, Experiences, StoredExperience
+from esper.services.tamiyo.choices import legal_choices
+from esper.services.tamiyo.experiences import Experience, Experiences
 from esper.services.tamiyo.gnn import fitting
 from esper.services.tamiyo.gnn.checkpoint import load_policy
 from esper.services.tamiyo.gnn.policy import GnnPolicy
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.gnn.training import Curve, PolicyTrainer, Trained
 from esper.services.tamiyo.retraining import FitSettings, FitTold
-
-NOISE = 0.01
-
-
-def true_gain(choice: Choice, layer_strain: float) -> float:
-    """What the made-up world rewards: growing where the gradient is large, with one blueprint more than others."""
-    if choice.action is not Action.GERMINATE or choice.kernel is None:
-        return 0.0
-    liked = {"blueprint-0": 0.02, "blueprint-1": -0.03}.get(choice.kernel.blueprint_id, 0.0)
-    return liked + 0.02 * math.tanh(layer_strain)
-
-
-def experience(rng: random.Random, run: int, boundary: int) -> Experience:
-    view = drawn_view(rng, rng.randrange(2, 6), seeds_per_layer=1, num_blueprints=3, run_id=f"run-{run}")
-    choices = legal_choices(view)
-    chosen = rng.randrange(len(choices))
-    choice = choices[chosen]
-    reward = true_gain(choice, strain(view, choice)) + (rng.gauss(0, NOISE) if choice.action is not Action.WAIT else 0)
-    return Experience(
-        view.run_id, 1, boundary, 100, view, chosen, 1 / len(choices), "random", 1, reward, NOISE**2,
-        ReportMethod.FORK, uuid.UUID(int=rng.getrandbits(128)),
-    )  # fmt: skip
-
-
-def strain(view: object, choice: Choice) -> float:
-    layers = {layer.layer_id: layer for layer in view.layers}  # type: ignore[attr-defined]
-    layer = layers[choice.seed.layer_id] if choice.seed else None
-    return (layer.health["gradient_norm"] or 0.0) / 100 if layer else 0.0
-
-
-def experiences(runs: range) -> list[Experience]:
-    rng = random.Random(runs.start)
-    return [experience(rng, run, boundary) for run in runs for boundary in range(1, 13)]
-
 
 TRAIN, HELD_OUT = experiences(range(60)), experiences(range(100, 125))
 SHORT = TrainingSettings.model_validate(
@@ -133,12 +94,6 @@ def test_without_runs_to_learn_from_or_to_hold_against_it_says_so() -> None:
 
 
 # as `esper tamiyo retrain` does it
-
-
-def stored(experience: Experience) -> StoredExperience:
-    fields = {name: getattr(experience, name) for name in Experience.__dataclass_fields__ if name != "view"}
-    data = experience.view.to_bytes()
-    return StoredExperience(**fields, view_digest=digest_of(data), view_zstd=zstandard.compress(data))
 
 
 @pytest.fixture
