@@ -28,7 +28,7 @@ from esper.services.tamiyo.settings import RentSettings
 
 STEPS = 10
 FATES = (
-    "whole", "whole", "whole", "stale", "no_view", "view_differs", "view_damaged", "wrong_view", "not_legal",
+    "whole", "whole", "whole", "stale", "no_chance", "no_view", "view_differs", "view_damaged", "wrong_view", "not_legal",
     "wrong_report", "no_metric", "refused", "placebo", "before_after", "no_report", "no_decision",
 )  # fmt: skip
 RENT = RentSettings(parameters=0.25, flops=0.5)
@@ -130,6 +130,8 @@ def _tell_boundary(story: Story, key: Key, rng: random.Random, fate: str) -> Non
     match fate:
         case "stale":
             event = decided(view, legal_choices(view)[0], 1.0, view_digest=None, stale=True)
+        case "no_chance":
+            event = decided(view, legal_choices(view)[0], 1.0)
         case "not_legal":
             event = decided(view, choice, 0.1, action=Action.CULL, layer_id="elsewhere", seed_id=0, blueprint_id=None)
         case _:

@@ -1,14 +1,14 @@
 """Judges policies on experiences: brings both into the form of ``esper.services.tamiyo.off_policy``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from esper.graph.view import GraphView
 from esper.services.tamiyo.choices import Choice, legal_choices
 from esper.services.tamiyo.experiences import Experience, Experiences
-from esper.services.tamiyo.off_policy import Comparison, Floats, Judging, Logged, Target, compare
+from esper.services.tamiyo.off_policy import Comparison, Difference, Floats, Judging, Logged, Target, compare
 from esper.services.tamiyo.policies import EpsilonSoft, Favourite, Policy
 from esper.services.tamiyo.policies.baselines import RandomPolicy, SchedulePolicy, WaitPolicy
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
@@ -74,6 +74,30 @@ def evaluate(
     targets = [Target(AS_LOGGED, logged.behaviour)]
     targets += [Target.of(name, logged, rows) for name, rows in facing.rows.items()]
     return compare(logged, targets, judging or Judging(), facing.guesses if guesser else None, candidate)
+
+
+def verdict_of(found: Comparison, difference: Difference, held_out_runs: Sequence[str], level: float) -> dict[str, Any]:
+    """What the event of an evaluation says of one difference, but for the names and versions of the policies.
+
+    Of SNIPS and doubly robust it is the one with the lower low end: the more careful.
+    """
+    judged = [found.judged[difference.name], found.judged[difference.than]]
+    refusals = [f"{one.name}: {refusal}" for one in judged for refusal in one.refusals]
+    estimates = {"snips": difference.snips, "dr": difference.dr}
+    estimator, interval = min(((n, i) for n, i in estimates.items() if i is not None), key=lambda e: e[1].low)
+    verdict = "too_thin" if refusals else "better" if difference.is_better else "not_better"
+    told = {"estimate": interval.value, "low": interval.low, "high": interval.high}
+    return {
+        "estimator": estimator,
+        **(told if difference.is_supported else dict.fromkeys(told)),
+        "confidence": level,
+        "effective_sample_size": judged[0].ess,
+        "num_decisions": found.num_decisions,
+        "held_out_runs": list(held_out_runs),
+        "verdict": verdict,
+        "reason": "; ".join(refusals)
+        or f"{estimator} {interval.value:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})",
+    }
 
 
 class _Facing:

@@ -127,13 +127,15 @@ async def test_a_range_is_of_decisions_by_offset_or_time_and_nothing_behind_its_
         assert f"--from {wrong.split('@')[0]}" in printed.replace("'", "")
 
 
-async def test_a_truncated_log_is_told_place_by_place_and_decision_by_decision(mine: Settings) -> None:
+async def test_a_truncated_log_is_told_place_by_place_and_decision_by_decision(mine: Settings, tmp_path: Path) -> None:
     run_id = "cut"
     story = tell_run(run_id, random.Random(5), 30)
     await send(mine, told_by([story]))
     whole = await read(mine, runs=run_id)
     partition = partition_of(run_id, VIEWS)
     records = [r async for r in read_range(mine.need_kafka(), VIEWS, partition=partition) if r.key == b"cut"]
+    code, printed = await esper(mine, "tamiyo", "replay", "--runs", run_id, "--into", str(tmp_path / "whole"), "-q")
+    assert code == 0, printed
     await delete_before(mine, VIEWS, partition, records[len(records) // 2].position.offset)
     cut = await read(mine, runs=run_id)
     lost = {e.key for e in whole.joined.experiences.stored} - {e.key for e in cut.joined.experiences.stored}
@@ -147,6 +149,10 @@ async def test_a_truncated_log_is_told_place_by_place_and_decision_by_decision(m
     assert f"{run_id} incarnation 1 boundary 1: no_view" in printed
     code, _printed = await esper(mine, "tamiyo", "replay", "--runs", run_id, "-q")
     assert code == 0, "it is told; only --strict makes it a failure"
+    code, printed = await esper(mine, "tamiyo", "replay", "--again", str(tmp_path / "whole"), "-q")
+    assert code == 1
+    assert f"{VIEWS.name}[{partition}] begins at offset" in printed
+    assert "the first that is gone is cut incarnation 1" in printed
 
 
 # views, seen again

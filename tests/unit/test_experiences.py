@@ -168,6 +168,12 @@ def test_a_view_that_is_no_view_is_told_and_one_of_a_newer_program_stops_the_rep
             assert counted(joined(records_of(story)).asides) == {Reason.VIEW_DAMAGED: 1}
 
 
+def test_a_view_that_claims_to_be_huge_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esper.services.tamiyo.replaying.joining.MAX_VIEW_BYTES", 1_000)
+    (aside,) = joined(records_of(one_whole()[0])).asides
+    assert (aside.reason, aside.detail.startswith("it claims to have")) == (Reason.VIEW_DAMAGED, True)
+
+
 def test_what_workers_passed_over_is_left_out_until_it_is_redriven() -> None:
     records = records_of(one_whole()[0])
     decision = next(r for r in records if r.position.topic == "control.tamiyo.decisions")

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     NO_METRIC = "no_metric"
     RIVAL = "rival"
     STALE = "stale"
+    NO_CHANCE = "no_chance"
     REFUSED = "refused"
     BEFORE_AFTER = "before_after"
     NO_REPORT = "no_report"
@@ -39,6 +40,7 @@ MEANING: Mapping[Reason, str] = MappingProxyType(
         Reason.NO_METRIC: "a fork that could not be measured",
         Reason.RIVAL: "a later decision for a boundary that has one: the first counts",
         Reason.STALE: "WAIT because the views were behind: nothing was seen",
+        Reason.NO_CHANCE: "surer than any epsilon-soft policy: nothing was drawn, as where a policy fails",
         Reason.REFUSED: "the trainer refused the command",
         Reason.BEFORE_AFTER: "only a before/after report: nothing is trained on that",
         Reason.NO_REPORT: "no report (yet)",

@@ -17,12 +17,16 @@ from esper.schemas.enums import Action
 from esper.schemas.events import CommandRejected, DecisionMade, FieldReported, ViewRecorded
 from esper.services.tamiyo.choices import Choice, legal_choices
 from esper.services.tamiyo.experiences import Experiences, Key, StoredExperience
+from esper.services.tamiyo.policies import MIN_EPSILON
 from esper.services.tamiyo.replaying.asides import Reason, SetAside
 from esper.services.tamiyo.replaying.gathering import Gathered, Heard
 from esper.services.tamiyo.replaying.rewarding import Reward, Rewarding
 
 MAX_VIEW_BYTES = 256 * 1024 * 1024
 """A recorded view that claims to be larger is not opened: it is no view of Esper's."""
+
+ROUNDING = 1e-9
+"""By so much a probability may be above what epsilon allows."""
 
 NOTHING = Reward(0.0, None)
 
@@ -146,6 +150,8 @@ class _Join:
         recorded, view = self._view(key, event)
         choices = legal_choices(view)
         chosen = _index(choices, event)
+        if event.probability > 1.0 - MIN_EPSILON * (1.0 - 1.0 / len(choices)) + ROUNDING:
+            raise _Aside(Reason.NO_CHANCE, f"probability {event.probability:g} among {len(choices)} choices")
         try:
             reward, report = self._reward(key, heard, choices[chosen])
         except _Aside as aside:

@@ -63,12 +63,17 @@ class Range:
         letters = [(t.dead_letters.name, n) for t in READ for n in range(t.num_partitions)]
         begins = first if self.since.at is None else await reader.offsets_at(self.since.at)
         return Bounds(
-            lost={(t.name, n): first[t.name, n] for t in READ for n in range(t.num_partitions) if first[t.name, n]},
+            lost=lost(first),
             begins={(DECISIONS.name, n): begins[DECISIONS.name, n] for n in range(DECISIONS.num_partitions)}
             | dict(self.since.offsets),
             ends={(t.name, n): ends[t.name, n] for t in READ for n in range(t.num_partitions)}
             | {place: last[place] for place in letters},
         )
+
+
+def lost(first: Offsets) -> dict[Place, int]:
+    """Where what was written is gone, by the log's first offsets: these topics are kept for ever."""
+    return {(t.name, n): first[t.name, n] for t in READ for n in range(t.num_partitions) if first[t.name, n]}
 
 
 @dataclass(frozen=True, slots=True)

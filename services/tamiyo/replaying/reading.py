@@ -6,7 +6,7 @@ decisions are not decoded.
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esper.config import KafkaSettings
 from esper.oona.consumer import StoredRecord
@@ -16,7 +16,7 @@ from esper.schemas.topics import DECISIONS, FIELD_REPORTS, LIFECYCLE, VIEWS, Top
 from esper.services.tamiyo.replaying.asides import SetAside
 from esper.services.tamiyo.replaying.gathering import Gathered, is_rejection
 from esper.services.tamiyo.replaying.joining import Joined, join
-from esper.services.tamiyo.replaying.ranges import READ, Bounds, Range
+from esper.services.tamiyo.replaying.ranges import READ, Bounds, Range, lost
 from esper.services.tamiyo.replaying.rewarding import Rewarding
 from esper.streams.letters import passed_over
 from esper.streams.replay import Tell, Told
@@ -60,7 +60,10 @@ async def replay(
     topics = (*READ, *(t.dead_letters for t in READ))
     async with AsyncExitStack() as exits:
         reader = await exits.enter_async_context(open_log(kafka, topics))
-        found = await asked.bounds(reader) if bounds is None else bounds
+        if bounds is None:
+            found = await asked.bounds(reader)
+        else:
+            found = replace(bounds, lost=lost(await reader.first_offsets()))
         reading = _Reading(reader, found, asked, tell)
         await reading.read_all()
         count = len(reading.gathered.decisions)
