@@ -13,14 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from esper.errors import ContractError
-from esper.schemas.enums import EvaluationVerdict
 from esper.schemas.events import PolicyEvaluated, PolicyTrained
 from esper.schemas.events.policies import LogRange
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.gnn.checkpoint import load_policy, read_card
 from esper.services.tamiyo.gnn.fitting import CARD_FILE, POLICY_FILE
 from esper.services.tamiyo.policies.sources import BASELINES
-from esper.services.tamiyo.retraining import CANDIDATE
 
 KIND = "gnn"
 _NAMESPACE = uuid.UUID("5b1cc7a0-4c8e-5d0e-9a51-9f7f1f3f2b6d")
@@ -65,7 +63,7 @@ def messages_of(
     """
     try:
         trained = _trained(fitted, policy_id, version, parent, reason)
-        found = [*_evaluated(fitted.card["evaluation"], fitted.card["held_out"], policy_id, version, baseline_version)]
+        found = [*_evaluated(fitted.card["verdicts"], policy_id, version, baseline_version)]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ContractError(f"the card does not say what training came to ({error!r}): retrain") from error
     events: list[PolicyTrained | PolicyEvaluated] = [trained, *found]
@@ -96,40 +94,19 @@ def _trained(fitted: Fitted, policy_id: str, version: int, parent: int | None, r
 
 
 def _evaluated(
-    evaluation: Mapping[str, Any], held_out: Mapping[str, Any], policy_id: str, version: int, baseline_version: int
+    verdicts: Iterable[Mapping[str, Any]], policy_id: str, version: int, baseline_version: int
 ) -> Iterable[PolicyEvaluated]:
-    judged = evaluation["judged"]
-    for difference in evaluation["differences"]:
-        rival = _rival(difference["than"], baseline_version)
-        if rival is None or difference["name"] != CANDIDATE:
-            continue
-        estimator = "snips" if difference["dr"] is None else "dr"
-        interval = difference[estimator]
-        verdict = _verdict(difference, interval)
-        refusals = [r for name in (CANDIDATE, difference["than"]) for r in judged[name]["refusals"]]
-        told = "; ".join(refusals) or f"{interval['value']:+.5f} ({interval['low']:+.5f} to {interval['high']:+.5f})"
-        yield PolicyEvaluated(
-            policy_id=policy_id,
-            policy_version=version,
-            against_policy_id=rival[0],
-            against_version=rival[1],
-            estimator=estimator,
-            estimate=interval["value"],
-            low=interval["low"],
-            high=interval["high"],
-            confidence=evaluation.get("level", 0.95),
-            effective_sample_size=judged[CANDIDATE]["ess"],
-            num_decisions=evaluation["num_decisions"],
-            held_out_runs=tuple(held_out["runs"]),
-            verdict=verdict,
-            reason=f"{estimator}, a decision's expected reward less that of {rival[0]}: {told}"[:2000],
-        )
-
-
-def _verdict(difference: Mapping[str, Any], interval: Mapping[str, Any]) -> EvaluationVerdict:
-    if not difference["is_supported"] or interval["value"] is None:
-        return EvaluationVerdict.TOO_THIN
-    return EvaluationVerdict.BETTER if difference["is_better"] else EvaluationVerdict.NOT_BETTER
+    for found in verdicts:
+        rival = _rival(found["than"], baseline_version)
+        if rival is not None:
+            told = {name: value for name, value in found.items() if name != "than"}
+            yield PolicyEvaluated(
+                policy_id=policy_id,
+                policy_version=version,
+                against_policy_id=rival[0],
+                against_version=rival[1],
+                **{**told, "reason": told["reason"][:2000]},
+            )
 
 
 def _rival(name: str, baseline_version: int) -> tuple[str, int] | None:

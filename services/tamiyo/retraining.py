@@ -15,8 +15,9 @@ from esper.errors import ConfigError
 from esper.graph.view import GraphView
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.evaluating import verdict_of
 from esper.services.tamiyo.experiences import Experiences
-from esper.services.tamiyo.off_policy import Comparison
+from esper.services.tamiyo.off_policy import Comparison, Judging
 from esper.services.tamiyo.policies import Policy
 
 FIT = "esper.services.tamiyo.gnn.fitting:fit"
@@ -122,11 +123,13 @@ def card_of(split: Split, judged: Comparison, rng_seed: int, data: Sequence[Mapp
     Args:
         data: the part of the log that it learnt from (``data_of``).
     """
+    level, runs = Judging().level, split.held_out.runs
+    verdicts = [{"than": one.than, **verdict_of(judged, one, runs, level)} for one in judged.differences]
     sides = {
         name: {"digest": side.digest, "runs": list(side.runs), "num_experiences": len(side)}
         for name, side in split._asdict().items()
     }
-    return {**sides, "seed": rng_seed, "data": list(data), "evaluation": judged.to_dict()}
+    return {**sides, "seed": rng_seed, "data": list(data), "evaluation": judged.to_dict(), "verdicts": verdicts}
 
 
 def data_of(begins: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:
