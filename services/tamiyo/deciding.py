@@ -48,6 +48,9 @@ TRANSIENT = (
 )
 """What time can mend: Kafka, Postgres or the way to them is away."""
 
+LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError)
+"""Postgres does not answer, whoever is asked for: nobody's rows are to blame."""
+
 MIN_PART = 8
 """Boundaries that are read together at least, before another connection is taken for some of them."""
 
@@ -121,8 +124,8 @@ class Decider:
         try:
             rows = await self._read_rows(part)
         except Exception as error:
-            if len(part) == 1:
-                return [error]
+            if len(part) == 1 or isinstance(error, LOST):
+                return [error] * len(part)
             return [view for pending in part for view in await self._read_part([pending])]
         return [_assembled(pending, one) for pending, one in zip(part, rows, strict=True)]
 
