@@ -1,18 +1,15 @@
-"""What Tamiyo reads from the projections: boundaries that wait for a decision, and their rows."""
+"""What Tamiyo finds in the projections: boundaries that wait for a decision, and decisions left undone."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from esper.errors import UnavailableError
-from esper.graph.features import MAX_EPOCHS, RECENT_STEPS
-from esper.graph.rows import Row, ViewRows
-from esper.graph.windows import WINDOW_STEPS, last_complete_window
-from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, TELEMETRY
+from esper.schemas.topics import LIFECYCLE
 from esper.streams.queries import queries
+from esper.streams.view_rows import boundary_rows
+from esper.streams.view_rows import read_view_rows as read_view_rows  # whoever finds a boundary reads it
 
 ABANDONED_AFTER = timedelta(days=1)
 """A run under way that told nothing for so long, measured from the newest word of any run, is not looked at."""
@@ -82,99 +79,24 @@ async def _is_line_complete(connection: Any, pending: PendingBoundary) -> bool:
 
 async def is_complete(connection: Any, run_id: str, incarnation: int, boundary: int) -> bool:
     """Whether all that a boundary's view depends on is folded. False where the boundary itself is not."""
-    at = await _boundary(connection, run_id, incarnation, boundary)
-    if at is None:
+    found = await boundary_rows(connection, [(run_id, incarnation, boundary)])
+    if not found:
         return False
+    (at,) = found.values()
     line = await _older_line(connection, run_id, incarnation, at["log_offset"])
     sent = [(incarnation, topic, sequence) for topic, sequence in at["last_sequences"].items()]
     sent += [(r["incarnation"], LIFECYCLE.name, r["lifecycle_sequence"]) for r in line]
     return not await _is_behind(connection, run_id, sent)
 
 
-async def read_view_rows(
-    connection: Any, run_id: str, incarnation: int, boundary: int, blueprint_offsets: Sequence[int] | None = None
-) -> ViewRows:
-    """The rows of one boundary's view. Call it inside a REPEATABLE READ transaction.
-
-    The same boundary and offsets give the same view, whenever it is read, once the boundary is complete.
-
-    Args:
-        blueprint_offsets: how far each partition of innovation.blueprints counts, to see a view again
-            as it was; as far as it is folded where none are given.
-
-    Raises:
-        UnavailableError: the boundary is not folded (yet).
-    """
-    at = await _boundary(connection, run_id, incarnation, boundary)
-    if at is None:
-        raise UnavailableError(f"boundary {boundary} of {run_id}, incarnation {incarnation}, is not folded yet")
-    sql, mine, before = queries("views"), {"run_id": run_id, "incarnation": incarnation}, at["log_offset"]
-    told = at["last_sequences"].get(LIFECYCLE.name, -1)
-    line = [{"incarnation": incarnation, "lifecycle_sequence": told}]
-    line += await _older_line(connection, run_id, incarnation, before)
-    window = last_complete_window(at["step"])
-    offsets = await _blueprint_offsets(connection) if blueprint_offsets is None else tuple(blueprint_offsets)
-    epochs = await _all(sql.epochs(connection, **mine, log_offset=before, max_epochs=MAX_EPOCHS))
-    is_started = at["hyperparameters"] is not None
-    return ViewRows(
-        boundary={
-            **at,
-            "hyperparameters": json.loads(at["hyperparameters"] or "{}"),
-            "from_step": at["from_step"] or 0,
-        },
-        layers=await _all(sql.layers(connection, run_id=run_id)) if is_started else [],
-        edges=await _all(sql.edges(connection, run_id=run_id)) if is_started else [],
-        line=line,
-        resumed_seeds=json.loads(at["seeds"] or "[]"),
-        lifecycle=await _lifecycle(connection, run_id, line),
-        breakers=await _all(sql.breakers(connection, **mine, sequence=told)),
-        rejections=await _all(sql.rejections(connection, **mine, sequence=told, after_step=at["step"] - RECENT_STEPS)),
-        epochs=[{**r, "metrics": json.loads(r["metrics"])} for r in epochs],
-        num_epochs=epochs[0]["num_epochs"] if epochs else 0,
-        gaps=await _all(sql.gaps(connection, **mine, log_offset=before, from_step=window - WINDOW_STEPS)),
-        windows=await _all(
-            sql.windows(
-                connection,
-                **mine,
-                steps=[window - WINDOW_STEPS, window],
-                sequence=at["last_sequences"].get(TELEMETRY.name, -1),
-            )
-        ),
-        kernels=await _all(sql.kernels(connection, run_id=run_id, offsets=offsets)) if is_started else [],
-        blueprint_offsets=offsets,
-    )
-
-
-async def _boundary(connection: Any, run_id: str, incarnation: int, boundary: int) -> dict[str, Any] | None:
-    found = await queries("views").boundary(connection, run_id=run_id, incarnation=incarnation, boundary=boundary)
-    return None if found is None else {**found, "last_sequences": json.loads(found["last_sequences"])}
-
-
 async def _older_line(connection: Any, run_id: str, incarnation: int, log_offset: int) -> list[Any]:
     if incarnation == 1:
         return []
-    line = {"run_id": run_id, "incarnation": incarnation, "log_offset": log_offset}
-    return await _all(queries("views").older_line(connection, **line))
-
-
-async def _lifecycle(connection: Any, run_id: str, line: Sequence[Row]) -> list[Any]:
-    numbers, sequences = [r["incarnation"] for r in line], [r["lifecycle_sequence"] for r in line]
-    return await _all(queries("views").lifecycle(connection, run_id=run_id, incarnations=numbers, sequences=sequences))
+    line = {"run_ids": [run_id], "incarnations": [incarnation], "log_offsets": [log_offset]}
+    return [r async for r in queries("views").older_lines(connection, **line)]
 
 
 async def _is_behind(connection: Any, run_id: str, sent: Sequence[tuple[int, str, int]]) -> bool:
     incarnations, topics, sequences = (list(column) for column in zip(*sent, strict=True)) if sent else ([], [], [])
     behind = {"run_id": run_id, "incarnations": incarnations, "topics": topics, "sequences": sequences}
     return bool(await queries("views").is_behind(connection, **behind))
-
-
-async def _blueprint_offsets(connection: Any) -> tuple[int, ...]:
-    found: Mapping[int, int] = {
-        r["log_partition"]: r["next_offset"] for r in await _all(queries("views").blueprint_positions(connection))
-    }
-    return tuple(found.get(n, 0) for n in range(BLUEPRINTS.num_partitions))
-
-
-async def _all(found: Any) -> list[Any]:
-    """aiosql gives an async generator for a plain select."""
-    return [row async for row in found]

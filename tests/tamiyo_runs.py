@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
+
 from esper.embedded.stack import EmbeddedStack
 from esper.graph.view import NO_HEALTH, EpochView, GraphView, KernelView, LayerView, SeedView
 from esper.oona.consumer import partition_of, read_range
@@ -64,3 +66,15 @@ async def told(stack: EmbeddedStack, run_id: str, topic: Any) -> list[OonaMessag
     kafka = stack.settings().need_kafka()
     records = read_range(kafka, topic, partition=partition_of(run_id, topic))
     return [r.decode() async for r in records if r.key == run_id.encode()]
+
+
+async def is_offered(stack: EmbeddedStack, kernel: Kernel) -> bool:
+    """Whether a decision may choose it by now: it and its blueprint's certificate are folded."""
+    async with await psycopg.AsyncConnection.connect(stack.postgres.dsn) as connection:
+        schema = stack.settings().need_postgres().schema_name
+        found = await connection.execute(
+            f"SELECT FROM {schema}.kernels JOIN {schema}.blueprints USING (blueprint_id)"
+            " WHERE kernel_sha256 = %s AND status = 'certified'",
+            (kernel.kernel_sha256,),
+        )
+        return await found.fetchone() is not None

@@ -1,7 +1,8 @@
 """A batch of boundaries, from their rows to their decisions in the log.
 
 The order is the design:
-1. the rows of all boundaries are read side by side, each view in its own REPEATABLE READ transaction, and assembled;
+1. the rows of all boundaries are read, in as many parts side by side as the pool has connections, each part in one
+   REPEATABLE READ transaction and with one question a table; then the views are assembled;
 2. the policy is asked once, for all of them; one version decides the whole batch;
 3. the views go into the log together, and are acknowledged;
 4. then the decisions: none is in the log without the view that it saw, or its command could not be sent again;
@@ -19,6 +20,7 @@ import asyncpg
 
 from esper.errors import EsperError, NotAllowedError, UnavailableError
 from esper.graph.assembling import assemble
+from esper.graph.rows import ViewRows
 from esper.graph.view import GraphView
 from esper.logging import get_logger, traced
 from esper.oona.cloudevents import encode
@@ -33,7 +35,8 @@ from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import Chosen
 from esper.services.tamiyo.policies.acting import Acting
 from esper.services.tamiyo.waiting import WaitingRoom
-from esper.streams.views import PendingBoundary, read_view_rows
+from esper.streams.view_rows import read_many_view_rows
+from esper.streams.views import PendingBoundary
 
 TRANSIENT = (
     UnavailableError,
@@ -44,6 +47,12 @@ TRANSIENT = (
     asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
 )
 """What time can mend: Kafka, Postgres or the way to them is away."""
+
+LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError)
+"""Postgres does not answer, whoever is asked for: nobody's rows are to blame."""
+
+MIN_PART = 8
+"""Boundaries that are read together at least, before another connection is taken for some of them."""
 
 AWAY = (UnavailableError, NotAllowedError)
 
@@ -99,22 +108,34 @@ class Decider:
         await self._write([_Made(p, decisions.blind_decision(p, acting, reason)) for p in batch], acting)
 
     async def _read_views(self, batch: Sequence[PendingBoundary]) -> list[GraphView | BaseException]:
-        """The view of each, or what kept it from being made. As many at once as the pool has connections."""
-        views = await asyncio.gather(*(self._read_view(pending) for pending in batch), return_exceptions=True)
+        """The view of each, or what kept it from being made."""
+        num_parts = min(self._pool.get_max_size(), -(-len(batch) // MIN_PART))
+        size = -(-len(batch) // num_parts)
+        parts = [batch[n : n + size] for n in range(0, len(batch), size)]
+        found = await asyncio.gather(*map(self._read_part, parts))
+        views = [view for part in found for view in part]
         errors = [view for view in views if isinstance(view, TRANSIENT)]
         if errors and len(errors) == len(views):
             raise errors[0]
         return views
 
-    async def _read_view(self, pending: PendingBoundary) -> GraphView:
+    async def _read_part(self, part: Sequence[PendingBoundary]) -> list[GraphView | BaseException]:
+        """Read together, or one by one where that fails, so that the one that breaks is known."""
+        try:
+            rows = await self._read_rows(part)
+        except Exception as error:
+            if len(part) == 1 or isinstance(error, LOST):
+                return [error] * len(part)
+            return [view for pending in part for view in await self._read_part([pending])]
+        return [_assembled(pending, one) for pending, one in zip(part, rows, strict=True)]
+
+    async def _read_rows(self, part: Sequence[PendingBoundary]) -> list[ViewRows | None]:
+        names = [(pending.run_id, pending.incarnation, pending.boundary) for pending in part]
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            rows = await read_view_rows(connection, pending.run_id, pending.incarnation, pending.boundary)
-        view = assemble(rows)
-        view.digest  # noqa: B018 - encodes it: whatever is wrong with a view shows here, where it is this boundary's alone
-        return view
+            return await read_many_view_rows(connection, names)
 
     def _made(self, pending: PendingBoundary, view: GraphView, chosen: Chosen, acting: Acting) -> _Made:
         if chosen.error is not None:
@@ -204,3 +225,14 @@ class Decider:
                 policy=f"{event.policy_id} v{event.policy_version}",
                 reason=event.reason,
             )
+
+
+def _assembled(pending: PendingBoundary, rows: ViewRows | None) -> GraphView | BaseException:
+    if rows is None:
+        return UnavailableError(f"boundary {pending.boundary} of {pending.run_id} is not in the projections any more")
+    try:
+        view = assemble(rows)
+        view.digest  # noqa: B018 - encodes it: whatever is wrong with a view shows here, where it is this boundary's alone
+    except Exception as error:
+        return error
+    return view

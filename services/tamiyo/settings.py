@@ -43,10 +43,10 @@ class TamiyoSettings(SectionModel):
     rng_seed: int = Field(0, description="Where the policy's chance starts.")
     poll_s: float = Field(0.05, gt=0, description="Pause between two looks for complete boundaries, in seconds.")
     max_batch: int = Field(
-        128,
+        32,
         ge=1,
         le=4096,
-        description="Boundaries that are decided together, at most; the version can change between two batches.",
+        description="Boundaries that are decided together, at most.",
     )
     stale_after_s: float = Field(
         5.0, gt=0, description="How long a boundary may stay incomplete before the decision is WAIT, in seconds."

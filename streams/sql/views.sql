@@ -43,108 +43,176 @@ SELECT EXISTS (
     WHERE p.last_sequence IS NULL OR p.last_sequence < sent.sequence
 );
 
--- name: boundary^
-SELECT
-    b.run_id, b.incarnation, b.boundary, b.step, b.epoch, b.last_sequences, b.log_offset,
-    i.from_step, i.seeds, r.hyperparameters
-FROM boundaries AS b
-LEFT JOIN incarnations AS i
-    ON i.run_id = b.run_id AND i.incarnation = b.incarnation AND i.log_offset < b.log_offset
-LEFT JOIN incarnations AS first
-    ON first.run_id = b.run_id AND first.incarnation = 1 AND first.log_offset < b.log_offset
-LEFT JOIN runs AS r ON r.run_id = first.run_id
-WHERE b.run_id = :run_id AND b.incarnation = :incarnation AND b.boundary = :boundary;
+-- The rows of many views at once: every query answers for several boundaries, and says with ``n`` (1..) for which. OFFSET 0
+-- keeps each boundary's part a look into an index of its own, whatever the planner thinks of the tables.
 
--- name: older_line
--- The incarnations before this one, each with what its last boundary before it was superseded says of its lifecycle.
-WITH taken AS (
-    SELECT i.incarnation, min(i.from_step) OVER later AS until_step, min(i.log_offset) OVER later AS until_offset
-    FROM incarnations AS i
-    WHERE i.run_id = :run_id AND i.incarnation <= :incarnation AND i.log_offset < :log_offset
-    WINDOW later AS (ORDER BY i.incarnation ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
-)
-SELECT t.incarnation, b.lifecycle_sequence
-FROM taken AS t
+-- name: boundaries
+SELECT
+    k.n, b.run_id, b.incarnation, b.boundary, b.step, b.epoch, b.last_sequences, b.log_offset,
+    i.from_step, i.seeds, r.hyperparameters
+FROM unnest(:run_ids::text[], :incarnations::integer[], :boundaries::integer[])
+    WITH ORDINALITY AS k (run_id, incarnation, boundary, n)
 CROSS JOIN LATERAL (
-    SELECT (n.last_sequences ->> 'control.kasmina.lifecycle')::bigint AS lifecycle_sequence
-    FROM boundaries AS n
-    WHERE n.run_id = :run_id AND n.incarnation = t.incarnation
-        AND n.step <= t.until_step AND n.log_offset < t.until_offset
-    ORDER BY n.boundary DESC LIMIT 1
+    SELECT * FROM boundaries AS n
+    WHERE n.run_id = k.run_id AND n.incarnation = k.incarnation AND n.boundary = k.boundary
+    LIMIT 1
 ) AS b
-WHERE t.incarnation < :incarnation AND b.lifecycle_sequence IS NOT NULL;
+LEFT JOIN LATERAL (
+    SELECT n.from_step, n.seeds FROM incarnations AS n
+    WHERE n.run_id = b.run_id AND n.incarnation = b.incarnation AND n.log_offset < b.log_offset
+    LIMIT 1
+) AS i ON true
+LEFT JOIN LATERAL (
+    SELECT n.hyperparameters
+    FROM incarnations AS first
+    JOIN runs AS n ON n.run_id = first.run_id
+    WHERE first.run_id = b.run_id AND first.incarnation = 1 AND first.log_offset < b.log_offset
+    LIMIT 1
+) AS r ON true;
+
+-- name: older_lines
+-- The incarnations before each boundary's, with what their last boundary before they were superseded says of lifecycle.
+SELECT k.n, q.incarnation, q.lifecycle_sequence
+FROM unnest(:run_ids::text[], :incarnations::integer[], :log_offsets::bigint[])
+    WITH ORDINALITY AS k (run_id, incarnation, log_offset, n)
+CROSS JOIN LATERAL (
+    WITH taken AS (
+        SELECT i.incarnation, min(i.from_step) OVER later AS until_step, min(i.log_offset) OVER later AS until_offset
+        FROM incarnations AS i
+        WHERE i.run_id = k.run_id AND i.incarnation <= k.incarnation AND i.log_offset < k.log_offset
+        WINDOW later AS (ORDER BY i.incarnation ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
+    )
+    SELECT t.incarnation, b.lifecycle_sequence
+    FROM taken AS t
+    CROSS JOIN LATERAL (
+        SELECT (n.last_sequences ->> 'control.kasmina.lifecycle')::bigint AS lifecycle_sequence
+        FROM boundaries AS n
+        WHERE n.run_id = k.run_id AND n.incarnation = t.incarnation
+            AND n.step <= t.until_step AND n.log_offset < t.until_offset
+        ORDER BY n.boundary DESC LIMIT 1
+    ) AS b
+    WHERE t.incarnation < k.incarnation AND b.lifecycle_sequence IS NOT NULL
+) AS q;
 
 -- name: layers
-SELECT layer_id, ordinal, kind, num_features, num_parameters, num_seeds
-FROM layers WHERE run_id = :run_id;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[]) WITH ORDINALITY AS k (run_id, n)
+CROSS JOIN LATERAL (
+    SELECT m.layer_id, m.ordinal, m.kind, m.num_features, m.num_parameters, m.num_seeds
+    FROM layers AS m WHERE m.run_id = k.run_id
+    OFFSET 0
+) AS q;
 
 -- name: edges
-SELECT source, target FROM edges WHERE run_id = :run_id;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[]) WITH ORDINALITY AS k (run_id, n)
+CROSS JOIN LATERAL (SELECT m.source, m.target FROM edges AS m WHERE m.run_id = k.run_id OFFSET 0) AS q;
 
 -- name: lifecycle
-SELECT m.incarnation, m.sequence, m.seen_from, m.step, m.layer_id, m.seed_id, m.to_stage, m.blueprint_id,
-    m.num_parameters
-FROM unnest(:incarnations::integer[], :sequences::bigint[]) AS line (incarnation, sequence)
-JOIN lifecycle AS m
-    ON m.run_id = :run_id AND m.incarnation = line.incarnation AND m.sequence <= line.sequence
-WHERE m.seen_from <= line.sequence;
+-- ``ns`` says for which boundary each part of a live line is.
+SELECT k.n, q.*
+FROM unnest(:ns::bigint[], :run_ids::text[], :incarnations::integer[], :sequences::bigint[])
+    AS k (n, run_id, incarnation, sequence)
+CROSS JOIN LATERAL (
+    SELECT m.incarnation, m.sequence, m.seen_from, m.step, m.layer_id, m.seed_id, m.to_stage, m.blueprint_id,
+        m.num_parameters
+    FROM lifecycle AS m
+    WHERE m.run_id = k.run_id AND m.incarnation = k.incarnation AND m.sequence <= k.sequence
+        AND m.seen_from <= k.sequence
+    OFFSET 0
+) AS q;
 
 -- name: breakers
-SELECT sequence, seen_from, layer_id, seed_id, to_state, num_failures
-FROM breaker_changes
-WHERE run_id = :run_id AND incarnation = :incarnation AND sequence <= :sequence AND seen_from <= :sequence;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[], :incarnations::integer[], :sequences::bigint[])
+    WITH ORDINALITY AS k (run_id, incarnation, sequence, n)
+CROSS JOIN LATERAL (
+    SELECT m.sequence, m.seen_from, m.layer_id, m.seed_id, m.to_state, m.num_failures
+    FROM breaker_changes AS m
+    WHERE m.run_id = k.run_id AND m.incarnation = k.incarnation AND m.sequence <= k.sequence
+        AND m.seen_from <= k.sequence
+    OFFSET 0
+) AS q;
 
 -- name: rejections
-SELECT seen_from, step, layer_id, seed_id
-FROM rejections
-WHERE run_id = :run_id AND incarnation = :incarnation AND sequence <= :sequence AND seen_from <= :sequence
-    AND step > :after_step;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[], :incarnations::integer[], :sequences::bigint[], :after_steps::bigint[])
+    WITH ORDINALITY AS k (run_id, incarnation, sequence, after_step, n)
+CROSS JOIN LATERAL (
+    SELECT m.seen_from, m.step, m.layer_id, m.seed_id
+    FROM rejections AS m
+    WHERE m.run_id = k.run_id AND m.incarnation = k.incarnation AND m.sequence <= k.sequence
+        AND m.seen_from <= k.sequence AND m.step > k.after_step
+    OFFSET 0
+) AS q;
 
 -- name: epochs
 -- The live line: an older incarnation's epochs count up to where the next one took over, and if they came before it.
-SELECT e.incarnation, e.sequence, e.epoch, e.step, e.metrics, e.log_offset, count(*) OVER () AS num_epochs
-FROM epochs AS e
-WHERE e.run_id = :run_id AND e.incarnation <= :incarnation AND e.log_offset < :log_offset
-    AND NOT EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = e.run_id AND i.incarnation > e.incarnation AND i.incarnation <= :incarnation
-            AND i.log_offset < :log_offset
-            AND (i.from_step < e.step OR i.from_epoch <= e.epoch OR i.log_offset < e.log_offset)
-    )
-ORDER BY e.step DESC, e.epoch DESC, e.incarnation DESC, e.sequence DESC
-LIMIT :max_epochs;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[], :incarnations::integer[], :log_offsets::bigint[])
+    WITH ORDINALITY AS k (run_id, incarnation, log_offset, n)
+CROSS JOIN LATERAL (
+    SELECT e.incarnation, e.sequence, e.epoch, e.step, e.metrics, e.log_offset, count(*) OVER () AS num_epochs
+    FROM epochs AS e
+    WHERE e.run_id = k.run_id AND e.incarnation <= k.incarnation AND e.log_offset < k.log_offset
+        AND NOT EXISTS (
+            SELECT FROM incarnations AS i
+            WHERE i.run_id = e.run_id AND i.incarnation > e.incarnation AND i.incarnation <= k.incarnation
+                AND i.log_offset < k.log_offset
+                AND (i.from_step < e.step OR i.from_epoch <= e.epoch OR i.log_offset < e.log_offset)
+        )
+    ORDER BY e.step DESC, e.epoch DESC, e.incarnation DESC, e.sequence DESC
+    LIMIT :max_epochs
+) AS q;
 
 -- name: gaps
-SELECT from_step, to_step, num_lost, log_offset
-FROM telemetry_gaps
-WHERE run_id = :run_id AND incarnation = :incarnation AND log_offset < :log_offset AND to_step >= :from_step;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[], :incarnations::integer[], :log_offsets::bigint[], :from_steps::bigint[])
+    WITH ORDINALITY AS k (run_id, incarnation, log_offset, from_step, n)
+CROSS JOIN LATERAL (
+    SELECT m.from_step, m.to_step, m.num_lost, m.log_offset
+    FROM telemetry_gaps AS m
+    WHERE m.run_id = k.run_id AND m.incarnation = k.incarnation AND m.log_offset < k.log_offset
+        AND m.to_step >= k.from_step
+    OFFSET 0
+) AS q;
 
 -- name: windows
-SELECT layer_id, seed_id, step, 0::bigint AS late_from, 0::bigint AS log_offset, 0 AS place,
-    num_signals, num_non_finite,
-    sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm,
-    count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, count_gradient_norm
-FROM health_windows
-WHERE run_id = :run_id AND incarnation = :incarnation AND step = ANY(:steps::bigint[])
-UNION ALL
-SELECT layer_id, seed_id, step, late_from, log_offset, place,
-    1, non_finite::integer,
-    health_score, coalesce(activation_mean, 0), coalesce(activation_std, 0), coalesce(dead_ratio, 0),
-    coalesce(gradient_norm, 0),
-    1, num_nonnulls(activation_mean), num_nonnulls(activation_std), num_nonnulls(dead_ratio),
-    num_nonnulls(gradient_norm)
-FROM late_health_signals
-WHERE run_id = :run_id AND incarnation = :incarnation AND step = ANY(:steps::bigint[]) AND late_from <= :sequence;
+SELECT k.n, q.*
+FROM unnest(:run_ids::text[], :incarnations::integer[], :sequences::bigint[], :first::bigint[], :second::bigint[])
+    WITH ORDINALITY AS k (run_id, incarnation, sequence, first, second, n)
+CROSS JOIN LATERAL (
+    SELECT m.layer_id, m.seed_id, m.step, 0::bigint AS late_from, 0::bigint AS log_offset, 0 AS place,
+        m.num_signals, m.num_non_finite,
+        m.sum_health_score, m.sum_activation_mean, m.sum_activation_std, m.sum_dead_ratio, m.sum_gradient_norm,
+        m.count_health_score, m.count_activation_mean, m.count_activation_std, m.count_dead_ratio,
+        m.count_gradient_norm
+    FROM health_windows AS m
+    WHERE m.run_id = k.run_id AND m.incarnation = k.incarnation AND m.step = ANY(ARRAY[k.first, k.second])
+    UNION ALL
+    SELECT m.layer_id, m.seed_id, m.step, m.late_from, m.log_offset, m.place,
+        1, m.non_finite::integer,
+        m.health_score, coalesce(m.activation_mean, 0), coalesce(m.activation_std, 0), coalesce(m.dead_ratio, 0),
+        coalesce(m.gradient_norm, 0),
+        1, num_nonnulls(m.activation_mean), num_nonnulls(m.activation_std), num_nonnulls(m.dead_ratio),
+        num_nonnulls(m.gradient_norm)
+    FROM late_health_signals AS m
+    WHERE m.run_id = k.run_id AND m.incarnation = k.incarnation AND m.step = ANY(ARRAY[k.first, k.second])
+        AND m.late_from <= k.sequence
+) AS q;
 
 -- name: blueprint_positions
 SELECT log_partition, next_offset FROM positions WHERE topic = 'innovation.blueprints';
 
 -- name: kernels
--- Kernels that fit a layer of the run, of blueprints that were certified, at these offsets of innovation.blueprints.
+-- Kernels that fit these layers, of blueprints that were certified, at these offsets of innovation.blueprints.
 SELECT k.blueprint_id, k.blueprint_version, k.kernel_sha256, k.size_bytes, k.target, k.num_features,
     k.num_parameters, k.log_partition, k.log_offset
-FROM (SELECT DISTINCT kind, num_features FROM layers WHERE run_id = :run_id) AS l
-JOIN kernels AS k ON k.target = l.kind AND k.num_features = l.num_features
+FROM unnest(:kinds::text[], :widths::integer[]) AS l (kind, num_features)
+CROSS JOIN LATERAL (
+    SELECT * FROM kernels AS m WHERE m.target = l.kind AND m.num_features = l.num_features
+    OFFSET 0
+) AS k
 CROSS JOIN LATERAL (
     SELECT n.change FROM blueprint_changes AS n
     WHERE n.blueprint_id = k.blueprint_id AND n.verdict = 'accepted'

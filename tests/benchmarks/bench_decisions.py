@@ -27,8 +27,7 @@ from esper.streams.database import connect_pool
 from esper.streams.health_partitions import make_partitions
 from esper.streams.views import PendingBoundary
 
-BATCHED, ALONE = 4096, 1
-MODES = {"batched": BATCHED, "one by one": ALONE}
+MODES = ("batched", "one by one")
 BOUNDARIES = 20
 NUM_BLUEPRINTS = 100
 
@@ -72,8 +71,10 @@ async def look(service: DecisionService, connection: Any, runs: Runs, times: Tim
     await connection.execute("UPDATE runs SET status = 'completed' WHERE status = 'running'")
 
 
-async def measure(settings: Settings, sizes: Sequence[int], rounds: int, layers: int, policy: str) -> None:
-    tamiyo = TamiyoSettings.model_validate({"policy": policy, "stale_after_s": 600.0})
+async def measure(settings: Settings, given: argparse.Namespace) -> None:
+    sizes, rounds = given.runs, given.rounds
+    tamiyo = TamiyoSettings.model_validate({"policy": given.policy, "stale_after_s": 600.0, "max_batch": given.batch})
+    settings_of = {"batched": tamiyo, "one by one": tamiyo.model_copy(update={"max_batch": 1})}
     async with (
         connect_pool(settings.need_postgres()) as pool,
         pool.acquire() as connection,
@@ -85,8 +86,8 @@ async def measure(settings: Settings, sizes: Sequence[int], rounds: int, layers:
         found = {(name, size): Times() for size in sizes for name in MODES}
         for number in range(rounds + 1):
             for (name, size), times in found.items():
-                service._tamiyo = tamiyo.model_copy(update={"max_batch": MODES[name]})
-                runs = Runs(f"{name[0]}{size}x{number}", size, "completed", BOUNDARIES, layers)
+                service._tamiyo = settings_of[name]
+                runs = Runs(f"{name[0]}{size}x{number}", size, "completed", BOUNDARIES, given.layers)
                 await look(service, connection, runs, times if number else Times())  # the first round warms
                 if number == 0:
                     await analyzed(connection)
@@ -113,10 +114,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each, after one that warms")
     parser.add_argument("--layers", type=int, default=10, help="of each run, with 2 seeds each")
     parser.add_argument("--policy", default="heuristic", help="which decides")
+    parser.add_argument("--batch", type=int, default=TamiyoSettings.model_fields["max_batch"].default, help="at most")
     given = parser.parse_args()
-    print(f"{given.layers} layers, 2 seeds each, {given.policy}; {given.rounds} rounds")
+    print(f"{given.layers} layers, 2 seeds each, {given.policy}; batches of {given.batch}; {given.rounds} rounds")
     with running_stack() as stack:
-        asyncio.run(measure(stack.settings(), given.runs, given.rounds, given.layers, given.policy))
+        asyncio.run(measure(stack.settings(), given))
 
 
 if __name__ == "__main__":

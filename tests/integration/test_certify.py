@@ -108,7 +108,9 @@ async def offered_to(urza: Urza, run_id: str) -> list[dict[str, Any]]:
     """The kernels that Tamiyo may choose from, by all that the log says now."""
     everything = [2**62] * BLUEPRINTS.num_partitions
     async with urza.pool.acquire() as connection:
-        rows = queries("views").kernels(connection, run_id=run_id, offsets=everything)
+        layers = await connection.fetch("SELECT kind, num_features FROM layers WHERE run_id = $1", run_id)
+        kinds, widths = [r["kind"] for r in layers], [r["num_features"] for r in layers]
+        rows = queries("views").kernels(connection, kinds=kinds, widths=widths, offsets=everything)
         return [dict(r) async for r in rows]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from processes import running, worker
 from shipping import certified_at_once
+from tamiyo_runs import is_offered
 from waiting import wait_until_async
 
 from esper.embedded.stack import EmbeddedStack
@@ -68,6 +69,7 @@ async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: 
         async with OonaProducer(stack.settings().need_kafka()) as producer:
             await producer.send_batch(certified_at_once())
             await producer.send(OonaMessage.of(registered, id=ids.kernel_event_id(KERNEL.kernel_sha256), source="test"))
+            await wait_until_async(lambda: is_offered(stack, KERNEL), 40, "the kernel")
             await producer.send_batch([started(run_id), epoch, boundary(run_id, 2, 1)])
             await producer.send_batch([started(blind), boundary(blind, 2, 1, **{TELEMETRY.name: 1})])
         async with DecisionService(stack.settings(), tamiyo) as service:

@@ -15,7 +15,7 @@ import pytest
 from processes import SCRIPTS, log_of, process, running, worker
 from shipping import certified_at_once
 from stopping_tamiyo import LOOKED
-from tamiyo_runs import KERNEL, boundary, ended, epoch, seen_at_first, started, told
+from tamiyo_runs import KERNEL, boundary, ended, epoch, is_offered, seen_at_first, started, told
 from waiting import wait_until, wait_until_async
 
 from esper.connection.commands import CommandInbox, ReceivedCommand
@@ -87,7 +87,7 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
         registered = events.KernelRegistered(blueprint_id="affine", kernel=KERNEL)
         await producer.send_batch(certified_at_once())
         await producer.send(OonaMessage.of(registered, id=ids.kernel_event_id(KERNEL.kernel_sha256), source="test"))
-        await wait_until_async(lambda: is_offered(rivals.stack), 30, "the kernel")
+        await wait_until_async(lambda: is_offered(rivals.stack, KERNEL), 30, "the kernel")
         await producer.send_batch([started(run_id, LAYERS), epoch(run_id, 1), boundary(run_id, 2, 1)])
         wait_until(lambda: is_stopped(victim), 40, "the controller's stop")
     except BaseException:
@@ -96,17 +96,6 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
     finally:
         rivals.other.send(signal.SIGCONT)
     return victim
-
-
-async def is_offered(stack: EmbeddedStack) -> bool:
-    async with await psycopg.AsyncConnection.connect(stack.postgres.dsn) as connection:
-        schema = stack.settings().need_postgres().schema_name
-        found = await connection.execute(
-            f"SELECT FROM {schema}.kernels JOIN {schema}.blueprints USING (blueprint_id)"
-            " WHERE kernel_sha256 = %s AND status = 'certified'",
-            (KERNEL.kernel_sha256,),
-        )
-        return await found.fetchone() is not None
 
 
 async def counting(stack: EmbeddedStack, run_id: str) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from view_tables import Runs, analyzed, fill_library, fill_runs
 from esper.config import PostgresSettings
 from esper.graph.assembling import assemble
 from esper.streams.health_partitions import make_partitions
+from esper.streams.view_rows import read_many_view_rows
 from esper.streams.views import decisions_without_command, is_complete, pending_boundaries, read_view_rows
 
 UNDER_WAY = 8
@@ -113,6 +114,10 @@ async def test_a_poll_and_a_view_are_found_by_indexes(connection: asyncpg.Connec
     assert await is_complete(view, "live-3", 1, 60)
     seen = assemble(await read_view_rows(view, "live-3", 1, 60))
     assert (len(seen.layers), len(seen.kernels), seen.num_epochs) == (4, 500, 60)
+    names = [(f"live-{n}", 1, 60) for n in range(1, UNDER_WAY + 1)]
+    together = await read_many_view_rows(view, names)
+    assert together[2] is not None
+    assert assemble(together[2]).to_bytes() == seen.to_bytes(), "the same, whichever others are read with it"
     assert not {name for name in view.read_whole if name.startswith(BIG)}
 
     await fill_runs(connection, Runs("older", 6_000, num_boundaries=4))
