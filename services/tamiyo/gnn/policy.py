@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from esper.graph.view import GraphView
 from esper.logging import get_logger
 from esper.schemas.enums import Action
-from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.choices import Choice, LegalChoices
 from esper.services.tamiyo.gnn.batch import GraphBatch
 from esper.services.tamiyo.gnn.inputs import read_view
 from esper.services.tamiyo.gnn.network import PolicyNetwork
@@ -82,23 +82,35 @@ class GnnPolicy(Policy):
     ) -> Sequence[Favourite]:
         """The same of several boundaries, in one pass."""
         found = []
-        for (gain, value), offered in zip(self.gains(views), choices_of_each, strict=True):
+        for (gain, value), offered in zip(self.gains(views, choices_of_each), choices_of_each, strict=True):
             weights = softmax(gain / self._temperature)
-            found.append(Favourite(dict(enumerate(weights.tolist())), self._reason(gain, value, weights, offered)))
+            found.append(Favourite(weights, self._reason(gain, value, weights, offered)))
         return found
 
     @torch.inference_mode()
-    def gains(self, views: Sequence[GraphView]) -> list[tuple[NDArray[np.float64], float]]:
-        """For each view the gain expected of each legal choice, (C,), in units of the reward, and the state's value."""
-        batch = self._batch(views)
+    def gains(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]] | None = None
+    ) -> list[tuple[NDArray[np.float64], float]]:
+        """For each view the gain expected of each legal choice, (C,), in units of the reward, and the state's value.
+
+        Args:
+            choices_of_each: what ``legal_choices`` gives of the views, if it is at hand.
+        """
+        batch = self._batch(views, choices_of_each)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             scores = self.network(batch)
         gain, value = scores.gain.double().cpu().numpy(), scores.value.tolist()
         ends = np.cumsum(batch.num_choices)[:-1]
         return list(zip(np.split(gain, ends), value, strict=True))
 
-    def _batch(self, views: Sequence[GraphView]) -> GraphBatch:
-        arrays = [read_view(view, self._metric) for view in views]
+    def _batch(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]] | None = None
+    ) -> GraphBatch:
+        given = choices_of_each if choices_of_each is not None else [None] * len(views)
+        arrays = [
+            read_view(view, self._metric, choices if isinstance(choices, LegalChoices) else None)
+            for view, choices in zip(views, given, strict=True)
+        ]
         return GraphBatch.of(arrays, self._blueprints.numbers).to(self._device)
 
     def _reason(

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from esper.graph.view import GraphView
 from esper.services.tamiyo.choices import WAIT, Choice, legal_choices
 
@@ -21,10 +24,33 @@ TOLERANCE = 1e-3  # by which weights may miss 1: those of float32 networks do
 
 @dataclass(frozen=True, slots=True)
 class Favourite:
-    """What a policy would do: ``weights`` over the legal choices sum to 1."""
+    """What a policy would do: weights that sum to 1, of every choice (C,), or by index of those that have any."""
 
-    weights: Mapping[int, float]
+    weights: Mapping[int, float] | NDArray[np.float64]
     reason: str
+
+    def dense(self, num_choices: int) -> NDArray[np.float64]:
+        """The weight of every choice, (C,).
+
+        Raises:
+            ValueError: they are no distribution; a policy whose numbers broke must not act by them.
+        """
+        if isinstance(self.weights, np.ndarray):
+            found: NDArray[np.float64] = self.weights
+            if found.shape != (num_choices,):
+                raise ValueError(f"the policy gave {found.shape} weights for {num_choices} choices")
+        else:
+            if not all(0 <= n < num_choices for n in self.weights):
+                raise ValueError(f"the policy weighs a choice that is none of the {num_choices}")
+            found = np.zeros(num_choices)
+            found[list(self.weights)] = list(self.weights.values())
+        if not np.all(np.isfinite(found) & (found >= 0.0)):
+            raise ValueError("the policy gave a weight that is negative or not finite")
+        if not math.isclose(float(found.sum()), 1.0, abs_tol=TOLERANCE):
+            raise ValueError(f"the policy's weights sum to {float(found.sum()):.6g}, not to 1")
+        if not self.reason:
+            raise ValueError("the policy gave no reason")
+        return found
 
 
 class Policy(Protocol):
@@ -69,8 +95,12 @@ class EpsilonSoft:
         self._epsilon = epsilon
         self._rng_seed = rng_seed
 
-    def probabilities(self, view: GraphView) -> tuple[Sequence[Choice], list[float], str]:
-        """The legal choices, the probability of each (they sum to 1), and the favourite's reason."""
+    def probabilities(self, view: GraphView) -> tuple[Sequence[Choice], NDArray[np.float64], str]:
+        """The legal choices, the probability of each (they sum to 1), and the favourite's reason.
+
+        Raises:
+            Exception: whatever the policy raises, and ValueError where its weights are no distribution.
+        """
         choices = legal_choices(view)
         favourite = self.policy.favour(view, choices)
         return choices, self._soften(favourite, len(choices)), favourite.reason
@@ -82,7 +112,7 @@ class EpsilonSoft:
             Exception: whatever the policy raises.
         """
         choices = legal_choices(view)
-        return self._draw(view, choices, _checked(self.policy.favour(view, choices), len(choices)))
+        return self._draw(view, choices, self.policy.favour(view, choices))
 
     def choose_all(self, views: Sequence[GraphView]) -> list[Chosen]:
         """Choose for many, with one call of the policy; each gets what ``choose`` gives it alone.
@@ -109,21 +139,25 @@ class EpsilonSoft:
 
     def _draw_or_wait(self, view: GraphView, choices: Sequence[Choice], favourite: Favourite) -> Chosen:
         try:
-            return self._draw(view, choices, _checked(favourite, len(choices)))
+            return self._draw(view, choices, favourite)
         except Exception as error:
             return _waiting(error)
 
     def _draw(self, view: GraphView, choices: Sequence[Choice], favourite: Favourite) -> Chosen:
         weights = self._soften(favourite, len(choices))
-        index = self._generator(view).choices(range(len(choices)), weights)[0]
+        running = weights.cumsum()
+        point = self._generator(view).random() * running[-1]
+        index = min(int(running.searchsorted(point, side="right")), len(choices) - 1)
         reason = favourite.reason
-        if weights[index] < max(weights):
+        if weights[index] < weights.max():
             reason = f"exploration (epsilon {self._epsilon}); the policy said: {reason}"
-        return Chosen(choices[index], weights[index], reason)
+        return Chosen(choices[index], float(weights[index]), reason)
 
-    def _soften(self, favourite: Favourite, num_choices: int) -> list[float]:
-        floor = self._epsilon / num_choices
-        return [floor + (1.0 - self._epsilon) * favourite.weights.get(n, 0.0) for n in range(num_choices)]
+    def _soften(self, favourite: Favourite, num_choices: int) -> NDArray[np.float64]:
+        softened: NDArray[np.float64] = self._epsilon / num_choices + (1.0 - self._epsilon) * favourite.dense(
+            num_choices
+        )
+        return softened
 
     def _generator(self, view: GraphView) -> random.Random:
         named = f"{self._rng_seed}:{view.run_id}:{view.incarnation}:{view.boundary}"
@@ -133,24 +167,6 @@ class EpsilonSoft:
 def only(index: int, reason: str) -> Favourite:
     """All weight on one choice."""
     return Favourite({index: 1.0}, reason)
-
-
-def _checked(favourite: Favourite, num_choices: int) -> Favourite:
-    """The favourite, if its weights are a distribution over the choices.
-
-    Raises:
-        ValueError: they are none; a policy whose numbers broke must not act by them.
-    """
-    weights = favourite.weights
-    if not all(math.isfinite(w) and w >= 0.0 for w in weights.values()):
-        raise ValueError("the policy gave a weight that is negative or not finite")
-    if not all(0 <= n < num_choices for n in weights):
-        raise ValueError(f"the policy weighs a choice that is none of the {num_choices}")
-    if not math.isclose(sum(weights.values()), 1.0, abs_tol=TOLERANCE):
-        raise ValueError(f"the policy's weights sum to {sum(weights.values()):.6g}, not to 1")
-    if not favourite.reason:
-        raise ValueError("the policy gave no reason")
-    return favourite
 
 
 def _waiting(error: Exception) -> Chosen:
