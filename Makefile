@@ -1,12 +1,14 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
 .PHONY: help install lock format check test test-slow test-scatter coverage faults faults-streams faults-s3 soak demo up down status \
-	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo bench-kasmina catalogues compat wheel-check clean
+	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo train-tamiyo bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 STEPS ?= 10000
 OPS ?= 10000
 RECORDS ?= 200000
 MINUTES ?= 10
+GROUND_MINUTES ?= 18
+INTO ?= policy
 HOLD ?= 300
 MODELS ?= *
 export TORCH
@@ -93,6 +95,9 @@ compat: catalogues ## wrap, train, grow, save, load, unwrap every model of the c
 
 bench-kasmina: catalogues ## what seeds cost, beside PEFT; what a cache, a transition and a signal cost
 	@for b in tests/benchmarks/bench_kasmina*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+train-tamiyo: install ## a policy for Tamiyo from nothing: GROUND_MINUTES=18 of small runs, a fit, a verdict; into INTO=policy
+	@exec $(BIN)/python scripts/train_tamiyo.py --minutes $(GROUND_MINUTES) --into $(INTO)
 
 up: install ## the embedded Kafka, Postgres and S3, kept running
 	@exec $(BIN)/esper up
