@@ -71,7 +71,7 @@ def replay(
     settings, console = load_settings(), Console()
     if again is not None and (list(since) != [EARLIEST] or until or runs):
         raise ConfigError("--again reads what its folder was made of: leave --from, --until and --runs away")
-    asked = Range.parse(since, until, runs)
+    asked = Range.parse(since, until, runs) if again is None else read_origin(again).asked
     _check_new(into)
     found = _read(settings, console, asked, again, quiet)
     show_replay(console, found, show)
@@ -210,8 +210,7 @@ def _rent(again: Path | None) -> RentSettings:
 def _read(settings: Settings, console: Console, asked: Range, again: Path | None, quiet: bool) -> Replay:
     kafka, rewarding, bounds = settings.need_kafka(), forked(_rent(again)), None
     if again is not None:
-        origin = read_origin(again)
-        asked, bounds = origin.asked, origin.bounds
+        bounds = read_origin(again).bounds
     with shown(console, quiet=quiet) as tell:
         return run_telling(lambda: read_log(kafka, asked, rewarding, bounds=bounds, tell=tell))
 

@@ -15,6 +15,9 @@ from processes import SCRIPTS, cli, log_of, process, running, worker
 from waiting import wait_until
 
 from esper.embedded.stack import EmbeddedStack
+from esper.schemas.enums import Action, ReportMethod
+from esper.services.tamiyo.choices import legal_choices
+from esper.services.tamiyo.replaying.files import read_experiences, read_manifest
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
 SMALL = {
@@ -22,6 +25,13 @@ SMALL = {
     "ESPER_TRAINER__COPIES": "14",
     "ESPER_TRAINER__LINK__BOUNDARY_STEPS": "50",
     "ESPER_TRAINER__CHECKPOINT_EPOCHS": "3",
+}
+FORKED = {
+    "ESPER_TRAINER__EPOCHS": "5",
+    "ESPER_TRAINER__COPIES": "5",
+    "ESPER_TRAINER__LINK__BOUNDARY_STEPS": "25",
+    "ESPER_TRAINER__FORK__EVERY": "1",
+    "ESPER_TRAINER__FORK__HORIZON_EPOCHS": "1",
 }
 CONTROLLER = {
     "ESPER_TAMIYO__POLICY": "schedule",
@@ -50,6 +60,28 @@ def run(stack: EmbeddedStack, services: dict[str, str], tmp_path_factory: pytest
     code, printed = cli(stack, folder, "train", str(CONFIG), "--run-id", run_id, **SMALL)
     assert code == 0, printed
     return run_id
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("services")
+def test_a_run_is_replayed_with_its_forks_rewards_and_its_views_come_out_of_the_log_again(
+    stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    run, into = f"forked-{uuid.uuid4().hex[:8]}", tmp_path / "seen"
+    code, printed = cli(stack, tmp_path, "train", str(CONFIG), "--run-id", run, **FORKED)
+    assert code == 0, printed
+    arguments = ("tamiyo", "replay", "--runs", run, "--verify", "--strict", "--show", "100", "--into", str(into))
+    code, printed = cli(stack, tmp_path, *arguments, COLUMNS="200")
+    assert code == 0, printed
+    manifest, found = read_manifest(into), read_experiences(into)
+    grown = [e for e in found if legal_choices(e.view)[e.chosen].action is Action.GERMINATE]
+    assert grown, printed
+    assert {e.method for e in grown} == {ReportMethod.FORK}
+    num_views = manifest["num_decisions"] - manifest["set_aside"].get("stale", 0)
+    assert f"{num_views} of {num_views} views come out of the log again, byte by byte" in printed
+    code, printed = cli(stack, tmp_path, "tamiyo", "replay", "--again", str(into), COLUMNS="200")
+    assert (code, f"equal to {into}" in printed) == (0, True), printed
 
 
 CHAIN = (

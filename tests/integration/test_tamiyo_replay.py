@@ -31,6 +31,7 @@ from esper.services.tamiyo.replaying.gathering import Gathered
 from esper.services.tamiyo.replaying.joining import join
 from esper.services.tamiyo.replaying.ranges import EARLIEST, Range
 from esper.services.tamiyo.replaying.reading import Replay, replay
+from esper.services.tamiyo.replaying.records import read_origin
 from esper.services.tamiyo.replaying.rewarding import forked
 from esper.services.tamiyo.settings import RentSettings
 from esper.streams.database import connect_pool
@@ -86,6 +87,9 @@ async def test_a_replay_gives_the_same_digest_whatever_was_added_since(mine: Set
     assert (await read(mine, runs="grow[0-2]")).joined.experiences.digest == first.joined.experiences.digest
     code, printed = await esper(mine, "tamiyo", "replay", "--again", str(tmp_path / "seen"), "-q")
     assert (code, f"equal to {tmp_path / 'seen'}" in printed) == (0, True), printed
+    copied = ("--again", str(tmp_path / "seen"), "--into", str(tmp_path / "copy"), "-q")
+    assert (await esper(mine, "tamiyo", "replay", *copied))[0] == 0
+    assert read_origin(tmp_path / "copy") == read_origin(tmp_path / "seen")
     # a folder that says something else is found out, by the first boundary that differs
     manifest = json.loads((tmp_path / "seen" / "manifest.json").read_text())
     manifest["patterns"] = ["grow[0-1]"]
