@@ -1,9 +1,13 @@
 """Batches: many decided as each alone, one that breaks costs no other its choice, nobody waits for longer than allowed."""
 
+import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -11,7 +15,9 @@ from hypothesis import strategies as st
 
 from esper.graph.view import NO_HEALTH, GraphView, LayerView, SeedView
 from esper.schemas.enums import Action, LayerKind, SeedStage
+from esper.services.tamiyo import deciding
 from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.deciding import Decider
 from esper.services.tamiyo.policies import EpsilonSoft, Favourite, Policy, only
 from esper.services.tamiyo.policies.baselines import RandomPolicy
 from esper.services.tamiyo.waiting import GRACE_S, RESEND_AFTER_S, WaitingRoom
@@ -178,3 +184,55 @@ def test_weights_of_a_network_may_miss_one_by_what_float32_misses() -> None:
     (chosen,) = EpsilonSoft(Picky(set(), {"r0": near}), 0.05, 0).choose_all([view(0, 2)])
     assert chosen.error is None
     assert chosen.probability == pytest.approx(1 / 3, abs=1e-3)
+
+
+class Pool:
+    """Gives connections that begin transactions, and nothing else."""
+
+    def get_max_size(self) -> int:
+        return 3
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator["Pool"]:
+        yield self
+
+    @asynccontextmanager
+    async def transaction(self, **_options: Any) -> AsyncIterator[None]:
+        yield
+
+
+@given(broken=st.sets(st.integers(0, 29), max_size=4), num=st.integers(1, 30))
+def test_rows_that_cannot_be_read_cost_no_other_run_its_view(broken: set[int], num: int) -> None:
+    batch = [numbered(n) for n in range(num)]
+    asked: list[int] = []
+
+    async def read(_connection: Any, names: Sequence[tuple[str, int, int]]) -> list[Any]:
+        asked.append(len(names))
+        if any(int(run_id[1:]) in broken for run_id, _incarnation, _boundary in names):
+            raise ValueError("no JSON")
+        return [run_id for run_id, _incarnation, _boundary in names]
+
+    nothing: Any = None
+    decider = Decider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
+    with patch.object(deciding, "read_many_view_rows", read), patch.object(deciding, "_assembled", lambda _p, row: row):
+        views: list[Any] = asyncio.run(decider._read_views(batch))
+    assert [n for n, found in enumerate(views) if isinstance(found, ValueError)] == sorted(b for b in broken if b < num)
+    assert [found for n, found in enumerate(views) if n not in broken] == [
+        f"r{n}" for n in range(num) if n not in broken
+    ]
+    if not broken:
+        assert len(asked) <= 3
+
+
+async def test_postgres_that_is_away_is_not_asked_for_each_run() -> None:
+    asked: list[int] = []
+
+    async def read(_connection: Any, names: Sequence[tuple[str, int, int]]) -> list[Any]:
+        asked.append(len(names))
+        raise ConnectionResetError("gone")
+
+    nothing: Any = None
+    decider = Decider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
+    with patch.object(deciding, "read_many_view_rows", read), pytest.raises(ConnectionResetError):
+        await decider._read_views([numbered(n) for n in range(30)])
+    assert asked == [10, 10, 10]
