@@ -60,7 +60,7 @@ def make_policy(tamiyo: TamiyoSettings) -> Policy:
         case "wait":
             return WaitPolicy()
         case "random":
-            return RandomPolicy()
+            return RandomPolicy(tamiyo.random_wait_share)
         case "schedule":
             return SchedulePolicy(tamiyo.schedule_every_epochs)
         case _:
