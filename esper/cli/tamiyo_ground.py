@@ -1,6 +1,7 @@
 """`esper tamiyo ground`: many small runs through the real bus, for Tamiyo to learn from."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -60,6 +61,7 @@ def ground(
     with ExitStack() as exits:
         if services:
             exits.enter_context(_services(folder.resolve(), console))
+        began = time.monotonic()
         trained = train_ground(
             common,
             settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": "ERROR"})}),
@@ -69,7 +71,8 @@ def ground(
             deadline_s=None if minutes is None else 60 * minutes,
             report=lambda one: _show(console, one),
         )
-        _summarize(console, trained, asyncio.run(_told(settings, [t.plan.run_id for t in trained])))
+        took_s = time.monotonic() - began
+        _summarize(console, trained, asyncio.run(_told(settings, [t.plan.run_id for t in trained])), took_s)
 
 
 def _services(folder: Path, console: Console) -> Any:
@@ -119,11 +122,11 @@ async def _told(settings: Settings, run_ids: Sequence[str]) -> Counter[str]:
     return counts
 
 
-def _summarize(console: Console, trained: Sequence["Trained"], counts: Counter[str]) -> None:
-    busy = sum(t.duration_s for t in trained)
-    table = Table("of all runs", "number", "per run")
-    table.add_row("runs", str(len(trained)), "")
-    for name, count in sorted(counts.items()):
-        table.add_row(name, str(count), f"{count / max(1, len(trained)):.1f}")
+def _summarize(console: Console, trained: Sequence["Trained"], counts: Counter[str], took_s: float) -> None:
+    table = Table("of all runs", "number", "per run", "per minute")
+    for name, count in [("runs", len(trained)), *sorted(counts.items())]:
+        table.add_row(name, str(count), f"{count / max(1, len(trained)):.1f}", f"{60 * count / took_s:.1f}")
     console.print(table)
-    console.print(f"{busy / max(1, len(trained)):.1f} s a run")
+    num_runs = max(1, len(trained))
+    each, busy = sum(t.duration_s for t in trained) / num_runs, sum(t.cpu_s for t in trained) / num_runs
+    console.print(f"a run took {each:.1f} s, of which {busy:.1f} s of processor in its own process, forks included")

@@ -62,10 +62,11 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What became of a plan: results, or why there are none."""
+    """What became of a plan: results, or why there are none. ``cpu_s`` is the processor time of its process."""
 
     plan: RunPlan
     duration_s: float
+    cpu_s: float
     results: TrainingResults | None
     problem: str = ""
 
@@ -77,9 +78,10 @@ def find_cifar(folder: Path | None) -> tuple[Path | None, str]:
     if not (folder / FILE).exists():
         return None, f"there is no {folder / FILE}"
     try:
-        import pyarrow.parquet  # noqa: F401
+        import PIL  # noqa: F401
+        import pyarrow  # noqa: F401
     except ImportError:
-        return None, f"reading {FILE} needs pyarrow: pip install pyarrow"
+        return None, f"reading {FILE} needs pyarrow and Pillow: pip install 'esper[images]'"
     return folder, ""
 
 
@@ -126,12 +128,13 @@ def train_plan(plan: RunPlan, settings: Settings) -> Trained:
     """Train one plan in this process."""
     from esper.services.tolaria.trainer import train
 
-    began = time.monotonic()
+    began, busy = time.monotonic(), time.process_time()
+    results, problem = None, ""
     try:
         _run_id, results = train(plan.trainer, settings, run_id=plan.run_id)
     except EsperError as error:
-        return Trained(plan, time.monotonic() - began, None, str(error))
-    return Trained(plan, time.monotonic() - began, results)
+        problem = str(error)
+    return Trained(plan, time.monotonic() - began, time.process_time() - busy, results, problem)
 
 
 def train_ground(
@@ -184,7 +187,7 @@ def _train_here(plan: RunPlan) -> Trained:
 
 def _digits(chance: random.Random) -> dict[str, object]:
     network = chance.choice(("digits", "mlp", "cnn"))
-    copies, batch_size = chance.choice((4, 6)), chance.choice((32, 64))
+    copies, batch_size = chance.choice((3, 5)), chance.choice((64, 128))
     optimizer = chance.choice(("sgd", "adamw"))
     rate = _log_uniform(chance, 0.02, 0.2) if optimizer == "sgd" else _log_uniform(chance, 0.002, 0.02)
     return {

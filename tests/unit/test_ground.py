@@ -17,6 +17,7 @@ from esper.services.tolaria.ground import MIN_BOUNDARY_STEPS, GroundSettings, fi
 from esper.services.tolaria.lines import Line, follow
 from esper.services.tolaria.loop import make_model
 
+DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 GROUND = GroundSettings(seed=3, folder=Path("runs"))
 
 
@@ -26,7 +27,10 @@ def test_a_plan_is_the_same_wherever_it_is_drawn(seed: int, number: int) -> None
     ground = GroundSettings(seed=seed, folder=Path("runs"))
     assert plan_of(ground, number) == plan_of(ground, number) == next(plans(ground, number))
     assert plan_of(ground, number) != plan_of(ground, number + 1)
-    assert plan_of(ground, number).trainer.rng_seed != plan_of(GroundSettings(seed + 1, Path("runs")), number).trainer.rng_seed
+    assert (
+        plan_of(ground, number).trainer.rng_seed
+        != plan_of(GroundSettings(seed + 1, Path("runs")), number).trainer.rng_seed
+    )
 
 
 def test_plans_are_of_many_kinds_and_all_can_be_made() -> None:
@@ -56,6 +60,21 @@ def test_cifar_is_left_out_with_a_reason_where_it_is_not(tmp_path: Path) -> None
     with_cifar = GroundSettings(seed=3, folder=Path("runs"), cifar=tmp_path)
     kinds = {plan_of(with_cifar, n).trainer.dataset for n in range(40)}
     assert kinds == {"digits", "cifar10"}
+
+
+def test_cifar_is_read_as_it_is_in_the_file_and_again_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, reason = find_cifar(DATA)
+    if folder is None:
+        pytest.skip(reason)
+    monkeypatch.setenv("ESPER_STATE_DIR", str(tmp_path))
+    read, again = (load_cifar10(folder, 40, 3) for _n in range(2))
+    assert read.train_x.shape == (30, 3, 32, 32)
+    assert read.val_y.shape == (10,)
+    assert torch.equal(read.train_x, again.train_x)
+    assert 0 < float(read.train_x.std()) < 2
+    assert len(list((tmp_path / "decoded").iterdir())) == 1
 
 
 def test_the_random_policy_waits_as_often_as_it_is_told() -> None:
