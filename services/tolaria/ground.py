@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esper.config import Settings
 from esper.embedded.processes import die_with_parent
@@ -185,7 +186,7 @@ def _train_here(plan: RunPlan) -> Trained:
     return train_plan(plan, _settings[0])
 
 
-def _digits(chance: random.Random) -> dict[str, object]:
+def _digits(chance: random.Random) -> dict[str, Any]:
     network = chance.choice(("digits", "mlp", "cnn"))
     copies, batch_size = chance.choice((3, 5)), chance.choice((64, 128))
     optimizer = chance.choice(("sgd", "adamw"))
@@ -205,7 +206,7 @@ def _digits(chance: random.Random) -> dict[str, object]:
     }
 
 
-def _cifar(chance: random.Random) -> dict[str, object]:
+def _cifar(chance: random.Random) -> dict[str, Any]:
     batch_size, num_images = 64, 4_000
     return {
         "dataset": "cifar10",
