@@ -58,6 +58,13 @@ class TamiyoSettings(SectionModel):
     heuristic: HeuristicSettings = Field(
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
     )
+    random_wait_share: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="What the `random` policy gives to WAIT, where it could do otherwise; "
+        "all choices are alike where it is not set.",
+    )
     rent: RentSettings = Field(RentSettings.model_validate({}), description="What size costs in a reward.")
     network: NetworkSettings = Field(NetworkSettings.model_validate({}), description="How the learnt policy is run.")
     training: TrainingSettings = Field(

@@ -17,7 +17,7 @@ from esper.kasmina.catalogue import cost_of
 from esper.kasmina.kernels import LoadedKernel
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.events import ForkedPair
-from esper.services.tolaria.lines import Applied, Line, Steer, follow
+from esper.services.tolaria.lines import Applied, Line, Snapshot, Steer, follow
 from esper.services.tolaria.loop import load_images, make_network
 from esper.services.tolaria.settings import TrainerSettings
 
@@ -39,7 +39,7 @@ class ForkJob:
         own_step: the step at which it was taken.
     """
 
-    snapshot: torch.Tensor
+    snapshot: Snapshot
     decided: Applied
     kernel: LoadedKernel
     end_of_epoch: int
@@ -55,7 +55,7 @@ class ForkJob:
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint or another process."""
         return {
-            "snapshot": self.snapshot,
+            "snapshot": dict(self.snapshot),
             "decided": self.commands.index(self.decided),
             "kernel": Applied(0, Action.GERMINATE, "", 0, self.kernel).to_dict(),
             "end_of_epoch": self.end_of_epoch,

@@ -59,7 +59,7 @@ def _decode(path: Path, num_images: int) -> tuple[Tensor, Tensor]:
         from PIL import Image
         from pyarrow import parquet
     except ImportError as error:
-        raise UnavailableError(f"reading {path.name} needs pyarrow and Pillow: pip install pyarrow pillow") from error
+        raise UnavailableError(f"reading {path.name} needs pyarrow and Pillow: pip install 'esper[images]'") from error
     rows = parquet.read_table(path).slice(0, num_images).to_pylist()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in rows])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor([row["label"] for row in rows])

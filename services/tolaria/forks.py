@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import AsyncResult, Pool
+from multiprocessing.pool import AsyncResult, Pool, ThreadPool
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -76,6 +76,7 @@ class Forks:
         self._now: list[Applied] = []
         self._germinated_at: dict[SeedKey, int] = {}
         self._pool: Pool | None = None
+        self._packers: ThreadPool | None = None  # writing a snapshot out takes longer than copying it
 
     def __enter__(self) -> Self:
         self._run.observe(self)
@@ -87,6 +88,8 @@ class Forks:
         if self._pool is not None:
             self._pool.terminate()
             self._pool.join()
+        if self._packers is not None:
+            self._packers.terminate()
         self.counts["dropped"] += len(self._pending)
         self._pending = []
         if self.counts:
@@ -204,9 +207,10 @@ class Forks:
     def _begin(self, pending: PendingFork) -> None:
         if not self._trainer.fork.max_parallel:
             return
-        if self._pool is None:
+        if self._pool is None or self._packers is None:
             self._pool = multiprocessing.get_context("spawn").Pool(self._trainer.fork.max_parallel, _begin_worker)
-        pending.result = self._pool.apply_async(measure_packed, (self._trainer, pack_job(pending.job)))
+            self._packers = ThreadPool(self._trainer.fork.max_parallel)
+        pending.result = self._packers.apply_async(_measure_there, (self._pool, self._trainer, pending.job))
 
     def _tell_finished(self) -> None:
         for pending in [p for p in self._pending if p.result is not None and p.result.ready()]:
@@ -261,6 +265,10 @@ def _action_of(received: ReceivedCommand) -> Action:
     if isinstance(received.command, GerminateSeed):
         return Action.GERMINATE
     return Action.CULL if isinstance(received.command, CullSeed) else Action.FOSSILIZE
+
+
+def _measure_there(pool: Pool, trainer: TrainerSettings, job: ForkJob) -> Measured:
+    return pool.apply(measure_packed, (trainer, pack_job(job)))
 
 
 def _begin_worker() -> None:

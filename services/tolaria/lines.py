@@ -4,14 +4,14 @@ Owns model, optimizer and the place in the data. Invariant: a line that is given
 the commands that the run applied after it ends as the run did, to the bit.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
-from esper.connection.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
+from esper.connection.training_state import Training, load_own_state, own_state
 from esper.errors import ContractError
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.lifecycle import Transition
@@ -21,6 +21,8 @@ from esper.services.tolaria.loop import accuracy, load_images, make_model, make_
 from esper.services.tolaria.settings import TrainerSettings
 
 SeedKey = tuple[str, int]
+Snapshot = Mapping[str, Any]
+"""Model, seeds, optimizer, chance and the place in the data, as plain values and tensors of its own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,9 +88,9 @@ class Line:
         self._is_at_boundary = False
 
     @classmethod
-    def from_snapshot(cls, trainer: TrainerSettings, snapshot: Tensor, *, draw: int = 0) -> Self:
+    def from_snapshot(cls, trainer: TrainerSettings, snapshot: Snapshot, *, draw: int = 0) -> Self:
         """Go on where ``snapshot_of`` was taken: in the middle of a boundary, before its commands."""
-        line, saved = cls(trainer, draw=draw), from_bytes(snapshot)
+        line, saved = cls(trainer, draw=draw), copy.deepcopy(dict(snapshot))  # an optimizer goes on in what it loads
         line.training.load_dict(saved)
         load_own_state(saved["own"])
         if draw:
@@ -123,7 +125,7 @@ class Line:
             raise ContractError(f"the line is past epoch {end_of_epoch} already: it is at {self.epoch}")
         return self.metrics[end_of_epoch]
 
-    def snapshot(self) -> Tensor:
+    def snapshot(self) -> Snapshot:
         """All of it as it is now; for a ``steer`` that wants to fork here."""
         return snapshot_of(self.training, step=self.step, epoch=self.epoch, step_in_epoch=self.step_in_epoch)
 
@@ -157,7 +159,7 @@ class Line:
         self.moves.append((self.step, plan))
 
 
-def snapshot_of(training: Training, *, step: int, epoch: int, step_in_epoch: int) -> Tensor:
-    """A run as it is at this moment: model, seeds, optimizer, chance and the place in the data, as one uint8 tensor."""
+def snapshot_of(training: Training, *, step: int, epoch: int, step_in_epoch: int) -> Snapshot:
+    """A run as it is at this moment. What it costs is a copy of all that it holds."""
     place = {"step": step, "epoch": epoch, "step_in_epoch": step_in_epoch}
-    return to_bytes({**training.to_dict(), **place, "own": own_state(None)})
+    return {**copy.deepcopy(training.to_dict()), **place, "own": own_state(None)}

@@ -155,6 +155,18 @@ def test_events_refuse_what_does_not_belong_together() -> None:
         events.KernelRegistered(blueprint_id="other", kernel=KERNEL)
 
 
+def test_a_report_of_a_fork_says_how_it_was_made_and_no_other_does() -> None:
+    fork = next(e for e in EXAMPLES if isinstance(e, events.FieldReported)).model_dump()
+    record = {**fork, "method": "before_after", "fork": None}
+    assert events.FieldReported.model_validate(record).fork is None
+    assert events.FieldReported.model_validate({**fork, "outcome": "training"}).outcome == "training"
+    for wrong in ({**fork, "fork": None}, {**record, "fork": fork["fork"]}):
+        with pytest.raises(ValidationError, match="method=fork alone"):
+            events.FieldReported.model_validate(wrong)
+    with pytest.raises(ValidationError, match="told at a seed's end"):
+        events.FieldReported.model_validate({**record, "outcome": "training"})
+
+
 @given(st.lists(st.tuples(st.sampled_from(list(BlueprintChange)), st.integers(0, 4)), max_size=12))
 def test_a_blueprint_counts_its_accepted_changes(requests: list[tuple[BlueprintChange, int]]) -> None:
     blueprint: Blueprint | None = None

@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from commanding import germinate, stored, told
 from growing import OPTIONS
+from processes import running, worker
 from waiting import wait_until
 
 from esper.embedded.stack import EmbeddedStack
@@ -82,8 +84,27 @@ async def test_a_forked_germination_is_told_with_the_metric_of_a_run_without_it(
     moves = {m.id: m.data for m in everything if isinstance(m.data, events.SeedTransitioned)}
     causes = [moves[m.causation_id] for m in reports]
     assert [c.to_stage for c in causes] == [SeedStage.GERMINATED] * 2
+    if not max_parallel:
+        await check_rows(stack, tmp_path, run_id, [m.data for m in reports])
     ends = [m.data for m in everything if isinstance(m.data, events.FieldReported) and m.data.fork is None]
     assert all(end.method is ReportMethod.BEFORE_AFTER for end in ends)
+
+
+async def check_rows(stack: EmbeddedStack, folder: Path, run_id: str, reports: list[events.FieldReported]) -> None:
+    """The projections hold all of a fork, and say of a record that it is none."""
+    names = ", ".join(events.ForkedPair.model_fields)
+    asked = f"SELECT layer_id, {names} FROM esper.field_reports WHERE run_id = %s AND method = %s ORDER BY sequence"
+    with running(worker(stack, folder), "worker.ready"), psycopg.connect(stack.postgres.dsn) as connection:
+
+        def rows(method: str) -> list[tuple[Any, ...]]:
+            found = connection.execute(asked, (run_id, method)).fetchall()
+            connection.commit()
+            return found
+
+        await asyncio.to_thread(wait_until, lambda: len(rows("fork")) == len(reports), 40, "the forks in their table")
+        told = [(r.layer_id, *r.fork.model_dump().values()) for r in reports if r.fork is not None]
+        assert rows("fork") == told
+        assert all(set(row[1:]) == {None} for row in rows("before_after"))
 
 
 async def test_a_run_that_wants_no_forks_takes_no_snapshot(

@@ -119,8 +119,10 @@ def test_a_fork_is_told_at_the_end_with_what_became_of_its_seed() -> None:
     assert reward_of(told, Action.GERMINATE, RENT) is not None
 
 
-def test_forks_wait_for_nobody_when_the_run_breaks() -> None:
-    story = Story(trainer_of(), {6: [command(1)]})
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("max_parallel", [0, 1])
+def test_forks_wait_for_nobody_when_the_run_breaks(max_parallel: int) -> None:
+    story = Story(trainer_of(max_parallel=max_parallel), {6: [command(1)]})
     with pytest.raises(RuntimeError, match="broke"), story.forks as forks:
         story.train(0, 1)
         raise RuntimeError("it broke")

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.connection.training_state import from_bytes
 from esper.kasmina.kernels import LoadedKernel
 from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.services.tolaria.branches import ForkJob, host_cost, measure, measure_packed, otherwise, pack_job
-from esper.services.tolaria.lines import Applied, Line, follow
+from esper.services.tolaria.lines import Applied, Line, Snapshot, follow
 from esper.services.tolaria.loop import make_model
 from esper.services.tolaria.settings import TrainerSettings
 
@@ -43,7 +42,7 @@ def germinate(step: int, seed_id: int = 0, module: str = "low_rank", layer_id: s
 
 def forked(trainer: TrainerSettings, commands: list[Applied], decided: Applied, end_of_epoch: int) -> ForkJob:
     """Train a run that does ``commands``, and fork it where it did ``decided``."""
-    line, taken = Line(trainer), list[Tensor]()
+    line, taken = Line(trainer), list[Snapshot]()
 
     def steer(line: Line) -> Iterable[Applied]:
         if line.step == decided.step:
@@ -57,7 +56,7 @@ def forked(trainer: TrainerSettings, commands: list[Applied], decided: Applied, 
 
 def state_of(line: Line) -> dict[str, Any]:
     """Weights, seeds, optimizer and chance of a line."""
-    return from_bytes(line.snapshot())
+    return dict(line.snapshot())
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:

@@ -1,5 +1,6 @@
 """The baselines that a learnt policy must beat: wait, random, schedule."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from esper.graph.view import GraphView
@@ -19,14 +20,27 @@ class WaitPolicy(Policy):
 
 
 class RandomPolicy(Policy):
-    """Any legal choice, all alike."""
+    """Any legal choice, all alike.
+
+    Args:
+        wait_share: the weight of WAIT, where something else can be chosen; the other actions then share the rest
+            evenly, and so do the choices of each. Without it a run of many kernels would hardly ever wait.
+    """
 
     kind = "random"
 
+    def __init__(self, wait_share: float | None = None) -> None:
+        self._wait_share = wait_share
+
     def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
-        """The same weight on every choice."""
-        share = 1.0 / len(choices)
-        return Favourite(dict.fromkeys(range(len(choices)), share), "the random policy has no favourite")
+        """The same weight on every choice, or on every choice of an action."""
+        told = "the random policy has no favourite"
+        of_action = Counter(choice.action for choice in choices)
+        if self._wait_share is None or len(of_action) == 1:
+            return Favourite(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), told)
+        each = (1.0 - self._wait_share) / (len(of_action) - 1)
+        weights = {n: each / of_action[choice.action] for n, choice in enumerate(choices)}
+        return Favourite({**weights, 0: self._wait_share}, told)
 
 
 class SchedulePolicy(Policy):

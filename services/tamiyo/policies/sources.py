@@ -109,6 +109,8 @@ def parameters_of(kind: str, tamiyo: TamiyoSettings) -> dict[str, Scalar]:
         own = tamiyo.heuristic.model_dump()
     elif kind == "schedule":
         own = {"every_epochs": tamiyo.schedule_every_epochs}
+    elif kind == "random" and tamiyo.random_wait_share is not None:
+        own = {"wait_share": tamiyo.random_wait_share}
     return {**own, "epsilon": tamiyo.epsilon}
 
 
@@ -122,7 +124,8 @@ def baseline(kind: str, tamiyo: TamiyoSettings, parameters: Mapping[str, Scalar]
         case "wait":
             return WaitPolicy()
         case "random":
-            return RandomPolicy()
+            share = parameters.get("wait_share", tamiyo.random_wait_share)
+            return RandomPolicy(None if share is None else float(share))
         case "schedule":
             return SchedulePolicy(int(parameters.get("every_epochs", tamiyo.schedule_every_epochs)))
         case "heuristic":

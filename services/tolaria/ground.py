@@ -1,0 +1,227 @@
+"""The training ground: many small runs, all different, each drawn from a number; they go through the real bus.
+
+Owns the drawing of plans and the processes that train them. Invariant: plan n of seed s is the same
+in any process and for any number of plans.
+"""
+
+import hashlib
+import itertools
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper.config import Settings
+from esper.embedded.processes import die_with_parent
+from esper.errors import EsperError, UnavailableError
+from esper.logging import configure_logging
+from esper.schemas.assets import TrainingResults
+from esper.services.tolaria.cifar import FILE
+from esper.services.tolaria.settings import TrainerSettings
+
+DIGITS_IN_TRAINING = 1348
+BOUNDARIES_IN_EPOCH = 2
+MIN_BOUNDARY_STEPS = 16
+"""A health window: with fewer steps a decision would see the one before it again."""
+CIFAR_SHARE = 0.25
+"""Of the plans, where CIFAR-10 is there: its runs take ten times as long."""
+HIDDEN, CHANNELS = (8, 12, 16, 24), (4, 6, 8, 12)
+"""Few widths, since each needs kernels of its own."""
+SCHEDULE = {"germinated": 1, "training": 2, "grafting": 2, "stabilizing": 1, "evaluating": 4, "embargo": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class GroundSettings:
+    """What all plans of a ground have in common.
+
+    Attributes:
+        seed: where the plans' chance starts; it is in the runs' names.
+        folder: gets what the runs keep on disk.
+        pace_s: see ``trainer.pace_s``.
+        fork_share: of germinations that are forked; verdicts half as often.
+        cifar: the folder with CIFAR-10; None leaves it out.
+    """
+
+    seed: int
+    folder: Path
+    pace_s: float = 0.3
+    fork_share: float = 1.0
+    cifar: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """One run that is to be trained."""
+
+    run_id: str
+    trainer: TrainerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What became of a plan: results, or why there are none. ``cpu_s`` is the processor time of its process."""
+
+    plan: RunPlan
+    duration_s: float
+    cpu_s: float
+    results: TrainingResults | None
+    problem: str = ""
+
+
+def find_cifar(folder: Path | None) -> tuple[Path | None, str]:
+    """The folder, if CIFAR-10 can be read from it; else None and the reason."""
+    if folder is None:
+        return None, "no folder was named for CIFAR-10"
+    if not (folder / FILE).exists():
+        return None, f"there is no {folder / FILE}"
+    try:
+        import PIL  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return None, f"reading {FILE} needs pyarrow and Pillow: pip install 'esper[images]'"
+    return folder, ""
+
+
+def plan_of(ground: GroundSettings, number: int) -> RunPlan:
+    """The plan with this number."""
+    named = f"ground:{ground.seed}:{number}"
+    chance = random.Random(hashlib.sha256(named.encode()).digest())
+    is_cifar = chance.random() < CIFAR_SHARE and ground.cifar is not None
+    fields = _cifar(chance) if is_cifar else _digits(chance)
+    steps = fields.pop("steps_in_epoch")
+    common = {
+        "rng_seed": chance.randrange(2**31),
+        "threads": 1,
+        "momentum": 0.9,
+        "seeds_per_layer": chance.choice((1, 2)),
+        "checkpoint_epochs": 1_000,
+        "schedule": SCHEDULE,
+        "pace_s": ground.pace_s,
+        "data_folder": ground.cifar or Path(),
+        "fork": {
+            "every": ground.fork_share,
+            "every_verdict": ground.fork_share / 2,
+            "horizon_epochs": 3,
+            "max_parallel": 0,
+        },
+        "link": {
+            "boundary_steps": max(MIN_BOUNDARY_STEPS, steps // BOUNDARIES_IN_EPOCH),
+            "health_every_steps": 4,
+            "folder": ground.folder,
+        },
+    }
+    return RunPlan(f"ground-{ground.seed}-{number:05d}", TrainerSettings.model_validate({**common, **fields}))
+
+
+def plans(ground: GroundSettings, first: int = 0) -> Iterator[RunPlan]:
+    """All plans from a number on; there is no last one."""
+    number = first
+    while True:
+        yield plan_of(ground, number)
+        number += 1
+
+
+def train_plan(plan: RunPlan, settings: Settings) -> Trained:
+    """Train one plan in this process."""
+    from esper.services.tolaria.trainer import train
+
+    began, busy = time.monotonic(), time.process_time()
+    results, problem = None, ""
+    try:
+        _run_id, results = train(plan.trainer, settings, run_id=plan.run_id)
+    except EsperError as error:
+        problem = str(error)
+    return Trained(plan, time.monotonic() - began, time.process_time() - busy, results, problem)
+
+
+def train_ground(
+    ground: GroundSettings,
+    settings: Settings,
+    *,
+    num_runs: int,
+    first: int = 0,
+    num_processes: int = 2,
+    deadline_s: float | None = None,
+    report: Callable[[Trained], None] = lambda _trained: None,
+) -> list[Trained]:
+    """Train plans ``first`` to ``first + num_runs - 1``, several at once; those that began before the deadline end.
+
+    Raises:
+        UnavailableError: no run could be trained at all.
+        BrokenProcessPool: a process was killed from outside.
+    """
+    began, trained, under_way = time.monotonic(), list[Trained](), set[Future[Trained]]()
+    coming = itertools.islice(plans(ground, first), num_runs)
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, spawning, _begin_process, (settings,)) as pool:
+        while True:
+            is_late = deadline_s is not None and time.monotonic() - began > deadline_s
+            room = 0 if is_late else num_processes - len(under_way)
+            under_way |= {pool.submit(_train_here, plan) for plan in itertools.islice(coming, room)}
+            if not under_way:
+                break
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            for one in done:
+                trained.append(one.result())
+                report(trained[-1])
+    if trained and all(t.results is None for t in trained):
+        raise UnavailableError(f"none of {len(trained)} runs could be trained; the first: {trained[0].problem}")
+    return trained
+
+
+_settings: list[Settings] = []  # of a process of the ground: what it was begun with
+
+
+def _begin_process(settings: Settings) -> None:
+    die_with_parent()
+    configure_logging(settings.logging)
+    _settings[:] = [settings]
+
+
+def _train_here(plan: RunPlan) -> Trained:
+    return train_plan(plan, _settings[0])
+
+
+def _digits(chance: random.Random) -> dict[str, Any]:
+    network = chance.choice(("digits", "mlp", "cnn"))
+    copies, batch_size = chance.choice((3, 5)), chance.choice((64, 128))
+    optimizer = chance.choice(("sgd", "adamw"))
+    rate = _log_uniform(chance, 0.02, 0.2) if optimizer == "sgd" else _log_uniform(chance, 0.002, 0.02)
+    return {
+        "dataset": "digits",
+        "network": network,
+        "copies": copies,
+        "batch_size": batch_size,
+        "epochs": chance.randint(8, 14),
+        "channels": chance.choice(CHANNELS),
+        "hidden": chance.choice(HIDDEN),
+        "depth": chance.randint(1, 3),
+        "optimizer": optimizer,
+        "learning_rate": rate,
+        "steps_in_epoch": copies * (DIGITS_IN_TRAINING // batch_size),
+    }
+
+
+def _cifar(chance: random.Random) -> dict[str, Any]:
+    batch_size, num_images = 64, 4_000
+    return {
+        "dataset": "cifar10",
+        "network": "cnn",
+        "copies": 1,
+        "batch_size": batch_size,
+        "num_images": num_images,
+        "epochs": chance.randint(8, 12),
+        "channels": chance.choice((8, 12, 16, 24)),
+        "depth": 3,
+        "optimizer": "adamw",
+        "learning_rate": _log_uniform(chance, 0.002, 0.01),
+        "steps_in_epoch": num_images * 3 // 4 // batch_size,
+    }
+
+
+def _log_uniform(chance: random.Random, low: float, high: float) -> float:
+    return float(f"{low * (high / low) ** chance.random():.3g}")
