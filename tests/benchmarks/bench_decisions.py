@@ -85,7 +85,8 @@ async def measure(settings: Settings, given: argparse.Namespace) -> None:
         await fill_library(connection, NUM_BLUEPRINTS)
         found = {(name, size): Times() for size in sizes for name in MODES}
         for number in range(rounds + 1):
-            for (name, size), times in found.items():
+            turns = list(found.items())
+            for (name, size), times in turns if number % 2 else reversed(turns):  # who comes after whom costs, too
                 service._tamiyo = settings_of[name]
                 runs = Runs(f"{name[0]}{size}x{number}", size, "completed", BOUNDARIES, given.layers)
                 await look(service, connection, runs, times if number else Times())  # the first round warms
@@ -111,7 +112,9 @@ def show(found: dict[tuple[str, int], Times], sizes: Sequence[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, nargs="+", default=[1, 8, 32, 128], help="runs at a boundary at once")
-    parser.add_argument("--rounds", type=int, default=5, help="of each, after one that warms")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="of each, after one that warms; every other one backwards"
+    )
     parser.add_argument("--layers", type=int, default=10, help="of each run, with 2 seeds each")
     parser.add_argument("--policy", default="heuristic", help="which decides")
     parser.add_argument("--batch", type=int, default=TamiyoSettings.model_fields["max_batch"].default, help="at most")
