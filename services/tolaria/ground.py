@@ -27,6 +27,8 @@ DIGITS_IN_TRAINING = 1348
 BOUNDARIES_IN_EPOCH = 2
 MIN_BOUNDARY_STEPS = 16
 """A health window: with fewer steps a decision would see the one before it again."""
+HORIZON_EPOCHS = 4
+"""A seed takes three epochs to EVALUATING: sooner there is little to see."""
 CIFAR_SHARE = 0.25
 """Of the plans, where CIFAR-10 is there: its runs take ten times as long."""
 HIDDEN, CHANNELS = (8, 12, 16, 24), (4, 6, 8, 12)
@@ -105,7 +107,7 @@ def plan_of(ground: GroundSettings, number: int) -> RunPlan:
         "fork": {
             "every": ground.fork_share,
             "every_verdict": ground.fork_share / 2,
-            "horizon_epochs": 3,
+            "horizon_epochs": HORIZON_EPOCHS,
             "max_parallel": 0,
         },
         "link": {
@@ -190,7 +192,7 @@ def _digits(chance: random.Random) -> dict[str, Any]:
     network = chance.choice(("digits", "mlp", "cnn"))
     copies, batch_size = chance.choice((3, 5)), chance.choice((64, 128))
     optimizer = chance.choice(("sgd", "adamw"))
-    rate = _log_uniform(chance, 0.02, 0.2) if optimizer == "sgd" else _log_uniform(chance, 0.002, 0.02)
+    rate = _log_uniform(chance, 0.01, 0.08) if optimizer == "sgd" else _log_uniform(chance, 0.002, 0.01)
     return {
         "dataset": "digits",
         "network": network,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.errors import UnavailableError
+from esper.graph.view import NO_HEALTH, SeedView
 from esper.graph.windows import WINDOW_STEPS
-from esper.schemas.enums import Action
+from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.choices import WAIT, Choice
 from esper.services.tamiyo.policies.baselines import RandomPolicy
 from esper.services.tolaria.cifar import load_cifar10
@@ -86,3 +87,13 @@ def test_the_random_policy_waits_as_often_as_it_is_told() -> None:
     assert RandomPolicy(0.7).favour(None, [WAIT]).weights == {0: 1.0}  # type: ignore[arg-type]
     alike = RandomPolicy().favour(None, choices).weights  # type: ignore[arg-type]
     assert set(alike.values()) == {1 / 33}
+
+
+def test_the_random_policy_seldom_culls_what_nobody_has_judged() -> None:
+    seeds = [
+        SeedView("fc1", n, s, 0, None, 0, None, NO_HEALTH)
+        for n, s in enumerate((SeedStage.TRAINING, SeedStage.EVALUATING))
+    ]
+    choices = [WAIT, *[Choice(Action.CULL, s) for s in seeds], Choice(Action.FOSSILIZE, seeds[1])]
+    weights = RandomPolicy(0.5).favour(None, choices).weights  # type: ignore[arg-type]
+    assert weights == pytest.approx({0: 0.5, 1: 0.5 * 0.1 / 2.1, 2: 0.5 / 2.1, 3: 0.5 / 2.1})

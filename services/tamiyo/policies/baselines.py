@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from esper.graph.view import GraphView
-from esper.schemas.enums import Action
+from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.policies import Favourite, Policy, only
+
+EARLY_CULL = 0.1  # the weight of culling what nobody has judged yet, where that of another action is 1
 
 
 class WaitPolicy(Policy):
@@ -24,7 +26,8 @@ class RandomPolicy(Policy):
 
     Args:
         wait_share: the weight of WAIT, where something else can be chosen; the other actions then share the rest
-            evenly, and so do the choices of each. Without it a run of many kernels would hardly ever wait.
+            evenly, and so do the choices of each; to cull before EVALUATING counts as an action of a tenth of the
+            weight. Without it a run of many kernels would hardly ever wait, and cull what it germinated at once.
     """
 
     kind = "random"
@@ -35,12 +38,14 @@ class RandomPolicy(Policy):
     def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
         """The same weight on every choice, or on every choice of an action."""
         told = "the random policy has no favourite"
-        of_action = Counter(choice.action for choice in choices)
-        if self._wait_share is None or len(of_action) == 1:
+        if self._wait_share is None or len(choices) == 1:
             return Favourite(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), told)
-        each = (1.0 - self._wait_share) / (len(of_action) - 1)
-        weights = {n: each / of_action[choice.action] for n, choice in enumerate(choices)}
-        return Favourite({**weights, 0: self._wait_share}, told)
+        kinds = [(choice.action, _is_early_cull(choice)) for choice in choices[1:]]
+        num_alike = Counter(kinds)
+        total = sum(EARLY_CULL if is_early else 1.0 for _action, is_early in num_alike)
+        shares = [(EARLY_CULL if kind[1] else 1.0) / num_alike[kind] / total for kind in kinds]
+        rest = 1.0 - self._wait_share
+        return Favourite({0: self._wait_share, **{n: rest * share for n, share in enumerate(shares, 1)}}, told)
 
 
 class SchedulePolicy(Policy):
@@ -63,3 +68,7 @@ class SchedulePolicy(Policy):
             reason = f"{view.num_epochs} epochs, one seed every {self._every}: {len(started)} of {due} so far"
             return only(options[len(started) % len(options)], reason)
         return only(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
+
+
+def _is_early_cull(choice: Choice) -> bool:
+    return choice.action is Action.CULL and choice.seed is not None and choice.seed.stage is not SeedStage.EVALUATING
