@@ -1,5 +1,6 @@
 """`esper tamiyo replay`, `evaluate` and `retrain`: from the log to experiences, to a verdict, to a policy."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evalu
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
 from esper.services.tamiyo.policies import Policy
+from esper.services.tamiyo.policies.sources import BASELINES, sources
 from esper.services.tamiyo.replaying.asides import FAULTS
 from esper.services.tamiyo.replaying.files import read_experiences, write_experiences
 from esper.services.tamiyo.replaying.ranges import EARLIEST, Range
@@ -25,6 +27,8 @@ from esper.services.tamiyo.replaying.rewarding import forked
 from esper.services.tamiyo.replaying.verifying import verify_views
 from esper.services.tamiyo.retraining import CANDIDATE, FitSettings, FitTold, card_of, data_of, find_fit, split_by_run
 from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
+from esper.streams.database import connect_pool
+from esper.streams.policies import active_policy
 from esper.streams.replay import Told
 
 EXIT_DIFFERENT = 1
@@ -122,6 +126,9 @@ def retrain(
     verify: bool = typer.Option(
         False, "--verify", help="First make every view again; train on nothing if one differs."
     ),
+    active: bool | None = typer.Option(
+        None, "--active/--no-active", help="Also judge the learnt version that decides now; with the log by default."
+    ),
     quiet: bool = _QUIET,
 ) -> None:
     """Fit a policy to the log, and judge it on runs that it never saw. It decides nothing until it is activated.
@@ -144,7 +151,8 @@ def retrain(
     show_split(console, split)
     with shown(console, quiet=quiet) as tell:
         trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))
-    policies = {**baselines(_tamiyo()), CANDIDATE: trained.policy}
+    deciding = asyncio.run(_active()) if (is_on_log if active is None else active) else {}
+    policies = {**baselines(_tamiyo()), **deciding, CANDIDATE: trained.policy}
     origin = read_origin(folder)
     judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.guess)
     into.mkdir(parents=True, exist_ok=True)
@@ -186,6 +194,16 @@ def _judge(
         )
     show_comparison(console, found)
     return found
+
+
+async def _active() -> dict[str, Policy]:
+    """The learnt version that decides now, by policy and version; nothing where a baseline does, or nobody."""
+    settings = load_settings()
+    async with connect_pool(settings.need_postgres()) as pool, pool.acquire() as connection:
+        found = await active_policy(connection)
+    if found is None or found.version.kind in BASELINES:
+        return {}
+    return {str(found.version): await sources(settings, _tamiyo())[found.version.kind].load(found.version)}
 
 
 def _as_told(told: FitTold) -> Told:

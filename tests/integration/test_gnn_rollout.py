@@ -73,6 +73,14 @@ async def test_a_fitted_policy_is_published_activated_and_decides(
         code, printed = await esper(mine, "tamiyo", "activate", "gnn", "1", "--reason", "a trial", "--force")
         assert code == 0, printed
 
+        second = tmp_path / "second"
+        again = ("--experiences", str(seen), "--into", str(second), "--seed", "1", "--active", "--quiet")
+        code, printed = await esper(mine, "tamiyo", "retrain", *again)
+        assert code == 0, printed
+        assert "gnn v1" in {v["than"] for v in json.loads((second / "card.json").read_text())["verdicts"]}
+        code, printed = await esper(mine, "tamiyo", "publish", str(second))
+        assert (code, "gnn v2" in printed, "than gnn v1" in printed) == (0, True, True), printed
+
         run_id = "decided-by-the-network"
         async with OonaProducer(mine.need_kafka()) as producer:
             await producer.send_batch([started(run_id), epoch(run_id, 1), boundary(run_id, 2, 1)])
