@@ -16,13 +16,14 @@ from stories import Log, tell_story
 from esper.config import PostgresSettings
 from esper.embedded.stack import EmbeddedStack
 from esper.schemas.events import TrainerEvent
-from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, POLICIES, RUNS, TELEMETRY
+
+FOLDED_AGAIN = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, FIELD_REPORTS, POLICIES)}
 from esper.streams.folding import Batch, fold
 from esper.streams.migrations import migrate
 from esper.streams.projectors import PROJECTORS
 
 LAST_OLD = "0003-breakers"
-FOLDED_AGAIN = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, POLICIES)}
+FOLDED_AGAIN = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, FIELD_REPORTS, POLICIES)}
 IN_ARRAYS = {
     "sums": "ARRAY[sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm]",
     "counts": "ARRAY[count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, "
