@@ -16,8 +16,7 @@ from stories import Log, tell_story
 from esper.config import PostgresSettings
 from esper.embedded.stack import EmbeddedStack
 from esper.schemas.events import TrainerEvent
-
-FOLDED_AGAIN = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, FIELD_REPORTS, POLICIES)}
+from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, POLICIES, RUNS, TELEMETRY
 from esper.streams.folding import Batch, fold
 from esper.streams.migrations import migrate
 from esper.streams.projectors import PROJECTORS
