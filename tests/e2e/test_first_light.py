@@ -148,7 +148,7 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
             ("decisions", "esper.decision.made.v1"),
             ("lifecycle", "esper.seed.transitioned.v1"),
             ("breaker_changes", "esper.seed-breaker.changed.v1"),
-            ("field_reports", "esper.adaptation.reported.v1"),
+            ("field_reports", "esper.adaptation.reported.v2"),
         ):
             in_kafka = {e["ce_id"] for e in events if e["ce_type"] == event_type}
             in_rows = {str(r[0]) for r in rows(f"SELECT event_id FROM esper.{table} WHERE run_id = %s")}
@@ -209,7 +209,7 @@ def test_every_record_of_the_run_conforms_to_the_published_schemas(
         "esper.decision.made.v1",
         "esper.seed.germinate.v1",
         "esper.seed.transitioned.v1",
-        "esper.adaptation.reported.v1",
+        "esper.adaptation.reported.v2",
     ):
         assert event_type in printed
 
