@@ -11,7 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from esper.schemas.base import Scalar
-from esper.schemas.enums import EvaluationVerdict
+from esper.schemas.enums import Action, EvaluationVerdict
+from esper.schemas.events.seeds import FieldReported, ForkedPair
 from esper.streams.queries import queries
 
 MANY = 1_000
@@ -88,6 +89,32 @@ class Evaluation:
     verdict: EvaluationVerdict
     reason: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedDecision:
+    """A decision of a version, and the report of its fork."""
+
+    action: Action
+    report: FieldReported
+
+    @property
+    def is_placebo(self) -> bool:
+        """Whether what was grown adds nothing."""
+        return self.report.fork is not None and self.report.fork.is_placebo
+
+
+async def forked_decisions(connection: Any, change: PolicyChange) -> list[ForkedDecision]:
+    """What the version of a change decided since, as far as forks have measured it; by run."""
+    version = change.version
+    of = {"policy_id": version.policy_id, "policy_version": version.version, "since": change.since}
+    found = []
+    async for row in queries("policies").forked(connection, **of):
+        told = dict(row)
+        action = Action(told.pop("action"))
+        fork = {name: told.pop(name) for name in ForkedPair.model_fields}
+        found.append(ForkedDecision(action, FieldReported.model_validate({**told, "fork": fork})))
+    return found
 
 
 async def active_policy(connection: Any) -> PolicyChange | None:

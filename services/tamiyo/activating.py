@@ -147,11 +147,14 @@ def line(changes: Sequence[PolicyChange]) -> list[PolicyChange]:
     return standing
 
 
-def rollback(changes: Sequence[PolicyChange], reason: str, source: str) -> OonaMessage:
+def rollback(
+    changes: Sequence[PolicyChange], reason: str, source: str, event_id: uuid.UUID | None = None
+) -> OonaMessage:
     """The event that has the version decide again which did before the one that is active.
 
     Args:
         changes: as of ``line``.
+        event_id: of the event; another one each time where none is given.
 
     Raises:
         ConflictError: there was none before it.
@@ -173,7 +176,7 @@ def rollback(changes: Sequence[PolicyChange], reason: str, source: str) -> OonaM
         parameters=before.parameters,
         reason=reason[:2000],
     )
-    return OonaMessage.of(event, id=uuid.uuid4(), source=source, causation_id=changes[0].id)
+    return OonaMessage.of(event, id=event_id or uuid.uuid4(), source=source, causation_id=changes[0].id)
 
 
 def _named(version: PolicyVersion) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from esper.services.tamiyo.activating import announcement
 from esper.services.tamiyo.deciding import TRANSIENT, Decider
 from esper.services.tamiyo.first import FirstDecisions
 from esper.services.tamiyo.following import PolicyFollower
+from esper.services.tamiyo.guarding import PolicyGuard
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.acting import Acting
@@ -57,6 +58,7 @@ class DecisionService:
             self._soften,
             self.metrics,
         )
+        self._guard = PolicyGuard(tamiyo.guard, tamiyo.rent, decisions.SOURCE)
         self._room = WaitingRoom(tamiyo.stale_after_s)
         self._exits = AsyncExitStack()
         self._pool: Any = None
@@ -113,6 +115,9 @@ class DecisionService:
             active = await active_policy(connection) if self._is_following else None
             pending = await pending_boundaries(connection)
             undone = await decisions_without_command(connection)
+            gone_back = await self._guard.look(connection, active)
+        if gone_back is not None:
+            await self._producer.send(gone_back)
         waiting = [p for p in self._room.look(pending) if not self._is_decided(p)]
         self.metrics.found(waiting)
         if self._is_following:

@@ -32,6 +32,16 @@ class RentSettings(SectionModel):
     flops: float = Field(0.01, ge=0, description="Rent for as many FLOPs a sample as the host takes itself.")
 
 
+class GuardSettings(SectionModel):
+    """When a version that is followed is rolled back by itself; services/tamiyo/guarding.py has the formula."""
+
+    every_s: float = Field(30.0, gt=0, description="Pause between two looks at what the active version brought.")
+    min_runs: int = Field(10, ge=5, description="Runs with forked decisions below which nothing is said.")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="How sure it must be that the version is worse than waiting, over all looks."
+    )
+
+
 class TamiyoSettings(SectionModel):
     """How Tamiyo decides."""
 
@@ -66,6 +76,9 @@ class TamiyoSettings(SectionModel):
         "all choices are alike where it is not set.",
     )
     rent: RentSettings = Field(RentSettings.model_validate({}), description="What size costs in a reward.")
+    guard: GuardSettings = Field(
+        GuardSettings.model_validate({}), description="When the active version is rolled back by itself."
+    )
     network: NetworkSettings = Field(NetworkSettings.model_validate({}), description="How the learnt policy is run.")
     training: TrainingSettings = Field(
         TrainingSettings.model_validate({}), description="How the learnt policy is trained."

@@ -60,3 +60,13 @@ FROM policy_versions ORDER BY policy_id, policy_version;
 SELECT policy_id, policy_version, against_policy_id, against_version, estimator, estimate, low, high, confidence,
     effective_sample_size, num_decisions, held_out_runs, verdict, reason, at
 FROM policy_evaluations ORDER BY policy_id, log_offset;
+
+-- name: forked
+SELECT d.action, f.run_id, f.incarnation, f.sequence, f.step, f.layer_id, f.seed_id, f.blueprint_id, f.outcome,
+    f.decision_id, f.command_id, f.method, f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters,
+    f.horizon_steps, f.num_draws, f.variance, f.is_placebo, f.num_parameters_host, f.flops_added, f.flops_host
+FROM field_reports AS f
+JOIN decisions AS d ON d.event_id = f.decision_id
+WHERE f.method = 'fork' AND f.at >= :since
+    AND d.policy_id = :policy_id AND d.policy_version = :policy_version
+ORDER BY f.run_id, f.incarnation, f.sequence;
