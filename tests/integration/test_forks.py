@@ -21,6 +21,7 @@ from esper.services.tolaria.forks import Forks
 from esper.services.tolaria.lines import Applied, Line, follow
 from esper.services.tolaria.settings import TrainerSettings
 
+pytestmark = pytest.mark.slow
 WIDTH = 6
 SCHEDULE = {"germinated": 1, "training": 1, "grafting": 2, "stabilizing": 1, "evaluating": 3, "embargo": 1}
 

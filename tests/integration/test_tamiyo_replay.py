@@ -39,6 +39,8 @@ from esper.streams.folding import Batch, fold
 from esper.streams.positions import claim_cluster
 from esper.streams.views import read_view_rows
 
+pytestmark = pytest.mark.slow
+
 
 def told_by(stories: Iterable[Story]) -> list[OonaMessage]:
     return [message for story in stories for messages in story.told.values() for message in messages]
