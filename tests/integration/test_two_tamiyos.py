@@ -90,6 +90,8 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
         await wait_until_async(lambda: is_offered(rivals.stack, KERNEL), 30, "the kernel")
         await producer.send_batch([started(run_id, LAYERS), epoch(run_id, 1), boundary(run_id, 2, 1)])
         wait_until(lambda: is_stopped(victim), 40, "the controller's stop")
+        if topic == COMMANDS.name:  # the other one, once awake, finds the decision; else it may write one too
+            await wait_until_async(lambda: counting(rivals.stack, run_id), 30, "the decision's row")
     except BaseException:
         victim.kill()
         raise
