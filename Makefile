@@ -1,7 +1,7 @@
 # Every verb does one thing; CI calls the same ones. `make install` comes first by itself.
 .DEFAULT_GOAL := help
 .PHONY: help install lock format check test test-slow test-scatter coverage faults faults-streams faults-s3 soak demo up down status \
-	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo train-tamiyo bench-kasmina catalogues compat wheel-check clean
+	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo train-tamiyo compare-tamiyo bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
 STEPS ?= 10000
 OPS ?= 10000
@@ -9,6 +9,9 @@ RECORDS ?= 200000
 MINUTES ?= 10
 GROUND_MINUTES ?= 18
 INTO ?= policy
+POLICY ?= services/tamiyo/shipped
+RUNS ?= 12
+TABLE ?= comparison.json
 HOLD ?= 300
 MODELS ?= *
 export TORCH
@@ -97,7 +100,13 @@ bench-kasmina: catalogues ## what seeds cost, beside PEFT; what a cache, a trans
 	@for b in tests/benchmarks/bench_kasmina*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 train-tamiyo: install ## a policy for Tamiyo from nothing: GROUND_MINUTES=18 of small runs, a fit, a verdict; into INTO=policy
-	@exec $(BIN)/python scripts/train_tamiyo.py --minutes $(GROUND_MINUTES) --into $(INTO)
+	@exec $(BIN)/python scripts/on_a_stack.py --new "$(INTO)" \
+		"tamiyo ground --runs 100000 --minutes $(GROUND_MINUTES) --services --folder {folder}$(if $(CIFAR), --cifar '$(CIFAR)')" \
+		"tamiyo retrain --into '$(INTO)'"
+
+compare-tamiyo: install ## POLICY (the shipped one) beside wait, random, schedule, heuristic on RUNS=12 held-out runs and as many held-out hosts
+	@exec $(BIN)/python scripts/on_a_stack.py \
+		"tamiyo compare --fitted '$(POLICY)' --runs $(RUNS) --hosts $(RUNS) --folder {folder} --into '$(TABLE)'"
 
 up: install ## the embedded Kafka, Postgres and S3, kept running
 	@exec $(BIN)/esper up

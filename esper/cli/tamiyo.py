@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from esper.cli import tamiyo_ground, tamiyo_publish, tamiyo_replay
+from esper.cli import tamiyo_compare, tamiyo_ground, tamiyo_publish, tamiyo_replay
 from esper.config import load_settings
 from esper.oona.producer import OonaProducer
 from esper.schemas.messages import OonaMessage
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     tamiyo = typer.Typer(
         no_args_is_help=True, help="From the log to experiences, to a policy, to a verdict; and which version decides."
     )
-    for room in (tamiyo_ground, tamiyo_replay, tamiyo_publish):
+    for room in (tamiyo_ground, tamiyo_compare, tamiyo_replay, tamiyo_publish):
         room.register(tamiyo)
     tamiyo.command()(policies)
     tamiyo.command()(activate)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 RANDOM_TAMIYO: Mapping[str, str] = {
     "ESPER_TAMIYO__POLICY": "random",
-    "ESPER_TAMIYO__RANDOM_WAIT_SHARE": "0.6",
-    "ESPER_TAMIYO__EXPIRY_BOUNDARIES": "2",
+    "ESPER_TAMIYO__RANDOM_WAIT_SHARE": "0.7",
 }
 """How Tamiyo decides for the ground: by chance, so that the log has support for any policy."""
 
@@ -60,7 +59,7 @@ def ground(
     common = GroundSettings(seed, folder.resolve(), pace, forks, found)
     with ExitStack() as exits:
         if services:
-            exits.enter_context(_services(folder.resolve(), console))
+            exits.enter_context(services_of(folder.resolve(), console, RANDOM_TAMIYO))
         began = time.monotonic()
         trained = train_ground(
             common,
@@ -75,12 +74,14 @@ def ground(
         _summarize(console, trained, asyncio.run(_told(settings, [t.plan.run_id for t in trained])), took_s)
 
 
-def _services(folder: Path, console: Console) -> Any:
+def services_of(folder: Path, console: Console, tamiyo: Mapping[str, str]) -> Any:
+    """A context: the services of a stack, Tamiyo told what these variables say; commands soon expire."""
     from esper.services.tolaria.orchestrator import Orchestrator, standard_services
 
     logs = folder / "ground-logs"
     logs.mkdir(parents=True, exist_ok=True)
-    return Orchestrator(standard_services(), RANDOM_TAMIYO, logs, report=lambda line: console.print(f"  {line}"))
+    environment = {**tamiyo, "ESPER_TAMIYO__EXPIRY_BOUNDARIES": "2"}
+    return Orchestrator(standard_services(), environment, logs, report=lambda line: console.print(f"  {line}"))
 
 
 def _show(console: Console, one: "Trained") -> None:

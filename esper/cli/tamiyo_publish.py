@@ -25,7 +25,9 @@ def register(group: typer.Typer) -> None:
 
 
 def publish(
-    folder: Path = typer.Argument(help="What `esper tamiyo retrain --into` wrote."),
+    folder: Path | None = typer.Argument(
+        None, help="What `esper tamiyo retrain --into` wrote; without it the policy that comes with Esper."
+    ),
     policy: PolicyId = typer.Option("gnn", help="The policy that it is a version of."),
     reason: str = typer.Option("", help="Kept in the log."),
 ) -> None:
@@ -34,6 +36,13 @@ def publish(
     It decides nothing by that: `esper tamiyo activate` does, where an evaluation says that it is better. Done twice, or
     once more after it was interrupted, it is one version.
     """
+    from esper.services.tamiyo.publishing import SHIPPED
+
+    publish_policy(folder or SHIPPED, policy, reason)
+
+
+def publish_policy(folder: Path, policy: PolicyId, reason: str) -> int:
+    """Publish it and say so; gives the version."""
     from esper.services.tamiyo.publishing import messages_of, read_fitted
     from esper.services.tamiyo.settings import TamiyoSettings
 
@@ -51,6 +60,7 @@ def publish(
             typer.echo(f"  {found.verdict} than {found.against_policy_id} v{found.against_version}: {found.reason}")
         elif isinstance(message.data, PolicyTrained):
             typer.echo(f"  learnt from {message.data.num_decisions:,} decisions")
+    return version
 
 
 def _number(sha256: str, versions: list[TrainedVersion]) -> tuple[int, int | None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -9,12 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from esper.cli.replaying import run_telling, shown
-from esper.cli.tamiyo_tables import show_comparison, show_digest, show_replay, show_split, show_verified
+from esper.cli.tamiyo_tables import (
+    show_comparison,
+    show_digest,
+    show_foresight,
+    show_replay,
+    show_split,
+    show_verified,
+)
 from esper.config import Settings, load_settings
 from esper.errors import ConfigError, ConflictError
 from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evaluate
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
+from esper.services.tamiyo.outcomes import Foresight, foresight, placebos_of
 from esper.services.tamiyo.policies import Policy
 from esper.services.tamiyo.policies.sources import BASELINES, sources
 from esper.services.tamiyo.replaying.asides import FAULTS
@@ -25,7 +34,17 @@ from esper.services.tamiyo.replaying.reading import replay as read_log
 from esper.services.tamiyo.replaying.records import origin_of, read_origin
 from esper.services.tamiyo.replaying.rewarding import forked
 from esper.services.tamiyo.replaying.verifying import verify_views
-from esper.services.tamiyo.retraining import CANDIDATE, FitSettings, FitTold, card_of, data_of, find_fit, split_by_run
+from esper.services.tamiyo.retraining import (
+    CANDIDATE,
+    FitSettings,
+    FitTold,
+    Split,
+    card_of,
+    data_of,
+    find_fit,
+    split_by_run,
+)
+from esper.services.tamiyo.reward import MIN_DIFFERENCES, noise_floor
 from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
 from esper.streams.database import connect_pool
 from esper.streams.policies import active_policy
@@ -155,8 +174,9 @@ def retrain(
     policies = {**baselines(_tamiyo()), **deciding, CANDIDATE: trained.policy}
     origin = read_origin(folder)
     judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.guess)
+    foreseen = _foresee(console, split, origin.placebos, trained.guess)
     into.mkdir(parents=True, exist_ok=True)
-    trained.save(into, card_of(split, judged, seed, data_of(origin.bounds.begins, origin.bounds.ends)))
+    trained.save(into, card_of(split, judged, seed, data_of(origin.bounds.begins, origin.bounds.ends), foreseen))
     console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -193,6 +213,19 @@ def _judge(
             tell=lambda n: tell(Told("judging", n, len(held_out))),
         )
     show_comparison(console, found)
+    return found
+
+
+def _foresee(console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: Guesser) -> Foresight | None:
+    """How well outcomes are foreseen, where there are placebos enough to say what helped."""
+    known = placebos_of(placebos, split.train.runs)
+    if len(known) < MIN_DIFFERENCES:
+        told = f"{len(known)} placebos in the runs to train on, {MIN_DIFFERENCES} are needed to say what helped"
+        console.print(told, highlight=False, soft_wrap=True)
+        return None
+    found = foresight(split.train, split.held_out, guess, noise_floor(known))
+    if found is not None:
+        show_foresight(console, found)
     return found
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from esper.services.tamiyo.experiences import Experiences, Key
 from esper.services.tamiyo.off_policy import Comparison, Interval, Judged
+from esper.services.tamiyo.outcomes import Foresight
 from esper.services.tamiyo.replaying.asides import FAULTS, MEANING, SetAside, counted
 from esper.services.tamiyo.replaying.reading import Replay
 from esper.services.tamiyo.replaying.verifying import Verified
@@ -113,6 +114,20 @@ def show_comparison(console: Console, found: Comparison) -> None:
         told = f"{_interval(d.snips)}" + (f", doubly robust {_interval(d.dr)}" if d.dr else "")
         told = told if d.is_supported else "the log says too little"
         console.print(f"{escape(d.name)} than {escape(d.than)}: {verdict} ({told})", soft_wrap=True, highlight=False)
+
+
+def show_foresight(console: Console, found: Foresight) -> None:
+    """How well what helped was foreseen, beside the class balance."""
+    auc = "" if found.auc is None else f", AUC {found.auc:.2f}"
+    related = "" if found.correlation is None else f", correlation with the reward {found.correlation:.2f}"
+    console.print(
+        f"{found.num:,} held-out germinations, {found.num_helped:,} helped beyond the placebo floor "
+        f"({found.floor:+.4f}): "
+        f"{100 * found.accuracy:.1f} % foreseen ({100 * found.low:.1f} to {100 * found.high:.1f}), "
+        f"{100 * found.always_no:.1f} % by saying no of all{auc}{related}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def judged_table(judged: Mapping[str, Judged]) -> Table:

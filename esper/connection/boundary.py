@@ -55,7 +55,7 @@ class CommandObserver(Protocol):
 
 
 class BoundaryWork:
-    """Everything a boundary touches, for one run. ``observer`` sees the commands, where there is one."""
+    """Everything a boundary touches, for one run. ``observers`` see the commands."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class BoundaryWork:
         self._untold: list[tuple[Cause, dict[str, Any]]] = []
         self._moves: list[Move] = []
         self._pinned: dict[tuple[str, int], str] = {}
-        self.observer: CommandObserver | None = None
+        self.observers: list[CommandObserver] = []
         self.num_commands: Counter[str] = Counter()  # by outcome, in this process
 
     def pass_boundary(self, boundary: int, step: int, epoch: int) -> list[Move]:
@@ -82,8 +82,8 @@ class BoundaryWork:
         self._moves = []
         try:
             ready = self._inbox.ready(step)
-            if ready and self.observer is not None:
-                self.observer.before_commands(ready, step)
+            for observer in self.observers if ready else ():
+                observer.before_commands(ready, step)
             for received in ready:
                 self._handle(received, boundary, step)
             for plan in self._model.plan_advance(boundary):
@@ -99,8 +99,8 @@ class BoundaryWork:
             )
         except OutboxFullError as error:
             _log.error("boundary.disk_full", boundary=boundary, error=str(error))
-        if self.observer is not None:
-            self.observer.boundary_passed(self._moves)
+        for observer in self.observers:
+            observer.boundary_passed(self._moves)
         return self._moves
 
     def release_pins(self) -> None:
@@ -164,8 +164,8 @@ class BoundaryWork:
         else:
             moved = self._move(plan, boundary, step, received.message, received)
             self.num_commands["applied"] += 1
-            if self.observer is not None:
-                self.observer.applied(received, moved, step)
+            for observer in self.observers:
+                observer.applied(received, moved, step)
         self._inbox.done(received)
 
     def _plan(self, received: ReceivedCommand) -> Transition:

@@ -187,7 +187,7 @@ class RunLink:
 
     def observe(self, observer: CommandObserver) -> None:
         """Let somebody see what commands do; inside the ``with`` block, before the first step."""
-        self._work.observer = observer
+        self._work.observers.append(observer)
 
     def report(self, cause: Cause, **fields: Any) -> bool:
         """Tell a field report that came to be known between boundaries; False where the disk is full."""

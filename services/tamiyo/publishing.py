@@ -21,6 +21,8 @@ from esper.services.tamiyo.gnn.fitting import CARD_FILE, POLICY_FILE
 from esper.services.tamiyo.policies.sources import BASELINES
 
 KIND = "gnn"
+SHIPPED = Path(__file__).parent / "shipped"
+"""The policy that comes with Esper; ``make train-tamiyo`` makes such a one."""
 _NAMESPACE = uuid.UUID("5b1cc7a0-4c8e-5d0e-9a51-9f7f1f3f2b6d")
 
 

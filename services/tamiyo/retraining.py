@@ -7,7 +7,7 @@ always on the same side, whatever other runs there are, so that what is held out
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -18,6 +18,7 @@ from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.evaluating import verdict_of
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
+from esper.services.tamiyo.outcomes import Foresight
 from esper.services.tamiyo.policies import Policy
 
 FIT = "esper.services.tamiyo.gnn.fitting:fit"
@@ -117,11 +118,18 @@ def split_by_run(experiences: Experiences, held_out_share: float, rng_seed: int)
     return split
 
 
-def card_of(split: Split, judged: Comparison, rng_seed: int, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def card_of(
+    split: Split,
+    judged: Comparison,
+    rng_seed: int,
+    data: Sequence[Mapping[str, Any]],
+    foreseen: Foresight | None = None,
+) -> dict[str, Any]:
     """What goes on the card of a policy: what it was fitted to, what it was judged on, and the verdict. Plain JSON.
 
     Args:
         data: the part of the log that it learnt from (``data_of``).
+        foreseen: how well it foresees outcomes on the runs that were held out.
     """
     level, runs = Judging().level, split.held_out.runs
     verdicts = [{"than": one.than, **verdict_of(judged, one, runs, level)} for one in judged.differences]
@@ -129,7 +137,9 @@ def card_of(split: Split, judged: Comparison, rng_seed: int, data: Sequence[Mapp
         name: {"digest": side.digest, "runs": list(side.runs), "num_experiences": len(side)}
         for name, side in split._asdict().items()
     }
-    return {**sides, "seed": rng_seed, "data": list(data), "evaluation": judged.to_dict(), "verdicts": verdicts}
+    outcomes = None if foreseen is None else asdict(foreseen)
+    told = {"evaluation": judged.to_dict(), "verdicts": verdicts, "outcomes": outcomes}
+    return {**sides, "seed": rng_seed, "data": list(data), **told}
 
 
 def data_of(begins: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:

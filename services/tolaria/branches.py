@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper.connection.training_state import from_bytes, to_bytes
-from esper.kasmina.catalogue import cost_of
 from esper.kasmina.kernels import LoadedKernel
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.events import ForkedPair
+from esper.services.tolaria.costs import host_cost
 from esper.services.tolaria.lines import Applied, Line, Snapshot, Steer, follow
-from esper.services.tolaria.loop import load_images, make_network
 from esper.services.tolaria.settings import TrainerSettings
 
 PLACEBO = "noop"
@@ -94,15 +91,15 @@ def measure(trainer: TrainerSettings, job: ForkJob) -> Measured:
     variance = None
     if count > 1:
         variance = sum((a - b - (after - before)) ** 2 for b, a in pairs) / (count - 1) / count
-    num_parameters, flops, added = host_cost(trainer, job.decided.layer_id, job.kernel)
+    host = host_cost(trainer)
     fork = ForkedPair(
         horizon_steps=steps,
         num_draws=count,
         variance=variance,
         is_placebo=job.is_placebo,
-        num_parameters_host=num_parameters,
-        flops_added=added,
-        flops_host=flops,
+        num_parameters_host=host.num_parameters,
+        flops_added=host.flops_of(job.decided.layer_id, job.kernel),
+        flops_host=host.flops,
     )
     return Measured(before, after, fork)
 
@@ -142,27 +139,6 @@ def otherwise(job: ForkJob) -> Steer:
             yield Applied(line.step, Action.FOSSILIZE, *seed)
 
     return steer
-
-
-def host_cost(trainer: TrainerSettings, layer_id: str, kernel: LoadedKernel) -> tuple[int, int, int]:
-    """Parameters of the host, FLOPs of its forward pass over one image, and those that a kernel adds in a layer.
-
-    FLOPs are counted by ``torch.utils.flop_counter``, those of the kernel by the catalogue, which counts alike.
-    """
-    data = load_images(trainer)
-    with torch.random.fork_rng(devices=[]):
-        net = make_network(trainer, data.image_shape).eval()
-    positions: list[int] = []
-
-    def see(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-        positions.append(output.numel() // kernel.num_features)
-
-    hook = net.get_submodule(layer_id).register_forward_hook(see)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(data.val_x[:1])
-    hook.remove()
-    added = cost_of(kernel.spec, kernel.kind, kernel.num_features).flops(sum(positions))
-    return sum(p.numel() for p in net.parameters()), counter.get_total_flops(), added
 
 
 def pack_job(job: ForkJob) -> bytes:

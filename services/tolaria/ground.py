@@ -9,7 +9,7 @@ import itertools
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,27 @@ from esper.errors import EsperError, UnavailableError
 from esper.logging import configure_logging
 from esper.schemas.assets import TrainingResults
 from esper.services.tolaria.cifar import FILE
+from esper.services.tolaria.costs import Ledger, RunCost, host_cost
+from esper.services.tolaria.lines import Applied
 from esper.services.tolaria.settings import TrainerSettings
 
 DIGITS_IN_TRAINING = 1348
 BOUNDARIES_IN_EPOCH = 2
 MIN_BOUNDARY_STEPS = 16
 """A health window: with fewer steps a decision would see the one before it again."""
-HORIZON_EPOCHS = 4
+HORIZON_EPOCHS = 5
 """A seed takes three epochs to EVALUATING: sooner there is little to see."""
 CIFAR_SHARE = 0.25
 """Of the plans, where CIFAR-10 is there: its runs take ten times as long."""
-HIDDEN, CHANNELS = (8, 12, 16, 24), (4, 6, 8, 12)
+HIDDEN, CHANNELS, DEPTHS = (8, 12, 16, 24), (4, 6, 8, 12), (1, 2, 3)
 """Few widths, since each needs kernels of its own."""
-SCHEDULE = {"germinated": 1, "training": 2, "grafting": 2, "stabilizing": 1, "evaluating": 4, "embargo": 2}
+OTHER_HIDDEN, OTHER_CHANNELS, OTHER_DEPTHS = (10, 20, 32), (5, 10, 16), (4, 5)
+"""Hosts that the ground never draws: what was learnt there is tried on them."""
+SCHEDULE = {"germinated": 1, "training": 2, "grafting": 2, "stabilizing": 1, "evaluating": 10, "embargo": 2}
+"""In boundaries. Nothing times out before the horizon: what is given up by then was given up by a decision."""
+RATES = {"mlp": (0.002, 0.006), "digits": (0.002, 0.005), "cnn": (0.004, 0.015)}
+"""Of AdamW, by network: where it learns, and its batches do not decide what a fork shows."""
+SGD_RATES, SGD_SHARE = (0.03, 0.1), 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class GroundSettings:
         pace_s: see ``trainer.pace_s``.
         fork_share: of germinations that are forked; verdicts half as often.
         cifar: the folder with CIFAR-10; None leaves it out.
+        has_other_hosts: draw the hosts that are kept apart, to try a policy on.
     """
 
     seed: int
@@ -53,24 +62,27 @@ class GroundSettings:
     pace_s: float = 0.3
     fork_share: float = 1.0
     cifar: Path | None = None
+    has_other_hosts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """One run that is to be trained."""
+    """One run that is to be trained. ``grown``: kernels that stand in its network from the beginning."""
 
     run_id: str
     trainer: TrainerSettings
+    grown: tuple[Applied, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What became of a plan: results, or why there are none. ``cpu_s`` is the processor time of its process."""
+    """What became of a plan: results and what they cost, or why there are none. ``cpu_s`` is time of the processor."""
 
     plan: RunPlan
     duration_s: float
     cpu_s: float
     results: TrainingResults | None
+    cost: RunCost | None = None
     problem: str = ""
 
 
@@ -93,7 +105,7 @@ def plan_of(ground: GroundSettings, number: int) -> RunPlan:
     named = f"ground:{ground.seed}:{number}"
     chance = random.Random(hashlib.sha256(named.encode()).digest())
     is_cifar = chance.random() < CIFAR_SHARE and ground.cifar is not None
-    fields = _cifar(chance) if is_cifar else _digits(chance)
+    fields = _cifar(chance) if is_cifar else _digits(chance, ground.has_other_hosts)
     steps = fields.pop("steps_in_epoch")
     common = {
         "rng_seed": chance.randrange(2**31),
@@ -116,7 +128,8 @@ def plan_of(ground: GroundSettings, number: int) -> RunPlan:
             "folder": ground.folder,
         },
     }
-    return RunPlan(f"ground-{ground.seed}-{number:05d}", TrainerSettings.model_validate({**common, **fields}))
+    name = "hosts" if ground.has_other_hosts else "ground"
+    return RunPlan(f"{name}-{ground.seed}-{number:05d}", TrainerSettings.model_validate({**common, **fields}))
 
 
 def plans(ground: GroundSettings, first: int = 0) -> Iterator[RunPlan]:
@@ -128,42 +141,61 @@ def plans(ground: GroundSettings, first: int = 0) -> Iterator[RunPlan]:
 
 
 def train_plan(plan: RunPlan, settings: Settings) -> Trained:
-    """Train one plan in this process."""
+    """Train one plan in this process, through the bus."""
     from esper.services.tolaria.trainer import train
 
+    ledger = Ledger(plan.trainer, host_cost(plan.trainer))
+
+    def work() -> tuple[TrainingResults, RunCost]:
+        _run_id, results = train(plan.trainer, settings, run_id=plan.run_id, observer=ledger)
+        return results, ledger.total(results.steps)
+
+    return timed(plan, work)
+
+
+def timed(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) -> Trained:
+    """What became of a plan; an error of Esper's is what became of it."""
     began, busy = time.monotonic(), time.process_time()
-    results, problem = None, ""
+    results, cost, problem = None, None, ""
     try:
-        _run_id, results = train(plan.trainer, settings, run_id=plan.run_id)
+        results, cost = work()
     except EsperError as error:
         problem = str(error)
-    return Trained(plan, time.monotonic() - began, time.process_time() - busy, results, problem)
+    return Trained(plan, time.monotonic() - began, time.process_time() - busy, results, cost, problem)
 
 
 def train_ground(
-    ground: GroundSettings,
+    ground: GroundSettings, settings: Settings, *, num_runs: int, first: int = 0, **more: Any
+) -> list[Trained]:
+    """Train plans ``first`` to ``first + num_runs - 1`` of a ground; more arguments as for ``train_plans``."""
+    return train_plans(itertools.islice(plans(ground, first), num_runs), settings, **more)
+
+
+def train_plans(
+    coming: Iterable[RunPlan],
     settings: Settings,
     *,
-    num_runs: int,
-    first: int = 0,
+    how: Callable[[RunPlan, Settings], Trained] = train_plan,
     num_processes: int = 2,
     deadline_s: float | None = None,
     report: Callable[[Trained], None] = lambda _trained: None,
 ) -> list[Trained]:
-    """Train plans ``first`` to ``first + num_runs - 1``, several at once; those that began before the deadline end.
+    """Train plans, several at once, in processes of their own; those that began before the deadline end.
+
+    Args:
+        how: a function of a module, called in those processes.
 
     Raises:
         UnavailableError: no run could be trained at all.
         BrokenProcessPool: a process was killed from outside.
     """
-    began, trained, under_way = time.monotonic(), list[Trained](), set[Future[Trained]]()
-    coming = itertools.islice(plans(ground, first), num_runs)
+    began, trained, under_way, waiting = time.monotonic(), list[Trained](), set[Future[Trained]](), iter(coming)
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, spawning, _begin_process, (settings,)) as pool:
         while True:
             is_late = deadline_s is not None and time.monotonic() - began > deadline_s
             room = 0 if is_late else num_processes - len(under_way)
-            under_way |= {pool.submit(_train_here, plan) for plan in itertools.islice(coming, room)}
+            under_way |= {pool.submit(_train_here, how, plan) for plan in itertools.islice(waiting, room)}
             if not under_way:
                 break
             done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
@@ -184,24 +216,27 @@ def _begin_process(settings: Settings) -> None:
     _settings[:] = [settings]
 
 
-def _train_here(plan: RunPlan) -> Trained:
-    return train_plan(plan, _settings[0])
+def _train_here(how: Callable[[RunPlan, Settings], Trained], plan: RunPlan) -> Trained:
+    return how(plan, _settings[0])
 
 
-def _digits(chance: random.Random) -> dict[str, Any]:
-    network = chance.choice(("digits", "mlp", "cnn"))
-    copies, batch_size = chance.choice((3, 5)), chance.choice((64, 128))
-    optimizer = chance.choice(("sgd", "adamw"))
-    rate = _log_uniform(chance, 0.01, 0.08) if optimizer == "sgd" else _log_uniform(chance, 0.002, 0.01)
+def _digits(chance: random.Random, has_other_hosts: bool) -> dict[str, Any]:
+    hidden: Sequence[int] = OTHER_HIDDEN if has_other_hosts else HIDDEN
+    channels: Sequence[int] = OTHER_CHANNELS if has_other_hosts else CHANNELS
+    depths: Sequence[int] = OTHER_DEPTHS if has_other_hosts else DEPTHS
+    network = chance.choice(("mlp", "mlp", "cnn", "digits"))
+    copies, batch_size = 2, 64
+    optimizer = "sgd" if chance.random() < SGD_SHARE else "adamw"
+    rate = _log_uniform(chance, *(SGD_RATES if optimizer == "sgd" else RATES[network]))
     return {
         "dataset": "digits",
         "network": network,
         "copies": copies,
         "batch_size": batch_size,
-        "epochs": chance.randint(8, 14),
-        "channels": chance.choice(CHANNELS),
-        "hidden": chance.choice(HIDDEN),
-        "depth": chance.randint(1, 3),
+        "epochs": chance.randint(10, 16),
+        "channels": chance.choice(channels),
+        "hidden": chance.choice(hidden),
+        "depth": chance.choice(depths),
         "optimizer": optimizer,
         "learning_rate": rate,
         "steps_in_epoch": copies * (DIGITS_IN_TRAINING // batch_size),
@@ -220,7 +255,7 @@ def _cifar(chance: random.Random) -> dict[str, Any]:
         "channels": chance.choice((8, 12, 16, 24)),
         "depth": 3,
         "optimizer": "adamw",
-        "learning_rate": _log_uniform(chance, 0.002, 0.01),
+        "learning_rate": _log_uniform(chance, 0.002, 0.008),
         "steps_in_epoch": num_images * 3 // 4 // batch_size,
     }
 

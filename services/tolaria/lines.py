@@ -125,6 +125,26 @@ class Line:
             raise ContractError(f"the line is past epoch {end_of_epoch} already: it is at {self.epoch}")
         return self.metrics[end_of_epoch]
 
+    def grow_at_once(self, grown: Sequence[Applied]) -> None:
+        """Before the first step: these germinations stand in the network as if they had always, permanent.
+
+        Raises:
+            ContractError: the line is on its way already, or a kernel does not fit.
+        """
+        if self.step:
+            raise ContractError(f"the line is at step {self.step} already")
+        for command in grown:
+            self._apply(self._plan_of(command), 0, command.kernel)
+        schedule = self._trainer.schedule
+        until_judged = schedule.germinated + schedule.training + schedule.grafting + schedule.stabilizing
+        for boundary in range(1, until_judged + 1):
+            for seed in self.model.awake.values():
+                seed.has_run = True  # no step is done meanwhile
+            for plan in self.model.plan_advance(boundary):
+                self._apply(plan, boundary, None)
+        for command in grown:
+            self._apply(self.model.plan_fossilize(*command.seed), until_judged, None)
+
     def snapshot(self) -> Snapshot:
         """All of it as it is now; for a ``steer`` that wants to fork here."""
         return snapshot_of(self.training, step=self.step, epoch=self.epoch, step_in_epoch=self.step_in_epoch)

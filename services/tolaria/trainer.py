@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from esper.config import Settings
+from esper.connection.boundary import CommandObserver
 from esper.connection.connecting import connect
 from esper.connection.follower import FollowerLink
 from esper.connection.run import RunLink
@@ -52,8 +53,12 @@ def train(
     run_id: str | None = None,
     is_resumed: bool = False,
     report: Report = lambda _progress: None,
+    observer: CommandObserver | None = None,
 ) -> tuple[str, TrainingResults]:
     """One run with Esper; gives the run's id and what it came to.
+
+    Args:
+        observer: sees what commands do to the run; of several ranks that of the first alone.
 
     Raises:
         UnavailableError: no broker answers when the run starts; later the run goes on without.
@@ -74,6 +79,8 @@ def train(
         is_resumed=is_resumed,
     )
     with linked as run, _forks_of(trainer, run, Training(model, optimizer)) as forks:
+        if observer is not None and isinstance(run, RunLink):
+            run.observe(observer)
         started = time.perf_counter()
         if run.restored is not None:
             initial = float(run.restored["initial"])
@@ -95,8 +102,12 @@ def train(
     return run.run_id, run.results
 
 
-def train_plain(trainer: TrainerSettings, report: Report = lambda _progress: None) -> TrainingResults:
-    """The same loop without Esper: what growth and overhead are measured against."""
+def train_plain(trainer: TrainerSettings, report: Report = lambda _progress: None, *, draw: int = 0) -> TrainingResults:
+    """The same loop without Esper: what growth and overhead are measured against.
+
+    Args:
+        draw: other batches for the same network (``epoch_batches``).
+    """
     prepare_torch(trainer)
     data = load_images(trainer)
     model = make_network(trainer, data.image_shape)
@@ -104,7 +115,7 @@ def train_plain(trainer: TrainerSettings, report: Report = lambda _progress: Non
     initial, started, steps = accuracy(model, data), time.perf_counter(), 0
     for epoch in range(trainer.epochs):
         began = time.perf_counter()
-        loss, count = one_epoch(model, optimizer, data, trainer, epoch, lambda: None)
+        loss, count = one_epoch(model, optimizer, data, trainer, epoch, lambda: None, draw=draw)
         steps += count
         report(_progress(model, data, trainer, epoch, loss, began))
     return TrainingResults(

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina.kernels import LoadedKernel
 from esper.schemas.enums import Action, LayerKind, SeedStage
-from esper.services.tolaria.branches import ForkJob, host_cost, measure, measure_packed, otherwise, pack_job
+from esper.services.tolaria.branches import ForkJob, measure, measure_packed, otherwise, pack_job
+from esper.services.tolaria.costs import host_cost
 from esper.services.tolaria.lines import Applied, Line, Snapshot, follow
 from esper.services.tolaria.loop import make_model
 from esper.services.tolaria.settings import TrainerSettings
@@ -189,8 +190,8 @@ def test_flops_are_those_that_torch_counts(network: str, module: str) -> None:
     model = make_model(trainer, (1, 8))
     layer_id, handle = list(model.layers.items())[-2]
     loaded = loaded_kernel(handle.kind, handle.num_features, module)
-    num_parameters, flops, added = host_cost(trainer, layer_id, loaded)
-    assert num_parameters == sum(p.numel() for p in model.host.parameters())
+    host = host_cost(trainer)
+    assert host.num_parameters == sum(p.numel() for p in model.host.parameters())
     x = torch.zeros(1, 1, 8, 8)
     with torch.no_grad(), FlopCounterMode(display=False) as bare:
         model(x)
@@ -205,4 +206,5 @@ def test_flops_are_those_that_torch_counts(network: str, module: str) -> None:
     model.on_step(4 * BOUNDARY + 2)
     with torch.no_grad(), FlopCounterMode(display=False) as grown:
         model(x)
-    assert (flops, added) == (bare.get_total_flops(), grown.get_total_flops() - bare.get_total_flops())
+    added = grown.get_total_flops() - bare.get_total_flops()
+    assert (host.flops, host.flops_of(layer_id, loaded)) == (bare.get_total_flops(), added)

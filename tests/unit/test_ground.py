@@ -12,7 +12,7 @@ from esper.graph.view import NO_HEALTH, SeedView
 from esper.graph.windows import WINDOW_STEPS
 from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.choices import WAIT, Choice
-from esper.services.tamiyo.policies.baselines import RandomPolicy
+from esper.services.tamiyo.policies.baselines import CULL, EARLY_CULL, RandomPolicy
 from esper.services.tolaria.cifar import load_cifar10
 from esper.services.tolaria.ground import MIN_BOUNDARY_STEPS, GroundSettings, find_cifar, plan_of, plans
 from esper.services.tolaria.lines import Line, follow
@@ -83,7 +83,8 @@ def test_the_random_policy_waits_as_often_as_it_is_told() -> None:
     weights = RandomPolicy(0.7).favour(None, choices).weights  # type: ignore[arg-type]
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights[0] == 0.7
-    assert weights[31] == weights[32] == pytest.approx(30 * weights[1]) == pytest.approx(0.1)
+    assert weights[32] == pytest.approx(30 * weights[1]) == pytest.approx(0.3 / (2 + CULL))
+    assert weights[31] == pytest.approx(CULL * weights[32])
     assert RandomPolicy(0.7).favour(None, [WAIT]).weights == {0: 1.0}  # type: ignore[arg-type]
     alike = RandomPolicy().favour(None, choices).weights  # type: ignore[arg-type]
     assert set(alike.values()) == {1 / 33}
@@ -96,4 +97,5 @@ def test_the_random_policy_seldom_culls_what_nobody_has_judged() -> None:
     ]
     choices = [WAIT, *[Choice(Action.CULL, s) for s in seeds], Choice(Action.FOSSILIZE, seeds[1])]
     weights = RandomPolicy(0.5).favour(None, choices).weights  # type: ignore[arg-type]
-    assert weights == pytest.approx({0: 0.5, 1: 0.5 * 0.1 / 2.1, 2: 0.5 / 2.1, 3: 0.5 / 2.1})
+    each = 0.5 / (1 + CULL + EARLY_CULL)
+    assert weights == pytest.approx({0: 0.5, 1: EARLY_CULL * each, 2: CULL * each, 3: each})

@@ -8,7 +8,7 @@ from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.policies import Favourite, Policy, only
 
-EARLY_CULL = 0.1  # the weight of culling what nobody has judged yet, where that of another action is 1
+CULL, EARLY_CULL = 0.3, 0.03  # the weight of a cull, and of one that nobody has judged yet, where another action has 1
 
 
 class WaitPolicy(Policy):
@@ -26,8 +26,9 @@ class RandomPolicy(Policy):
 
     Args:
         wait_share: the weight of WAIT, where something else can be chosen; the other actions then share the rest
-            evenly, and so do the choices of each; to cull before EVALUATING counts as an action of a tenth of the
-            weight. Without it a run of many kernels would hardly ever wait, and cull what it germinated at once.
+            evenly, and so do the choices of each, but that culls have less weight, and least before EVALUATING: what
+            is germinated should stand long enough to be measured. Without it a run of many kernels would hardly ever
+            wait, and cull what it germinated at once.
     """
 
     kind = "random"
@@ -42,8 +43,8 @@ class RandomPolicy(Policy):
             return Favourite(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), told)
         kinds = [(choice.action, _is_early_cull(choice)) for choice in choices[1:]]
         num_alike = Counter(kinds)
-        total = sum(EARLY_CULL if is_early else 1.0 for _action, is_early in num_alike)
-        shares = [(EARLY_CULL if kind[1] else 1.0) / num_alike[kind] / total for kind in kinds]
+        total = sum(_weight(kind) for kind in num_alike)
+        shares = [_weight(kind) / num_alike[kind] / total for kind in kinds]
         rest = 1.0 - self._wait_share
         return Favourite({0: self._wait_share, **{n: rest * share for n, share in enumerate(shares, 1)}}, told)
 
@@ -68,6 +69,11 @@ class SchedulePolicy(Policy):
             reason = f"{view.num_epochs} epochs, one seed every {self._every}: {len(started)} of {due} so far"
             return only(options[len(started) % len(options)], reason)
         return only(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
+
+
+def _weight(kind: tuple[Action, bool]) -> float:
+    action, is_early = kind
+    return EARLY_CULL if is_early else CULL if action is Action.CULL else 1.0
 
 
 def _is_early_cull(choice: Choice) -> bool:

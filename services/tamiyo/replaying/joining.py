@@ -44,6 +44,7 @@ class Joined:
             measured. Which ones were is chance (forks are sampled), so that evaluation has to weigh it.
         views: the view of every decision in the range that could be read, whatever became of the decision:
             its digest and the offsets of innovation.blueprints that it names.
+        placebos: run and difference (metric with less metric without) of every placebo among the experiences.
     """
 
     experiences: Experiences
@@ -51,6 +52,7 @@ class Joined:
     num_decisions: int
     measured: dict[Action, tuple[int, int]] = field(default_factory=dict)
     views: dict[Key, "SeenView"] = field(default_factory=dict, repr=False)
+    placebos: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,9 @@ def join(
         tell(done)
     asides = [*join_one.asides, *join_one.orphans(), *gathered.broken]
     measured = {action: join_one.measured(action) for action in Action if join_one.eligible[action]}
-    return Joined(Experiences(join_one.made), tuple(sorted(asides)), done, measured, join_one.views)
+    return Joined(
+        Experiences(join_one.made), tuple(sorted(asides)), done, measured, join_one.views, join_one.placebos()
+    )
 
 
 class _Join:
@@ -140,6 +144,19 @@ class _Join:
                 assert isinstance(event, FieldReported)
                 told = f"{event.layer_id}:{event.seed_id}, decision {decision_id}"
                 yield SetAside(event.run_id, event.incarnation, 0, Reason.NO_DECISION, heard.place, told)
+
+    def placebos(self) -> tuple[tuple[str, float], ...]:
+        """The differences of placebos, one a decision: the first in the log."""
+        found = []
+        for one in self.made:
+            for heard in sorted(self._gathered.reports.get(one.decision_id, {}).values(), key=lambda h: h.position):
+                event = heard.message.data
+                assert isinstance(event, FieldReported)
+                is_placebo = event.fork is not None and event.fork.is_placebo
+                if is_placebo and event.before is not None and event.after is not None:
+                    found.append((one.run_id, event.after - event.before))
+                    break
+        return tuple(found)
 
     def _set_aside(self, key: Key, heard: Heard, reason: Reason, detail: str) -> None:
         self.asides.append(SetAside(*key, reason, heard.place, detail))

@@ -21,6 +21,7 @@ class Origin(NamedTuple):
     bounds: Bounds
     measured: Mapping[str, tuple[int, int]]
     rent: Any
+    placebos: tuple[tuple[str, float], ...] = ()
 
 
 def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any
         "set_aside": counted(replay.asides),
         "measured": {action: list(counts) for action, counts in replay.joined.measured.items()},
         "rent": rent.model_dump(),
+        "placebos": [list(one) for one in replay.joined.placebos],
     }
 
 
@@ -50,7 +52,8 @@ def read_origin(folder: Path) -> Origin:
         begins, ends, lost = (_offsets(manifest[name]) for name in ("begins", "ends", "lost"))
         measured = {action: (int(told), int(all_)) for action, (told, all_) in manifest["measured"].items()}
         asked = Range(runs=tuple(manifest["patterns"]))
-        return Origin(manifest["digest"], asked, Bounds(lost, begins, ends), measured, manifest["rent"])
+        placebos = tuple((str(run_id), float(value)) for run_id, value in manifest.get("placebos", ()))
+        return Origin(manifest["digest"], asked, Bounds(lost, begins, ends), measured, manifest["rent"], placebos)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ContractError(f"{folder} does not say where its experiences come from: {error!r}; replay again") from None
 

@@ -1,0 +1,124 @@
+"""Whether a policy foresees what helps: held-out germinations, each helped or not beyond the placebo floor.
+
+An adaptation helped if its reward is above the floor's ``high`` (docs/reward.md). A policy says so if the gain that it
+expects is above a threshold, which is the one that errs least on the runs that it learnt from.
+Placebos themselves are left out: that they do not help is known beforehand.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper.schemas.enums import Action
+from esper.services.tamiyo.choices import legal_choices
+from esper.services.tamiyo.evaluating import AT_ONCE, Guesser
+from esper.services.tamiyo.experiences import Experiences
+from esper.services.tamiyo.reward import NoiseFloor
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """How well outcomes are foreseen.
+
+    Attributes:
+        num, num_helped: held-out germinations, and those of them that helped beyond the floor: the class balance.
+        accuracy: share that is foreseen right; ``low`` and ``high`` are its 95 % interval (Wilson 1927), which takes
+            germinations of one run for independent.
+        always_no: the accuracy of who says of none that it helps.
+        auc: the chance that one that helped is expected to bring more than one that did not; None without both.
+        correlation: of expected gain and reward (Pearson's); None where one of them does not vary.
+        floor, threshold: in units of the reward.
+    """
+
+    num: int
+    num_helped: int
+    accuracy: float
+    low: float
+    high: float
+    always_no: float
+    auc: float | None
+    correlation: float | None
+    floor: float
+    threshold: float
+
+
+def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: NoiseFloor) -> Foresight | None:
+    """Judge what a policy expects on held-out runs; None where they have no germination that was measured."""
+    expected, reward = expected_and_found(train, guess)
+    threshold = best_threshold(expected, reward > floor.high)
+    expected, reward = expected_and_found(held_out, guess)
+    if not len(reward):
+        return None
+    helped = reward > floor.high
+    right = int(((expected > threshold) == helped).sum())
+    low, high = wilson(right, len(helped))
+    varies = len(reward) > 1 and expected.std() > 0 and reward.std() > 0
+    return Foresight(
+        num=len(helped),
+        num_helped=int(helped.sum()),
+        accuracy=right / len(helped),
+        low=low,
+        high=high,
+        always_no=1.0 - float(helped.mean()),
+        auc=auc(expected, helped),
+        correlation=float(np.corrcoef(expected, reward)[0, 1]) if varies else None,
+        floor=floor.high,
+        threshold=threshold,
+    )
+
+
+def expected_and_found(experiences: Experiences, guess: Guesser) -> tuple[Floats, Floats]:
+    """Of every germination but placebos: the gain that was expected, the reward that it had."""
+    expected, found = list[float](), list[float]()
+    for start in range(0, len(experiences), AT_ONCE):
+        some = list(experiences[start : start + AT_ONCE])
+        choices_of_each = [legal_choices(one.view) for one in some]
+        guesses = guess([one.view for one in some], choices_of_each)
+        for one, choices, gains in zip(some, choices_of_each, guesses, strict=True):
+            is_placebo = one.reward == 0.0 and one.reward_variance == 0.0
+            if choices[one.chosen].action is Action.GERMINATE and not is_placebo:
+                expected.append(gains[one.chosen])
+                found.append(one.reward)
+    return np.array(expected), np.array(found)
+
+
+def best_threshold(expected: Floats, helped: NDArray[np.bool_]) -> float:
+    """Above which it is said to help: the one with the fewest errors; infinite where to say so of none is best."""
+    order = np.argsort(-expected, kind="stable")
+    ranked, gained = expected[order], np.cumsum(np.where(helped[order], 1, -1))
+    below = np.append(ranked[1:], -math.inf)
+    gained = np.where(below < ranked, gained, -1)  # no threshold lies between equal ones
+    if not len(gained) or gained.max() <= 0:
+        return math.inf
+    last = int(gained.argmax())
+    return float(ranked[last] - min(1.0, (ranked[last] - below[last]) / 2))
+
+
+def auc(expected: Floats, helped: NDArray[np.bool_]) -> float | None:
+    """The area under the ROC curve, by ranks (Mann and Whitney 1947); ties count half."""
+    num_helped = int(helped.sum())
+    if not 0 < num_helped < len(helped):
+        return None
+    above = expected[helped][:, None] - expected[~helped][None, :]
+    return float(((above > 0) + 0.5 * (above == 0)).mean())
+
+
+def wilson(num_right: int, num: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, wider = num_right / num, 1 + z * z / num
+    middle = (share + z * z / (2 * num)) / wider
+    reach = z / wider * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def placebos_of(placebos: Sequence[tuple[str, float]], runs: Sequence[str]) -> list[float]:
+    """The differences of the placebos of some runs."""
+    wanted = set(runs)
+    return [difference for run_id, difference in placebos if run_id in wanted]

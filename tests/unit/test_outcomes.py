@@ -1,0 +1,76 @@
+"""What a policy foresees: counted on held-out runs, beside the class balance, with a threshold from the runs it learnt from."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from drawn_experiences import experiences, stored, strain, true_gain
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.graph.view import GraphView
+from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.experiences import Experiences
+from esper.services.tamiyo.outcomes import auc, best_threshold, foresight, wilson
+from esper.services.tamiyo.reward import NoiseFloor, noise_floor
+
+
+def of_runs(runs: range) -> Experiences:
+    return Experiences([stored(one) for one in experiences(runs)])
+
+
+TRAIN, HELD_OUT = of_runs(range(30)), of_runs(range(30, 45))
+FLOOR: NoiseFloor = noise_floor([-0.004, 0.002, 0.003, -0.001, 0.001])
+
+
+def knows(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /) -> list[list[float]]:
+    """What is true of every choice."""
+    return [
+        [true_gain(choice, strain(view, choice)) for choice in choices]
+        for view, choices in zip(views, choices_of_each, strict=True)
+    ]
+
+
+def expects_nothing(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /) -> list[list[float]]:
+    return [[0.0] * len(choices) for choices in choices_of_each]
+
+
+def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_balance() -> None:
+    well, badly = foresight(TRAIN, HELD_OUT, knows, FLOOR), foresight(TRAIN, HELD_OUT, expects_nothing, FLOOR)
+    assert well is not None
+    assert badly is not None
+    assert 0 < well.num_helped < well.num
+    assert well.accuracy > max(0.85, well.always_no)
+    assert well.auc is not None
+    assert well.auc > 0.9
+    assert well.low < well.accuracy < well.high
+    assert badly.auc == 0.5
+    assert badly.correlation is None
+    assert badly.accuracy in (pytest.approx(badly.always_no), pytest.approx(1 - badly.always_no))
+
+
+def test_without_a_germination_nothing_is_said() -> None:
+    assert foresight(TRAIN, Experiences([]), knows, FLOOR) is None
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=30))
+def test_no_other_threshold_errs_less(rows: list[tuple[int, bool]]) -> None:
+    expected, helped = np.array([float(x) for x, _h in rows]), np.array([h for _x, h in rows])
+
+    def errors(threshold: float) -> int:
+        return int(((expected > threshold) != helped).sum())
+
+    found = best_threshold(expected, helped)
+    assert errors(found) == min(errors(t) for t in (*np.arange(-6, 6, 0.5), math.inf))
+
+
+def test_the_area_is_the_chance_of_being_ranked_right() -> None:
+    assert auc(np.array([3.0, 2.0, 1.0]), np.array([True, False, False])) == 1.0
+    assert auc(np.array([1.0, 2.0, 1.0]), np.array([True, False, False])) == 0.25
+    assert auc(np.array([1.0]), np.array([True])) is None
+
+
+def test_wilson_is_the_published_interval() -> None:
+    low, high = wilson(81, 263)  # Newcombe 1998, Statistics in Medicine 17, table I
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
