@@ -202,6 +202,20 @@ def test_a_policy_is_read_as_it_was_written_to_the_bit() -> None:
     assert read_card(data).blueprints == BLUEPRINTS.names
 
 
+def test_who_expects_nothing_waits_half_of_the_time_however_many_choices_there_are() -> None:
+    expects_nothing = network(torch.float32)
+    with torch.no_grad():
+        for head in (expects_nothing.of_seed, expects_nothing.of_kernel):
+            head.weight.zero_()
+            head.bias.zero_()
+    policy = GnnPolicy(expects_nothing, BLUEPRINTS, options=NetworkSettings(device="cpu"))
+    for num_layers in (1, 4, 12):
+        view = drawn_view(random.Random(num_layers), num_layers)
+        weights = policy.favour(view, legal_choices(view)).weights
+        assert weights[0] == pytest.approx(0.5)
+        assert sum(weights[n] for n in range(len(weights))) == pytest.approx(1.0)
+
+
 def other_card(header: dict[str, Any], **changed: object) -> None:
     header["__metadata__"]["esper"] = json.dumps({**json.loads(header["__metadata__"]["esper"]), **changed})
 

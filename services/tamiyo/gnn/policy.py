@@ -34,7 +34,7 @@ class KnownBlueprints:
 
 
 class GnnPolicy(Policy):
-    """Prefers choices by softmax(gain / temperature). Pure: the same views give the same favourites.
+    """Prefers choices by softmax(gain / temperature + prior). Pure: the same views give the same favourites.
 
     Args:
         temperature: in units of the reward; how much better a choice must look to be preferred e-fold.
@@ -83,7 +83,7 @@ class GnnPolicy(Policy):
         """The same of several boundaries, in one pass."""
         found = []
         for (gain, value), offered in zip(self.gains(views, choices_of_each), choices_of_each, strict=True):
-            weights = softmax(gain / self._temperature)
+            weights = softmax(gain / self._temperature + prior(len(gain)))
             found.append(Favourite(weights, self._reason(gain, value, weights, offered)))
         return found
 
@@ -120,6 +120,16 @@ class GnnPolicy(Policy):
         told = f"{_named(choices[best])} looks best: {self._metric} {gain[best]:+.4f} net of rent"
         against = "" if best == 0 else f", waiting {gain[0]:+.4f}"
         return f"{told}{against}, weight {weights[best]:.2f} of {len(choices)} choices; the state's value {value:+.4f}"
+
+
+def prior(num_choices: int) -> NDArray[np.float64]:
+    """What is added to the first choice, WAIT, and to the others, so that who expects nothing waits half of the time.
+
+    Without it a model of many seeds and kernels would hardly ever wait, whatever they promise.
+    """
+    logits = np.zeros(num_choices)
+    logits[1:] = -np.log(max(1, num_choices - 1))
+    return logits
 
 
 def softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:

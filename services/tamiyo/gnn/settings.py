@@ -27,7 +27,7 @@ class TrainingSettings(SectionModel):
 
     metric: str = Field("val_accuracy", description="The metric whose course the network reads.")
     temperature: float = Field(
-        0.005, gt=0, description="How much better a choice must look, in units of the reward, to be preferred e-fold."
+        0.002, gt=0, description="How much better a choice must look, in units of the reward, to be preferred e-fold."
     )
     width: int = Field(32, ge=1, le=1024, description="Width of the network's layers.")
     rounds: int = Field(2, ge=0, le=16, description="Rounds of messages between the layers of a model.")
