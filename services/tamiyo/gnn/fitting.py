@@ -62,6 +62,7 @@ class FittedPolicy:
                 "loss of expecting nothing": self.trained.baseline_loss,
                 "batches": self.trained.num_batches,
             },
+            limits=limits_of(self._experiences),
         )
         own = card_of(
             self.trained.network.shape, self.trained.blueprints, self._settings.metric, self._settings.temperature
@@ -92,6 +93,19 @@ def fit(train: Experiences, settings: FitSettings, progress: Callable[[FitTold],
             if curve.held_out_loss is not None:
                 state.keep(trainer)
     return FittedPolicy(trainer.trained(), how, train)
+
+
+def limits_of(experiences: Experiences) -> str:
+    """Which hosts a policy learnt on: of any others its card says nothing."""
+    sizes, layers, epochs = set[int](), set[int](), set[int]()
+    for one in experiences:
+        sizes.add(sum(layer.num_parameters for layer in one.view.layers))
+        layers.add(len(one.view.layers))
+        epochs.add(one.view.num_epochs)
+    return (
+        f"learnt on hosts of {min(layers)} to {max(layers)} layers and {min(sizes):,} to {max(sizes):,} parameters, "
+        f"up to epoch {max(epochs)}; it was not tried on others"
+    )
 
 
 class _State:
