@@ -4,8 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from esper.streams.policies import trained_versions
 
 if TYPE_CHECKING:
     from esper.services.tolaria.comparing import Mean, Row
-    from esper.services.tolaria.ground import GroundSettings, RunPlan, Trained
+    from esper.services.tolaria.ground import How, RunPlan, Trained
 
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "random": RANDOM_TAMIYO,
@@ -63,7 +63,7 @@ def compare(
     Beside them: the network that never grows, what other batches alone do to it, and the network that each policy but
     `random` ended with, trained from scratch. Gains are paired by run; intervals 95 %.
     """
-    from esper.services.tolaria.ground import GroundSettings
+    from esper.services.tolaria.ground import GroundSettings, plans
 
     unknown = [name for name in policies if name not in ENVIRONMENTS]
     if unknown:
@@ -72,11 +72,12 @@ def compare(
     configure_logging(settings.logging.model_copy(update={"level": "WARNING"}))
     quiet = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": "ERROR"})})
     common = GroundSettings(seed, folder.resolve(), pace, 0.0)
-    rooms = {"held-out runs": (common, runs), "held-out hosts": (_others(common), hosts)}
+    wanted = {"held-out runs": (common, runs), "held-out hosts": (replace(common, has_other_hosts=True), hosts)}
+    rooms = {title: list(islice(plans(ground), num)) for title, (ground, num) in wanted.items() if num}
     if fitted is not None:
         with services_of(common.folder, console, ENVIRONMENTS["schedule"]):
             _put_in_charge(fitted)
-    found = _Comparison(quiet, console, processes).of(policies, rooms)
+    found = _Comparison(quiet, console, processes, rooms, common.folder).rows(policies)
     for title, rows in found.items():
         console.print(_table(title, rows))
     if into is not None:
@@ -106,55 +107,56 @@ async def _until_known(version: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
-def _others(ground: "GroundSettings") -> "GroundSettings":
-    from dataclasses import replace
-
-    return replace(ground, has_other_hosts=True)
-
-
 class _Comparison:
-    """Trains the plans of all rooms, policy after policy, so that services begin once for each."""
+    """Trains the plans of all rooms, policy after policy, so that services begin once for each.
 
-    def __init__(self, settings: Settings, console: Console, num_processes: int) -> None:
+    Args:
+        rooms: the plans by the title of their table.
+        folder: where services log.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        console: Console,
+        num_processes: int,
+        rooms: "Mapping[str, Sequence[RunPlan]]",
+        folder: Path,
+    ) -> None:
         self._settings, self._console, self._num = settings, console, num_processes
-        self._tag = f"{time.time():.0f}"
+        self._rooms, self._folder = rooms, folder
+        self._found: dict[str, dict[str, list[Trained]]] = {title: {} for title in rooms}
 
-    def of(self, policies: Sequence[str], rooms: Mapping[str, "tuple[GroundSettings, int]"]) -> dict[str, list["Row"]]:
+    def rows(self, policies: Sequence[str]) -> dict[str, list["Row"]]:
+        """Train them all; gives the rows of each table."""
         from esper.services.tolaria import comparing as c
         from esper.services.tolaria.ground import train_plan
 
-        plans = {title: c.plans_of(ground, num) for title, (ground, num) in rooms.items() if num}
-        found: dict[str, dict[str, list[Trained]]] = {title: {} for title in plans}
-        folder = next(iter(rooms.values()))[0].folder
-
-        def train(name: str, how: object, wanted: "Mapping[str, Sequence[RunPlan]]") -> None:
-            for title, ended in self._train(name, how, wanted).items():
-                found[title][name] = ended
-
-        train(c.NEVER_GROWS, c.train_never_growing, plans)
-        train(c.OTHER_BATCHES, c.train_on_other_batches, plans)
+        tag = f"{time.time():.0f}"
+        self._train(c.NEVER_GROWS, c.train_never_growing, self._rooms)
+        self._train(c.OTHER_BATCHES, c.train_on_other_batches, self._rooms)
         for policy in policies:
-            runs = {title: c.under(policy, some, self._tag) for title, some in plans.items()}
-            with ExitStack() as exits:
-                exits.enter_context(services_of(folder, self._console, ENVIRONMENTS[policy]))
-                train(policy, train_plan, runs)
+            with services_of(self._folder, self._console, ENVIRONMENTS[policy]):
+                named = {title: c.under(policy, plans, tag) for title, plans in self._rooms.items()}
+                self._train(policy, train_plan, named)
             if policy != "random":
-                grown = {title: c.from_scratch(found[title][policy]) for title in plans}
-                train(f"{policy}, {c.FROM_SCRATCH}", c.train_from_scratch, grown)
-        return {title: c.rows_of(by_name) for title, by_name in found.items()}
+                grown = {title: c.from_scratch(found[policy]) for title, found in self._found.items()}
+                self._train(f"{policy}, {c.FROM_SCRATCH}", c.train_from_scratch, grown)
+        return {title: c.rows_of(found) for title, found in self._found.items()}
 
-    def _train(self, name: str, how: object, wanted: "Mapping[str, Sequence[RunPlan]]") -> "dict[str, list[Trained]]":
+    def _train(self, name: str, how: "How", wanted: "Mapping[str, Sequence[RunPlan]]") -> None:
         from esper.services.tolaria.comparing import in_order
         from esper.services.tolaria.ground import train_plans
 
         every = [plan for plans in wanted.values() for plan in plans]
         began = time.monotonic()
-        ended = train_plans(every, self._settings, how=how, num_processes=self._num)  # type: ignore[arg-type]
+        ended = train_plans(every, self._settings, how=how, num_processes=self._num)
         for one in ended:
             if one.problem:
                 self._say(f"{one.plan.run_id} failed: {one.problem}")
         self._say(f"{name}: {len(ended)} runs in {time.monotonic() - began:.0f} s")
-        return {title: in_order(plans, ended) for title, plans in wanted.items()}
+        for title, plans in wanted.items():
+            self._found[title][name] = in_order(plans, ended)
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

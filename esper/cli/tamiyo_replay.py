@@ -23,7 +23,7 @@ from esper.errors import ConfigError, ConflictError
 from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evaluate
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
-from esper.services.tamiyo.outcomes import Foresight, foresight, placebos_of
+from esper.services.tamiyo.outcomes import Foresight, foresight
 from esper.services.tamiyo.policies import Policy
 from esper.services.tamiyo.policies.sources import BASELINES, sources
 from esper.services.tamiyo.replaying.asides import FAULTS
@@ -218,7 +218,8 @@ def _judge(
 
 def _foresee(console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: Guesser) -> Foresight | None:
     """How well outcomes are foreseen, where there are placebos enough to say what helped."""
-    known = placebos_of(placebos, split.train.runs)
+    learnt = set(split.train.runs)
+    known = [difference for run_id, difference in placebos if run_id in learnt]
     if len(known) < MIN_DIFFERENCES:
         told = f"{len(known)} placebos in the runs to train on, {MIN_DIFFERENCES} are needed to say what helped"
         console.print(told, highlight=False, soft_wrap=True)

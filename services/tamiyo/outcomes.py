@@ -6,7 +6,6 @@ Placebos themselves are left out: that they do not help is known beforehand.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,7 +32,7 @@ class Foresight:
         always_no: the accuracy of who says of none that it helps.
         auc: the chance that one that helped is expected to bring more than one that did not; None without both.
         correlation: of expected gain and reward (Pearson's); None where one of them does not vary.
-        floor, threshold: in units of the reward.
+        floor, threshold: in units of the reward; a threshold of None says of none that it helps.
     """
 
     num: int
@@ -45,7 +44,7 @@ class Foresight:
     auc: float | None
     correlation: float | None
     floor: float
-    threshold: float
+    threshold: float | None
 
 
 def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: NoiseFloor) -> Foresight | None:
@@ -69,7 +68,7 @@ def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: 
         auc=auc(expected, helped),
         correlation=float(np.corrcoef(expected, reward)[0, 1]) if varies else None,
         floor=floor.high,
-        threshold=threshold,
+        threshold=None if math.isinf(threshold) else threshold,
     )
 
 
@@ -77,14 +76,12 @@ def expected_and_found(experiences: Experiences, guess: Guesser) -> tuple[Floats
     """Of every germination but placebos: the gain that was expected, the reward that it had."""
     expected, found = list[float](), list[float]()
     for start in range(0, len(experiences), AT_ONCE):
-        some = list(experiences[start : start + AT_ONCE])
-        choices_of_each = [legal_choices(one.view) for one in some]
-        guesses = guess([one.view for one in some], choices_of_each)
-        for one, choices, gains in zip(some, choices_of_each, guesses, strict=True):
-            is_placebo = one.reward == 0.0 and one.reward_variance == 0.0
-            if choices[one.chosen].action is Action.GERMINATE and not is_placebo:
-                expected.append(gains[one.chosen])
-                found.append(one.reward)
+        faced = [(one, legal_choices(one.view)) for one in experiences[start : start + AT_ONCE]]
+        grown = [(one, choices) for one, choices in faced if choices[one.chosen].action is Action.GERMINATE]
+        grown = [(one, c) for one, c in grown if not (one.reward == 0.0 and one.reward_variance == 0.0)]  # placebos
+        guesses = guess([one.view for one, _choices in grown], [choices for _one, choices in grown]) if grown else ()
+        expected += [gains[one.chosen] for (one, _choices), gains in zip(grown, guesses, strict=True)]
+        found += [one.reward for one, _choices in grown]
     return np.array(expected), np.array(found)
 
 
@@ -116,9 +113,3 @@ def wilson(num_right: int, num: int, level: float = 0.95) -> tuple[float, float]
     middle = (share + z * z / (2 * num)) / wider
     reach = z / wider * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
     return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
-def placebos_of(placebos: Sequence[tuple[str, float]], runs: Sequence[str]) -> list[float]:
-    """The differences of the placebos of some runs."""
-    wanted = set(runs)
-    return [difference for run_id, difference in placebos if run_id in wanted]

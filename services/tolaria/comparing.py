@@ -14,10 +14,9 @@ from esper.config import Settings
 from esper.schemas.assets import TrainingResults
 from esper.services.tamiyo.reward import student_t
 from esper.services.tolaria.costs import RunCost, cost_of_steps
-from esper.services.tolaria.ground import GroundSettings, RunPlan, Trained, plan_of, timed
+from esper.services.tolaria.ground import RunPlan, Trained, timed
 from esper.services.tolaria.lines import Line
 from esper.services.tolaria.loop import accuracy
-from esper.services.tolaria.settings import ForkSettings
 from esper.services.tolaria.trainer import train_plain
 
 NEVER_GROWS, OTHER_BATCHES, FROM_SCRATCH = "wait", "placebo", "from scratch"
@@ -55,12 +54,6 @@ class Row:
     parameters: float
     training_flops: float
     num_grown: float
-
-
-def plans_of(ground: GroundSettings, num: int) -> list[RunPlan]:
-    """The first plans of a ground, without forks."""
-    drawn = (plan_of(ground, n) for n in range(num))
-    return [replace(p, trainer=p.trainer.model_copy(update={"fork": ForkSettings.model_validate({})})) for p in drawn]
 
 
 def under(policy: str, plans: Sequence[RunPlan], tag: str) -> list[RunPlan]:

@@ -19,12 +19,12 @@ from esper.kasmina.catalogue import cost_of
 from esper.kasmina.distributed import Move
 from esper.kasmina.kernels import LoadedKernel
 from esper.schemas.enums import Action, SeedStage
+from esper.schemas.lifecycle import EMBARGO_STAGES
 from esper.services.tolaria.lines import Applied, SeedKey
 from esper.services.tolaria.loop import TARGETS, load_images, make_network
 from esper.services.tolaria.settings import TrainerSettings
 
 PASSES_IN_STEP = 3
-GIVEN_UP = frozenset({SeedStage.CULLED, SeedStage.CANCELLED, SeedStage.ROLLED_BACK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +105,22 @@ class Ledger:
             if move.kernel is not None:
                 self._kernels[seed] = move.kernel
             if plan.to_stage is SeedStage.TRAINING:
-                self._awake[seed] = self.host.flops_of(plan.layer_id, self._kernels[seed])
-            elif plan.to_stage in GIVEN_UP:
+                self.wake(seed, self._kernels[seed])
+            elif plan.to_stage in EMBARGO_STAGES:
                 self._awake.pop(seed, None)
+
+    def wake(self, seed: SeedKey, kernel: LoadedKernel) -> None:
+        """From here on this seed is part of every step."""
+        self._kernels[seed] = kernel
+        self._awake[seed] = self.host.flops_of(seed[0], kernel)
 
     def total(self, num_steps: int) -> RunCost:
         """What it came to after so many steps; the last ones had no boundary."""
         self._count(num_steps - self._num_steps)
-        grown = tuple(Applied(0, Action.GERMINATE, *seed, self._kernels[seed]) for seed in sorted(self._awake))
-        return RunCost(self.host.num_parameters, self.host.num_parameters + _added(grown), self._flops, grown)
+        kernels = {seed: self._kernels[seed] for seed in sorted(self._awake)}
+        added = sum(cost_of(k.spec, k.kind, k.num_features).num_parameters for k in kernels.values())
+        grown = tuple(Applied(0, Action.GERMINATE, *seed, kernel) for seed, kernel in kernels.items())
+        return RunCost(self.host.num_parameters, self.host.num_parameters + added, self._flops, grown)
 
     def _count(self, num_steps: int) -> None:
         forward = self.host.flops + sum(self._awake.values())
@@ -123,12 +130,8 @@ class Ledger:
 
 def cost_of_steps(trainer: TrainerSettings, num_steps: int, grown: Sequence[Applied] = ()) -> RunCost:
     """What a run costs whose network never changes: the host, with some kernels from the beginning."""
-    host = host_cost(trainer)
-    forward = host.flops + sum(host.flops_of(g.layer_id, g.kernel) for g in grown if g.kernel is not None)
-    flops = float(PASSES_IN_STEP * trainer.batch_size * num_steps * forward)
-    return RunCost(host.num_parameters, host.num_parameters + _added(grown), flops, tuple(grown))
-
-
-def _added(grown: Sequence[Applied]) -> int:
-    kernels = [g.kernel for g in grown if g.kernel is not None]
-    return sum(cost_of(k.spec, k.kind, k.num_features).num_parameters for k in kernels)
+    ledger = Ledger(trainer, host_cost(trainer))
+    for one in grown:
+        if one.kernel is not None:
+            ledger.wake(one.seed, one.kernel)
+    return ledger.total(num_steps)

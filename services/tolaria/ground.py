@@ -100,6 +100,10 @@ def find_cifar(folder: Path | None) -> tuple[Path | None, str]:
     return folder, ""
 
 
+How = Callable[[RunPlan, Settings], Trained]
+"""Trains a plan; a function of a module, since it is called in other processes."""
+
+
 def plan_of(ground: GroundSettings, number: int) -> RunPlan:
     """The plan with this number."""
     named = f"ground:{ground.seed}:{number}"
@@ -144,9 +148,8 @@ def train_plan(plan: RunPlan, settings: Settings) -> Trained:
     """Train one plan in this process, through the bus."""
     from esper.services.tolaria.trainer import train
 
-    ledger = Ledger(plan.trainer, host_cost(plan.trainer))
-
     def work() -> tuple[TrainingResults, RunCost]:
+        ledger = Ledger(plan.trainer, host_cost(plan.trainer))
         _run_id, results = train(plan.trainer, settings, run_id=plan.run_id, observer=ledger)
         return results, ledger.total(results.steps)
 
@@ -175,15 +178,12 @@ def train_plans(
     coming: Iterable[RunPlan],
     settings: Settings,
     *,
-    how: Callable[[RunPlan, Settings], Trained] = train_plan,
+    how: How = train_plan,
     num_processes: int = 2,
     deadline_s: float | None = None,
     report: Callable[[Trained], None] = lambda _trained: None,
 ) -> list[Trained]:
     """Train plans, several at once, in processes of their own; those that began before the deadline end.
-
-    Args:
-        how: a function of a module, called in those processes.
 
     Raises:
         UnavailableError: no run could be trained at all.
@@ -216,7 +216,7 @@ def _begin_process(settings: Settings) -> None:
     _settings[:] = [settings]
 
 
-def _train_here(how: Callable[[RunPlan, Settings], Trained], plan: RunPlan) -> Trained:
+def _train_here(how: How, plan: RunPlan) -> Trained:
     return how(plan, _settings[0])
 
 

@@ -1,6 +1,7 @@
 """Policies side by side: what is compared is alike in all but who decides, and costs are what torch counts."""
 
 import copy
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from esper.services.tolaria.comparing import (
     FROM_SCRATCH,
     NEVER_GROWS,
     OTHER_BATCHES,
-    plans_of,
     rows_of,
     train_from_scratch,
     train_never_growing,
@@ -24,7 +24,7 @@ from esper.services.tolaria.comparing import (
     under,
 )
 from esper.services.tolaria.costs import PASSES_IN_STEP, Ledger, cost_of_steps, host_cost
-from esper.services.tolaria.ground import GroundSettings, RunPlan
+from esper.services.tolaria.ground import GroundSettings, RunPlan, plans
 from esper.services.tolaria.lines import Applied, Line, follow
 from esper.services.tolaria.loop import make_model
 
@@ -33,7 +33,9 @@ GROUND = GroundSettings(seed=9, folder=Path("runs"))
 
 
 def short_plans(num: int) -> list[RunPlan]:
-    return [replace(p, trainer=p.trainer.model_copy(update={"epochs": 1})) for p in plans_of(GROUND, num)]
+    return [
+        replace(p, trainer=p.trainer.model_copy(update={"epochs": 1})) for p in itertools.islice(plans(GROUND), num)
+    ]
 
 
 def grown_in(plan: RunPlan) -> tuple[Applied, ...]:
@@ -101,8 +103,8 @@ def test_a_seed_costs_from_its_first_training_step_until_it_is_given_up() -> Non
 
 
 def test_gains_are_paired_and_a_run_that_failed_is_left_out_of_all() -> None:
-    plans = short_plans(7)
-    base = [train_never_growing(p, SETTINGS) for p in plans]
+    drawn = short_plans(7)
+    base = [train_never_growing(p, SETTINGS) for p in drawn]
 
     def better(gain: float) -> list[object]:
         return [
@@ -128,11 +130,11 @@ def test_gains_are_paired_and_a_run_that_failed_is_left_out_of_all() -> None:
 
 
 def test_every_policy_is_given_runs_of_its_own_names_on_the_same_plans() -> None:
-    plans = short_plans(2)
-    named = under("schedule", plans, "t")
-    assert [p.trainer for p in named] == [p.trainer for p in plans]
-    assert not {p.run_id for p in named} & {p.run_id for p in plans}
-    others = plans_of(replace(GROUND, has_other_hosts=True), 30)
-    usual = plans_of(GROUND, 30)
+    drawn = short_plans(2)
+    named = under("schedule", drawn, "t")
+    assert [p.trainer for p in named] == [p.trainer for p in drawn]
+    assert not {p.run_id for p in named} & {p.run_id for p in drawn}
+    others = list(itertools.islice(plans(replace(GROUND, has_other_hosts=True)), 30))
+    usual = list(itertools.islice(plans(GROUND), 30))
     for field in ("hidden", "channels", "depth"):
         assert not {getattr(p.trainer, field) for p in others} & {getattr(p.trainer, field) for p in usual}

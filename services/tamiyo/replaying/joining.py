@@ -6,6 +6,7 @@ Every decision gives one experience, or one ``SetAside`` that says why not; so d
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import zstandard
 
@@ -149,14 +150,21 @@ class _Join:
         """The differences of placebos, one a decision: the first in the log."""
         found = []
         for one in self.made:
-            for heard in sorted(self._gathered.reports.get(one.decision_id, {}).values(), key=lambda h: h.position):
-                event = heard.message.data
-                assert isinstance(event, FieldReported)
-                is_placebo = event.fork is not None and event.fork.is_placebo
-                if is_placebo and event.before is not None and event.after is not None:
-                    found.append((one.run_id, event.after - event.before))
+            for _heard, report in self._reports_of(one.decision_id):
+                is_placebo = report.fork is not None and report.fork.is_placebo
+                if is_placebo and report.before is not None and report.after is not None:
+                    found.append((one.run_id, report.after - report.before))
                     break
         return tuple(found)
+
+    def _reports_of(self, decision_id: UUID) -> list[tuple[Heard, FieldReported]]:
+        """In the order of the log."""
+        found = []
+        for heard in sorted(self._gathered.reports.get(decision_id, {}).values(), key=lambda h: h.position):
+            report = heard.message.data
+            assert isinstance(report, FieldReported)
+            found.append((heard, report))
+        return found
 
     def _set_aside(self, key: Key, heard: Heard, reason: Reason, detail: str) -> None:
         self.asides.append(SetAside(*key, reason, heard.place, detail))
@@ -213,10 +221,8 @@ class _Join:
     def _reward(self, key: Key, decision: Heard, choice: Choice) -> tuple[Reward, FieldReported | None]:
         """The first report in the log that says something counts; those of other seeds are told of."""
         fitting: list[FieldReported] = []
-        heard_by_id = self._gathered.reports.get(decision.message.id, {})
-        for heard in sorted(heard_by_id.values(), key=lambda h: h.position):
-            report = heard.message.data
-            assert isinstance(report, FieldReported)
+        reports = self._reports_of(decision.message.id)
+        for heard, report in reports:
             if _is_of(report, choice):
                 fitting.append(report)
             else:
@@ -231,7 +237,7 @@ class _Join:
         if found:
             raise _Aside(min((r for r, _report in found if isinstance(r, Reason)), key=list(Reason).index))
         self._tell_no_report(decision)
-        raise _Aside(Reason.NO_REPORT, "but for one of another seed" if heard_by_id else "")
+        raise _Aside(Reason.NO_REPORT, "but for one of another seed" if reports else "")
 
     def _tell_no_report(self, decision: Heard) -> None:
         rejected = self._gathered.rejections.get(ids.command_id(decision.message.id))
