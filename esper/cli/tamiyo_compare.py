@@ -77,12 +77,9 @@ def compare(
     if fitted is not None:
         with services_of(common.folder, console, ENVIRONMENTS["schedule"]):
             _put_in_charge(fitted)
-    found = _Comparison(quiet, console, processes, rooms, common.folder).rows(policies)
+    found = _Comparison(quiet, console, processes, rooms, common.folder, into).rows(policies)
     for title, rows in found.items():
         console.print(_table(title, rows))
-    if into is not None:
-        told = {title: [asdict(row) for row in rows] for title, rows in found.items()}
-        into.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def _put_in_charge(fitted: Path) -> None:
@@ -113,6 +110,7 @@ class _Comparison:
     Args:
         rooms: the plans by the title of their table.
         folder: where services log.
+        into: gets the table so far as JSON, whenever a policy's runs have ended; None writes none.
     """
 
     def __init__(
@@ -122,9 +120,10 @@ class _Comparison:
         num_processes: int,
         rooms: "Mapping[str, Sequence[RunPlan]]",
         folder: Path,
+        into: Path | None,
     ) -> None:
         self._settings, self._console, self._num = settings, console, num_processes
-        self._rooms, self._folder = rooms, folder
+        self._rooms, self._folder, self._into = rooms, folder, into
         self._found: dict[str, dict[str, list[Trained]]] = {title: {} for title in rooms}
 
     def rows(self, policies: Sequence[str]) -> dict[str, list["Row"]]:
@@ -142,7 +141,12 @@ class _Comparison:
             if policy != "random":
                 grown = {title: c.from_scratch(found[policy]) for title, found in self._found.items()}
                 self._train(f"{policy}, {c.FROM_SCRATCH}", c.train_from_scratch, grown)
-        return {title: c.rows_of(found) for title, found in self._found.items()}
+        return self._so_far()
+
+    def _so_far(self) -> dict[str, list["Row"]]:
+        from esper.services.tolaria.comparing import rows_of
+
+        return {title: rows_of(found) for title, found in self._found.items()}
 
     def _train(self, name: str, how: "How", wanted: "Mapping[str, Sequence[RunPlan]]") -> None:
         from esper.services.tolaria.comparing import in_order
@@ -157,6 +161,17 @@ class _Comparison:
         self._say(f"{name}: {len(ended)} runs in {time.monotonic() - began:.0f} s")
         for title, plans in wanted.items():
             self._found[title][name] = in_order(plans, ended)
+        self._tell()
+
+    def _tell(self) -> None:
+        """The newest row of each table, and all of them into the file: who interrupts this keeps what there is."""
+        found = self._so_far()
+        for title, rows in found.items():
+            if rows:
+                self._say(f"  {title}: accuracy {_interval(rows[-1].accuracy, '{:.3f}')}, gain {_gain(rows[-1])}")
+        if self._into is not None:
+            told = {title: [asdict(row) for row in rows] for title, rows in found.items()}
+            self._into.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)
@@ -168,10 +183,14 @@ def _table(title: str, rows: Sequence["Row"]) -> Table:
         "policy", "accuracy", "gain over wait", "parameters", "training FLOPs", "grown", title=f"{title} ({num})"
     )
     for row in rows:
-        accuracy, gain = _interval(row.accuracy, "{:.3f}"), _interval(row.gain, "{:+.3f}")
+        accuracy, gain = _interval(row.accuracy, "{:.3f}"), _gain(row)
         cost = f"{row.parameters:.2f}x", f"{row.training_flops:.2f}x", f"{row.num_grown:.1f}"
         table.add_row(row.name, accuracy, gain, *cost)
     return table
+
+
+def _gain(row: "Row") -> str:
+    return _interval(row.gain, "{:+.3f}")
 
 
 def _interval(mean: "Mean", form: str) -> str:
