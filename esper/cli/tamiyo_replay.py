@@ -42,6 +42,7 @@ from esper.services.tamiyo.retraining import (
     card_of,
     data_of,
     find_fit,
+    split_by_pattern,
     split_by_run,
 )
 from esper.services.tamiyo.reward import MIN_DIFFERENCES, noise_floor
@@ -139,6 +140,9 @@ def retrain(
     until: list[str] = _UNTIL,
     runs: list[str] = _RUNS,
     held_out: float = typer.Option(0.2, min=0.0, max=1.0, help="Share of the runs that is held out."),
+    held_out_runs: list[str] = typer.Option(
+        [], help="Hold out the runs whose id fits the pattern instead (may be given again)."
+    ),
     seed: int = _SEED,
     resume: Path | None = typer.Option(None, help="Keep the state here, and go on from what is there."),
     tensorboard: Path | None = typer.Option(None, help="Write curves for TensorBoard into this folder."),
@@ -166,7 +170,8 @@ def retrain(
     if is_on_log and not (resume and beside.exists()):
         _check_new(beside)
         _replay_into(beside, console, Range.parse(since, until, runs), verify, quiet)
-    split = split_by_run(read_experiences(folder), held_out, seed)
+    read = read_experiences(folder)
+    split = split_by_pattern(read, held_out_runs) if held_out_runs else split_by_run(read, held_out, seed)
     show_split(console, split)
     with shown(console, quiet=quiet) as tell:
         trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))

@@ -6,8 +6,9 @@ always on the same side, whatever other runs there are, so that what is held out
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -109,11 +110,25 @@ def split_by_run(experiences: Experiences, held_out_share: float, rng_seed: int)
         ConfigError: nothing is left on one of the sides.
     """
     held = {run_id for run_id in experiences.runs if _fraction(run_id, rng_seed) < held_out_share}
+    return _split(experiences, held, f"a seed of {rng_seed}", "--held-out or --seed")
+
+
+def split_by_pattern(experiences: Experiences, patterns: Sequence[str]) -> Split:
+    """Hold out the runs whose id fits one of the patterns (``*``, ``?``, ``[...]``).
+
+    Raises:
+        ConfigError: nothing is left on one of the sides.
+    """
+    held = {run_id for run_id in experiences.runs if any(fnmatchcase(run_id, p) for p in patterns)}
+    return _split(experiences, held, " ".join(patterns), "--held-out-runs")
+
+
+def _split(experiences: Experiences, held: Set[str], of_what: str, options: str) -> Split:
     split = Split(experiences.of_runs(set(experiences.runs) - held), experiences.of_runs(held))
     if not split.train or not split.held_out:
         raise ConfigError(
-            f"{len(experiences.runs)} runs with a seed of {rng_seed} leave {len(split.train.runs)} to train on and "
-            f"{len(split.held_out.runs)} held out: replay more runs, or change --held-out or --seed"
+            f"{len(experiences.runs)} runs with {of_what} leave {len(split.train.runs)} to train on and "
+            f"{len(split.held_out.runs)} held out: replay more runs, or change {options}"
         )
     return split
 

@@ -29,7 +29,7 @@ from esper.services.tamiyo.replaying.files import write_experiences
 from esper.services.tamiyo.replaying.gathering import Gathered
 from esper.services.tamiyo.replaying.joining import Joined, join
 from esper.services.tamiyo.replaying.rewarding import forked
-from esper.services.tamiyo.retraining import FitSettings, FitTold, find_fit, split_by_run
+from esper.services.tamiyo.retraining import FitSettings, FitTold, find_fit, split_by_pattern, split_by_run
 from esper.services.tamiyo.settings import TamiyoSettings
 
 TAMIYO = TamiyoSettings.model_validate({})
@@ -82,6 +82,14 @@ def test_about_the_share_is_held_out() -> None:
     many = Experiences(StoredExperience(**{**fields, "run_id": f"x{n}"}) for n in range(2_000))
     held = len(split_by_run(many, 0.2, 0).held_out)
     assert held == pytest.approx(400, abs=60), "three standard errors are 54"
+
+
+def test_runs_are_held_out_by_name() -> None:
+    split = split_by_pattern(MANY.experiences, ["r1", "r1?"])
+    assert set(split.held_out.runs) == {r for r in MANY.experiences.runs if r == "r1" or r[:-1] == "r1"}
+    assert set(split.train.runs) == set(MANY.experiences.runs) - set(split.held_out.runs)
+    with pytest.raises(ConfigError, match=r"ground-9-\* leave 20 to train on and 0 held out.*change --held-out-runs"):
+        split_by_pattern(MANY.experiences, ["ground-9-*"])
 
 
 # policies in front of experiences
