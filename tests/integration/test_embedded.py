@@ -94,7 +94,7 @@ def test_an_altered_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         jars.kafka_jars(lambda _line: None)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.slow
 def test_up_status_down(public_folder: Path) -> None:
     esper = str(Path(sys.executable).parent / "esper")
@@ -115,6 +115,12 @@ def test_up_status_down(public_folder: Path) -> None:
         code, printed = run("topics", "list")
         assert (code, printed.count("present")) == (0, 20), printed
         assert (public_folder / "state" / "stack.json").stat().st_mode & 0o077 == 0
+        published = run("tamiyo", "publish")
+        assert published[0] == 0, published
+        assert run("down") == (0, "stopped\n")
+        assert run("up")[0] == 0, "it does not start on what it kept"
+        code, printed = run("events", "tail", "control.tamiyo.policies", "--from-beginning")
+        assert (code, "policy.published" in printed) == (0, True), printed
     finally:
         assert run("down") == (0, "stopped\n")
     assert run("down") == (0, "nothing runs\n")

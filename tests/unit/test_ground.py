@@ -48,8 +48,8 @@ def test_plans_are_of_many_kinds_and_all_can_be_made() -> None:
 
 def test_a_plan_trains() -> None:
     trainer = plan_of(GROUND, 0).trainer
-    first = Line(trainer).train(0, follow([]))
-    assert Line(trainer).train(0, follow([])) == first > 0.1
+    first = Line(trainer).train(4, follow([]))
+    assert Line(trainer).train(4, follow([])) == first > 0.2, "a guess is right once in ten"
 
 
 def test_cifar_is_left_out_with_a_reason_where_it_is_not(tmp_path: Path) -> None:

@@ -42,13 +42,17 @@ def _split(level: Level) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
 
 
 _READ = {level: _split(level) for level in (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL)}
+_DERIVED: Mapping[Level, tuple[str, ...]] = MappingProxyType(
+    {Level.LAYER: ("share_of_host", "num_sources", "num_targets"), Level.KERNEL: ("share_of_host",)}
+)
+"""Numbers beside the declared ones: parameters as a share of the whole host's, edges that end and begin at a layer."""
 _COURSE = ("metric", *(f"gain_{n}_ago" for n in range(NUM_RECENT)), "plateau", "best_gap")
 
 
 def input_names(level: Level) -> tuple[str, ...]:
     """The columns of a level's array. A checkpoint names those that it was trained on."""
     numbers, categories = _READ[level]
-    names = [f.name for f in numbers]
+    names = [*(f.name for f in numbers), *_DERIVED.get(level, ())]
     if level is Level.RUN:
         names += _COURSE
     words = [f"{f.name}={word}" for f in categories for word in _VOCABULARIES[f.name]]
@@ -82,11 +86,14 @@ def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | 
     rows = {layer.layer_id: n for n, layer in enumerate(view.layers)}
     seed_layer = np.array([rows[s.layer_id] for s in view.seeds], dtype=np.int64)
     edges = np.array([(rows[a], rows[b]) for a, b in view.edges], dtype=np.int64).reshape(-1, 2)
+    layers, kernels = view.columns[Level.LAYER], view.columns[Level.KERNEL]
+    host = max(1, sum(layers["num_parameters"]))
+    degrees = [np.bincount(edges[:, end], minlength=len(rows)).astype(np.float64) for end in (1, 0)]
     return ViewArrays(
         run=_run(view, metric),
-        layers=_array(Level.LAYER, view.columns[Level.LAYER]),
+        layers=_array(Level.LAYER, layers, _share(layers, host), *degrees),
         seeds=_array(Level.SEED, view.columns[Level.SEED]),
-        kernels=_array(Level.KERNEL, view.columns[Level.KERNEL]),
+        kernels=_array(Level.KERNEL, kernels, _share(kernels, host)),
         blueprints=tuple(k.blueprint_id for k in view.kernels),
         edges=np.ascontiguousarray(edges.T),
         seed_layer=seed_layer,
@@ -94,9 +101,13 @@ def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | 
     )
 
 
-def _array(level: Level, columns: Mapping[str, Sequence[Any]]) -> Floats:
+def _share(columns: Mapping[str, Sequence[Any]], of: int) -> NDArray[np.float64]:
+    return np.array(columns["num_parameters"], dtype=np.float64) / of
+
+
+def _array(level: Level, columns: Mapping[str, Sequence[Any]], *derived: NDArray[np.float64]) -> Floats:
     numbers, categories = _READ[level]
-    values = np.array([columns[f.name] for f in numbers], dtype=np.float64)  # None becomes NaN
+    values = np.array([*(columns[f.name] for f in numbers), *derived], dtype=np.float64)  # None becomes NaN
     parts: list[Floats] = [*_known(values), *(_one_hot(f.name, columns[f.name]) for f in categories)]
     rows: Floats = np.ascontiguousarray(np.concatenate(parts).T)
     return rows

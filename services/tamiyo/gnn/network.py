@@ -3,7 +3,9 @@
 A layer's node takes in what its seeds tell, then hears in each round from the layers that feed it and
 from those that it feeds (means, with weights of their own, as GraphSAGE does: Hamilton et al. 2017),
 and from its whole graph. A germination is scored by a bilinear form of seed and kernel, so that
-thousands of seeds beside dozens of kernels cost one small product each. All sizes may vary from view to view.
+thousands of seeds beside dozens of kernels cost one small product each. To each score is added what the inputs of run,
+layer, seed and kernel say linearly (as in wide & deep learning, Cheng et al. 2016): of few runs that part learns most.
+All sizes may vary from view to view.
 
 D: width. B, L, S, K, C as in ``GraphBatch``.
 """
@@ -21,6 +23,8 @@ from esper.services.tamiyo.gnn.inputs import input_names
 from esper.services.tamiyo.gnn.pooling import Scatter, find_scatter
 
 LEVELS = (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL)
+PLAIN = {Level.RUN: 3, Level.LAYER: 3, Level.SEED: 3, Level.KERNEL: 1}
+"""What inputs say of gains by themselves: of germinating, culling and fossilizing there; of germinating a kernel."""
 MAX_DEVIATION = 5.0
 """An input so many standard deviations from what training saw counts as no more."""
 
@@ -44,18 +48,36 @@ class Scores(NamedTuple):
     value: Tensor
 
 
+class Dropout:
+    """Leaves out a share of the numbers at random, and makes the others larger (Srivastava et al. 2014).
+
+    Args:
+        generator: what its chance comes from.
+    """
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        self._kept, self._generator = 1.0 - share, generator
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Another draw each time."""
+        return values * ((torch.rand(values.shape, generator=self._generator) < self._kept) / self._kept)
+
+
 class PolicyNetwork(nn.Module):
-    """See the module. ``scatter`` may be exchanged at any time: the numbers stay.
+    """See the module. ``scatter`` may be exchanged at any time: the numbers stay. ``dropout`` is there while it learns.
 
     ``reward_scale`` is the unit that the heads speak in, so that what they learn is near 1; scores are in the reward's.
+    ``calibration`` is what gains are multiplied with, so that they are right on average on runs not learnt from.
     """
 
     reward_scale: Tensor
+    calibration: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         width = shape.width
         self.shape = shape
+        self.dropout: Dropout | None = None
         self.scatter_name, self.scatter = find_scatter()
         self.scales = nn.ModuleDict({level: _Scale(len(input_names(level))) for level in LEVELS})
         self.encoders = nn.ModuleDict({level: _mlp(len(input_names(level)), width) for level in LEVELS})
@@ -68,11 +90,17 @@ class PolicyNetwork(nn.Module):
         self.in_place = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.of_seed = nn.Linear(width, width + 3)  # the bilinear form's left side; germinate, cull, fossilize
         self.of_kernel = nn.Linear(width, width + 1)
+        self.plain = nn.ModuleDict(
+            {level: nn.Linear(len(input_names(level)), n, bias=False) for level, n in PLAIN.items()}
+        )
         self.value = nn.Linear(width, 1)
         self.register_buffer("reward_scale", torch.ones(()))
+        self.register_buffer("calibration", torch.ones(()))
         for head in (self.of_seed, self.of_kernel, self.value):
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
+        for weight in self.plain.parameters():
+            nn.init.zeros_(weight)
 
     def use_scatter(self, name: str, scatter: Scatter) -> None:
         """Pool in another way."""
@@ -81,10 +109,11 @@ class PolicyNetwork(nn.Module):
     def forward(self, batch: GraphBatch) -> Scores:
         """Scores of all choices of all views."""
         num_graphs, num_layers = len(batch.run), len(batch.layers)
-        run = self._encode(Level.RUN, batch.run)
-        seeds = self._encode(Level.SEED, batch.seeds)
-        kernels = self._encode(Level.KERNEL, batch.kernels) + self.blueprints(batch.blueprint)
-        own = self._encode(Level.LAYER, batch.layers)
+        run, plain_run = self._read(Level.RUN, batch.run)
+        seeds, plain_seeds = self._read(Level.SEED, batch.seeds)
+        kernels, plain_kernels = self._read(Level.KERNEL, batch.kernels)
+        own, plain_layers = self._read(Level.LAYER, batch.layers)
+        kernels = kernels + self.blueprints(batch.blueprint)
         mean = self.scatter(seeds, batch.seed_layer, num_layers, "mean")
         most = self.scatter(seeds, batch.seed_layer, num_layers, "max")
         nodes = self.gather(torch.cat([own, mean, most, run[batch.layer_graph]], dim=1))
@@ -94,16 +123,25 @@ class PolicyNetwork(nn.Module):
         graph = self.whole(torch.cat([run, *pooled], dim=1))
         around = self.in_layer(nodes) + self.in_graph(graph)[batch.layer_graph]  # as of a layer: seeds are many more
         placed = self.in_place(seeds + around[batch.seed_layer])
-        gain = self._gains(batch, placed, kernels)
-        return Scores(gain * self.reward_scale, self.value(graph).squeeze(1) * self.reward_scale)
+        plain = plain_seeds + (plain_layers + plain_run[batch.layer_graph])[batch.seed_layer]
+        gain = self._gains(batch, placed, kernels, plain, plain_kernels)
+        value = self.value(graph.detach()).squeeze(1)  # of whom WAIT says much, and of gains nothing
+        return Scores(gain * self.reward_scale * self.calibration, value * self.reward_scale)
 
-    def _encode(self, level: Level, values: Tensor) -> Tensor:
-        encoded: Tensor = self.encoders[level](self.scales[level](values))
-        return encoded
+    def _read(self, level: Level, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The code of each row, and what its inputs say of gains without any code between."""
+        values = self.scales[level](values)
+        if self.dropout is not None:
+            values = self.dropout(values)
+        code: Tensor = self.encoders[level](values)
+        return (code if self.dropout is None else self.dropout(code)), self.plain[level](values)
 
-    def _gains(self, batch: GraphBatch, placed: Tensor, kernels: Tensor) -> Tensor:
+    def _gains(
+        self, batch: GraphBatch, placed: Tensor, kernels: Tensor, plain: Tensor, plain_kernels: Tensor
+    ) -> Tensor:
         left, alone = self.of_seed(placed).split([self.shape.width, 3], dim=1)
         right, bias = self.of_kernel(kernels).split([self.shape.width, 1], dim=1)
+        alone, bias = alone + plain, bias + plain_kernels
         left = left / self.shape.width**0.5
         germinations = [
             torch.addmm(alone[o.seeds, :1] + bias[o.kernels].T, left[o.seeds], right[o.kernels].T).reshape(-1)

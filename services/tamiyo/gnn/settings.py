@@ -27,18 +27,22 @@ class TrainingSettings(SectionModel):
 
     metric: str = Field("val_accuracy", description="The metric whose course the network reads.")
     temperature: float = Field(
-        0.0005, gt=0, description="How much better a choice must look, in units of the reward, to be preferred e-fold."
+        0.002, gt=0, description="How much better a choice must look, in units of the reward, to be preferred e-fold."
     )
     width: int = Field(16, ge=1, le=1024, description="Width of the network's layers.")
     rounds: int = Field(1, ge=0, le=16, description="Rounds of messages between the layers of a model.")
     capacity: Positive = Field(100_000, description="Experiences that the replay buffer holds.")
     batch_size: Positive = Field(256, description="Experiences behind one update of the weights.")
     mini_batch_size: Positive = Field(32, description="Experiences in one pass; the gradients of a batch are added up.")
-    num_batches: Positive = Field(400, description="Updates, at most.")
-    eval_every: Positive = Field(20, description="The held-out runs are looked at after so many updates.")
-    patience: Positive = Field(12, description="Training ends after so many looks without a better loss.")
-    learning_rate: float = Field(1e-3, gt=0, description="The highest learning rate of the one cycle.")
-    weight_decay: float = Field(0.3, ge=0, description="AdamW's weight decay.")
+    num_batches: Positive = Field(200, description="Updates, at most.")
+    eval_every: Positive = Field(10, description="The held-out runs are looked at after so many updates.")
+    patience: Positive = Field(10, description="Training ends after so many looks at a loss that is clearly worse.")
+    learning_rate: float = Field(3e-3, gt=0, description="The highest learning rate of the one cycle.")
+    weight_decay: float = Field(1.0, ge=0, description="AdamW's weight decay.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Share of inputs and codes that is left out while it learns.")
+    averaging: float = Field(
+        0.9, ge=0, lt=1, description="Of the weights that are kept: how much of their moving average stays an update."
+    )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     value_share: float = Field(0.5, ge=0, description="Weight of the value's loss beside that of the gain.")
     unknown_share: float = Field(

@@ -3,8 +3,12 @@
 The reward of what was chosen is regressed (Huber loss) by the gain of that choice, and by the value of the
 state. Experiences come by priority (services/tamiyo/buffer.py). Gradients of the mini-batches of one batch
 are added up, clipped and applied; the learning rate goes one cycle up and down (Smith & Topin 2018).
-After every ``eval_every`` batches the held-out runs are looked at: the best weights so far are kept,
-and training ends when they stay the best for ``patience`` looks.
+What is looked at and kept is a moving average of the weights (Polyak & Juditsky 1992), as rewards this noisy ask
+for. After every ``eval_every`` batches the held-out runs are looked at. Few runs cannot tell a small difference from
+chance: the newest average is kept unless its loss is worse than the best one by more than the difference's standard
+error over runs (as Breiman et al. 1984 choose a tree's size). ``patience`` looks one after the other at worse ones end
+it. At last gains are multiplied with the slope of reward over gain on the held-out runs, a standard error more, within
+0..1: what is clearly too much is expected no more.
 
 Invariant: the same experiences, settings and machine give the same weights to the bit, also when training
 was interrupted and went on from ``state_dict``.
@@ -20,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from esper.errors import ContractError
 from esper.graph.features import Level
@@ -28,7 +33,7 @@ from esper.services.tamiyo.choices import OneChoice, legal_choices
 from esper.services.tamiyo.experiences import Experience
 from esper.services.tamiyo.gnn.batch import UNKNOWN_BLUEPRINT, GraphBatch
 from esper.services.tamiyo.gnn.inputs import ViewArrays, read_view
-from esper.services.tamiyo.gnn.network import NetworkShape, PolicyNetwork
+from esper.services.tamiyo.gnn.network import Dropout, NetworkShape, PolicyNetwork
 from esper.services.tamiyo.gnn.policy import KnownBlueprints
 from esper.services.tamiyo.gnn.settings import TrainingSettings
 
@@ -44,7 +49,7 @@ class Curve(NamedTuple):
     learning_rate: float
     train_loss: float
     held_out_loss: float | None
-    is_best: bool
+    is_kept: bool
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,9 @@ class Trained:
     """A fitted network, and what it knows by name.
 
     Attributes:
-        held_out_loss: the best one.
+        held_out_loss: of the weights that were kept, before gains are calibrated.
         baseline_loss: the same loss of a network that expects nothing of any choice.
-        num_batches: how many were learnt from until the best one.
+        num_batches: how many they were learnt from.
     """
 
     network: PolicyNetwork
@@ -70,6 +75,7 @@ class _Rows(NamedTuple):
     arrays: Sequence[ViewArrays]
     is_wait: NDArray[np.bool_]
     reward: NDArray[np.float32]
+    run: NDArray[np.int64]
 
 
 class PolicyTrainer:
@@ -97,6 +103,8 @@ class PolicyTrainer:
             shape = NetworkShape(settings.width, settings.rounds, len(self.blueprints.names))
             self.network = PolicyNetwork(shape)
         self._scale_to(self._train)
+        self._averaged = AveragedModel(self.network, multi_avg_fn=_moving(settings.averaging))
+        self.network.dropout = Dropout(settings.dropout, self._generator)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -108,14 +116,15 @@ class PolicyTrainer:
         )
         self._replay.add(np.arange(len(train)))
         self.num_batches = 0
-        self._best: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        self._best_loss, self._best_at, self._num_looks_since = self.held_out_loss(), 0, 0
+        self._kept: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
+        self._best_losses = self.held_out_losses()
+        self._kept_loss, self._kept_at, self._num_worse = float(self._best_losses.mean()), 0, 0
         self.baseline_loss = float(_huber(torch.from_numpy(self._held_out.reward) / self._scale).mean())
 
     @property
     def is_done(self) -> bool:
         """Whether all batches were learnt from, or the held-out loss no longer falls."""
-        return self.num_batches >= self._settings.num_batches or self._num_looks_since >= self._settings.patience
+        return self.num_batches >= self._settings.num_batches or self._num_worse >= self._settings.patience
 
     def step(self) -> Curve:
         """Learn from one batch."""
@@ -125,15 +134,9 @@ class PolicyTrainer:
             is_look = (
                 self.num_batches % self._settings.eval_every == 0 or self.num_batches == self._settings.num_batches
             )
-            held_out, is_best = (self.held_out_loss() if is_look else None), False
-        if held_out is not None:
-            is_best = held_out < self._best_loss
-            self._num_looks_since = 0 if is_best else self._num_looks_since + 1
-            if is_best:
-                self._best_loss, self._best_at = held_out, self.num_batches
-                self._best = copy.deepcopy(self.network.state_dict())
+            held_out, is_kept = self._look() if is_look else (None, False)
         rate = float(self._optimizer.param_groups[0]["lr"])
-        return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out, is_best)
+        return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out, is_kept)
 
     def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> Trained:
         """Learn to the end, and give the best network."""
@@ -142,42 +145,78 @@ class PolicyTrainer:
         return self.trained()
 
     def trained(self) -> Trained:
-        """The best network so far."""
-        best = PolicyNetwork(self.network.shape)
-        best.load_state_dict(self._best)
-        return Trained(best.eval(), self.blueprints, self._best_loss, self.baseline_loss, self._best_at)
+        """The network that is kept so far."""
+        kept = PolicyNetwork(self.network.shape)
+        kept.load_state_dict(self._kept)
+        kept.calibration.fill_(self._slope(kept))
+        return Trained(kept.eval(), self.blueprints, self._kept_loss, self.baseline_loss, self._kept_at)
 
     @torch.no_grad()
-    def held_out_loss(self) -> float:
-        """Mean Huber loss of what was chosen in the held-out runs, in units of the reward's scale."""
-        total, size = 0.0, self._settings.mini_batch_size
+    def held_out_losses(self) -> NDArray[np.float64]:
+        """Huber loss of what was chosen in the held-out runs, (N,), in units of the reward's scale."""
+        gain, reward = self._held_out_gains(self._averaged.module)
+        return _huber(gain - reward).double().numpy()
+
+    @torch.no_grad()
+    def _slope(self, network: nn.Module) -> float:
+        """Of reward over gain on the held-out runs, through 0 as WAIT is, and a standard error over runs more."""
+        gain, reward = (values.double().numpy() for values in self._held_out_gains(network))
+        squares = max(MIN_SCALE, float((gain**2).sum()))
+        slope = float((gain * reward).sum()) / squares
+        by_run = np.bincount(self._held_out.run, weights=gain * (reward - slope * gain))
+        return float(np.clip(slope + np.sqrt((by_run**2).sum()) / squares, 0.0, 1.0))
+
+    def _held_out_gains(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        gains, rewards, size = list[Tensor](), list[Tensor](), self._settings.mini_batch_size
         for start in range(0, len(self._held_out.reward), size):
             which = np.arange(start, min(start + size, len(self._held_out.reward)))
-            gain, _value, reward = self._predict(self._held_out, which, hide=False)
-            total += float(_huber(gain - reward).double().sum())
-        return total / len(self._held_out.reward)
+            gain, _value, reward = self._predict(network, self._held_out, which, hide=False)
+            gains.append(gain)
+            rewards.append(reward)
+        return torch.cat(gains), torch.cat(rewards)
+
+    def _look(self) -> tuple[float, bool]:
+        """The held-out loss, and whether today's weights are kept."""
+        losses = self.held_out_losses()
+        held_out, is_kept = float(losses.mean()), not self._is_worse(losses)
+        self._num_worse = 0 if is_kept else self._num_worse + 1
+        if is_kept:
+            self._kept_loss, self._kept_at = held_out, self.num_batches
+            self._kept = copy.deepcopy(self._averaged.module.state_dict())
+        if held_out < self._best_losses.mean():
+            self._best_losses = losses
+        return held_out, is_kept
+
+    def _is_worse(self, losses: NDArray[np.float64]) -> bool:
+        """Whether losses are above the best ones by more than a standard error; rows of one run are not independent."""
+        more = losses - self._best_losses
+        by_run = np.bincount(self._held_out.run, weights=more - more.mean())
+        return bool(more.mean() > np.sqrt((by_run**2).sum()) / len(more))
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of training depends on, besides the experiences and the settings."""
         return {
             "network": self.network.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "replay": self._replay.state_dict(),
             "generator": self._generator.get_state(),
-            "best": self._best,
-            "numbers": (self.num_batches, self._best_loss, self._best_at, self._num_looks_since),
+            "kept": self._kept,
+            "best_losses": torch.from_numpy(self._best_losses),
+            "numbers": (self.num_batches, self._kept_loss, self._kept_at, self._num_worse),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         self.network.load_state_dict(state["network"])
+        self._averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._replay.load_state_dict(state["replay"])
         self._generator.set_state(state["generator"])
-        self._best = dict(state["best"])
-        self.num_batches, self._best_loss, self._best_at, self._num_looks_since = state["numbers"]
+        self._kept, self._best_losses = dict(state["kept"]), state["best_losses"].numpy()
+        self.num_batches, self._kept_loss, self._kept_at, self._num_worse = state["numbers"]
 
     def _learn(self) -> float:
         settings = self._settings
@@ -186,7 +225,7 @@ class PolicyTrainer:
         self._optimizer.zero_grad()
         for start in range(0, settings.batch_size, settings.mini_batch_size):
             part = slice(start, start + settings.mini_batch_size)
-            gain, value, reward = self._predict(self._train, drawn.items[part], hide=True)
+            gain, value, reward = self._predict(self.network, self._train, drawn.items[part], hide=True)
             weights = torch.from_numpy(drawn.weights[part].astype(np.float32))
             loss = (weights * (_huber(gain - reward) + settings.value_share * _huber(value - reward))).sum()
             (loss / settings.batch_size).backward()  # type: ignore[no-untyped-call]
@@ -195,10 +234,13 @@ class PolicyTrainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_gradient_norm)
         self._optimizer.step()
         self._schedule.step()
+        self._averaged.update_parameters(self.network)
         self._replay.update(drawn.slots, np.concatenate(errors))
         return total / settings.batch_size
 
-    def _predict(self, rows: _Rows, which: NDArray[np.int64], *, hide: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(
+        self, network: nn.Module, rows: _Rows, which: NDArray[np.int64], *, hide: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gain of what was chosen, value and reward of some rows, (N,) each, in units of the reward's scale.
 
         ``hide``: some blueprints go by no name, so that the network learns what to think of one that it does not know.
@@ -207,17 +249,18 @@ class PolicyTrainer:
         if hide:
             hidden = torch.rand(len(batch.blueprint), generator=self._generator) < self._settings.unknown_share
             batch.blueprint.masked_fill_(hidden, UNKNOWN_BLUEPRINT)
-        scores = self.network(batch)
+        scores = network(batch)
         return scores.gain / self._scale, scores.value / self._scale, torch.from_numpy(rows.reward[which]) / self._scale
 
     def _rows(self, experiences: Sequence[Experience]) -> _Rows:
         arrays, is_wait, reward = [], [], []
+        _names, run = np.unique([one.run_id for one in experiences], return_inverse=True)
         for one in experiences:
             chosen = OneChoice(legal_choices(one.view), one.chosen)
             arrays.append(read_view(one.view, self._settings.metric, chosen))
             is_wait.append(one.chosen == 0)
             reward.append(one.reward)
-        return _Rows(arrays, np.array(is_wait), np.array(reward, dtype=np.float32))
+        return _Rows(arrays, np.array(is_wait), np.array(reward, dtype=np.float32), run)
 
     def _scale_to(self, rows: _Rows) -> None:
         """Inputs and reward in units of the training set's own spread."""
@@ -238,6 +281,11 @@ def _blueprints(experiences: Sequence[Experience]) -> tuple[str, ...]:
 
 def _huber(error: Tensor) -> Tensor:
     return nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none")
+
+
+def _moving(share: float) -> Any:
+    """How a moving average takes in new weights; each update keeps ``share`` of it."""
+    return get_ema_multi_avg_fn(share)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
