@@ -205,9 +205,9 @@ def test_a_policy_is_read_as_it_was_written_to_the_bit() -> None:
 def test_who_expects_nothing_waits_half_of_the_time_however_many_choices_there_are() -> None:
     expects_nothing = network(torch.float32)
     with torch.no_grad():
-        for head in (expects_nothing.of_seed, expects_nothing.of_kernel):
-            head.weight.zero_()
-            head.bias.zero_()
+        for head in (expects_nothing.of_seed, expects_nothing.of_kernel, expects_nothing.plain):
+            for weight in head.parameters():
+                weight.zero_()
     policy = GnnPolicy(expects_nothing, BLUEPRINTS, options=NetworkSettings(device="cpu"))
     for num_layers in (1, 4, 12):
         view = drawn_view(random.Random(num_layers), num_layers)

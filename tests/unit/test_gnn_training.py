@@ -37,7 +37,7 @@ def fit(
 
 def test_a_policy_learns_which_growth_pays_in_runs_that_it_never_saw() -> None:
     settings = TrainingSettings.model_validate(
-        {"width": 16, "num_batches": 60, "batch_size": 128, "learning_rate": 0.01}
+        {"num_batches": 60, "batch_size": 128, "learning_rate": 0.01, "dropout": 0.1, "weight_decay": 0.1}
     )
     curves: list[Curve] = []
     trained = fit(TRAIN, HELD_OUT, settings, curves.append)
