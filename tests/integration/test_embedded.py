@@ -120,7 +120,7 @@ def test_up_status_down(public_folder: Path) -> None:
         assert run("down") == (0, "stopped\n")
         assert run("up")[0] == 0, "it does not start on what it kept"
         code, printed = run("events", "tail", "control.tamiyo.policies", "--from-beginning")
-        assert (code, "policy.published" in printed) == (0, True), printed
+        assert (code, "policy.trained" in printed) == (0, True), printed
     finally:
         assert run("down") == (0, "stopped\n")
     assert run("down") == (0, "nothing runs\n")
