@@ -139,7 +139,7 @@ class PolicyTrainer:
         return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out, is_kept)
 
     def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> Trained:
-        """Learn to the end, and give the best network."""
+        """Learn to the end, and give the network that is kept."""
         while not self.is_done:
             progress(self.step())
         return self.trained()
