@@ -87,7 +87,7 @@ bench-rebuild: install ## a rebuild beside plain folding, and how long workers w
 bench-compile: install ## what a certificate and a kernel cost, beside one after the other
 	@exec $(BIN)/python tests/benchmarks/bench_compile.py
 
-bench-tamiyo: install ## what Tamiyo costs: the policy by nodes, runs in one pass, pooling; the service; replay and fit
+bench-tamiyo: install ## what Tamiyo costs: the policy by nodes, runs in one pass, pooling; the service; the replay
 	@for b in tamiyo decisions replay; do echo "== bench_$$b"; $(BIN)/python tests/benchmarks/bench_$$b.py || exit 1; done
 
 catalogues: install ## torchvision, timm, transformers, peft: models that nobody here wrote

@@ -72,7 +72,8 @@ class EmbeddedKafka(EmbeddedPart):
         self.root.mkdir(parents=True, exist_ok=True)
         class_path = os.pathsep.join(str(jar) for jar in kafka_jars(self._report))
         config = self.root / "server.properties"
-        config.write_text(self._properties or self._own_properties(), encoding="utf-8")  # ports of today, on old data
+        self._properties = self._properties or self._own_properties()
+        config.write_text(self._properties, encoding="utf-8")  # ports of this object, on whatever data is there
         if not (self.root / "data" / "meta.properties").exists():
             self._format(class_path, config)
         self._process = ChildProcess(

@@ -49,7 +49,6 @@ class Curve(NamedTuple):
     learning_rate: float
     train_loss: float
     held_out_loss: float | None
-    is_kept: bool
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,14 @@ class PolicyTrainer:
         self._replay.add(np.arange(len(train)))
         self.num_batches = 0
         self._kept: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
+        self._held_out_reward = torch.from_numpy(self._held_out.reward) / self._scale
         self._best_losses = self.held_out_losses()
         self._kept_loss, self._kept_at, self._num_worse = float(self._best_losses.mean()), 0, 0
-        self.baseline_loss = float(_huber(torch.from_numpy(self._held_out.reward) / self._scale).mean())
+        self.baseline_loss = float(_huber(self._held_out_reward).mean())
 
     @property
     def is_done(self) -> bool:
-        """Whether all batches were learnt from, or the held-out loss no longer falls."""
+        """Whether all batches were learnt from, or the held-out loss stays clearly worse than it was."""
         return self.num_batches >= self._settings.num_batches or self._num_worse >= self._settings.patience
 
     def step(self) -> Curve:
@@ -134,9 +134,9 @@ class PolicyTrainer:
             is_look = (
                 self.num_batches % self._settings.eval_every == 0 or self.num_batches == self._settings.num_batches
             )
-            held_out, is_kept = self._look() if is_look else (None, False)
+            held_out = self._look() if is_look else None
         rate = float(self._optimizer.param_groups[0]["lr"])
-        return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out, is_kept)
+        return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out)
 
     def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> Trained:
         """Learn to the end, and give the network that is kept."""
@@ -148,35 +148,33 @@ class PolicyTrainer:
         """The network that is kept so far."""
         kept = PolicyNetwork(self.network.shape)
         kept.load_state_dict(self._kept)
-        kept.calibration.fill_(self._slope(kept))
+        with _deterministic(self._settings.threads):
+            kept.calibration.fill_(self._slope(kept))
         return Trained(kept.eval(), self.blueprints, self._kept_loss, self.baseline_loss, self._kept_at)
 
     @torch.no_grad()
     def held_out_losses(self) -> NDArray[np.float64]:
         """Huber loss of what was chosen in the held-out runs, (N,), in units of the reward's scale."""
-        gain, reward = self._held_out_gains(self._averaged.module)
-        return _huber(gain - reward).double().numpy()
+        gain = self._held_out_gains(self._averaged.module)
+        return _huber(gain - self._held_out_reward).double().numpy()
 
     @torch.no_grad()
     def _slope(self, network: nn.Module) -> float:
         """Of reward over gain on the held-out runs, through 0 as WAIT is, and a standard error over runs more."""
-        gain, reward = (values.double().numpy() for values in self._held_out_gains(network))
+        gain, reward = self._held_out_gains(network).double().numpy(), self._held_out_reward.double().numpy()
         squares = max(MIN_SCALE, float((gain**2).sum()))
         slope = float((gain * reward).sum()) / squares
-        by_run = np.bincount(self._held_out.run, weights=gain * (reward - slope * gain))
-        return float(np.clip(slope + np.sqrt((by_run**2).sum()) / squares, 0.0, 1.0))
+        return float(np.clip(slope + self._error_of_sum(gain * (reward - slope * gain)) / squares, 0.0, 1.0))
 
-    def _held_out_gains(self, network: nn.Module) -> tuple[Tensor, Tensor]:
-        gains, rewards, size = list[Tensor](), list[Tensor](), self._settings.mini_batch_size
+    def _held_out_gains(self, network: nn.Module) -> Tensor:
+        gains, size = list[Tensor](), self._settings.mini_batch_size
         for start in range(0, len(self._held_out.reward), size):
             which = np.arange(start, min(start + size, len(self._held_out.reward)))
-            gain, _value, reward = self._predict(network, self._held_out, which, hide=False)
-            gains.append(gain)
-            rewards.append(reward)
-        return torch.cat(gains), torch.cat(rewards)
+            gains.append(self._predict(network, self._held_out, which, hide=False)[0])
+        return torch.cat(gains)
 
-    def _look(self) -> tuple[float, bool]:
-        """The held-out loss, and whether today's weights are kept."""
+    def _look(self) -> float:
+        """The held-out loss; today's weights are kept unless it is worse."""
         losses = self.held_out_losses()
         held_out, is_kept = float(losses.mean()), not self._is_worse(losses)
         self._num_worse = 0 if is_kept else self._num_worse + 1
@@ -185,13 +183,17 @@ class PolicyTrainer:
             self._kept = copy.deepcopy(self._averaged.module.state_dict())
         if held_out < self._best_losses.mean():
             self._best_losses = losses
-        return held_out, is_kept
+        return held_out
 
     def _is_worse(self, losses: NDArray[np.float64]) -> bool:
-        """Whether losses are above the best ones by more than a standard error; rows of one run are not independent."""
+        """Whether losses are above the best ones by more than a standard error."""
         more = losses - self._best_losses
-        by_run = np.bincount(self._held_out.run, weights=more - more.mean())
-        return bool(more.mean() > np.sqrt((by_run**2).sum()) / len(more))
+        return bool(more.sum() > self._error_of_sum(more - more.mean()))
+
+    def _error_of_sum(self, rows: NDArray[np.float64]) -> float:
+        """Standard error of the sum over held-out rows whose mean is 0; those of one run are not independent."""
+        by_run = np.bincount(self._held_out.run, weights=rows)
+        return float(np.sqrt((by_run**2).sum()))
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of training depends on, besides the experiences and the settings."""
