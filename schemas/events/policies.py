@@ -22,7 +22,7 @@ from esper.schemas.base import (
     Unit,
     Version,
 )
-from esper.schemas.conditions import GIVEN, when
+from esper.schemas.conditions import GIVEN, NOT_EMPTY, when
 from esper.schemas.enums import EvaluationVerdict
 from esper.schemas.events.base import Event
 
@@ -77,7 +77,7 @@ class PolicyEvaluated(Event):
                 when(
                     "verdict",
                     verdict,
-                    then={"estimate": GIVEN, "low": GIVEN, "high": GIVEN, "held_out_runs": {"minItems": 1}},
+                    then={"estimate": GIVEN, "low": GIVEN, "high": GIVEN, "held_out_runs": NOT_EMPTY},
                 )
                 for verdict in ("better", "not_better")
             ]

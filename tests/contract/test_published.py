@@ -126,6 +126,17 @@ def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObj
         assert is_valid, list(validator(event.type).iter_errors(value))
 
 
+def test_a_verdict_without_its_runs_is_refused_by_the_schema_as_by_the_code() -> None:
+    (event, *_more) = [e for e in EXAMPLES if e.type == "esper.policy.evaluated.v1" and e.verdict == "better"]
+    record = encode(message(event))
+    value = json.loads(record.value or b"")
+    assert validator(event.type).is_valid(value)
+    for runs in ({"held_out_runs": []}, {}):
+        told = {k: v for k, v in value.items() if k != "held_out_runs"} | runs
+        assert not validator(event.type).is_valid(told)
+        assert isinstance(tried(record.topic, json.dumps(told).encode(), record.headers), DecodeError)
+
+
 def changed(value: Any, data: st.DataObject) -> None:
     """Change one member of a value, at any depth: another one, one less, one more."""
     holders = list(inner(value))
