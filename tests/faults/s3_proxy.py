@@ -54,6 +54,8 @@ class S3FaultProxy:
         self.rate = rate
         self.counts: Counter[str] = Counter()
         self.num_requests = 0
+        self.unanswered_puts: set[str] = set()
+        """Paths that were written to by a request nobody heard the end of: S3 may do it late."""
         self._target = URL(target)
         self._faults = faults
         self._rng = random.Random(seed)
@@ -102,11 +104,17 @@ class S3FaultProxy:
         fault = fault if self._fits(fault, request, body) else ""
         if fault:
             self.counts[fault] += 1
+        is_answered = False
         try:
-            return await self._misbehave(request, body, fault)
+            response = await self._misbehave(request, body, fault)
+            is_answered = True
+            return response
         except (Cut, ClientError, OSError):
             _drop(request)
             return web.Response(status=502)  # nobody sees it
+        finally:
+            if request.method == "PUT" and not is_answered:
+                self.unanswered_puts.add(request.path)
 
     @staticmethod
     def _fits(fault: str, request: web.Request, body: bytes) -> bool:
