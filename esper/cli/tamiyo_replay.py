@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -23,7 +23,7 @@ from esper.errors import ConfigError, ConflictError
 from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evaluate
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
-from esper.services.tamiyo.outcomes import Foresight, foresight
+from esper.services.tamiyo.outcomes import Foresight, foresight, foresight_beyond_pairs
 from esper.services.tamiyo.policies import Policy
 from esper.services.tamiyo.policies.sources import BASELINES, sources
 from esper.services.tamiyo.replaying.asides import FAULTS
@@ -221,17 +221,21 @@ def _judge(
     return found
 
 
-def _foresee(console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: Guesser) -> Foresight | None:
-    """How well outcomes are foreseen, where there are placebos enough to say what helped."""
-    learnt = set(split.train.runs)
+def _foresee(
+    console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: Guesser
+) -> Mapping[str, Foresight]:
+    """How well outcomes are foreseen, by its name in the card: beyond each floor that there is enough to know of."""
+    learnt, found = set(split.train.runs), dict[str, Foresight]()
     known = [difference for run_id, difference in placebos if run_id in learnt]
     if len(known) < MIN_DIFFERENCES:
         told = f"{len(known)} placebos in the runs to train on, {MIN_DIFFERENCES} are needed to say what helped"
         console.print(told, highlight=False, soft_wrap=True)
-        return None
-    found = foresight(split.train, split.held_out, guess, noise_floor(known))
-    if found is not None:
-        show_foresight(console, found)
+    elif one := foresight(split.train, split.held_out, guess, noise_floor(known).high):
+        found["outcomes"] = one
+        show_foresight(console, one, "placebo floor")
+    if one := foresight_beyond_pairs(split.train, split.held_out, guess):
+        found["outcomes_beyond_pairs"] = one
+        show_foresight(console, one, "floor of paired branches")
     return found
 
 

@@ -116,12 +116,12 @@ def show_comparison(console: Console, found: Comparison) -> None:
         console.print(f"{escape(d.name)} than {escape(d.than)}: {verdict} ({told})", soft_wrap=True, highlight=False)
 
 
-def show_foresight(console: Console, found: Foresight) -> None:
-    """How well what helped was foreseen, beside the class balance."""
+def show_foresight(console: Console, found: Foresight, floor: str) -> None:
+    """How well what helped beyond a floor was foreseen, beside the class balance."""
     auc = "" if found.auc is None else f", AUC {found.auc:.2f}"
     related = "" if found.correlation is None else f", correlation with the reward {found.correlation:.2f}"
     console.print(
-        f"{found.num:,} held-out germinations, {found.num_helped:,} helped beyond the placebo floor "
+        f"{found.num:,} held-out germinations, {found.num_helped:,} helped beyond the {floor} "
         f"({found.floor:+.4f}): "
         f"{100 * found.accuracy:.1f} % foreseen ({100 * found.low:.1f} to {100 * found.high:.1f}), "
         f"{100 * found.always_no:.1f} % by saying no of all{auc}{related}",

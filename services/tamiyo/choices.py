@@ -4,19 +4,24 @@ A wide model has tens of thousands of choices. So they are kept as columns, and 
 when it is looked at.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esper.graph.features import Level
 from esper.graph.view import GraphView, KernelView, SeedView
 from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
 
 Indices = NDArray[np.int64]
+
+_STAGES = {stage: n for n, stage in enumerate(SeedStage)}
+_NUM_ENDS: Indices = np.array([(s in ACTIVE_STAGES) + (s is SeedStage.EVALUATING) for s in SeedStage], dtype=np.int64)
+"""Choices that a seed of each stage has to end: culling what is under way, and making permanent what is judged."""
 
 ACTIONS = (Action.WAIT, Action.GERMINATE, Action.CULL, Action.FOSSILIZE)
 """A choice's action is an index into these."""
@@ -51,21 +56,21 @@ class LegalChoices(Sequence[Choice]):
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
+        layers, seeds, fitted = (view.columns[level] for level in (Level.LAYER, Level.SEED, Level.KERNEL))
         ways: dict[tuple[LayerKind, int], int] = {}
-        way_of = {la.layer_id: ways.setdefault((la.kind, la.num_features), len(ways)) for la in view.layers}
+        found = [ways.setdefault(way, len(ways)) for way in zip(layers["kind"], layers["num_features"], strict=True)]
         kernels: list[list[int]] = [[] for _way in ways]
-        for n, k in enumerate(view.kernels):
-            if (way := ways.get((k.target, k.num_features))) is not None:
+        for n, fits in enumerate(zip(fitted["target"], fitted["num_features"], strict=True)):
+            if (way := ways.get(fits)) is not None:
                 kernels[way].append(n)
-        self.fitting = tuple(np.array(found, dtype=np.int64) for found in kernels)
-        stages = [s.stage for s in view.seeds]
-        is_dormant = np.array([s is SeedStage.DORMANT for s in stages], dtype=bool)
-        is_active = np.array([s in ACTIVE_STAGES for s in stages], dtype=np.int64)
-        is_judged = np.array([s is SeedStage.EVALUATING for s in stages], dtype=np.int64)
-        of_layer: Indices = np.array([way_of[s.layer_id] for s in view.seeds], dtype=np.int64)
-        sizes = np.array([len(found) for found in kernels], dtype=np.int64)
+        self.fitting = tuple(np.array(those, dtype=np.int64) for those in kernels)
+        stages = codes_of(seeds["stage"], _STAGES)
+        is_dormant = stages == _STAGES[SeedStage.DORMANT]
+        num_ends = _NUM_ENDS[stages]
+        of_layer = codes_of(seeds["layer_id"], dict(zip(layers["layer_id"], found, strict=True)))
+        sizes = np.array([len(those) for those in kernels], dtype=np.int64)
         self.fit: Indices = np.where(is_dormant, of_layer, -1)
-        self._counts: Indices = np.where(is_dormant, sizes[of_layer] if len(sizes) else 0, is_active + is_judged)
+        self._counts: Indices = np.where(is_dormant, sizes[of_layer] if len(sizes) else 0, num_ends)
         self.first: Indices = 1 + np.cumsum(self._counts) - self._counts
 
     def __len__(self) -> int:
@@ -137,6 +142,15 @@ class OneChoice:
 
     def __len__(self) -> int:
         return 1
+
+
+def codes_of(names: Sequence[Any], codes: Mapping[Any, int]) -> Indices:
+    """(N,): the number of each name. Views have thousands of them, so it takes them without a line of Python each.
+
+    Raises:
+        KeyError: one has no number.
+    """
+    return np.fromiter(map(codes.__getitem__, names), dtype=np.int64, count=len(names))
 
 
 def legal_choices(view: GraphView) -> LegalChoices:

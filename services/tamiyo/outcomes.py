@@ -1,6 +1,7 @@
-"""Whether a policy foresees what helps: held-out germinations, each helped or not beyond the placebo floor.
+"""Whether a policy foresees what helps: held-out germinations, each helped or not beyond a floor of noise.
 
-An adaptation helped if its reward is above the floor's ``high`` (docs/reward.md). A policy says so if the gain that it
+An adaptation helped if its reward is above the floor: the placebos', or that of paired branches where forks were
+drawn several times (docs/reward.md). A policy says so if the gain that it
 expects is above a threshold, which is the one that errs least on the runs that it learnt from.
 Placebos themselves are left out: that they do not help is known beforehand.
 """
@@ -16,7 +17,7 @@ from esper.schemas.enums import Action
 from esper.services.tamiyo.choices import legal_choices
 from esper.services.tamiyo.evaluating import AT_ONCE, Guesser
 from esper.services.tamiyo.experiences import Experiences
-from esper.services.tamiyo.reward import NoiseFloor
+from esper.services.tamiyo.reward import MIN_DIFFERENCES, paired_floor
 
 Floats = NDArray[np.float64]
 
@@ -47,14 +48,18 @@ class Foresight:
     threshold: float | None
 
 
-def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: NoiseFloor) -> Foresight | None:
-    """Judge what a policy expects on held-out runs; None where they have no germination that was measured."""
+def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: float) -> Foresight | None:
+    """Judge what a policy expects on held-out runs; None where they have no germination that was measured.
+
+    Args:
+        floor: a reward above it helped.
+    """
     expected, reward = expected_and_found(train, guess)
-    threshold = best_threshold(expected, reward > floor.high)
+    threshold = best_threshold(expected, reward > floor)
     expected, reward = expected_and_found(held_out, guess)
     if not len(reward):
         return None
-    helped = reward > floor.high
+    helped = reward > floor
     right = int(((expected > threshold) == helped).sum())
     low, high = wilson(right, len(helped))
     varies = len(reward) > 1 and expected.std() > 0 and reward.std() > 0
@@ -67,9 +72,21 @@ def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: 
         always_no=1.0 - float(helped.mean()),
         auc=auc(expected, helped),
         correlation=float(np.corrcoef(expected, reward)[0, 1]) if varies else None,
-        floor=floor.high,
+        floor=floor,
         threshold=None if math.isinf(threshold) else threshold,
     )
+
+
+def foresight_beyond_pairs(train: Experiences, held_out: Experiences, guess: Guesser) -> Foresight | None:
+    """The same beyond the floor of paired branches, on those held-out germinations whose fork was drawn several times.
+
+    None where they are fewer than ``MIN_DIFFERENCES``.
+    """
+    drawn = [one for one in held_out.stored if one.reward_variance is not None]
+    variances = [v for one in drawn if (v := one.reward_variance)]
+    if len(variances) < MIN_DIFFERENCES:
+        return None
+    return foresight(train, Experiences(drawn), guess, paired_floor(variances))
 
 
 def expected_and_found(experiences: Experiences, guess: Guesser) -> tuple[Floats, Floats]:

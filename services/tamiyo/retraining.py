@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 from esper.errors import ConfigError
@@ -138,13 +139,13 @@ def card_of(
     judged: Comparison,
     rng_seed: int,
     data: Sequence[Mapping[str, Any]],
-    foreseen: Foresight | None = None,
+    foreseen: Mapping[str, Foresight] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What goes on the card of a policy: what it was fitted to, what it was judged on, and the verdict. Plain JSON.
 
     Args:
         data: the part of the log that it learnt from (``data_of``).
-        foreseen: how well it foresees outcomes on the runs that were held out.
+        foreseen: how well it foresees outcomes on the runs that were held out, by what they are called in the card.
     """
     level, runs = Judging().level, split.held_out.runs
     verdicts = [{"than": one.than, **verdict_of(judged, one, runs, level)} for one in judged.differences]
@@ -152,9 +153,9 @@ def card_of(
         name: {"digest": side.digest, "runs": list(side.runs), "num_experiences": len(side)}
         for name, side in split._asdict().items()
     }
-    outcomes = None if foreseen is None else asdict(foreseen)
-    told = {"evaluation": judged.to_dict(), "verdicts": verdicts, "outcomes": outcomes}
-    return {**sides, "seed": rng_seed, "data": list(data), **told}
+    told = {"evaluation": judged.to_dict(), "verdicts": verdicts, "outcomes": None}
+    outcomes = {name: asdict(found) for name, found in foreseen.items()}
+    return {**sides, "seed": rng_seed, "data": list(data), **told, **outcomes}
 
 
 def data_of(begins: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:

@@ -119,6 +119,22 @@ def noise_floor(differences: Sequence[float]) -> NoiseFloor:
     return NoiseFloor(count, mean, sd, low, high, mean - reach, mean + reach)
 
 
+def paired_floor(variances: Sequence[float]) -> float:
+    """What a reward must exceed to have *helped beyond the paired floor*: t(0.975, n) sqrt(mean of the variances).
+
+    Args:
+        variances: of n rewards' estimates, each from the draws of one fork (``FieldReported.fork.variance``). Those of
+            0 are left out: nothing was added by the horizon, which says nothing of the others' noise.
+
+    Raises:
+        ValueError: fewer than ``MIN_DIFFERENCES`` that are not 0.
+    """
+    found = [v for v in variances if v > 0.0]
+    if len(found) < MIN_DIFFERENCES:
+        raise ValueError(f"{len(found)} fork(s) of several draws: at least {MIN_DIFFERENCES} are needed")
+    return student_t(0.975, len(found)) * math.sqrt(math.fsum(found) / len(found))
+
+
 def student_t(probability: float, freedom: int) -> float:
     """Quantile of Student's t, by the expansion of Abramowitz and Stegun 26.7.5; within 0.5 % from 4 degrees on."""
     z = NormalDist().inv_cdf(probability)

@@ -53,6 +53,7 @@ class GroundSettings:
         folder: gets what the runs keep on disk.
         pace_s: see ``trainer.pace_s``.
         fork_share: of germinations that are forked; verdicts half as often.
+        fork_draws: batch orders that a fork is measured on; from 2 on reports tell its variance.
         cifar: the folder with CIFAR-10; None leaves it out.
         has_other_hosts: draw the hosts that are kept apart, to try a policy on.
     """
@@ -61,6 +62,7 @@ class GroundSettings:
     folder: Path
     pace_s: float = 0.3
     fork_share: float = 1.0
+    fork_draws: int = 1
     cifar: Path | None = None
     has_other_hosts: bool = False
 
@@ -124,6 +126,7 @@ def plan_of(ground: GroundSettings, number: int) -> RunPlan:
             "every": ground.fork_share,
             "every_verdict": ground.fork_share / 2,
             "horizon_epochs": HORIZON_EPOCHS,
+            "draws": ground.fork_draws,
             "max_parallel": 0,
         },
         "link": {

@@ -1,8 +1,9 @@
 """What the learnt policy costs: by nodes, by runs in one pass, by what pools.
 
-A node is a layer, with 4 seeds and the kernels of 15 blueprints. "read" is from a view (whose bytes are made
-already: a decision records them) to arrays, "batch" to tensors, "forward" the network's pass, "decide" all of
-it with the choice by chance. CPU is this process's, at p50. Both ways of pooling take turns in one run.
+A node is a layer, with 4 seeds and the kernels of 15 blueprints; the network has the shape of the shipped one.
+"read" is from a view (whose bytes are made already: a decision records them) to arrays, "batch" to tensors,
+"forward" the network's pass, "decide" all of it with the choice by chance. CPU is this process's, at p50. Both ways
+of pooling take turns in one run.
 
     python tests/benchmarks/bench_tamiyo.py --nodes 10 100 1000 10000
 """

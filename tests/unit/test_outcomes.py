@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from esper.graph.view import GraphView
 from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.experiences import Experiences
-from esper.services.tamiyo.outcomes import auc, best_threshold, foresight, wilson
+from esper.services.tamiyo.outcomes import auc, best_threshold, foresight, foresight_beyond_pairs, wilson
 from esper.services.tamiyo.reward import NoiseFloor, noise_floor
 
 
@@ -37,7 +38,7 @@ def expects_nothing(views: Sequence[GraphView], choices_of_each: Sequence[Sequen
 
 
 def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_balance() -> None:
-    well, badly = foresight(TRAIN, HELD_OUT, knows, FLOOR), foresight(TRAIN, HELD_OUT, expects_nothing, FLOOR)
+    well, badly = foresight(TRAIN, HELD_OUT, knows, FLOOR.high), foresight(TRAIN, HELD_OUT, expects_nothing, FLOOR.high)
     assert well is not None
     assert badly is not None
     assert 0 < well.num_helped < well.num
@@ -51,7 +52,28 @@ def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_bala
 
 
 def test_without_a_germination_nothing_is_said() -> None:
-    assert foresight(TRAIN, Experiences([]), knows, FLOOR) is None
+    assert foresight(TRAIN, Experiences([]), knows, FLOOR.high) is None
+
+
+def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
+    drawn = Experiences(
+        [
+            replace(one, reward_variance=None if one.reward == 0.0 else 1e-8 * (1 + n % 2))
+            for n, one in enumerate(HELD_OUT.stored)
+        ]
+    )
+    found = foresight_beyond_pairs(TRAIN, drawn, knows)
+    assert found is not None
+    assert found.floor == pytest.approx(1.96 * math.sqrt(1.5e-8), rel=0.02)
+    assert 0 < found.num_helped < found.num
+    assert found.num_helped > foresight(TRAIN, HELD_OUT, knows, FLOOR.high).num_helped  # a lower floor
+    assert found.accuracy > found.always_no
+    assert (
+        foresight_beyond_pairs(
+            TRAIN, Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored]), knows
+        )
+        is None
+    )
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=30))

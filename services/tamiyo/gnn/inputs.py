@@ -9,7 +9,7 @@ L: layers, S: seeds, K: kernels, E: edges.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from esper.graph.features import FEATURES, Feature, Kind, Level
 from esper.graph.view import GraphView
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
-from esper.services.tamiyo.choices import Indices, LegalChoices, OneChoice
+from esper.services.tamiyo.choices import Indices, LegalChoices, OneChoice, codes_of
 
 Floats = NDArray[np.float32]
 
@@ -83,20 +83,19 @@ class ViewArrays:
 
 def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | None = None) -> ViewArrays:
     """A view's arrays. The run's row has the course of ``metric``; ``choices`` are all that are legal by default."""
-    rows = {layer.layer_id: n for n, layer in enumerate(view.layers)}
-    seed_layer = np.array([rows[s.layer_id] for s in view.seeds], dtype=np.int64)
-    edges = np.array([(rows[a], rows[b]) for a, b in view.edges], dtype=np.int64).reshape(-1, 2)
-    layers, kernels = view.columns[Level.LAYER], view.columns[Level.KERNEL]
+    layers, seeds, kernels = (view.columns[level] for level in (Level.LAYER, Level.SEED, Level.KERNEL))
+    rows = {layer_id: n for n, layer_id in enumerate(layers["layer_id"])}
+    edges = codes_of(list(chain.from_iterable(view.edges)), rows).reshape(-1, 2)
     host = max(1, sum(layers["num_parameters"]))
     degrees = [np.bincount(edges[:, end], minlength=len(rows)).astype(np.float64) for end in (1, 0)]
     return ViewArrays(
         run=_run(view, metric),
         layers=_array(Level.LAYER, layers, _share(layers, host), *degrees),
-        seeds=_array(Level.SEED, view.columns[Level.SEED]),
+        seeds=_array(Level.SEED, seeds),
         kernels=_array(Level.KERNEL, kernels, _share(kernels, host)),
-        blueprints=tuple(k.blueprint_id for k in view.kernels),
+        blueprints=tuple(kernels["blueprint_id"]),
         edges=np.ascontiguousarray(edges.T),
-        seed_layer=seed_layer,
+        seed_layer=codes_of(seeds["layer_id"], rows),
         choices=LegalChoices(view) if choices is None else choices,
     )
 
@@ -107,8 +106,11 @@ def _share(columns: Mapping[str, Sequence[Any]], of: int) -> NDArray[np.float64]
 
 def _array(level: Level, columns: Mapping[str, Sequence[Any]], *derived: NDArray[np.float64]) -> Floats:
     numbers, categories = _READ[level]
-    values = np.array([*(columns[f.name] for f in numbers), *derived], dtype=np.float64)  # None becomes NaN
-    parts: list[Floats] = [*_known(values), *(_one_hot(f.name, columns[f.name]) for f in categories)]
+    read = [columns[f.name] for f in numbers]
+    flat = np.fromiter(chain.from_iterable(read), dtype=object, count=len(read) * len(read[0]))
+    values = flat.astype(np.float64).reshape(len(read), -1)  # None becomes NaN
+    parts = [*_known(np.concatenate([values, derived]) if derived else values)]
+    parts += [_one_hot(f.name, columns[f.name]) for f in categories]
     rows: Floats = np.ascontiguousarray(np.concatenate(parts).T)
     return rows
 
@@ -116,14 +118,15 @@ def _array(level: Level, columns: Mapping[str, Sequence[Any]], *derived: NDArray
 def _known(values: NDArray[np.float64]) -> tuple[Floats, Floats]:
     """(F, N) -> numbers in log form, 0 where they are not known, and whether they are."""
     known = ~np.isnan(values)
-    numbers = np.where(known, values, 0.0)
-    return (np.sign(numbers) * np.log1p(np.abs(numbers))).astype(np.float32), known.astype(np.float32)
+    numbers = np.copysign(np.log1p(np.abs(values)), values).astype(np.float32)
+    numbers[~known] = 0.0
+    return numbers, known.astype(np.float32)
 
 
 def _one_hot(name: str, words: Sequence[str | None]) -> Floats:
     """(V, N): a 1 for each word; nothing where there is none."""
-    codes = {word: n for n, word in enumerate(_VOCABULARIES[name])}
-    found = np.array([-1 if w is None else codes[w] for w in words], dtype=np.int64)
+    codes: dict[str | None, int] = {word: n for n, word in enumerate(_VOCABULARIES[name])}
+    found = codes_of(words, {**codes, None: -1})
     hot: Floats = (found == np.arange(len(codes))[:, None]).astype(np.float32)
     return hot
 

@@ -33,8 +33,8 @@ MAX_DEVIATION = 5.0
 class NetworkShape:
     """How large a network is: its width, its rounds of messages, the blueprints that it knows by name."""
 
-    width: int = 32
-    rounds: int = 2
+    width: int = 16
+    rounds: int = 1
     num_blueprints: int = 0
 
 
