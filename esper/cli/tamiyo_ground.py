@@ -96,6 +96,7 @@ def _show(console: Console, one: "Trained") -> None:
         f"{one.plan.run_id}  {plan.dataset} {plan.network}  {plan.epochs} epochs  {said}  {one.duration_s:.1f} s",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

@@ -1,6 +1,6 @@
 """What the learnt policy costs: by nodes, by runs in one pass, by what pools.
 
-A node is a layer, with 4 seeds and the kernels of 15 blueprints; the network has the shape of the shipped one.
+A node is a layer, with 4 seeds or 1 and the kernels of 15 blueprints; the network has the shape of the shipped one.
 "read" is from a view (whose bytes are made already: a decision records them) to arrays, "batch" to tensors,
 "forward" the network's pass, "decide" all of it with the choice by chance. CPU is this process's, at p50. Both ways
 of pooling take turns in one run.
@@ -9,6 +9,7 @@ of pooling take turns in one run.
 """
 
 import argparse
+import itertools
 import random
 import sys
 import time
@@ -41,13 +42,14 @@ WAYS: tuple[Wanted, ...] = ("torch-scatter", "torch-geometric") if has_torch_sca
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 1], help="a layer")
     parser.add_argument("--runs", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=NetworkSettings.model_validate({}).threads)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, pooling by {' and '.join(WAYS)}")
-    by_nodes(options.nodes, options.rounds)
+    by_nodes(options.nodes, options.seeds, options.rounds)
     by_runs(options.runs, options.rounds)
     pooling(options.nodes, options.rounds)
 
@@ -59,16 +61,22 @@ def policy(way: Wanted) -> GnnPolicy:
     return GnnPolicy(network, KnownBlueprints(names), options=NetworkSettings(scatter=way))
 
 
-def wide_view(seed: int, num_layers: int) -> GraphView:
-    view = drawn_view(random.Random(seed), num_layers, num_blueprints=NUM_BLUEPRINTS, run_id=f"run-{seed}")
+def wide_view(seed: int, num_layers: int, num_seeds: int = 4) -> GraphView:
+    """A view of ``num_layers`` layers with ``num_seeds`` each, with its bytes."""
+    chance = random.Random(seed)
+    view = drawn_view(
+        chance, num_layers, seeds_per_layer=num_seeds, num_blueprints=NUM_BLUEPRINTS, run_id=f"run-{seed}"
+    )
     view.to_bytes()
     return view
 
 
-def by_nodes(sizes: Sequence[int], rounds: int) -> None:
-    print(f"\n{'nodes':>8}{'choices':>10}  pooling          {'step':8}{'p50 ms':>9}{'p95 ms':>9}{'CPU ms':>9}")
-    for size in sizes:
-        view = wide_view(1, size)
+def by_nodes(sizes: Sequence[int], seeds: Sequence[int], rounds: int) -> None:
+    print(
+        f"\n{'nodes':>8}{'seeds':>8}{'choices':>10}  pooling          {'step':8}{'p50 ms':>9}{'p95 ms':>9}{'CPU ms':>9}"
+    )
+    for size, num_seeds in itertools.product(sizes, seeds):
+        view = wide_view(1, size, num_seeds)
         arrays = read_view(view, METRIC)
         for way in WAYS:
             gnn = policy(way)
@@ -81,7 +89,7 @@ def by_nodes(sizes: Sequence[int], rounds: int) -> None:
                 "decide": partial(acting.choose, view),
             }
             for name, act in steps.items():
-                line = f"{size:>8,}{len(legal_choices(view)):>10,}  {way:16} {name:8}"
+                line = f"{size:>8,}{len(view.seeds):>8,}{len(legal_choices(view)):>10,}  {way:16} {name:8}"
                 print(line + "".join(f"{ms:>9.2f}" for ms in timed(act, rounds)), flush=True)
 
 

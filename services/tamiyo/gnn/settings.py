@@ -16,6 +16,10 @@ class NetworkSettings(SectionModel):
         "auto", description="What pools: torch-scatter where it is installed, or the one that is named."
     )
     device: str = Field("auto", description="Where it computes; auto is CUDA where there is a device.")
+    threads: Positive = Field(
+        1,
+        description="torch's threads on the CPU. The network is small: more of them wait for cores that trainers use.",
+    )
     autocast: bool = Field(True, description="Compute in bfloat16 on CUDA.")
     compile_encoders: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile the node encoders: auto where it pays, on CUDA."

@@ -86,8 +86,11 @@ def sources(settings: Settings, tamiyo: TamiyoSettings) -> dict[str, PolicySourc
 
 
 def _gnn(tamiyo: TamiyoSettings, data: bytes, _version: PolicyVersion) -> Policy:
-    from esper.services.tamiyo.gnn.checkpoint import load_policy  # with torch, which no baseline needs
+    import torch  # which no baseline needs
 
+    from esper.services.tamiyo.gnn.checkpoint import load_policy
+
+    torch.set_num_threads(tamiyo.network.threads)  # of threads that compute for the first time after this
     return load_policy(data, options=tamiyo.network)
 
 
