@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from drawn_views import drawn_view
@@ -29,7 +30,7 @@ from esper.services.tamiyo.gnn.batch import GraphBatch
 from esper.services.tamiyo.gnn.inputs import read_view
 from esper.services.tamiyo.gnn.network import NetworkShape, PolicyNetwork
 from esper.services.tamiyo.gnn.policy import GnnPolicy, KnownBlueprints
-from esper.services.tamiyo.gnn.pooling import Reduce, Wanted, find_scatter, has_torch_scatter
+from esper.services.tamiyo.gnn.pooling import Reduce, Scatter, Wanted, find_scatter, has_torch_scatter
 from esper.services.tamiyo.gnn.settings import NetworkSettings
 from esper.services.tamiyo.policies import EpsilonSoft
 
@@ -113,13 +114,13 @@ def by_runs(numbers: Sequence[int], rounds: int) -> None:
 
 
 def pooling(sizes: Sequence[int], rounds: int) -> None:
-    """Seeds to layers, 32 wide."""
+    """Seeds to layers, 32 wide, by each library alone: the policy takes torch-geometric's maximum on the CPU."""
     print(f"\n{'nodes':>8}  {'pool':6}" + "".join(f"{way + ' ms':>20}" for way in WAYS) + f"{'ratio':>8}")
     for size in sizes:
         values, segment = torch.randn(4 * size, 32), torch.arange(size).repeat_interleave(4)
         reduce: Reduce
         for reduce in ("sum", "mean", "max"):
-            ways = [find_scatter(way)[1] for way in WAYS]
+            ways = [_alone(way) for way in WAYS]
             times: list[list[float]] = [[] for _way in ways]
             for _round in range(WARM + rounds):
                 for scatter, found in zip(ways, times, strict=True):
@@ -127,6 +128,18 @@ def pooling(sizes: Sequence[int], rounds: int) -> None:
             medians = [median(found[WARM:]) for found in times]
             ratio = f"{medians[-1] / medians[0]:>8.2f}" if len(medians) > 1 else f"{'-':>8}"
             print(f"{size:>8,}  {reduce:6}" + "".join(f"{1e3 * m:>20.3f}" for m in medians) + ratio, flush=True)
+
+
+def _alone(way: Wanted) -> Scatter:
+    if way != "torch-scatter":
+        return find_scatter(way)[1]
+    import torch_scatter
+
+    def scatter(values: Tensor, segment: Tensor, num_segments: int, reduce: Reduce) -> Tensor:
+        found: Tensor = torch_scatter.scatter(values, segment, dim=0, dim_size=num_segments, reduce=reduce)
+        return found
+
+    return scatter
 
 
 def timed(act: Callable[[], Any], rounds: int) -> tuple[float, float, float]:

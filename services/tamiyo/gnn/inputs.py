@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from esper.graph.features import FEATURES, Feature, Kind, Level
@@ -118,7 +119,8 @@ def _array(level: Level, columns: Mapping[str, Sequence[Any]], *derived: NDArray
 def _known(values: NDArray[np.float64]) -> tuple[Floats, Floats]:
     """(F, N) -> numbers in log form, 0 where they are not known, and whether they are."""
     known = ~np.isnan(values)
-    numbers = np.copysign(np.log1p(np.abs(values)), values).astype(np.float32)
+    size = torch.from_numpy(np.abs(values)).log1p_().numpy()  # numpy's takes three times as long
+    numbers = np.copysign(size, values).astype(np.float32)
     numbers[~known] = 0.0
     return numbers, known.astype(np.float32)
 

@@ -1,6 +1,7 @@
 """Sums, means and maxima over segments: by torch-scatter where it is installed, by torch-geometric otherwise.
 
-Both give the same numbers (to 1e-6): a test compares them.
+Both give the same numbers (to 1e-6): a test compares them. On the CPU maxima are torch-geometric's either way:
+torch-scatter's, which also notes where each was, takes 13 to 18 times as long (``tests/benchmarks/bench_tamiyo.py``).
 """
 
 import importlib.util
@@ -54,6 +55,8 @@ def find_scatter(wanted: Wanted = "auto") -> tuple[str, Scatter]:
 def _by_torch_scatter(values: Tensor, segment: Tensor, num_segments: int, reduce: Reduce) -> Tensor:
     import torch_scatter
 
+    if reduce == "max" and values.device.type == "cpu":
+        return _by_torch_geometric(values, segment, num_segments, reduce)
     found: Tensor = torch_scatter.scatter(values, segment, dim=0, dim_size=num_segments, reduce=reduce)
     return found
 
