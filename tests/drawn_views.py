@@ -12,18 +12,28 @@ MOSTLY_DORMANT = (SeedStage.DORMANT,) * 6 + tuple(SeedStage)
 
 
 def drawn_view(
-    rng: random.Random, num_layers: int, *, seeds_per_layer: int = 4, num_blueprints: int = 4, run_id: str = "drawn"
+    rng: random.Random,
+    num_layers: int,
+    *,
+    seeds_per_layer: int = 4,
+    num_blueprints: int = 4,
+    run_id: str = "drawn",
+    unknown: tuple[None, ...] = (None,),
 ) -> GraphView:
-    """A view of ``num_layers`` layers, a kernel of each blueprint for each kind and width."""
+    """A view of ``num_layers`` layers, a kernel of each blueprint for each kind and width.
+
+    Args:
+        unknown: what a statistic can be besides two numbers; nothing where all was measured.
+    """
 
     def health() -> dict[str, float | None]:
-        return {name: rng.choice((None, rng.gauss(0, 1), 1000 * rng.random())) for name in FIELDS}
+        return {name: rng.choice((*unknown, rng.gauss(0, 1), 1000 * rng.random())) for name in FIELDS}
 
     names = [f"layer{n}" for n in range(num_layers)]
     layers = tuple(
         LayerView(
             name, rng.choice(tuple(LayerKind)), rng.choice(WIDTHS), rng.randrange(10, 10**6), seeds_per_layer,
-            health(), rng.choice((None, 0.0)), health(), rng.randrange(64),
+            health(), rng.choice((*unknown, 0.0)), health(), rng.randrange(64),
         )
         for name in names
     )  # fmt: skip

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from esper.errors import ContractError
 from esper.graph.encoding import TABLES, Columns, columns_of, decode, encode
-from esper.graph.features import FEATURES, VIEW_VERSION, Kind, Level
+from esper.graph.features import VIEW_VERSION, Level
+from esper.graph.objects import Objects, objects_of
 from esper.graph.windows import FIELDS
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
@@ -94,11 +95,11 @@ class GraphView:
     boundary: int
     step: int
     epoch: int
-    layers: tuple[LayerView, ...]
+    layers: Sequence[LayerView]
     edges: tuple[tuple[str, str], ...]
-    seeds: tuple[SeedView, ...]
+    seeds: Sequence[SeedView]
     epochs: tuple[EpochView, ...]
-    kernels: tuple[KernelView, ...]
+    kernels: Sequence[KernelView]
     num_epochs: int = -1
     window_step: int | None = None
     planned_epochs: int | None = None
@@ -139,17 +140,17 @@ class GraphView:
         return cls(
             **{name: values[0] for name, values in run.items() if name != "blueprint_offsets"},
             blueprint_offsets=tuple(run["blueprint_offsets"][0] or ()),
-            layers=_objects(LayerView, Level.LAYER, columns),
+            layers=Objects(LayerView, Level.LAYER, columns[Level.LAYER]),
             edges=tuple(zip(columns[Level.EDGE]["source"], columns[Level.EDGE]["target"], strict=True)),
-            seeds=_objects(SeedView, Level.SEED, columns),
-            epochs=_objects(EpochView, Level.EPOCH, columns),
-            kernels=_objects(KernelView, Level.KERNEL, columns),
+            seeds=Objects(SeedView, Level.SEED, columns[Level.SEED]),
+            epochs=objects_of(EpochView, Level.EPOCH, columns[Level.EPOCH]),
+            kernels=Objects(KernelView, Level.KERNEL, columns[Level.KERNEL]),
         )
 
     @cached_property
     def columns(self) -> Mapping[Level, Columns]:
         """The layers, seeds, epochs and kernels by feature: what the bytes hold, and what a learner reads."""
-        return {level: columns_of(level, getattr(self, t)) for level, t in TABLES.items() if level is not Level.EDGE}
+        return {level: _columns(level, getattr(self, t)) for level, t in TABLES.items() if level is not Level.EDGE}
 
     @cached_property
     def _data(self) -> bytes:
@@ -161,37 +162,10 @@ class GraphView:
         return digest_of(self.to_bytes())
 
 
+def _columns(level: Level, things: Sequence[Any]) -> Columns:
+    return things.columns if isinstance(things, Objects) else columns_of(level, things)
+
+
 def digest_of(data: bytes) -> str:
     """What names a view's bytes: their SHA-256, in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-_ENUMS: Mapping[tuple[Level, str], type] = MappingProxyType(
-    {
-        (Level.LAYER, "kind"): LayerKind,
-        (Level.SEED, "stage"): SeedStage,
-        (Level.SEED, "breaker"): BreakerState,
-        (Level.KERNEL, "target"): LayerKind,
-    }
-)
-
-
-def _objects(made: Any, level: Level, columns: Mapping[Level, Columns]) -> tuple[Any, ...]:
-    """The objects of one level, from its columns."""
-    fields: dict[str, Sequence[Any]] = {}
-    parts: dict[str, dict[str, Sequence[Any]]] = {}
-    for feature in FEATURES[level]:
-        name, key = feature.place
-        values = columns[level][feature.name]
-        enum = _ENUMS.get((level, name))
-        if enum is not None:
-            values = [None if v is None else enum(v) for v in values]
-        elif feature.kind is Kind.MAP:
-            values = [v or {} for v in values]
-        if key is None:
-            fields[name] = values
-        else:
-            parts.setdefault(name, {})[key] = values
-    for name, by_key in parts.items():
-        fields[name] = [dict(zip(by_key, row, strict=True)) for row in zip(*by_key.values(), strict=True)]
-    return tuple(made(**dict(zip(fields, row, strict=True))) for row in zip(*fields.values(), strict=True))

@@ -63,13 +63,12 @@ def policy(way: Wanted) -> GnnPolicy:
 
 
 def wide_view(seed: int, num_layers: int, num_seeds: int = 4) -> GraphView:
-    """A view of ``num_layers`` layers with ``num_seeds`` each, with its bytes."""
-    chance = random.Random(seed)
-    view = drawn_view(
-        chance, num_layers, seeds_per_layer=num_seeds, num_blueprints=NUM_BLUEPRINTS, run_id=f"run-{seed}"
-    )
-    view.to_bytes()
-    return view
+    """A view of ``num_layers`` layers with ``num_seeds`` each, all of them measured, as it comes from its bytes."""
+    drawn = drawn_view(
+        random.Random(seed), num_layers, seeds_per_layer=num_seeds, num_blueprints=NUM_BLUEPRINTS, run_id=f"run-{seed}",
+        unknown=(),
+    )  # fmt: skip
+    return GraphView.from_bytes(drawn.to_bytes())
 
 
 def by_nodes(sizes: Sequence[int], seeds: Sequence[int], rounds: int) -> None:
