@@ -14,7 +14,9 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any
 
-from esper.graph.windows import WINDOW_STEPS, HealthWindow, add_signal, last_complete_window, new_sums
+from health_windows import HealthWindow
+
+from esper.graph.windows import WINDOW_STEPS, add_signal, last_complete_window, new_sums
 from esper.oona.cloudevents import encode
 from esper.oona.consumer import StoredRecord
 from esper.oona.dead_letters import ORIGIN

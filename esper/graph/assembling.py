@@ -4,25 +4,24 @@ It looks only at rows up to the boundary, by the order of the log. So the bytes 
 what else was folded meanwhile, in which order topics arrived, or who asks, and when.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from math import isfinite
-from operator import itemgetter
 from typing import Any
 
-from esper.graph.features import MAX_EPOCHS, RECENT_STEPS
+from esper.graph.encoding import Columns
+from esper.graph.features import MAX_EPOCHS, RECENT_STEPS, Level
+from esper.graph.health import Floats, Health, layer_sums, seed_sums
+from esper.graph.objects import Objects
 from esper.graph.rows import Row, ViewRows
 from esper.graph.seeds import SeedKey, SeedState, seed_states
-from esper.graph.view import NO_HEALTH, EpochView, GraphView, KernelView, LayerView, SeedView
-from esper.graph.windows import COLUMNS, WINDOW_STEPS, HealthWindow, last_complete_window
+from esper.graph.view import EpochView, GraphView, KernelView, LayerView, SeedView
+from esper.graph.windows import WINDOW_STEPS, last_complete_window
 from esper.schemas.base import MAX_INT64
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 from esper.schemas.topics import LIFECYCLE, TELEMETRY
 
-Windows = Mapping[SeedKey, HealthWindow]
 _ASLEEP = SeedState()
-_KEY = itemgetter("layer_id", "seed_id")
-_SUMS = itemgetter(*COLUMNS)
 
 
 def assemble(rows: ViewRows) -> GraphView:
@@ -30,16 +29,13 @@ def assemble(rows: ViewRows) -> GraphView:
     at, step = rows.boundary, rows.boundary["step"]
     told = at["last_sequences"].get(LIFECYCLE.name, -1)
     newest = last_complete_window(step)
-    windows = _windows(rows, newest)
-    before = _windows(rows, newest - WINDOW_STEPS)
     layers = sorted(rows.layers, key=lambda r: r["ordinal"])
+    seeds = [(r["layer_id"], n) for r in layers for n in range(r["num_seeds"])]
+    places = {key: n for n, key in enumerate(seeds)}
+    now, before = (seed_sums(_windows(rows, first), places) for first in (newest, newest - WINDOW_STEPS))
     line = {r["incarnation"]: r["lifecycle_sequence"] for r in rows.line if r["lifecycle_sequence"] is not None}
-    seeds = _Seeds(
-        step,
-        seed_states(at["incarnation"], at["from_step"], line, rows.lifecycle, rows.resumed_seeds),
-        _breakers(rows.breakers, told),
-        [r for r in rows.rejections if r["seen_from"] <= told and r["step"] > step - RECENT_STEPS],
-    )
+    states = seed_states(at["incarnation"], at["from_step"], line, rows.lifecycle, rows.resumed_seeds)
+    rejections = [r for r in rows.rejections if r["seen_from"] <= told and r["step"] > step - RECENT_STEPS]
     planned = at["hyperparameters"].get("epochs")
     if not isinstance(planned, int) or isinstance(planned, bool) or not 0 < planned <= MAX_INT64:
         planned = None
@@ -49,9 +45,16 @@ def assemble(rows: ViewRows) -> GraphView:
         boundary=at["boundary"],
         step=step,
         epoch=at["epoch"],
-        layers=tuple(_layer(row, windows, before) for row in layers),
+        layers=Objects(LayerView, Level.LAYER, _layer_columns(layers, now, before)),
         edges=tuple(sorted((r["source"], r["target"]) for r in rows.edges)),
-        seeds=tuple(seeds.view(row["layer_id"], n, windows, before) for row in layers for n in range(row["num_seeds"])),
+        seeds=Objects(
+            SeedView,
+            Level.SEED,
+            {
+                **_seed_columns(step, seeds, states, _breakers(rows.breakers, told), rejections),
+                **Health.of(now).columns(Health.of(before)),
+            },
+        ),
         epochs=_epochs(r for r in rows.epochs if r["log_offset"] < at["log_offset"]),
         kernels=_kernels(rows),
         num_epochs=rows.num_epochs,
@@ -60,100 +63,53 @@ def assemble(rows: ViewRows) -> GraphView:
         progress=min(1.0, rows.num_epochs / planned) if planned else None,
         steps_since_start=step - at["from_step"],
         num_telemetry_lost=min(_num_lost(rows, newest), MAX_INT64),
-        num_rejections=len(seeds.rejections),
+        num_rejections=len(rejections),
         blueprint_offsets=tuple(rows.blueprint_offsets),
     )
 
 
-class _Seeds:
-    """What is known of seeds at one boundary."""
-
-    def __init__(
-        self,
-        step: int,
-        states: Mapping[SeedKey, SeedState],
-        breakers: Mapping[SeedKey, Row],
-        rejections: Sequence[Row],
-    ) -> None:
-        self.rejections = rejections
-        self._step, self._states, self._breakers = step, states, breakers
-        self._rejected: dict[SeedKey, int] = {}
-        for row in rejections:
-            key = (row["layer_id"], row["seed_id"])
-            self._rejected[key] = self._rejected.get(key, 0) + 1
-
-    def view(self, layer_id: str, seed_id: int, windows: Windows, before: Windows) -> SeedView:
-        """One seed; asleep where nothing is known."""
-        key = (layer_id, seed_id)
-        state, breaker, window = self._states.get(key, _ASLEEP), self._breakers.get(key), windows.get(key)
-        health = NO_HEALTH if window is None else window.means
-        return SeedView(
-            layer_id=layer_id,
-            seed_id=seed_id,
-            stage=state.stage,
-            since_step=state.since_step,
-            blueprint_id=state.blueprint_id,
-            num_parameters=0 if state.stage is SeedStage.DORMANT else state.num_parameters,
-            germinated_at_step=state.germinated_at_step,
-            health=health,
-            health_change=_change(health, before.get(key)),
-            non_finite_ratio=window.non_finite_ratio if window else None,
-            num_signals=window.num_signals if window else 0,
-            steps_in_stage=self._step - state.since_step,
-            num_germinations=state.num_germinations,
-            num_given_up=state.num_given_up,
-            breaker=BreakerState(breaker["to_state"]) if breaker else BreakerState.CLOSED,
-            num_failures=breaker["num_failures"] if breaker else 0,
-            num_rejections=self._rejected.get(key, 0),
-        )
+def _layer_columns(layers: Sequence[Row], now: Floats, before: Floats) -> Columns:
+    own = ("layer_id", "kind", "num_features", "num_parameters", "num_seeds")
+    columns: Columns = {name: [r[name] for r in layers] for name in own}
+    of_layers = [Health.of(layer_sums(sums, columns["num_seeds"])) for sums in (now, before)]
+    return {**columns, **of_layers[0].columns(of_layers[1])}
 
 
-def _windows(rows: ViewRows, step: int) -> Windows:
-    """The windows that begin at ``step``. Late records are added after those in order, as they came."""
+def _seed_columns(
+    step: int,
+    seeds: Sequence[SeedKey],
+    known: Mapping[SeedKey, SeedState],
+    breakers: Mapping[SeedKey, Row],
+    rejections: Sequence[Row],
+) -> Columns:
+    """What is known of seeds but their health; they are asleep where nothing is."""
+    states = [known.get(key, _ASLEEP) for key in seeds]
+    changes = [breakers.get(key) for key in seeds]
+    rejected = Counter((r["layer_id"], r["seed_id"]) for r in rejections)
+    return {
+        "layer_id": [layer_id for layer_id, _n in seeds],
+        "seed_id": [n for _layer_id, n in seeds],
+        "stage": [s.stage for s in states],
+        "since_step": [s.since_step for s in states],
+        "blueprint_id": [s.blueprint_id for s in states],
+        "num_parameters": [0 if s.stage is SeedStage.DORMANT else s.num_parameters for s in states],
+        "germinated_at_step": [s.germinated_at_step for s in states],
+        "steps_in_stage": [step - s.since_step for s in states],
+        "num_germinations": [s.num_germinations for s in states],
+        "num_given_up": [s.num_given_up for s in states],
+        "breaker": [c["to_state"] if c else BreakerState.CLOSED for c in changes],
+        "num_failures": [c["num_failures"] if c else 0 for c in changes],
+        "num_rejections": [rejected[key] for key in seeds],
+    }
+
+
+def _windows(rows: ViewRows, step: int) -> list[Row]:
+    """The windows that begin at ``step``. Late records come after those in order, as they came."""
     told = rows.boundary["last_sequences"].get(TELEMETRY.name, -1)
-    counted: list[Row] = []
-    late: list[Row] = []
-    for r in rows.windows:
-        if r["step"] == step:
-            (late if r["late_from"] else counted).append(r)
+    found = [r for r in rows.windows if r["step"] == step]
+    late = [r for r in found if r["late_from"] and r["late_from"] <= told]
     late.sort(key=lambda r: (r["late_from"], r["log_offset"], r["place"]))
-    found: dict[SeedKey, HealthWindow] = {}
-    for r in chain(counted, (r for r in late if r["late_from"] <= told)):
-        key, window = _KEY(r), HealthWindow(_SUMS(r))
-        found[key] = found[key] + window if key in found else window
-    return found
-
-
-def _layer(row: Row, windows: Windows, before: Windows) -> LayerView:
-    whole = _of_layer(row, windows)
-    health = whole.means
-    return LayerView(
-        layer_id=row["layer_id"],
-        kind=LayerKind(row["kind"]),
-        num_features=row["num_features"],
-        num_parameters=row["num_parameters"],
-        num_seeds=row["num_seeds"],
-        health=health,
-        non_finite_ratio=whole.non_finite_ratio,
-        health_change=_change(health, _of_layer(row, before)),
-        num_signals=whole.num_signals,
-    )
-
-
-def _of_layer(row: Row, windows: Windows) -> HealthWindow:
-    total = HealthWindow()
-    for n in range(row["num_seeds"]):  # in seed order: the bits of a sum depend on it
-        window = windows.get((row["layer_id"], n))
-        if window is not None:
-            total += window
-    return total
-
-
-def _change(health: Mapping[str, float | None], before: HealthWindow | None) -> Mapping[str, float | None]:
-    if before is None or not before.num_signals:
-        return NO_HEALTH
-    means = before.means
-    return {name: _difference(now, means[name]) for name, now in health.items()}
+    return [r for r in found if not r["late_from"]] + late
 
 
 def _difference(now: float | None, before: float | None) -> float | None:

@@ -4,10 +4,6 @@ Folding is one addition a record, in the order of the log: element-wise, so that
 depend neither on how the log is cut into batches nor on the machine.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite
-from operator import add
 from typing import Any, Protocol
 
 WINDOW_STEPS = 16
@@ -71,39 +67,6 @@ def add_signal(sums: list[Any], signal: Measured) -> None:
     if (value := signal.gradient_norm) is not None:
         sums[6] += value
         sums[11] += 1
-
-
-@dataclass(frozen=True, slots=True)
-class HealthWindow:
-    """What is known of some signals together. ``sums`` has the order of ``COLUMNS``."""
-
-    sums: Sequence[Any] = _NOTHING
-
-    def __add__(self, other: "HealthWindow") -> "HealthWindow":
-        """Both together. The bits of a sum depend on the order."""
-        return HealthWindow(tuple(map(add, self.sums, other.sums)))
-
-    @property
-    def num_signals(self) -> int:
-        """How many were added up."""
-        return int(self.sums[0])
-
-    @property
-    def means(self) -> dict[str, float | None]:
-        """The mean of each of ``FIELDS``; None where it was never taken, or where the sum is beyond float64."""
-        _n, _bad, score, mean, std, dead, norm, scores, means, stds, deads, norms = self.sums
-        return {
-            "health_score": score / scores if scores and isfinite(score) else None,
-            "activation_mean": mean / means if means and isfinite(mean) else None,
-            "activation_std": std / stds if stds and isfinite(std) else None,
-            "dead_ratio": dead / deads if deads and isfinite(dead) else None,
-            "gradient_norm": norm / norms if norms and isfinite(norm) else None,
-        }
-
-    @property
-    def non_finite_ratio(self) -> float | None:
-        """The share of signals with a statistic that was not finite, 0..1; None where there were no signals."""
-        return self.sums[1] / self.sums[0] if self.sums[0] else None
 
 
 def last_complete_window(step: int) -> int:

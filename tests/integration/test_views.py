@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from health_windows import HealthWindow
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from stories import BoundaryKey, Log, Place, tell_story
@@ -17,7 +18,6 @@ from stories import BoundaryKey, Log, Place, tell_story
 from esper.config import PostgresSettings
 from esper.graph.assembling import assemble
 from esper.graph.view import GraphView
-from esper.graph.windows import HealthWindow
 from esper.streams.folding import Batch, fold
 from esper.streams.memory import PartitionMemory
 from esper.streams.view_rows import read_many_view_rows

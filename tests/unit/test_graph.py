@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from health_windows import HealthWindow, change_of, total_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from esper.graph.windows import (
     COLUMNS,
     FIELDS,
     WINDOW_STEPS,
-    HealthWindow,
     add_signal,
     last_complete_window,
     new_sums,
@@ -208,6 +208,35 @@ def test_a_resumed_run_starts_from_what_its_checkpoint_held() -> None:
 def test_a_window_folded_in_two_batches_has_the_bits_of_one(scores: list[float], cut: int) -> None:
     first = folded(scores[:cut])
     assert added([signal(health_score=score) for score in scores[cut:]], first) == folded(scores)
+
+
+NUMBERS = st.none() | st.floats(0, 1) | st.floats(allow_nan=False, allow_infinity=False)
+SIGNALS = st.lists(st.builds(signal, health_score=st.floats(0, 1), activation_mean=NUMBERS), max_size=4)
+
+
+@given(
+    told=st.lists(st.tuples(SIGNALS, st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 2)), max_size=14),
+    num_seeds=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
+def test_health_is_what_windows_added_one_after_the_other_give(
+    told: list[tuple[list[HealthSignal], str, int, int]], num_seeds: tuple[int, int]
+) -> None:
+    newest, windows = last_complete_window(STEP), [(added(signals), *place) for signals, *place in told]
+    stored = [window_row(w, newest - back * WINDOW_STEPS, layer_id=a, seed_id=n) for w, a, n, back in windows]
+    layers = [{**r, "num_seeds": n} for r, n in zip(rows([1.0]).layers, num_seeds, strict=True)]
+    seen = assemble(rows([1.0], windows=stored, layers=layers))
+
+    def of_seed(layer_id: str, seed_id: int, back: int) -> HealthWindow:
+        return total_of(w for w, *place in windows if place == [layer_id, seed_id, back])
+
+    for seed in seen.seeds:
+        now, before = (of_seed(seed.layer_id, seed.seed_id, back) for back in (0, 1))
+        assert (seed.health, seed.health_change) == (now.means, change_of(now, before))
+        assert (seed.num_signals, seed.non_finite_ratio) == (now.num_signals, now.non_finite_ratio)
+    for layer in seen.layers:
+        now, before = (total_of(of_seed(layer.layer_id, n, b) for n in range(layer.num_seeds)) for b in (0, 1))
+        assert (layer.health, layer.health_change) == (now.means, change_of(now, before))
+        assert (layer.num_signals, layer.non_finite_ratio) == (now.num_signals, now.non_finite_ratio)
 
 
 def test_windows_are_complete_only_with_their_last_step() -> None:
