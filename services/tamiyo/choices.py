@@ -82,7 +82,7 @@ class LegalChoices(Sequence[Choice]):
     def __getitem__(self, index: slice) -> Sequence[Choice]: ...
     def __getitem__(self, index: int | slice) -> Choice | Sequence[Choice]:
         if isinstance(index, slice):
-            return [self[n] for n in range(*index.indices(len(self)))]
+            return tuple(self)[index]
         seed, kernel = int(self.seed[index]), int(self.kernel[index])
         if seed < 0:
             return WAIT
@@ -90,14 +90,10 @@ class LegalChoices(Sequence[Choice]):
         return Choice(ACTIONS[self.action[index]], view.seeds[seed], view.kernels[kernel] if kernel >= 0 else None)
 
     def __iter__(self) -> Iterator[Choice]:
-        view = self._view
+        seeds, kernels = tuple(self._view.seeds), tuple(self._view.kernels)
         columns = (self.action.tolist(), self.seed.tolist(), self.kernel.tolist())
         for action, seed, kernel in zip(*columns, strict=True):
-            yield (
-                Choice(ACTIONS[action], view.seeds[seed], view.kernels[kernel] if kernel >= 0 else None)
-                if seed >= 0
-                else WAIT
-            )
+            yield Choice(ACTIONS[action], seeds[seed], kernels[kernel] if kernel >= 0 else None) if seed >= 0 else WAIT
 
     @cached_property
     def seed(self) -> Indices:
