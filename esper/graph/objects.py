@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from esper.graph.encoding import Columns
-from esper.graph.features import FEATURES, Kind, Level
+from esper.graph.features import FEATURES, Feature, Kind, Level
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Objects(Sequence[T]):
     """
 
     def __init__(self, made: Callable[..., T], level: Level, columns: Columns) -> None:
-        for name, words in _VOCABULARIES[level].items():
+        for name, words in _VOCABULARIES.get(level, {}).items():
             if unknown := set(columns[name]) - {*words, None}:
                 raise ValueError(f"{unknown.pop()!r} is no {words.__name__}")
         self.columns = columns
@@ -54,9 +54,7 @@ class Objects(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice) or "_all" in self.__dict__:
             return self._all[index]
-        place = range(len(self))[index]
-        one = {name: values[place : place + 1] for name, values in self.columns.items()}
-        return objects_of(self._made, self._level, one)[0]
+        return object_of(self._made, self._level, self.columns, range(len(self))[index])
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._all)
@@ -69,25 +67,29 @@ class Objects(Sequence[T]):
 
     @cached_property
     def _all(self) -> tuple[T, ...]:
-        return objects_of(self._made, self._level, self.columns)
+        return tuple(object_of(self._made, self._level, self.columns, n) for n in range(len(self)))
 
 
-def objects_of(made: Callable[..., T], level: Level, columns: Columns) -> tuple[T, ...]:
-    """All objects of one level, from its columns."""
-    fields: dict[str, Sequence[Any]] = {}
-    parts: dict[str, dict[str, Sequence[Any]]] = {}
-    for feature in FEATURES[level]:
-        name, key = feature.place
-        values = columns[feature.name]
-        words = _VOCABULARIES.get(level, {}).get(feature.name)
-        if words is not None:
-            values = [None if v is None else words(v) for v in values]
-        elif feature.kind is Kind.MAP:
-            values = [v or {} for v in values]
+def object_of(made: Callable[..., T], level: Level, columns: Columns, row: int) -> T:
+    """The object of one row of a level's columns."""
+    fields: dict[str, Any] = {}
+    for column, name, key, form in _LAYOUT[level]:
+        value = columns[column][row]
+        if form is not None:
+            value = form(value)
         if key is None:
-            fields[name] = values
+            fields[name] = value
         else:
-            parts.setdefault(name, {})[key] = values
-    for name, by_key in parts.items():
-        fields[name] = [dict(zip(by_key, row, strict=True)) for row in zip(*by_key.values(), strict=True)]
-    return tuple(made(**dict(zip(fields, row, strict=True))) for row in zip(*fields.values(), strict=True))
+            fields.setdefault(name, {})[key] = value
+    return made(**fields)
+
+
+def _form(feature: Feature) -> Callable[[Any], Any] | None:
+    """What makes a field's value of a column's; None where they are the same."""
+    words = _VOCABULARIES.get(feature.level, {}).get(feature.name)
+    if words is not None:
+        return lambda value: None if value is None else words(value)
+    return (lambda value: value or {}) if feature.kind is Kind.MAP else None
+
+
+_LAYOUT = {level: [(f.name, *f.place, _form(f)) for f in features] for level, features in FEATURES.items()}

@@ -13,7 +13,7 @@ from typing import Any, Self
 from esper.errors import ContractError
 from esper.graph.encoding import TABLES, Columns, columns_of, decode, encode
 from esper.graph.features import VIEW_VERSION, Level
-from esper.graph.objects import Objects, objects_of
+from esper.graph.objects import Objects
 from esper.graph.windows import FIELDS
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
@@ -143,7 +143,7 @@ class GraphView:
             layers=Objects(LayerView, Level.LAYER, columns[Level.LAYER]),
             edges=tuple(zip(columns[Level.EDGE]["source"], columns[Level.EDGE]["target"], strict=True)),
             seeds=Objects(SeedView, Level.SEED, columns[Level.SEED]),
-            epochs=objects_of(EpochView, Level.EPOCH, columns[Level.EPOCH]),
+            epochs=tuple(Objects(EpochView, Level.EPOCH, columns[Level.EPOCH])),
             kernels=Objects(KernelView, Level.KERNEL, columns[Level.KERNEL]),
         )
 

@@ -116,11 +116,11 @@ class _Shop:
 
     def take_in(self, view: ViewArrays, at_seed: int, at_choice: int) -> None:
         """One view, whose seeds and choices begin there."""
-        choices = view.choices
+        choices, data = view.choices, view.kernels.tobytes()
         for way, fitting in enumerate(choices.fitting):
             seeds = np.flatnonzero(choices.fit == way)
             if len(seeds) and len(fitting):
-                offered = tuple(self._number(view.blueprints[n], view.kernels[n]) for n in fitting)
+                offered = tuple(self._number(view, n, data) for n in fitting.tolist())
                 self._seeds.setdefault(offered, []).append(seeds + at_seed)
                 self._places.setdefault(offered, []).append(choices.first[seeds] + at_choice)
 
@@ -137,11 +137,13 @@ class _Shop:
         """(K, F_kernel)."""
         return np.stack(self._rows) if self._rows else np.zeros((0, num_features), dtype=np.float32)
 
-    def _number(self, blueprint: str, row: np.ndarray) -> int:
-        key = (blueprint, row.tobytes())
+    def _number(self, view: ViewArrays, kernel: int, data: bytes) -> int:
+        size = len(data) // len(view.blueprints)
+        blueprint = view.blueprints[kernel]
+        key = (blueprint, data[kernel * size : (kernel + 1) * size])
         if key not in self._numbers:
             self._numbers[key] = len(self._rows)
-            self._rows.append(row)
+            self._rows.append(view.kernels[kernel])
             self.blueprints.append(self._known.get(blueprint, UNKNOWN_BLUEPRINT))
         return self._numbers[key]
 
