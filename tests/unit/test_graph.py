@@ -377,6 +377,25 @@ def test_columns_of_different_length_are_refused() -> None:
         GraphView.from_bytes(json.dumps(form).encode())
 
 
+@pytest.mark.parametrize("word", ["asleep", 7, ["dormant"], {}])
+def test_a_stage_that_there_is_not_is_refused_when_the_view_is_read(word: Any) -> None:
+    form = json.loads(assemble(rows([0.5])).to_bytes())
+    form["seeds"]["stage"][1] = word
+    with pytest.raises(ContractError, match="no view"):
+        GraphView.from_bytes(json.dumps(form).encode())
+
+
+def test_seeds_that_are_made_as_they_are_looked_at_are_those_of_the_whole() -> None:
+    data = assemble(rows([0.5])).to_bytes()
+    seeds, whole = GraphView.from_bytes(data).seeds, tuple(GraphView.from_bytes(data).seeds)
+    assert [seeds[n] for n in range(-4, 4)] == [*whole, *whole]
+    assert seeds[1:3] == whole[1:3]
+    assert seeds == whole
+    assert seeds != whole[:3]
+    with pytest.raises(IndexError):
+        seeds[4]
+
+
 def test_a_newer_view_is_refused_and_says_what_to_do() -> None:
     form = {**json.loads(VERSION_1.read_bytes()), "view_version": VIEW_VERSION + 1}
     with pytest.raises(NewerVersionError, match="upgrade"):
