@@ -24,6 +24,8 @@ _VOCABULARIES: Mapping[Level, Mapping[str, type[StrEnum]]] = MappingProxyType(
     }
 )
 
+_NULLABLE = {level: {f.name for f in features if f.is_nullable} for level, features in FEATURES.items()}
+
 
 class Objects(Sequence[T]):
     """Looks like the tuple of a level's objects, and is equal to it.
@@ -39,7 +41,8 @@ class Objects(Sequence[T]):
 
     def __init__(self, made: Callable[..., T], level: Level, columns: Columns) -> None:
         for name, words in _VOCABULARIES.get(level, {}).items():
-            if unknown := set(columns[name]) - {*words, None}:
+            nothing = {None} if name in _NULLABLE[level] else set()
+            if unknown := set(columns[name]) - {*words} - nothing:
                 raise ValueError(f"{unknown.pop()!r} is no {words.__name__}")
         self.columns = columns
         self._made, self._level = made, level

@@ -1,8 +1,8 @@
 """Whether a policy foresees what helps: held-out germinations, each helped or not beyond a floor of noise.
 
 An adaptation helped if its reward is above the floor: the placebos', or that of paired branches where forks were
-drawn several times (docs/reward.md). A policy says so if the gain that it
-expects is above a threshold, which is the one that errs least on the runs that it learnt from.
+drawn several times (docs/reward.md). A policy says so if the gain that it expects is above a threshold, which is the one
+that errs least on the runs that it learnt from.
 Placebos themselves are left out: that they do not help is known beforehand.
 """
 
@@ -78,9 +78,9 @@ def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: 
 
 
 def foresight_beyond_pairs(train: Experiences, held_out: Experiences, guess: Guesser) -> Foresight | None:
-    """The same beyond the floor of paired branches, on those held-out germinations whose fork was drawn several times.
+    """The same beyond the floor of paired branches, on those held-out decisions whose fork was drawn several times.
 
-    None where they are fewer than ``MIN_DIFFERENCES``.
+    Their own variances make the floor; None where fewer than ``MIN_DIFFERENCES`` tell one.
     """
     drawn = [one for one in held_out.stored if one.reward_variance is not None]
     variances = [v for one in drawn if (v := one.reward_variance)]

@@ -377,7 +377,7 @@ def test_columns_of_different_length_are_refused() -> None:
         GraphView.from_bytes(json.dumps(form).encode())
 
 
-@pytest.mark.parametrize("word", ["asleep", 7, ["dormant"], {}])
+@pytest.mark.parametrize("word", ["asleep", 7, ["dormant"], {}, None])
 def test_a_stage_that_there_is_not_is_refused_when_the_view_is_read(word: Any) -> None:
     form = json.loads(assemble(rows([0.5])).to_bytes())
     form["seeds"]["stage"][1] = word
