@@ -1,8 +1,8 @@
 """Whether a policy foresees what helps: held-out germinations, each helped or not beyond a floor of noise.
 
 An adaptation helped if its reward is above the floor: the placebos', or that of paired branches where forks were
-drawn several times (docs/reward.md). A policy says so if the gain that it expects is above a threshold, which is the one
-that errs least on the runs that it learnt from.
+drawn several times (docs/reward.md). A policy says so if the gain that it expects is above a threshold: the one that
+errs least on the runs that it learnt from.
 Placebos themselves are left out: that they do not help is known beforehand.
 """
 
