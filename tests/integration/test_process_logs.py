@@ -79,6 +79,7 @@ def test_the_last_lines_of_a_process_are_written() -> None:
 def test_a_forked_child_logs_and_does_not_say_its_parents_lines_again(method: str) -> None:
     code = f"""
 import multiprocessing
+from esper.logging import flush_logging
 busy = threading.Event()
 def keep_logging():
     while not busy.is_set():
@@ -92,13 +93,13 @@ if {method!r} == "fork":
     for c in children: c.join(20)
     assert [c.exitcode for c in children] == [0] * 20
 else:
-    from esper.logging import flush_logging
     for n in range(20):
         pid = os.fork()
         if pid == 0:
             child(n); flush_logging(); os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
 busy.set(); thread.join()
+flush_logging()  # a full queue takes no more lines
 log.info("parent.ended")
 """
     run = program(code)
