@@ -1,5 +1,6 @@
 """Topics: made by ``esper topics apply``, checked by everybody who starts, never declared on the fly."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from esper.oona.refusals import hidden, kafka_error
 from esper.schemas.topics import DEAD_LETTER_SUFFIX, TELEMETRY, TopicSpec, all_topics
 
 MS_PER_HOUR = 3_600_000
+STARTING_S, LOOK_EVERY_S = 10.0, 0.1
 BATCH_LIMIT_BYTES = RECORD_LIMIT_BYTES + 65_536  # the largest record in a batch of its own
 LETTER_LIMIT_BYTES = BATCH_LIMIT_BYTES + 65_536  # the same, with what a letter adds to it
 
@@ -49,7 +51,18 @@ async def admin_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClien
     """
     client = AIOKafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
     async with started(client, kafka):
+        await _wait_for_brokers(client, kafka)
         yield client
+
+
+async def _wait_for_brokers(client: AIOKafkaAdminClient, kafka: KafkaSettings) -> None:
+    """One that has just started answers before it knows of any broker, itself among them; aiokafka breaks on that."""
+    try:
+        async with asyncio.timeout(STARTING_S):
+            while not (await client.describe_cluster())["brokers"]:
+                await asyncio.sleep(LOOK_EVERY_S)
+    except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+        raise kafka_error(error, kafka) from error
 
 
 async def list_topics(kafka: KafkaSettings) -> list[TopicStatus]:
