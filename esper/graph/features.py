@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from esper.graph.windows import FIELDS, WINDOW_STEPS
+from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 VIEW_VERSION = 2
 RECENT_STEPS = 16 * WINDOW_STEPS
@@ -208,6 +209,11 @@ FEATURES: Mapping[Level, tuple[Feature, ...]] = MappingProxyType(
     }
 )
 """Level -> its features, in the order in which learners and docs have them."""
+
+VOCABULARIES: Mapping[str, type[StrEnum]] = MappingProxyType(
+    {"kind": LayerKind, "target": LayerKind, "stage": SeedStage, "breaker": BreakerState}
+)
+"""The words of each category, by the feature's name."""
 
 
 def value_of(thing: Any, feature: Feature) -> Any:

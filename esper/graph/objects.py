@@ -4,27 +4,14 @@ A wide model has thousands of seeds, and who learns reads columns. To make all o
 read a view's bytes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from esper.graph.encoding import Columns
-from esper.graph.features import FEATURES, Feature, Kind, Level
-from esper.schemas.enums import BreakerState, LayerKind, SeedStage
+from esper.graph.features import FEATURES, VOCABULARIES, Feature, Kind, Level
 
 T = TypeVar("T")
-
-_VOCABULARIES: Mapping[Level, Mapping[str, type[StrEnum]]] = MappingProxyType(
-    {
-        Level.LAYER: {"kind": LayerKind},
-        Level.SEED: {"stage": SeedStage, "breaker": BreakerState},
-        Level.KERNEL: {"target": LayerKind},
-    }
-)
-
-_NULLABLE = {level: {f.name for f in features if f.is_nullable} for level, features in FEATURES.items()}
 
 
 class Objects(Sequence[T]):
@@ -40,10 +27,12 @@ class Objects(Sequence[T]):
     """
 
     def __init__(self, made: Callable[..., T], level: Level, columns: Columns) -> None:
-        for name, words in _VOCABULARIES.get(level, {}).items():
-            nothing = {None} if name in _NULLABLE[level] else set()
-            if unknown := set(columns[name]) - {*words} - nothing:
-                raise ValueError(f"{unknown.pop()!r} is no {words.__name__}")
+        for feature in FEATURES[level]:
+            if feature.kind is Kind.CATEGORY:
+                words = VOCABULARIES[feature.name]
+                known = {*words, None} if feature.is_nullable else {*words}
+                if unknown := set(columns[feature.name]) - known:
+                    raise ValueError(f"{unknown.pop()!r} is no {words.__name__}")
         self.columns = columns
         self._made, self._level = made, level
 
@@ -89,8 +78,8 @@ def object_of(made: Callable[..., T], level: Level, columns: Columns, row: int) 
 
 def _form(feature: Feature) -> Callable[[Any], Any] | None:
     """What makes a field's value of a column's; None where they are the same."""
-    words = _VOCABULARIES.get(feature.level, {}).get(feature.name)
-    if words is not None:
+    if feature.kind is Kind.CATEGORY:
+        words = VOCABULARIES[feature.name]
         return lambda value: None if value is None else words(value)
     return (lambda value: value or {}) if feature.kind is Kind.MAP else None
 

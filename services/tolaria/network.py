@@ -25,7 +25,8 @@ class DigitsNet(nn.Module):
         """See the class."""
         h = torch.relu(self.conv1(x))
         h = nn.functional.max_pool2d(torch.relu(self.conv2(h)), 2)
-        return self.fc2(torch.relu(self.fc1(h.flatten(1))))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc2(torch.relu(self.fc1(h.flatten(1))))
+        return logits
 
 
 class Mlp(nn.Module):
@@ -42,7 +43,8 @@ class Mlp(nn.Module):
         h = x.flatten(1)
         for layer in self.hidden:
             h = torch.relu(layer(h))
-        return self.head(h)  # type: ignore[no-any-return]
+        logits: Tensor = self.head(h)
+        return logits
 
 
 class Cnn(nn.Module):

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from esper.graph.features import FEATURES, Feature, Kind, Level
+from esper.graph.features import FEATURES, VOCABULARIES, Feature, Kind, Level
 from esper.graph.view import GraphView
-from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 from esper.services.tamiyo.choices import Indices, LegalChoices, OneChoice, codes_of
 
 Floats = NDArray[np.float32]
@@ -31,9 +30,6 @@ NUM_RECENT = 4
 _NUMBERS = (Kind.COUNT, Kind.REAL)
 _PLACES_IN_TIME = frozenset(
     {"incarnation", "boundary", "step", "epoch", "window_step", "since_step", "germinated_at_step", "steps_since_start"}
-)
-_VOCABULARIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"kind": tuple(LayerKind), "target": tuple(LayerKind), "stage": tuple(SeedStage), "breaker": tuple(BreakerState)}
 )
 
 
@@ -57,7 +53,7 @@ def input_names(level: Level) -> tuple[str, ...]:
     names = [*(f.name for f in numbers), *_DERIVED.get(level, ())]
     if level is Level.RUN:
         names += _COURSE
-    words = [f"{f.name}={word}" for f in categories for word in _VOCABULARIES[f.name]]
+    words = [f"{f.name}={word}" for f in categories for word in VOCABULARIES[f.name]]
     return (*names, *(f"{n} is known" for n in names), *words)
 
 
@@ -133,7 +129,7 @@ def _known(values: NDArray[np.float64]) -> tuple[Floats, Floats]:
 
 def _one_hot(name: str, words: Sequence[str | None]) -> Floats:
     """(V, N): a 1 for each word; nothing where there is none."""
-    codes: dict[str | None, int] = {word: n for n, word in enumerate(_VOCABULARIES[name])}
+    codes: dict[str | None, int] = {word: n for n, word in enumerate(VOCABULARIES[name])}
     found = codes_of(words, {**codes, None: -1})
     hot: Floats = (found == np.arange(len(codes))[:, None]).astype(np.float32)
     return hot
