@@ -23,7 +23,7 @@ from esper.errors import ConfigError, ConflictError
 from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evaluate
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
-from esper.services.tamiyo.outcomes import Foresight, foresight, foresight_beyond_pairs
+from esper.services.tamiyo.outcomes import Foresight, drawn_several_times, foresight, guessed
 from esper.services.tamiyo.policies import Policy
 from esper.services.tamiyo.policies.sources import BASELINES, sources
 from esper.services.tamiyo.replaying.asides import FAULTS
@@ -225,17 +225,22 @@ def _foresee(
     console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: Guesser
 ) -> Mapping[str, Foresight]:
     """How well outcomes are foreseen, by its name in the card: beyond each floor that there is enough to know of."""
-    learnt, found = set(split.train.runs), dict[str, Foresight]()
-    known = [difference for run_id, difference in placebos if run_id in learnt]
+    runs, floors = set(split.train.runs), dict[str, tuple[str, Experiences, float]]()
+    known = [difference for run_id, difference in placebos if run_id in runs]
     if len(known) < MIN_DIFFERENCES:
         told = f"{len(known)} placebos in the runs to train on, {MIN_DIFFERENCES} are needed to say what helped"
         console.print(told, highlight=False, soft_wrap=True)
-    elif one := foresight(split.train, split.held_out, guess, noise_floor(known).high):
-        found["outcomes"] = one
-        show_foresight(console, one, "placebo floor")
-    if one := foresight_beyond_pairs(split.train, split.held_out, guess):
-        found["outcomes_beyond_pairs"] = one
-        show_foresight(console, one, "floor of paired branches")
+    else:
+        floors["outcomes"] = ("placebo floor", split.held_out, noise_floor(known).high)
+    if drawn := drawn_several_times(split.held_out):
+        floors["outcomes_beyond_pairs"] = ("floor of paired branches", *drawn)
+    if not floors:
+        return {}
+    learnt, found = guessed(split.train, guess), dict[str, Foresight]()
+    for name, (told, held_out, floor) in floors.items():
+        if one := foresight(learnt, guessed(held_out, guess), floor):
+            found[name] = one
+            show_foresight(console, one, told)
     return found
 
 

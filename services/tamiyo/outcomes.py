@@ -9,6 +9,7 @@ Placebos themselves are left out: that they do not help is known beforehand.
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +49,22 @@ class Foresight:
     threshold: float | None
 
 
-def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: float) -> Foresight | None:
+class Guessed(NamedTuple):
+    """Of some germinations, (N,) each: the gain that was expected, the reward that it had."""
+
+    expected: Floats
+    reward: Floats
+
+
+def foresight(learnt: Guessed, held_out: Guessed, floor: float) -> Foresight | None:
     """Judge what a policy expects on held-out runs; None where they have no germination that was measured.
 
     Args:
+        learnt: of the runs that it learnt from.
         floor: a reward above it helped.
     """
-    expected, reward = expected_and_found(train, guess)
-    threshold = best_threshold(expected, reward > floor)
-    expected, reward = expected_and_found(held_out, guess)
+    threshold = best_threshold(learnt.expected, learnt.reward > floor)
+    expected, reward = held_out
     if not len(reward):
         return None
     helped = reward > floor
@@ -77,20 +85,18 @@ def foresight(train: Experiences, held_out: Experiences, guess: Guesser, floor: 
     )
 
 
-def foresight_beyond_pairs(train: Experiences, held_out: Experiences, guess: Guesser) -> Foresight | None:
-    """The same beyond the floor of paired branches, on those held-out decisions whose fork was drawn several times.
+def drawn_several_times(held_out: Experiences) -> tuple[Experiences, float] | None:
+    """Those whose fork was drawn several times, and the floor of paired branches that their variances make.
 
-    Their own variances make the floor; None where fewer than ``MIN_DIFFERENCES`` tell one.
+    None where fewer than ``MIN_DIFFERENCES`` tell a variance.
     """
     drawn = [one for one in held_out.stored if one.reward_variance is not None]
     variances = [v for one in drawn if (v := one.reward_variance)]
-    if len(variances) < MIN_DIFFERENCES:
-        return None
-    return foresight(train, Experiences(drawn), guess, paired_floor(variances))
+    return (Experiences(drawn), paired_floor(variances)) if len(variances) >= MIN_DIFFERENCES else None
 
 
-def expected_and_found(experiences: Experiences, guess: Guesser) -> tuple[Floats, Floats]:
-    """Of every germination but placebos: the gain that was expected, the reward that it had."""
+def guessed(experiences: Experiences, guess: Guesser) -> Guessed:
+    """What a policy expects of every germination but placebos."""
     expected, found = list[float](), list[float]()
     for start in range(0, len(experiences), AT_ONCE):
         faced = [(one, legal_choices(one.view)) for one in experiences[start : start + AT_ONCE]]
@@ -99,7 +105,7 @@ def expected_and_found(experiences: Experiences, guess: Guesser) -> tuple[Floats
         guesses = guess([one.view for one, _choices in grown], [choices for _one, choices in grown]) if grown else ()
         expected += [gains[one.chosen] for (one, _choices), gains in zip(grown, guesses, strict=True)]
         found += [one.reward for one, _choices in grown]
-    return np.array(expected), np.array(found)
+    return Guessed(np.array(expected), np.array(found))
 
 
 def best_threshold(expected: Floats, helped: NDArray[np.bool_]) -> float:

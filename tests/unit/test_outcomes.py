@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from esper.graph.view import GraphView
 from esper.services.tamiyo.choices import Choice
+from esper.services.tamiyo.evaluating import Guesser
 from esper.services.tamiyo.experiences import Experiences
-from esper.services.tamiyo.outcomes import auc, best_threshold, foresight, foresight_beyond_pairs, wilson
+from esper.services.tamiyo.outcomes import (
+    Foresight,
+    auc,
+    best_threshold,
+    drawn_several_times,
+    foresight,
+    guessed,
+    wilson,
+)
 from esper.services.tamiyo.reward import NoiseFloor, noise_floor
 
 
@@ -33,12 +42,16 @@ def knows(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]
     ]
 
 
+def judged(held_out: Experiences, guess: Guesser, floor: float) -> Foresight | None:
+    return foresight(guessed(TRAIN, guess), guessed(held_out, guess), floor)
+
+
 def expects_nothing(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /) -> list[list[float]]:
     return [[0.0] * len(choices) for choices in choices_of_each]
 
 
 def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_balance() -> None:
-    well, badly = foresight(TRAIN, HELD_OUT, knows, FLOOR.high), foresight(TRAIN, HELD_OUT, expects_nothing, FLOOR.high)
+    well, badly = judged(HELD_OUT, knows, FLOOR.high), judged(HELD_OUT, expects_nothing, FLOOR.high)
     assert well is not None
     assert badly is not None
     assert 0 < well.num_helped < well.num
@@ -52,7 +65,7 @@ def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_bala
 
 
 def test_without_a_germination_nothing_is_said() -> None:
-    assert foresight(TRAIN, Experiences([]), knows, FLOOR.high) is None
+    assert judged(Experiences([]), knows, FLOOR.high) is None
 
 
 def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
@@ -62,18 +75,15 @@ def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
             for n, one in enumerate(HELD_OUT.stored)
         ]
     )
-    found = foresight_beyond_pairs(TRAIN, drawn, knows)
+    several = drawn_several_times(drawn)
+    assert several is not None
+    found = judged(several[0], knows, several[1])
     assert found is not None
     assert found.floor == pytest.approx(1.96 * math.sqrt(1.5e-8), rel=0.02)
     assert 0 < found.num_helped < found.num
-    assert found.num_helped > foresight(TRAIN, HELD_OUT, knows, FLOOR.high).num_helped  # a lower floor
+    assert found.num_helped > judged(HELD_OUT, knows, FLOOR.high).num_helped  # a lower floor
     assert found.accuracy > found.always_no
-    assert (
-        foresight_beyond_pairs(
-            TRAIN, Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored]), knows
-        )
-        is None
-    )
+    assert drawn_several_times(Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored])) is None
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=30))
