@@ -1,10 +1,11 @@
 """Esper's processes as a user starts them, for tests."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from waiting import wait_until
 
 from esper.embedded.processes import ChildProcess
@@ -24,6 +25,18 @@ def process(stack: EmbeddedStack, folder: Path, name: str, *command: str, **env:
 def log_of(child: ChildProcess) -> str:
     """What it printed so far."""
     return child.log_path.read_text(errors="replace") if child.log_path.exists() else ""
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended: neither gone, be it while they are looked at, nor zombies."""
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [process for process in processes if lives(process)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import alive
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -21,10 +22,6 @@ def start(log: Path, **env: str) -> subprocess.Popen[bytes]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ESPER_")}
     with log.open("wb") as output:
         return subprocess.Popen([ESPER, "demo"], env={**clean, **SHORT, **env}, stdout=output, stderr=subprocess.STDOUT)
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.timeout(120)

@@ -10,6 +10,7 @@ import psutil
 import psycopg
 import pytest
 from conftest import running_stack
+from processes import alive
 from waiting import wait_until
 
 from esper.embedded import jars
@@ -54,9 +55,7 @@ def test_no_process_outlives_its_owner(public_folder: Path, sig: signal.Signals)
     owner.send_signal(sig)
     owner.wait(20)
     owner.stdout.close()
-    wait_until(
-        lambda: not [p for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20, "their end"
-    )
+    wait_until(lambda: not alive(everyone), 20, "their end")
 
 
 def test_killed_while_starting_it_leaves_nothing(public_folder: Path) -> None:
@@ -65,9 +64,7 @@ def test_killed_while_starting_it_leaves_nothing(public_folder: Path) -> None:
     everyone = family(owner.pid)
     owner.kill()
     owner.wait(10)
-    wait_until(
-        lambda: not [p for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20, "their end"
-    )
+    wait_until(lambda: not alive(everyone), 20, "their end")
 
 
 @pytest.mark.timeout(120)
