@@ -39,6 +39,11 @@ def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if lives(process)]
 
 
+def command_lines() -> str:
+    """Every process's on this machine, a line each."""
+    return "\n".join(" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+
+
 @contextmanager
 def running(child: ChildProcess, ready_line: str) -> Iterator[ChildProcess]:
     """Start it, wait for its line, stop it."""

@@ -5,7 +5,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ class Stage:
 
     def _kill_sandbox(self) -> None:
         for child in psutil.Process(self.urza.pid).children(recursive=True):
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
     def ask(self) -> None:
         """New blueprints, and a run whose layers have widths that no run had."""

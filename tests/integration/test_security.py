@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
-from processes import SCRIPTS, WORKER, cli, log_of, process, running
+from processes import SCRIPTS, WORKER, cli, command_lines, log_of, process, running
 from pydantic import SecretStr
 from secure_kafka import SecureKafka, foreign_authority, secure_kafka
 from waiting import wait_until, wait_until_async
@@ -320,10 +319,6 @@ def database(stack: EmbeddedStack, own_database: PostgresSettings) -> dict[str, 
 
 def all_secrets(stack: EmbeddedStack, secure: SecureKafka, *more: str) -> tuple[str, ...]:
     return (*secure.passwords.values(), stack.s3.secret_key, *more)
-
-
-def command_lines() -> str:
-    return "\n".join(" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
 def logs_in(*folders: Path) -> str:
