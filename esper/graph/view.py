@@ -153,6 +153,11 @@ class GraphView:
         return {level: _columns(level, getattr(self, t)) for level, t in TABLES.items() if level is not Level.EDGE}
 
     @cached_property
+    def layer_rows(self) -> Mapping[str, int]:
+        """Where each layer is among the layers."""
+        return {layer_id: n for n, layer_id in enumerate(self.columns[Level.LAYER]["layer_id"])}
+
+    @cached_property
     def _data(self) -> bytes:
         return encode(self)
 

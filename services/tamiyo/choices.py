@@ -6,7 +6,6 @@ when it is looked at.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -23,8 +22,8 @@ _STAGES = {stage: n for n, stage in enumerate(SeedStage)}
 _NUM_ENDS: Indices = np.array([(s in ACTIVE_STAGES) + (s is SeedStage.EVALUATING) for s in SeedStage], dtype=np.int64)
 """Choices that a seed of each stage has to end: culling what is under way, and making permanent what is judged."""
 
-ACTIONS = (Action.WAIT, Action.GERMINATE, Action.CULL, Action.FOSSILIZE)
-"""A choice's action is an index into these."""
+ENDS = (Action.CULL, Action.FOSSILIZE)
+"""What can end what is under way in a seed, in the order of its choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,10 @@ class LegalChoices(Sequence[Choice]):
     C: choices, S: seeds, L: layers.
 
     Attributes:
-        action, seed, kernel: (C,) int64; -1 where a choice has no seed or no kernel.
         first: (S,) int64, the place of each seed's first choice.
         fitting: for each way to fit (kind and width of a layer) the kernels, as indices.
         fit: (S,) int64, the way of each dormant seed's layer; -1 for other seeds.
+        seed_layer: (S,) int64, the layer of each seed.
     """
 
     def __init__(self, view: GraphView) -> None:
@@ -66,11 +65,11 @@ class LegalChoices(Sequence[Choice]):
         self.fitting = tuple(np.array(those, dtype=np.int64) for those in kernels)
         stages = codes_of(seeds["stage"], _STAGES)
         is_dormant = stages == _STAGES[SeedStage.DORMANT]
-        num_ends = _NUM_ENDS[stages]
-        of_layer = codes_of(seeds["layer_id"], dict(zip(layers["layer_id"], found, strict=True)))
+        self.seed_layer = codes_of(seeds["layer_id"], view.layer_rows)
+        of_layer = np.array(found, dtype=np.int64)[self.seed_layer]
         sizes = np.array([len(those) for those in kernels], dtype=np.int64)
         self.fit: Indices = np.where(is_dormant, of_layer, -1)
-        self._counts: Indices = np.where(is_dormant, sizes[of_layer] if len(sizes) else 0, num_ends)
+        self._counts: Indices = np.where(is_dormant, sizes[of_layer] if len(sizes) else 0, _NUM_ENDS[stages])
         self.first: Indices = 1 + np.cumsum(self._counts) - self._counts
 
     def __len__(self) -> int:
@@ -83,61 +82,61 @@ class LegalChoices(Sequence[Choice]):
     def __getitem__(self, index: int | slice) -> Choice | Sequence[Choice]:
         if isinstance(index, slice):
             return tuple(self)[index]
-        seed, kernel = int(self.seed[index]), int(self.kernel[index])
-        if seed < 0:
+        action, seed, kernel = self.at(index)
+        if seed is None:
             return WAIT
-        view = self._view
-        return Choice(ACTIONS[self.action[index]], view.seeds[seed], view.kernels[kernel] if kernel >= 0 else None)
+        return Choice(action, self._view.seeds[seed], None if kernel is None else self._view.kernels[kernel])
 
     def __iter__(self) -> Iterator[Choice]:
-        seeds, kernels = tuple(self._view.seeds), tuple(self._view.kernels)
-        columns = (self.action.tolist(), self.seed.tolist(), self.kernel.tolist())
-        for action, seed, kernel in zip(*columns, strict=True):
-            yield Choice(ACTIONS[action], seeds[seed], kernels[kernel] if kernel >= 0 else None) if seed >= 0 else WAIT
+        kernels = tuple(self._view.kernels)
+        yield WAIT
+        for seed, way, count in zip(self._view.seeds, self.fit.tolist(), self._counts.tolist(), strict=True):
+            if way < 0:
+                yield from (Choice(action, seed) for action in ENDS[:count])
+            else:
+                yield from (Choice(Action.GERMINATE, seed, kernels[n]) for n in self.fitting[way].tolist())
 
-    @cached_property
-    def seed(self) -> Indices:
-        """See the class."""
-        return np.concatenate([[-1], np.repeat(np.arange(len(self.fit)), self._counts)])
+    def at(self, index: int) -> tuple[Action, int | None, int | None]:
+        """One choice: its action, the index of its seed and that of its kernel.
 
-    @cached_property
-    def _place(self) -> Indices:
-        """(C,): the place among its seed's choices."""
-        return np.concatenate([[0], np.arange(1, len(self)) - np.repeat(self.first, self._counts)])
+        Raises:
+            IndexError: there are fewer.
+        """
+        index = range(len(self))[index]
+        if index == 0:
+            return Action.WAIT, None, None
+        seed = int(self.first.searchsorted(index, side="right")) - 1
+        way, place = self.fit[seed], index - int(self.first[seed])
+        return (ENDS[place], seed, None) if way < 0 else (Action.GERMINATE, seed, int(self.fitting[way][place]))
 
-    @cached_property
-    def action(self) -> Indices:
-        """See the class."""
-        germinate, cull, fossilize = (ACTIONS.index(a) for a in (Action.GERMINATE, Action.CULL, Action.FOSSILIZE))
-        fit = np.repeat(self.fit, self._counts)
-        of_seeds = np.where(fit >= 0, germinate, np.where(self._place[1:] == 0, cull, fossilize))
-        return np.concatenate([[0], of_seeds])
-
-    @cached_property
-    def kernel(self) -> Indices:
-        """See the class."""
-        found = np.full(len(self), -1, dtype=np.int64)
-        for way, kernels in enumerate(self.fitting):
-            seeds = np.flatnonzero(self.fit == way)
-            found[self.first[seeds, None] + np.arange(len(kernels))] = kernels
-        return found
+    def ends(self, action: Action) -> tuple[Indices, Indices]:
+        """(N,), (N,): the seeds that an end is open to, and the place of that choice."""
+        place = ENDS.index(action)
+        seeds = np.flatnonzero((self.fit < 0) & (self._counts > place))
+        return seeds, self.first[seeds] + place
 
 
 class OneChoice:
     """One of the legal choices, by itself, with the same columns: to learn from what was chosen."""
 
     def __init__(self, choices: LegalChoices, index: int) -> None:
-        seed, kernel = choices.seed[index : index + 1], choices.kernel[index : index + 1]
-        self.action, self.seed = choices.action[index : index + 1], seed
+        self._action, seed, kernel = choices.at(index)
+        self._seeds: Indices = np.array([] if seed is None else [seed], dtype=np.int64)
+        self.seed_layer = choices.seed_layer
         self.fit: Indices = np.full(len(choices.fit), -1, dtype=np.int64)
         self.first: Indices = np.zeros(len(choices.fit), dtype=np.int64)
         self.fitting: tuple[Indices, ...] = ()
-        if self.action[0] == ACTIONS.index(Action.GERMINATE):
+        if kernel is not None:
             self.fit[seed] = 0
-            self.fitting = (kernel,)
+            self.fitting = (np.array([kernel], dtype=np.int64),)
 
     def __len__(self) -> int:
         return 1
+
+    def ends(self, action: Action) -> tuple[Indices, Indices]:
+        """As those of all choices."""
+        seeds = self._seeds if action is self._action else self._seeds[:0]
+        return seeds, np.zeros_like(seeds)
 
 
 def codes_of(names: Sequence[Any], codes: Mapping[Any, int]) -> Indices:

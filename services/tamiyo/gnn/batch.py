@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from esper.schemas.enums import Action
-from esper.services.tamiyo.choices import ACTIONS, Indices
+from esper.services.tamiyo.choices import Indices
 from esper.services.tamiyo.gnn.inputs import ViewArrays
 
 UNKNOWN_BLUEPRINT = 0
 """The number of every blueprint that a network was not trained on."""
-
-_CULL, _FOSSILIZE = ACTIONS.index(Action.CULL), ACTIONS.index(Action.FOSSILIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +78,20 @@ class GraphBatch:
             kernels=torch.from_numpy(shop.rows(views[0].kernels.shape[1])),
             blueprint=torch.tensor(shop.blueprints, dtype=torch.int64),
             edges=_moved([v.edges for v in views], at_layer, axis=1),
-            seed_layer=_moved([v.seed_layer for v in views], at_layer),
+            seed_layer=_moved([v.choices.seed_layer for v in views], at_layer),
             layer_graph=torch.from_numpy(np.repeat(np.arange(len(views)), [len(v.layers) for v in views])),
             first=torch.tensor(at_choice),
             offers=offers,
             germinate=germinate,
-            cull=_ends(_CULL, views, at_seed, at_choice),
-            fossilize=_ends(_FOSSILIZE, views, at_seed, at_choice),
+            cull=_ends(Action.CULL, views, at_seed, at_choice),
+            fossilize=_ends(Action.FOSSILIZE, views, at_seed, at_choice),
             num_choices=tuple(num_choices),
         )
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
+        if self.run.device == torch.device(device):
+            return self
         return self.each(lambda tensor: tensor.to(device))
 
     def each(self, moved: Callable[[Tensor], Tensor]) -> Self:
@@ -116,11 +116,12 @@ class _Shop:
 
     def take_in(self, view: ViewArrays, at_seed: int, at_choice: int) -> None:
         """One view, whose seeds and choices begin there."""
-        choices, data = view.choices, view.kernels.tobytes()
+        choices = view.choices
+        kernels = list(zip(view.blueprints, _as_bytes(view.kernels), strict=True))
         for way, fitting in enumerate(choices.fitting):
             seeds = np.flatnonzero(choices.fit == way)
             if len(seeds) and len(fitting):
-                offered = tuple(self._number(view, n, data) for n in fitting.tolist())
+                offered = tuple([self._number(kernels[n], view, n) for n in fitting.tolist()])
                 self._seeds.setdefault(offered, []).append(seeds + at_seed)
                 self._places.setdefault(offered, []).append(choices.first[seeds] + at_choice)
 
@@ -128,7 +129,9 @@ class _Shop:
         """All offers, and the places of their choices."""
         made, places = [], [np.zeros(0, dtype=np.int64)]
         for offered, seeds in self._seeds.items():
-            made.append(Offer(torch.from_numpy(np.concatenate(seeds)), torch.tensor(offered)))
+            made.append(
+                Offer(torch.from_numpy(np.concatenate(seeds)), torch.from_numpy(np.array(offered, dtype=np.int64)))
+            )
             first = np.concatenate(self._places[offered])
             places.append((first[:, None] + np.arange(len(offered))).reshape(-1))
         return tuple(made), torch.from_numpy(np.concatenate(places))
@@ -137,23 +140,27 @@ class _Shop:
         """(K, F_kernel)."""
         return np.stack(self._rows) if self._rows else np.zeros((0, num_features), dtype=np.float32)
 
-    def _number(self, view: ViewArrays, kernel: int, data: bytes) -> int:
-        size = len(data) // len(view.blueprints)
-        blueprint = view.blueprints[kernel]
-        key = (blueprint, data[kernel * size : (kernel + 1) * size])
-        if key not in self._numbers:
-            self._numbers[key] = len(self._rows)
-            self._rows.append(view.kernels[kernel])
-            self.blueprints.append(self._known.get(blueprint, UNKNOWN_BLUEPRINT))
-        return self._numbers[key]
+    def _number(self, kernel: tuple[str, bytes], view: ViewArrays, row: int) -> int:
+        number = self._numbers.get(kernel)
+        if number is None:
+            number = self._numbers[kernel] = len(self._rows)
+            self._rows.append(view.kernels[row])
+            self.blueprints.append(self._known.get(kernel[0], UNKNOWN_BLUEPRINT))
+        return number
 
 
-def _ends(action: int, views: Sequence[ViewArrays], at_seed: Sequence[int], at_choice: Sequence[int]) -> Tensor:
+def _as_bytes(rows: np.ndarray) -> list[bytes]:
+    """The bytes of each row, (N, F)."""
+    data, size = rows.tobytes(), rows.shape[1] * rows.itemsize
+    return [data[n : n + size] for n in range(0, len(data), size)]
+
+
+def _ends(action: Action, views: Sequence[ViewArrays], at_seed: Sequence[int], at_choice: Sequence[int]) -> Tensor:
     """(2, N): the seeds that one action is open to, and where that choice is."""
     found = []
     for view, seed, choice in zip(views, at_seed, at_choice, strict=True):
-        places = np.flatnonzero(view.choices.action == action)
-        found.append(np.stack([view.choices.seed[places] + seed, places + choice]))
+        seeds, places = view.choices.ends(action)
+        found.append(np.stack([seeds + seed, places + choice]))
     return torch.from_numpy(np.concatenate(found, axis=1))
 
 

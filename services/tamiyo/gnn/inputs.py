@@ -65,7 +65,6 @@ class ViewArrays:
         run: (1, F_run) float32; layers: (L, F_layer); seeds: (S, F_seed); kernels: (K, F_kernel).
         blueprints: the blueprint of each kernel.
         edges: (2, E) int64, from row to row of ``layers``.
-        seed_layer: (S,) int64, the layer of each seed.
         choices: all that are legal, or the one that is asked about.
     """
 
@@ -75,17 +74,16 @@ class ViewArrays:
     kernels: Floats
     blueprints: tuple[str, ...]
     edges: Indices
-    seed_layer: Indices
     choices: LegalChoices | OneChoice
 
 
 def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | None = None) -> ViewArrays:
     """A view's arrays. The run's row has the course of ``metric``; ``choices`` are all that are legal by default."""
     layers, seeds, kernels = (view.columns[level] for level in (Level.LAYER, Level.SEED, Level.KERNEL))
-    rows = {layer_id: n for n, layer_id in enumerate(layers["layer_id"])}
-    edges = codes_of(list(chain.from_iterable(view.edges)), rows).reshape(-1, 2)
+    choices = LegalChoices(view) if choices is None else choices
+    edges = codes_of(list(chain.from_iterable(view.edges)), view.layer_rows).reshape(-1, 2)
     host = max(1, sum(layers["num_parameters"]))
-    degrees = [np.bincount(edges[:, end], minlength=len(rows)).astype(np.float64) for end in (1, 0)]
+    degrees = [np.bincount(edges[:, end], minlength=len(view.layer_rows)).astype(np.float64) for end in (1, 0)]
     return ViewArrays(
         run=_run(view, metric),
         layers=_array(Level.LAYER, layers, _share(layers, host), *degrees),
@@ -93,8 +91,7 @@ def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | 
         kernels=_array(Level.KERNEL, kernels, _share(kernels, host)),
         blueprints=tuple(kernels["blueprint_id"]),
         edges=np.ascontiguousarray(edges.T),
-        seed_layer=codes_of(seeds["layer_id"], rows),
-        choices=LegalChoices(view) if choices is None else choices,
+        choices=choices,
     )
 
 
