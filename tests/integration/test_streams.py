@@ -151,13 +151,15 @@ async def test_a_worker_refuses_what_does_not_fit_with_one_clear_error(
     assert "esper topics apply" in refused
     code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "topics", "apply")
     assert code == 0, printed
-    refused = await refusal(fresh_stack, tmp_path, "wiped")
-    assert "a wiped broker, or the wrong address" in refused
-    assert "esper projections rebuild" in refused
-    refused = await refusal(fresh_stack, tmp_path, "bad-key", ESPER_STREAMS__SLOTT="1")
-    assert "unknown setting 'streams.slott'; did you mean 'slot'?" in refused
-    refused = await refusal(fresh_stack, tmp_path, "no-broker", ESPER_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
-    assert "no Kafka broker answers at 127.0.0.1:1" in refused
+    wiped, bad_key, no_broker = await asyncio.gather(
+        refusal(fresh_stack, tmp_path, "wiped"),
+        refusal(fresh_stack, tmp_path, "bad-key", ESPER_STREAMS__SLOTT="1"),
+        refusal(fresh_stack, tmp_path, "no-broker", ESPER_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1"),
+    )
+    assert "a wiped broker, or the wrong address" in wiped
+    assert "esper projections rebuild" in wiped
+    assert "unknown setting 'streams.slott'; did you mean 'slot'?" in bad_key
+    assert "no Kafka broker answers at 127.0.0.1:1" in no_broker
     code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
     assert code == 0, printed
     with running(worker(fresh_stack, tmp_path, "again"), "worker.ready"):
