@@ -53,18 +53,18 @@ def test_no_process_outlives_its_owner(public_folder: Path, sig: signal.Signals)
     everyone = family(owner.pid)
     assert len(everyone) > 6, "Kafka, S3, Postgres with its own children"
     owner.send_signal(sig)
-    owner.wait(20)
+    owner.wait(60)
     owner.stdout.close()
-    wait_until(lambda: not alive(everyone), 20, "their end")
+    wait_until(lambda: not alive(everyone), 60, "their end")
 
 
 def test_killed_while_starting_it_leaves_nothing(public_folder: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", HOLD, str(public_folder / "stack")], stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(family(owner.pid)) > 1, 20, "the first child")
+    wait_until(lambda: len(family(owner.pid)) > 1, 60, "the first child")
     everyone = family(owner.pid)
     owner.kill()
-    owner.wait(10)
-    wait_until(lambda: not alive(everyone), 20, "their end")
+    owner.wait(30)
+    wait_until(lambda: not alive(everyone), 60, "their end")
 
 
 @pytest.mark.timeout(120)

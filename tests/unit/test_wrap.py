@@ -249,9 +249,9 @@ def test_a_compiled_model_keeps_its_keys_and_its_layers_go_by_their_plain_names(
 def test_wrapping_takes_less_than_a_second_at_a_billion_parameters() -> None:
     with torch.device("meta"):
         net = nn.Sequential(*(nn.Linear(2048, 2048) for _n in range(240)))
-    began = time.perf_counter()
+    began = time.process_time()  # of this process alone, whatever else the machine does
     model = esper.wrap(net)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert sum(p.numel() for p in model.parameters()) > 1_000_000_000
     assert took < 1.0
     assert {(e.source, e.target) for e in model.graph()[1]} == set(pairwise(model.layers))
