@@ -65,6 +65,11 @@ def main() -> None:
     except EsperError as error:
         print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_ERROR)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"esper: {mask_text(f'{error.filename}: {error.strerror}')}; name another path", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         print("esper: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_INTERRUPTED)

@@ -16,8 +16,9 @@ from rich.table import Table
 from esper.cli.tamiyo_ground import RANDOM_TAMIYO, services_of
 from esper.cli.tamiyo_publish import publish_policy
 from esper.config import Settings, load_settings
-from esper.errors import ConfigError
+from esper.errors import ConfigError, UnavailableError
 from esper.logging import configure_logging
+from esper.oona.topics import verify_topics
 from esper.streams.database import connect_pool
 from esper.streams.policies import trained_versions
 
@@ -63,12 +64,18 @@ def compare(
     Beside them: the network that never grows, what other batches alone do to it, and the network that each policy but
     `random` ended with, trained from scratch. Gains are paired by run; intervals 95 %.
     """
+    from esper.services.tamiyo.publishing import read_fitted
     from esper.services.tolaria.ground import GroundSettings, plans
 
     unknown = [name for name in policies if name not in ENVIRONMENTS]
     if unknown:
         raise ConfigError(f"--policy {unknown[0]}: there are {', '.join(ENVIRONMENTS)}")
     settings, console = load_settings(), Console()
+    asyncio.run(verify_topics(settings.need_kafka()))
+    if into is not None:
+        into.parent.mkdir(parents=True, exist_ok=True)
+    if fitted is not None:
+        read_fitted(fitted)  # before anything is started
     configure_logging(settings.logging.model_copy(update={"level": "WARNING"}))
     quiet = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": "ERROR"})})
     common = GroundSettings(seed, folder.resolve(), pace, 0.0)
@@ -77,7 +84,7 @@ def compare(
     if fitted is not None:
         with services_of(common.folder, console, ENVIRONMENTS["schedule"]):
             _put_in_charge(fitted)
-    found = _Comparison(quiet, console, processes, rooms, common.folder, into).rows(policies)
+    found = _Comparison(quiet, console, processes, rooms, common.folder, into).rows(list(dict.fromkeys(policies)))
     for title, rows in found.items():
         console.print(_table(title, rows))
 
@@ -87,7 +94,12 @@ def _put_in_charge(fitted: Path) -> None:
     from esper.cli.tamiyo import activate
 
     version = publish_policy(fitted, GNN, COMPARED)
-    asyncio.run(_until_known(version))
+    try:
+        asyncio.run(_until_known(version))
+    except TimeoutError:
+        raise UnavailableError(
+            f"{GNN} v{version} is published, and no worker folded that within {KNOWN_TIMEOUT_S:.0f} s: see the logs"
+        ) from None
     activate(GNN, version, COMPARED, force=True)
 
 

@@ -40,7 +40,9 @@ def ground(
         0.3, min=0.0, help="Least seconds between two boundaries of a run: Tamiyo must keep up."
     ),
     forks: float = typer.Option(1.0, min=0.0, max=1.0, help="Share of germinations that are forked."),
-    draws: int = typer.Option(1, min=1, help="Batch orders that a fork is measured on: from 2 on its noise is known."),
+    draws: int = typer.Option(
+        1, min=1, max=32, help="Batch orders that a fork is measured on: from 2 on its noise is known."
+    ),
     cifar: Path | None = typer.Option(
         None, help="Folder with CIFAR-10 (cifar10-train.parquet); without it digits only."
     ),

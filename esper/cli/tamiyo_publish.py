@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from esper.config import Settings, load_settings
-from esper.errors import ContractError
+from esper.errors import ConfigError, ContractError
 from esper.oona.producer import OonaProducer
 from esper.schemas.base import PolicyId
 from esper.schemas.events import PolicyEvaluated, PolicyTrained
@@ -38,6 +39,10 @@ def publish(
     """
     from esper.services.tamiyo.publishing import SHIPPED
 
+    try:
+        TypeAdapter(PolicyId).validate_python(policy)
+    except ValidationError as error:
+        raise ConfigError(f"--policy {policy}: {error.errors()[0]['msg']}") from None
     publish_policy(folder or SHIPPED, policy, reason)
 
 

@@ -31,7 +31,7 @@ from esper.services.tamiyo.replaying.files import read_experiences, write_experi
 from esper.services.tamiyo.replaying.ranges import EARLIEST, Range
 from esper.services.tamiyo.replaying.reading import Replay
 from esper.services.tamiyo.replaying.reading import replay as read_log
-from esper.services.tamiyo.replaying.records import origin_of, read_origin
+from esper.services.tamiyo.replaying.records import is_of, origin_of, read_origin
 from esper.services.tamiyo.replaying.rewarding import forked
 from esper.services.tamiyo.replaying.verifying import verify_views
 from esper.services.tamiyo.retraining import (
@@ -159,33 +159,39 @@ def retrain(
     What was read from the log stays beside it, in a folder of the same name with `.experiences`; with --resume it is
     not read again.
     """
-    console, fit, beside = Console(), find_fit(), into.with_name(f"{into.name}.experiences")
     _check_new(into)
-    is_on_log = experiences is None
+    console, fit, is_on_log = Console(), find_fit(), experiences is None
     if not is_on_log and (list(since) != [EARLIEST] or until or runs or verify):
         raise ConfigError(
             "--experiences is a folder: --from, --until, --runs and --verify belong to a replay of the log"
         )
-    folder = experiences or beside
-    if is_on_log and not (resume and beside.exists()):
-        _check_new(beside)
-        _replay_into(beside, console, Range.parse(since, until, runs), verify, quiet)
+    into.mkdir(parents=True, exist_ok=True)
+    deciding = asyncio.run(_active()) if (is_on_log if active is None else active) else {}
+    folder = experiences or into.with_name(f"{into.name}.experiences")
+    if is_on_log:
+        _replay_into(folder, console, Range.parse(since, until, runs), verify, quiet, is_resumed=resume is not None)
     read = read_experiences(folder)
     split = split_by_pattern(read, held_out_runs) if held_out_runs else split_by_run(read, held_out, seed)
     show_split(console, split)
     with shown(console, quiet=quiet) as tell:
         trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))
-    deciding = asyncio.run(_active()) if (is_on_log if active is None else active) else {}
     policies = {**baselines(_tamiyo()), **deciding, CANDIDATE: trained.policy}
     origin = read_origin(folder)
     judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.guess)
     foreseen = _foresee(console, split, origin.placebos, trained.guess)
-    into.mkdir(parents=True, exist_ok=True)
     trained.save(into, card_of(split, judged, seed, data_of(origin.bounds.begins, origin.bounds.ends), foreseen))
     console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, quiet: bool) -> None:
+def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, quiet: bool, *, is_resumed: bool) -> None:
+    """Read the log into a new folder; the one that is there is gone on with, if it is of the same part of the log."""
+    if is_resumed and folder.exists():
+        if not is_of(folder, asked):
+            raise ConflictError(
+                f"{folder} was read with another --from, --until or --runs: give the same ones, or remove it"
+            )
+        return
+    _check_new(folder)
     settings = load_settings()
     found = _read(settings, console, asked, None, quiet)
     show_replay(console, found, SHOWN)

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -131,9 +132,13 @@ class GraphView:
         columns = decode(data)
         run = columns[Level.RUN]
         try:
-            return cls._of(run, columns)
+            found = cls._of(run, columns)
+            named = {*columns[Level.SEED]["layer_id"], *chain.from_iterable(found.edges)}
+            if unknown := named - found.layer_rows.keys():
+                raise ValueError(f"there is no layer {min(map(str, unknown))!r}")
         except (TypeError, ValueError) as error:
             raise ContractError(f"no view: {error}") from error
+        return found
 
     @classmethod
     def _of(cls, run: Columns, columns: Mapping[Level, Columns]) -> Self:

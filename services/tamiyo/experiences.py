@@ -31,6 +31,7 @@ class Experience:
         reward: in units of the metric; 0 by definition where the decision was to wait.
         reward_variance: of the reward's estimate; None where the report does not tell it, and of WAIT.
         method: how the reward was estimated; None for WAIT.
+        is_placebo: nothing was added: the reward is 0 by definition, and that it does not help is known beforehand.
     """
 
     run_id: str
@@ -46,6 +47,7 @@ class Experience:
     reward_variance: float | None
     method: ReportMethod | None
     decision_id: UUID
+    is_placebo: bool = False
 
     @property
     def key(self) -> Key:
@@ -74,6 +76,7 @@ class StoredExperience:
     decision_id: UUID
     view_digest: str
     view_zstd: bytes = field(repr=False)
+    is_placebo: bool = False
 
     @property
     def key(self) -> Key:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper.schemas.enums import Action
-from esper.services.tamiyo.choices import legal_choices
+from esper.services.tamiyo.choices import LegalChoices, legal_choices
 from esper.services.tamiyo.evaluating import AT_ONCE, Guesser
-from esper.services.tamiyo.experiences import Experiences
+from esper.services.tamiyo.experiences import Experience, Experiences
 from esper.services.tamiyo.reward import MIN_DIFFERENCES, paired_floor
 
 Floats = NDArray[np.float64]
@@ -86,13 +86,13 @@ def foresight(learnt: Guessed, held_out: Guessed, floor: float) -> Foresight | N
 
 
 def drawn_several_times(held_out: Experiences) -> tuple[Experiences, float] | None:
-    """Those whose fork was drawn several times, and the floor of paired branches that their variances make.
+    """Those whose fork was drawn several times, and the floor of paired branches: of the variances of germinations.
 
     None where fewer than ``MIN_DIFFERENCES`` tell a variance.
     """
-    drawn = [one for one in held_out.stored if one.reward_variance is not None]
-    variances = [v for one in drawn if (v := one.reward_variance)]
-    return (Experiences(drawn), paired_floor(variances)) if len(variances) >= MIN_DIFFERENCES else None
+    drawn = Experiences(one for one in held_out.stored if one.reward_variance is not None)
+    variances = [v for one in drawn if _is_growth(one, legal_choices(one.view)) and (v := one.reward_variance)]
+    return (drawn, paired_floor(variances)) if len(variances) >= MIN_DIFFERENCES else None
 
 
 def guessed(experiences: Experiences, guess: Guesser) -> Guessed:
@@ -100,12 +100,16 @@ def guessed(experiences: Experiences, guess: Guesser) -> Guessed:
     expected, found = list[float](), list[float]()
     for start in range(0, len(experiences), AT_ONCE):
         faced = [(one, legal_choices(one.view)) for one in experiences[start : start + AT_ONCE]]
-        grown = [(one, choices) for one, choices in faced if choices[one.chosen].action is Action.GERMINATE]
-        grown = [(one, c) for one, c in grown if not (one.reward == 0.0 and one.reward_variance == 0.0)]  # placebos
+        grown = [(one, choices) for one, choices in faced if _is_growth(one, choices)]
         guesses = guess([one.view for one, _choices in grown], [choices for _one, choices in grown]) if grown else ()
         expected += [gains[one.chosen] for (one, _choices), gains in zip(grown, guesses, strict=True)]
         found += [one.reward for one, _choices in grown]
     return Guessed(np.array(expected), np.array(found))
+
+
+def _is_growth(one: Experience, choices: LegalChoices) -> bool:
+    """Whether it germinated something other than a placebo."""
+    return not one.is_placebo and choices.at(one.chosen)[0] is Action.GERMINATE
 
 
 def best_threshold(expected: Floats, helped: NDArray[np.bool_]) -> float:

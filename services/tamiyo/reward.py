@@ -101,7 +101,7 @@ class NoiseFloor:
 
 
 def noise_floor(differences: Sequence[float]) -> NoiseFloor:
-    """The floor from the differences of placebos, each ``after - before`` of one draw; docs/reward.md has the formulas.
+    """The floor from the differences of placebos, each of one draw or as of one; docs/reward.md has the formulas.
 
     Raises:
         ValueError: fewer than ``MIN_DIFFERENCES``, or one is not finite.
@@ -124,7 +124,8 @@ def paired_floor(variances: Sequence[float]) -> float:
 
     Args:
         variances: of n rewards' estimates, each from the draws of one fork (``FieldReported.fork.variance``). Those of
-            0 are left out: nothing was added by the horizon, which says nothing of the others' noise.
+            0 are left out: nothing was added by the horizon, or the draws happen to agree. So the floor is too high
+            rather than too low, as it is by counting one degree of freedom a fork, where three draws have two.
 
     Raises:
         ValueError: fewer than ``MIN_DIFFERENCES`` that are not 0.

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,13 +161,15 @@ def train_plan(plan: RunPlan, settings: Settings) -> Trained:
 
 
 def timed(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) -> Trained:
-    """What became of a plan; an error of Esper's is what became of it."""
+    """What became of a plan; an error is what became of it, and costs no other run anything."""
     began, busy = time.monotonic(), time.process_time()
     results, cost, problem = None, None, ""
     try:
         results, cost = work()
     except EsperError as error:
         problem = str(error)
+    except Exception as error:  # of data that cannot be read, say
+        problem = f"{type(error).__name__}: {error}"
     return Trained(plan, time.monotonic() - began, time.process_time() - busy, results, cost, problem)
 
 
@@ -189,8 +192,7 @@ def train_plans(
     """Train plans, several at once, in processes of their own; those that began before the deadline end.
 
     Raises:
-        UnavailableError: no run could be trained at all.
-        BrokenProcessPool: a process was killed from outside.
+        UnavailableError: no run could be trained at all, or a process was killed from outside.
     """
     began, trained, under_way, waiting = time.monotonic(), list[Trained](), set[Future[Trained]](), iter(coming)
     spawning = multiprocessing.get_context("spawn")
@@ -203,11 +205,20 @@ def train_plans(
                 break
             done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             for one in done:
-                trained.append(one.result())
+                trained.append(_ended(one))
                 report(trained[-1])
     if trained and all(t.results is None for t in trained):
         raise UnavailableError(f"none of {len(trained)} runs could be trained; the first: {trained[0].problem}")
     return trained
+
+
+def _ended(run: Future[Trained]) -> Trained:
+    try:
+        return run.result()
+    except BrokenProcessPool as error:
+        raise UnavailableError(
+            "a process that trained was killed, perhaps for want of memory: take fewer --processes"
+        ) from error
 
 
 _settings: list[Settings] = []  # of a process of the ground: what it was begun with

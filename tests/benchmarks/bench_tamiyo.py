@@ -60,7 +60,7 @@ def policy(way: Wanted) -> GnnPolicy:
     torch.manual_seed(0)
     names = tuple(f"blueprint-{n}" for n in range(NUM_BLUEPRINTS))
     network = PolicyNetwork(NetworkShape(num_blueprints=len(names)))
-    return GnnPolicy(network, KnownBlueprints(names), options=NetworkSettings(scatter=way))
+    return GnnPolicy(network, KnownBlueprints(names), temperature=0.01, options=NetworkSettings(scatter=way))
 
 
 def wide_view(seed: int, num_layers: int, num_seeds: int = 4) -> GraphView:

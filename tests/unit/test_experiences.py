@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from decided import RENT, Story, a_view, decided, lay_out, recorded, reported, tell_run
+from decided import FORK, RENT, Story, a_view, decided, lay_out, recorded, reported, tell_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,6 +199,15 @@ def test_a_record_that_is_no_event_is_told_with_its_place() -> None:
     assert undecodable.run_id == "run"
 
 
+def test_a_placebo_is_known_as_one_and_its_difference_is_told_as_of_one_draw(tmp_path: Path) -> None:
+    found = joined(records_of(one_whole(after=0.75, fork=FORK.model_copy(update={"is_placebo": True}))[0]))
+    assert found.placebos == (("run", pytest.approx(0.25 * 2**0.5)),)
+    write_experiences(tmp_path / "it", found.experiences, {})
+    assert [(e.is_placebo, e.reward) for e in read_experiences(tmp_path / "it")] == [(True, 0.0)]
+    real = joined(records_of(one_whole(before=0.5, after=0.5, outcome="culled")[0])).experiences
+    assert [(e.is_placebo, e.reward) for e in real] == [(False, 0.0)]
+
+
 def test_an_altered_folder_is_refused(tmp_path: Path) -> None:
     found = joined(records_of(one_whole(after=0.75)[0])).experiences
     assert [(e.reward, e.reward_variance) for e in found] == [
@@ -209,8 +218,8 @@ def test_an_altered_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "it" / MANIFEST).write_text(manifest.replace(found.digest, "0" * 64))
     with pytest.raises(ContractError, match="was altered"):
         read_experiences(tmp_path / "it")
-    (tmp_path / "it" / MANIFEST).write_text(manifest.replace('"format": 1', '"format": 2'))
-    with pytest.raises(ContractError, match="this program reads 1: replay again"):
+    (tmp_path / "it" / MANIFEST).write_text(manifest.replace('"format": 2', '"format": 1'))
+    with pytest.raises(ContractError, match="this program reads 2: replay again"):
         read_experiences(tmp_path / "it")
     (tmp_path / "it" / MANIFEST).write_text(manifest)
     data = (tmp_path / "it" / NUMBERS).read_bytes()

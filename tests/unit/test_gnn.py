@@ -58,7 +58,7 @@ class InDouble(GnnPolicy):
 
 @pytest.fixture(scope="module")
 def policy() -> GnnPolicy:
-    return InDouble(network(), BLUEPRINTS, options=NetworkSettings(device="cpu"))
+    return InDouble(network(), BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
 
 
 def by_the_book(view: GraphView) -> Iterator[Choice]:
@@ -141,9 +141,17 @@ def test_names_and_the_moment_do_not_matter(policy: GnnPolicy, view: GraphView, 
 @given(views=st.lists(VIEWS, min_size=1, max_size=3))
 @settings(max_examples=30)
 def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[GraphView]) -> None:
-    fast = GnnPolicy(network(torch.float32), BLUEPRINTS, options=NetworkSettings(scatter="torch-scatter", device="cpu"))
+    fast = GnnPolicy(
+        network(torch.float32),
+        BLUEPRINTS,
+        temperature=0.01,
+        options=NetworkSettings(scatter="torch-scatter", device="cpu"),
+    )
     plain = GnnPolicy(
-        network(torch.float32), BLUEPRINTS, options=NetworkSettings(scatter="torch-geometric", device="cpu")
+        network(torch.float32),
+        BLUEPRINTS,
+        temperature=0.01,
+        options=NetworkSettings(scatter="torch-geometric", device="cpu"),
     )
     for (gains, value), (same, its_value) in zip(fast.gains(views), plain.gains(views), strict=True):
         assert gains == pytest.approx(same, abs=1e-6)
@@ -151,7 +159,7 @@ def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[Gra
 
 
 def test_the_status_says_what_pools_and_a_missing_library_is_named() -> None:
-    found = GnnPolicy(network(), BLUEPRINTS, options=NetworkSettings(device="cpu"))
+    found = GnnPolicy(network(), BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
     expected = "torch-scatter" if has_torch_scatter() else "torch-geometric"
     assert found.acceleration_status["scatter"] == expected
     if not has_torch_scatter():
@@ -171,6 +179,18 @@ def test_inputs_are_scaled_as_the_training_set_was_and_what_never_varied_goes_in
         assert not scaled[:, constant].any()
         assert scaled.mean(dim=0).abs().max() < 0.5
         assert len(input_names(level)) == scaled.shape[1]
+
+
+def test_a_log_without_kernels_leaves_their_scale_as_it_is() -> None:
+    net = network(torch.float32)
+    net.fit_scales({level: torch.zeros(0 if level is Level.KERNEL else 3, len(input_names(level))) for level in LEVELS})
+    assert all(torch.isfinite(value).all() for value in net.state_dict().values())
+
+
+@pytest.mark.parametrize("device", ["cud", "meta", "cuda:99"])
+def test_a_device_that_there_is_not_is_named_with_its_setting(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"tamiyo.network.device is '{device}'"):
+        GnnPolicy(network(), BLUEPRINTS, temperature=0.01, options=NetworkSettings(device=device))
 
 
 # the file
@@ -208,7 +228,7 @@ def test_who_expects_nothing_waits_half_of_the_time_however_many_choices_there_a
         for head in (expects_nothing.of_seed, expects_nothing.of_kernel, expects_nothing.plain):
             for weight in head.parameters():
                 weight.zero_()
-    policy = GnnPolicy(expects_nothing, BLUEPRINTS, options=NetworkSettings(device="cpu"))
+    policy = GnnPolicy(expects_nothing, BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
     for num_layers in (1, 4, 12):
         view = drawn_view(random.Random(num_layers), num_layers)
         weights = policy.favour(view, legal_choices(view)).weights

@@ -41,9 +41,9 @@ def test_a_policy_learns_which_growth_pays_in_runs_that_it_never_saw() -> None:
     )
     curves: list[Curve] = []
     trained = fit(TRAIN, HELD_OUT, settings, curves.append)
-    assert trained.held_out_loss < 0.75 * trained.baseline_loss
+    assert trained.validation_loss < 0.75 * trained.baseline_loss
     assert len({c.batch for c in curves}) == len(curves)
-    policy = GnnPolicy(trained.network, trained.blueprints, options=NetworkSettings(device="cpu"))
+    policy = GnnPolicy(trained.network, trained.blueprints, temperature=0.01, options=NetworkSettings(device="cpu"))
     picked, average = [], []
     for one in HELD_OUT:
         choices = legal_choices(one.view)
@@ -70,7 +70,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not(stop_at: int) -> Non
     resumed = PolicyTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
     resumed.load_state_dict(stopped.state_dict())
     rest = resumed.fit()
-    assert rest.held_out_loss == whole.held_out_loss
+    assert rest.validation_loss == whole.validation_loss
     expected = whole.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in rest.network.state_dict().items())
 
@@ -83,13 +83,13 @@ def test_noise_teaches_nothing_and_training_ends_early() -> None:
     curves: list[Curve] = []
     trained = fit(noise, held_out, settings, curves.append)
     assert len(curves) < 300
-    assert trained.held_out_loss > 0.97 * trained.baseline_loss
+    assert trained.validation_loss > 0.97 * trained.baseline_loss
 
 
 def test_without_runs_to_learn_from_or_to_hold_against_it_says_so() -> None:
     with pytest.raises(ContractError, match="0 experiences to learn from"):
         fit([], HELD_OUT, SHORT)
-    with pytest.raises(ContractError, match="0 held out"):
+    with pytest.raises(ContractError, match="0 to validate on"):
         fit(TRAIN, [], SHORT)
 
 
@@ -139,7 +139,7 @@ def test_a_fit_that_was_interrupted_goes_on_and_gives_the_same_file(tmp_path: Pa
 @pytest.mark.usefixtures("quick")
 def test_a_state_of_another_training_is_refused_and_so_is_a_damaged_one(tmp_path: Path) -> None:
     fitting.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _told: None)
-    with pytest.raises(ConfigError, match="of other experiences or settings: delete it"):
+    with pytest.raises(ConfigError, match="of other experiences, settings or program: delete it"):
         fitting.fit(LOG, FitSettings(rng_seed=5, resume_from=tmp_path), lambda _told: None)
     (tmp_path / "training.pt").write_bytes(b"no state")
     with pytest.raises(ConfigError, match="is damaged: delete it to begin again"):

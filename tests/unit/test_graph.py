@@ -385,6 +385,14 @@ def test_a_stage_that_there_is_not_is_refused_when_the_view_is_read(word: Any) -
         GraphView.from_bytes(json.dumps(form).encode())
 
 
+@pytest.mark.parametrize(("level", "column"), [("seeds", "layer_id"), ("edges", "source"), ("edges", "target")])
+def test_a_seed_or_an_edge_of_a_layer_that_there_is_not_is_refused(level: str, column: str) -> None:
+    form = json.loads(assemble(rows([0.5])).to_bytes())
+    form[level][column][0] = "elsewhere"
+    with pytest.raises(ContractError, match="no view: there is no layer 'elsewhere'"):
+        GraphView.from_bytes(json.dumps(form).encode())
+
+
 def test_seeds_that_are_made_as_they_are_looked_at_are_those_of_the_whole() -> None:
     data = assemble(rows([0.5])).to_bytes()
     seeds, whole = GraphView.from_bytes(data).seeds, tuple(GraphView.from_bytes(data).seeds)

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.graph.view import GraphView
-from esper.services.tamiyo.choices import Choice
+from esper.schemas.enums import Action
+from esper.services.tamiyo.choices import Choice, legal_choices
 from esper.services.tamiyo.evaluating import Guesser
-from esper.services.tamiyo.experiences import Experiences
+from esper.services.tamiyo.experiences import Experience, Experiences, StoredExperience
 from esper.services.tamiyo.outcomes import (
     Foresight,
     auc,
@@ -24,6 +25,10 @@ from esper.services.tamiyo.outcomes import (
     wilson,
 )
 from esper.services.tamiyo.reward import NoiseFloor, noise_floor
+
+
+def is_germination(one: Experience) -> bool:
+    return legal_choices(one.view)[one.chosen].action is Action.GERMINATE
 
 
 def of_runs(runs: range) -> Experiences:
@@ -84,6 +89,24 @@ def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
     assert found.num_helped > judged(HELD_OUT, knows, FLOOR.high).num_helped  # a lower floor
     assert found.accuracy > found.always_no
     assert drawn_several_times(Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored])) is None
+
+
+def test_the_paired_floor_is_of_germinations_alone_and_one_that_did_nothing_counts_where_a_placebo_does_not() -> None:
+    growth = [one for one in HELD_OUT if is_germination(one)]
+    nothing, placebo = growth[0].key, growth[1].key
+
+    def variance(one: StoredExperience, is_growth: bool) -> float:
+        return 0.0 if one.key in (nothing, placebo) else 1e-8 if is_growth else 1.0
+
+    grown = {one.key for one in growth}
+    drawn = [replace(one, reward_variance=variance(one, one.key in grown)) for one in HELD_OUT.stored]
+    drawn = [
+        replace(one, reward=0.0, is_placebo=one.key == placebo) if not one.reward_variance else one for one in drawn
+    ]
+    several = drawn_several_times(Experiences(drawn))
+    assert several is not None
+    assert several[1] == pytest.approx(1.96e-4, rel=0.1)
+    assert len(guessed(several[0], knows).reward) == len(growth) - 1
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=30))

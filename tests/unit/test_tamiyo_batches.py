@@ -88,6 +88,20 @@ def test_a_view_that_is_broken_itself_costs_no_other_its_choice() -> None:
     assert sound == acting.choose(view(1, 2))
 
 
+def test_a_reason_tells_what_epsilon_chose_from_what_the_policy_itself_left_to_chance() -> None:
+    views = [view(n, 3) for n in range(300)]
+    share = {0: 0.6, 1: 0.4}
+    told = EpsilonSoft(Picky(set(), {v.run_id: Favourite(share, "so it is") for v in views}), 0.1, 0).choose_all(views)
+    reasons = {
+        "so it is",
+        "exploration (epsilon 0.1); the policy said: so it is",
+        "drawn at 38.5%; the policy said: so it is",
+    }
+    assert {one.reason for one in told} == reasons
+    for one in told:
+        assert ("exploration" in one.reason) == (one.probability == pytest.approx(0.1 / 4))
+
+
 def test_a_policy_that_forgets_a_view_is_asked_one_by_one() -> None:
     class Forgetful(Picky):
         def favour_all(

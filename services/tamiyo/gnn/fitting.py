@@ -20,13 +20,17 @@ from esper.graph.view import GraphView
 from esper.services.tamiyo.choices import Choice
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.gnn.checkpoint import Training, card_of, pack_policy
+from esper.services.tamiyo.gnn.inputs import input_names
+from esper.services.tamiyo.gnn.network import LEVELS
 from esper.services.tamiyo.gnn.policy import GnnPolicy
+from esper.services.tamiyo.gnn.pooling import find_scatter
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.gnn.training import Curve, PolicyTrainer, Trained
-from esper.services.tamiyo.retraining import FitSettings, FitTold, split_by_run
+from esper.services.tamiyo.retraining import FitSettings, FitTold, Split, split_by_run
 from esper.services.tamiyo.settings import TamiyoSettings
 
 POLICY_FILE, CARD_FILE, STATE_FILE = "policy.safetensors", "card.json", "training.pt"
+STATE_FORMAT = 1
 STOPPING_SHARE = 0.2
 """Of the runs to learn from, those that say when to stop."""
 
@@ -34,14 +38,16 @@ STOPPING_SHARE = 0.2
 class FittedPolicy:
     """What a fit gives: a policy, what it expects, and its file."""
 
-    def __init__(self, trained: Trained, settings: TrainingSettings, experiences: Experiences) -> None:
+    def __init__(
+        self, trained: Trained, settings: TrainingSettings, network: NetworkSettings, experiences: Experiences
+    ) -> None:
         self.trained, self._settings, self._experiences = trained, settings, experiences
         self._gnn = GnnPolicy(
             trained.network,
             trained.blueprints,
             metric=settings.metric,
             temperature=settings.temperature,
-            options=NetworkSettings(device="cpu"),
+            options=network.model_copy(update={"device": "cpu"}),
         )
         self.policy = self._gnn
 
@@ -58,7 +64,7 @@ class FittedPolicy:
             num_runs=len(self._experiences.runs),
             num_experiences=len(self._experiences),
             figures={
-                "loss": self.trained.held_out_loss,
+                "loss": self.trained.validation_loss,
                 "loss of expecting nothing": self.trained.baseline_loss,
                 "batches": self.trained.num_batches,
             },
@@ -79,20 +85,44 @@ def fit(train: Experiences, settings: FitSettings, progress: Callable[[FitTold],
     Raises:
         ConfigError: there are too few runs, or the state to go on with is of another training.
     """
-    how = load_settings().section("tamiyo", TamiyoSettings).training.model_copy(update={"rng_seed": settings.rng_seed})
-    learnt, stopping = split_by_run(train, STOPPING_SHARE, settings.rng_seed + 1)
-    trainer = PolicyTrainer(learnt, stopping, how)
+    tamiyo = load_settings().section("tamiyo", TamiyoSettings)
+    find_scatter(tamiyo.network.scatter)
+    how = tamiyo.training.model_copy(update={"rng_seed": settings.rng_seed})
+    _check_metric(train, how.metric)
+    trainer = PolicyTrainer(*_split_to_stop(train, settings.rng_seed + 1), how)
     with ExitStack() as stack:
         write = _curves(stack, settings.curves_to)
-        state = _State(settings.resume_from, f"{train.digest} {how.model_dump_json()}")
+        state = _State(settings.resume_from, f"{STATE_FORMAT} {train.digest} {how.model_dump_json()} {_inputs()}")
         state.load_into(trainer)
         while not trainer.is_done:
             curve = trainer.step()
             write(curve)
             progress(_told(curve))
-            if curve.held_out_loss is not None:
+            if curve.validation_loss is not None:
                 state.keep(trainer)
-    return FittedPolicy(trainer.trained(), how, train)
+    return FittedPolicy(trainer.trained(), how, tamiyo.network, train)
+
+
+def _split_to_stop(train: Experiences, rng_seed: int) -> Split:
+    try:
+        return split_by_run(train, STOPPING_SHARE, rng_seed)
+    except ConfigError:
+        raise ConfigError(
+            f"{len(train.runs)} runs to learn from are too few: some of them say when to stop; replay more runs"
+        ) from None
+
+
+def _check_metric(train: Experiences, metric: str) -> None:
+    seen = set[str]()
+    for one in train:
+        seen.update(*(epoch.metrics for epoch in one.view.epochs))
+        if metric in seen:
+            return
+    raise ConfigError(f"tamiyo.training.metric is '{metric}', which no run has: there are {', '.join(sorted(seen))}")
+
+
+def _inputs() -> str:
+    return json.dumps({str(level): input_names(level) for level in LEVELS})
 
 
 def limits_of(experiences: Experiences) -> str:
@@ -121,12 +151,14 @@ class _State:
             return
         try:
             saved = torch.load(self._path, weights_only=True)
-            of_what, state = saved["of_what"], saved["state"]
+            if saved["of_what"] == self._of_what:
+                trainer.load_state_dict(_with_arrays(saved["state"]))
+                return
         except Exception as error:  # whatever a damaged file makes torch raise
             raise ConfigError(f"{self._path} is damaged: delete it to begin again") from error
-        if of_what != self._of_what:
-            raise ConfigError(f"{self._path} is of other experiences or settings: delete it, or name another folder")
-        trainer.load_state_dict(_with_arrays(state))
+        raise ConfigError(
+            f"{self._path} is of other experiences, settings or program: delete it, or name another folder"
+        )
 
     def keep(self, trainer: PolicyTrainer) -> None:
         """Write the state; what was there stays until the new one is whole."""
@@ -167,6 +199,6 @@ def _curves(stack: ExitStack, folder: Path | None) -> Callable[[Curve], None]:
 
 def _told(curve: Curve) -> FitTold:
     numbers = {"loss": curve.train_loss, "learning_rate": curve.learning_rate}
-    if curve.held_out_loss is not None:
-        numbers["stopping_loss"] = curve.held_out_loss
+    if curve.validation_loss is not None:
+        numbers["stopping_loss"] = curve.validation_loss
     return FitTold(curve.batch, curve.num_batches, numbers)

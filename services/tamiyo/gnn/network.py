@@ -174,6 +174,8 @@ class _Scale(nn.Module):
         self.register_buffer("inverse", torch.ones(num_inputs))
 
     def fit(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
         deviation, mean = torch.std_mean(rows.double(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.inverse.copy_(torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), 0.0))

@@ -1,6 +1,5 @@
 """GnnPolicy: the network behind the seam of all policies. It prefers what it expects to bring the most."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from esper.errors import ConfigError
 from esper.graph.view import GraphView
 from esper.logging import get_logger
 from esper.schemas.enums import Action
@@ -49,11 +49,11 @@ class GnnPolicy(Policy):
         blueprints: KnownBlueprints,
         *,
         metric: str = "val_accuracy",
-        temperature: float = 0.01,
+        temperature: float,
         options: NetworkSettings | None = None,
     ) -> None:
         options = options or NetworkSettings.model_validate({})
-        self._device = torch.device(_device(options.device))
+        self._device = _device(options.device)
         self.network = network.to(self._device).eval()
         self.network.use_scatter(*find_scatter(options.scatter))
         self._blueprints, self._metric, self._temperature = blueprints, metric, temperature
@@ -70,7 +70,7 @@ class GnnPolicy(Policy):
             "scatter": self.network.scatter_name,
             "device": str(self._device),
             "autocast": self._autocast,
-            "threads": str(torch.get_num_threads() if self._device.type == "cpu" else os.cpu_count()),
+            "threads": str(torch.get_num_threads()),
         }
 
     def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
@@ -146,7 +146,15 @@ def _named(choice: Choice) -> str:
     return f"to {choice.action} {choice.seed.layer_id}:{choice.seed.seed_id}{with_kernel}"
 
 
-def _device(wanted: str) -> str:
+def _device(wanted: str) -> torch.device:
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises of devices, by kind
+        told = str(error).splitlines()[0]
+        raise ConfigError(
+            f"tamiyo.network.device is '{wanted}', where torch cannot compute ({told}): use auto"
+        ) from None
+    return device

@@ -45,7 +45,7 @@ def find_scatter(wanted: Wanted = "auto") -> tuple[str, Scatter]:
     """
     if wanted == "torch-scatter" and not has_torch_scatter():
         raise ConfigError(
-            "torch-scatter is not installed: pip install 'esper[scatter]', or leave tamiyo.scatter at auto"
+            "torch-scatter is not installed: pip install 'esper[scatter]', or leave tamiyo.network.scatter at auto"
         )
     if wanted != "torch-geometric" and has_torch_scatter():
         return "torch-scatter", _by_torch_scatter

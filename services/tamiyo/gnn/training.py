@@ -4,11 +4,11 @@ The reward of what was chosen is regressed (Huber loss) by the gain of that choi
 state. Experiences come by priority (services/tamiyo/buffer.py). Gradients of the mini-batches of one batch
 are added up, clipped and applied; the learning rate goes one cycle up and down (Smith & Topin 2018).
 What is looked at and kept is a moving average of the weights (Polyak & Juditsky 1992), as rewards this noisy ask
-for. After every ``eval_every`` batches the held-out runs are looked at. Few runs cannot tell a small difference from
+for. After every ``eval_every`` batches the validation runs are looked at. Few runs cannot tell a small difference from
 chance: the newest average is kept unless its loss is worse than the best one by more than the difference's standard
 error over runs (as Breiman et al. 1984 choose a tree's size). ``patience`` looks one after the other at worse ones end
-it. At last gains are multiplied with the slope of reward over gain on the held-out runs, a standard error more, within
-0..1: what is clearly too much is expected no more.
+it. At last gains are multiplied with the slope of reward over gain on the validation runs, a standard error more,
+within 0..1: what is clearly too much is expected no more.
 
 Invariant: the same experiences, settings and machine give the same weights to the bit, also when training
 was interrupted and went on from ``state_dict``.
@@ -48,7 +48,7 @@ class Curve(NamedTuple):
     num_batches: int
     learning_rate: float
     train_loss: float
-    held_out_loss: float | None
+    validation_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Trained:
     """A fitted network, and what it knows by name.
 
     Attributes:
-        held_out_loss: of the weights that were kept, before gains are calibrated.
+        validation_loss: of the weights that were kept, before gains are calibrated.
         baseline_loss: the same loss of a network that expects nothing of any choice.
         num_batches: how many they were learnt from.
     """
 
     network: PolicyNetwork
     blueprints: KnownBlueprints
-    held_out_loss: float
+    validation_loss: float
     baseline_loss: float
     num_batches: int
 
@@ -82,20 +82,22 @@ class PolicyTrainer:
 
     Args:
         train: what is learnt from.
-        held_out: experiences of other runs.
+        validation: experiences of other runs.
 
     Raises:
         ContractError: there is nothing to learn from, or nothing to be held against.
     """
 
-    def __init__(self, train: Sequence[Experience], held_out: Sequence[Experience], settings: TrainingSettings) -> None:
+    def __init__(
+        self, train: Sequence[Experience], validation: Sequence[Experience], settings: TrainingSettings
+    ) -> None:
         self._settings = settings
-        if not train or not held_out:
+        if not train or not validation:
             raise ContractError(
-                f"{len(train)} experiences to learn from, {len(held_out)} held out: more runs are needed"
+                f"{len(train)} experiences to learn from, {len(validation)} to validate on: more runs are needed"
             )
         self.blueprints = KnownBlueprints(_blueprints(train))
-        self._train, self._held_out = self._rows(train), self._rows(held_out)
+        self._train, self._validation = self._rows(train), self._rows(validation)
         self._generator = torch.Generator().manual_seed(settings.rng_seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.rng_seed)
@@ -116,14 +118,14 @@ class PolicyTrainer:
         self._replay.add(np.arange(len(train)))
         self.num_batches = 0
         self._kept: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        self._held_out_reward = torch.from_numpy(self._held_out.reward) / self._scale
-        self._best_losses = self.held_out_losses()
+        self._validation_reward = torch.from_numpy(self._validation.reward) / self._scale
+        self._best_losses = self.validation_losses()
         self._kept_loss, self._kept_at, self._num_worse = float(self._best_losses.mean()), 0, 0
-        self.baseline_loss = float(_huber(self._held_out_reward).mean())
+        self.baseline_loss = float(_huber(self._validation_reward).mean())
 
     @property
     def is_done(self) -> bool:
-        """Whether all batches were learnt from, or the held-out loss stays clearly worse than it was."""
+        """Whether all batches were learnt from, or the validation loss stays clearly worse than it was."""
         return self.num_batches >= self._settings.num_batches or self._num_worse >= self._settings.patience
 
     def step(self) -> Curve:
@@ -134,9 +136,9 @@ class PolicyTrainer:
             is_look = (
                 self.num_batches % self._settings.eval_every == 0 or self.num_batches == self._settings.num_batches
             )
-            held_out = self._look() if is_look else None
+            validation_loss = self._look() if is_look else None
         rate = float(self._optimizer.param_groups[0]["lr"])
-        return Curve(self.num_batches, self._settings.num_batches, rate, loss, held_out)
+        return Curve(self.num_batches, self._settings.num_batches, rate, loss, validation_loss)
 
     def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> Trained:
         """Learn to the end, and give the network that is kept."""
@@ -153,37 +155,37 @@ class PolicyTrainer:
         return Trained(kept.eval(), self.blueprints, self._kept_loss, self.baseline_loss, self._kept_at)
 
     @torch.no_grad()
-    def held_out_losses(self) -> NDArray[np.float64]:
-        """Huber loss of what was chosen in the held-out runs, (N,), in units of the reward's scale."""
-        gain = self._held_out_gains(self._averaged.module)
-        return _huber(gain - self._held_out_reward).double().numpy()
+    def validation_losses(self) -> NDArray[np.float64]:
+        """Huber loss of what was chosen in the validation runs, (N,), in units of the reward's scale."""
+        gain = self._validation_gains(self._averaged.module)
+        return _huber(gain - self._validation_reward).double().numpy()
 
     @torch.no_grad()
     def _slope(self, network: nn.Module) -> float:
-        """Of reward over gain on the held-out runs, through 0 as WAIT is, and a standard error over runs more."""
-        gain, reward = self._held_out_gains(network).double().numpy(), self._held_out_reward.double().numpy()
+        """Of reward over gain on the validation runs, through 0 as WAIT is, and a standard error over runs more."""
+        gain, reward = self._validation_gains(network).double().numpy(), self._validation_reward.double().numpy()
         squares = max(MIN_SCALE, float((gain**2).sum()))
         slope = float((gain * reward).sum()) / squares
         return float(np.clip(slope + self._error_of_sum(gain * (reward - slope * gain)) / squares, 0.0, 1.0))
 
-    def _held_out_gains(self, network: nn.Module) -> Tensor:
+    def _validation_gains(self, network: nn.Module) -> Tensor:
         gains, size = list[Tensor](), self._settings.mini_batch_size
-        for start in range(0, len(self._held_out.reward), size):
-            which = np.arange(start, min(start + size, len(self._held_out.reward)))
-            gains.append(self._predict(network, self._held_out, which, hide=False)[0])
+        for start in range(0, len(self._validation.reward), size):
+            which = np.arange(start, min(start + size, len(self._validation.reward)))
+            gains.append(self._predict(network, self._validation, which, hide=False)[0])
         return torch.cat(gains)
 
     def _look(self) -> float:
-        """The held-out loss; today's weights are kept unless it is worse."""
-        losses = self.held_out_losses()
-        held_out, is_kept = float(losses.mean()), not self._is_worse(losses)
+        """The validation loss; today's weights are kept unless it is worse."""
+        losses = self.validation_losses()
+        loss, is_kept = float(losses.mean()), not self._is_worse(losses)
         self._num_worse = 0 if is_kept else self._num_worse + 1
         if is_kept:
-            self._kept_loss, self._kept_at = held_out, self.num_batches
+            self._kept_loss, self._kept_at = loss, self.num_batches
             self._kept = copy.deepcopy(self._averaged.module.state_dict())
-        if held_out < self._best_losses.mean():
+        if loss < self._best_losses.mean():
             self._best_losses = losses
-        return held_out
+        return loss
 
     def _is_worse(self, losses: NDArray[np.float64]) -> bool:
         """Whether losses are above the best ones by more than a standard error."""
@@ -191,8 +193,8 @@ class PolicyTrainer:
         return bool(more.sum() > self._error_of_sum(more - more.mean()))
 
     def _error_of_sum(self, rows: NDArray[np.float64]) -> float:
-        """Standard error of the sum over held-out rows whose mean is 0; those of one run are not independent."""
-        by_run = np.bincount(self._held_out.run, weights=rows)
+        """Standard error of the sum over validation rows whose mean is 0; those of one run are not independent."""
+        by_run = np.bincount(self._validation.run, weights=rows)
         return float(np.sqrt((by_run**2).sum()))
 
     def state_dict(self) -> dict[str, Any]:

@@ -148,9 +148,11 @@ class EpsilonSoft:
         running = weights.cumsum()
         point = self._generator(view).random() * running[-1]
         index = min(int(running.searchsorted(point, side="right")), len(choices) - 1)
-        reason = favourite.reason
+        reason, least = favourite.reason, self._epsilon / len(choices)
         if weights[index] < weights.max():
-            reason = f"exploration (epsilon {self._epsilon}); the policy said: {reason}"
+            is_unwanted = math.isclose(weights[index], least)
+            how = f"exploration (epsilon {self._epsilon})" if is_unwanted else f"drawn at {weights[index]:.1%}"
+            reason = f"{how}; the policy said: {reason}"
         return Chosen(choices[index], float(weights[index]), reason)
 
     def _soften(self, favourite: Favourite, num_choices: int) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from esper.errors import ConflictError, ContractError
 from esper.schemas.enums import ReportMethod
 from esper.services.tamiyo.experiences import Experiences, StoredExperience
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, NUMBERS = "manifest.json", "experiences.safetensors"
 METHODS: tuple[ReportMethod | None, ...] = (None, *ReportMethod)
 
@@ -117,6 +117,7 @@ def _arrays(experiences: Experiences, runs: list[str], policies: list[str]) -> A
         "reward": np.array([e.reward for e in stored], np.float64),
         "reward_variance": np.array(variances, np.float64),
         "method": np.array([METHODS.index(e.method) for e in stored], np.uint8),
+        "is_placebo": np.array([e.is_placebo for e in stored], np.uint8),
         "decision_id": _bytes_of([e.decision_id.bytes for e in stored], 16),
         "view_digest": _bytes_of([bytes.fromhex(e.view_digest) for e in stored], 32),
         "view_ends": ends.astype(np.int64),
@@ -151,6 +152,7 @@ def _stored(arrays: Arrays, manifest: Mapping[str, Any]) -> list[StoredExperienc
             decision_id=UUID(bytes=arrays["decision_id"][n].tobytes()),
             view_digest=arrays["view_digest"][n].tobytes().hex(),
             view_zstd=views[ends[n] : ends[n + 1]],
+            is_placebo=bool(row["is_placebo"]),
         )
         for n, row in enumerate(rows)
     ]

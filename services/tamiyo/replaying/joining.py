@@ -3,6 +3,7 @@
 Every decision gives one experience, or one ``SetAside`` that says why not; so does every report that fits none.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -147,13 +148,16 @@ class _Join:
                 yield SetAside(event.run_id, event.incarnation, 0, Reason.NO_DECISION, heard.place, told)
 
     def placebos(self) -> tuple[tuple[str, float], ...]:
-        """The differences of placebos, one a decision: the first in the log."""
+        """The differences of placebos, one a decision: the first in the log.
+
+        A mean of n draws spreads as one draw does, divided by sqrt(n): all are given as if one had been drawn.
+        """
         found = []
         for one in self.made:
             for _heard, report in self._reports_of(one.decision_id):
-                is_placebo = report.fork is not None and report.fork.is_placebo
-                if is_placebo and report.before is not None and report.after is not None:
-                    found.append((one.run_id, report.after - report.before))
+                fork = report.fork
+                if fork and fork.is_placebo and report.before is not None and report.after is not None:
+                    found.append((one.run_id, (report.after - report.before) * math.sqrt(fork.num_draws)))
                     break
         return tuple(found)
 
@@ -197,6 +201,7 @@ class _Join:
             decision_id=heard.message.id,
             view_digest=recorded.digest,
             view_zstd=recorded.view_zstd,
+            is_placebo=report is not None and _is_placebo(report),
         )
 
     def _view(self, key: Key, event: DecisionMade) -> tuple[ViewRecorded, GraphView]:
@@ -245,6 +250,10 @@ class _Join:
             event = rejected.message.data
             assert isinstance(event, CommandRejected)
             raise _Aside(Reason.REFUSED, event.reason)
+
+
+def _is_placebo(report: FieldReported) -> bool:
+    return report.fork is not None and report.fork.is_placebo
 
 
 def _opened(recorded: ViewRecorded) -> GraphView:

@@ -27,9 +27,7 @@ class Origin(NamedTuple):
 def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any]:
     """For the manifest: the range as offsets, what was set aside, and how much was measured."""
     return {
-        "from": str(asked.since) or "EARLIEST",
-        "until": str(asked.until),
-        "patterns": list(asked.runs),
+        **_asked(asked),
         "begins": _told(replay.bounds.begins),
         "ends": _told(replay.bounds.ends),
         "lost": _told(replay.bounds.lost),
@@ -39,6 +37,16 @@ def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any
         "rent": rent.model_dump(),
         "placebos": [list(one) for one in replay.joined.placebos],
     }
+
+
+def is_of(folder: Path, asked: Range) -> bool:
+    """Whether the folder was made of the part of the log that is asked for, in the same words.
+
+    Raises:
+        ContractError: the folder holds no experiences.
+    """
+    manifest, wanted = read_manifest(folder), _asked(asked)
+    return {name: manifest.get(name) for name in wanted} == wanted
 
 
 def read_origin(folder: Path) -> Origin:
@@ -56,6 +64,10 @@ def read_origin(folder: Path) -> Origin:
         return Origin(manifest["digest"], asked, Bounds(lost, begins, ends), measured, manifest["rent"], placebos)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ContractError(f"{folder} does not say where its experiences come from: {error!r}; replay again") from None
+
+
+def _asked(asked: Range) -> dict[str, Any]:
+    return {"from": str(asked.since) or "EARLIEST", "until": str(asked.until), "patterns": list(asked.runs)}
 
 
 def _told(offsets: Offsets) -> dict[str, int]:
