@@ -52,7 +52,7 @@ class Objects(Sequence[T]):
         return iter(self._all)
 
     def __eq__(self, other: object) -> bool:
-        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
+        return tuple(self) == tuple(other) if isinstance(other, tuple | Objects) else NotImplemented
 
     def __repr__(self) -> str:
         return repr(self._all)

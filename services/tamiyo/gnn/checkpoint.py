@@ -77,12 +77,15 @@ def pack_policy(network: PolicyNetwork, card: PolicyCard) -> bytes:
     """The bytes of a policy's file.
 
     Raises:
-        ContractError: the card is another network's.
+        ContractError: the card is another network's, or too large to be read again.
     """
     if card.shape != network.shape:
         raise ContractError(f"the card is of {card.shape}, the network of {network.shape}")
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return save(weights, {"esper": json.dumps(card.model_dump(mode="json"), sort_keys=True)})
+    told = json.dumps(card.model_dump(mode="json"), sort_keys=True)
+    if len(told.encode()) > MAX_CARD_BYTES // 2:  # the header has each tensor's name beside it
+        raise ContractError(f"the card has {len(told):,} bytes, half of {MAX_CARD_BYTES:,} at most: fewer blueprints")
+    return save(weights, {"esper": told})
 
 
 def read_card(data: bytes) -> PolicyCard:
