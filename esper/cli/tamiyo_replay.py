@@ -1,9 +1,11 @@
 """`esper tamiyo replay`, `evaluate` and `retrain`: from the log to experiences, to a verdict, to a policy."""
 
 import asyncio
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -23,7 +25,7 @@ from esper.errors import ConfigError, ConflictError
 from esper.services.tamiyo.evaluating import Guesser, Measured, baselines, evaluate
 from esper.services.tamiyo.experiences import Experiences
 from esper.services.tamiyo.off_policy import Comparison, Judging
-from esper.services.tamiyo.outcomes import Foresight, drawn_several_times, foresight, guessed
+from esper.services.tamiyo.outcomes import Foresight, best_threshold, drawn_several_times, foresight, guessed
 from esper.services.tamiyo.policies import Policy
 from esper.services.tamiyo.policies.sources import BASELINES, sources
 from esper.services.tamiyo.replaying.asides import FAULTS
@@ -51,8 +53,12 @@ from esper.streams.database import connect_pool
 from esper.streams.policies import active_policy
 from esper.streams.replay import Told
 
+if TYPE_CHECKING:
+    from esper.services.tamiyo.gnn.policy import GnnPolicy
+
 EXIT_DIFFERENT = 1
 SHOWN = 10
+FITTED = "fitted"
 
 _FROM = typer.Option(
     [EARLIEST],
@@ -113,22 +119,36 @@ def replay(
 
 def evaluate_policies(
     folder: Path = typer.Argument(..., help="Experiences, from `esper tamiyo replay --into`."),
-    candidate: str = typer.Option("heuristic", help="The policy that is compared with each of the others."),
+    candidate: str | None = typer.Option(
+        None, help="The policy that is compared with each of the others; heuristic, or the fitted one, by default."
+    ),
+    fitted: Path | None = typer.Option(
+        None, help="Also judge the policy that `esper tamiyo retrain --into` wrote here; its name is `fitted`."
+    ),
     held_out: float = typer.Option(1.0, min=0.0, max=1.0, help="Share of the runs that is judged on."),
     seed: int = _SEED,
     quiet: bool = _QUIET,
 ) -> None:
-    """Judge the policies that need no training on experiences: how good they would have been.
+    """Judge policies on experiences: how good they would have been. A fitted one must not have learnt from these.
 
     Of a policy of which the log says too little nothing is said but that.
     """
-    policies = baselines(_tamiyo())
+    policies, console, origin = baselines(_tamiyo()), Console(), read_origin(folder)
+    learnt = None if fitted is None else _fitted(fitted)
+    if learnt is not None:
+        policies[FITTED] = learnt[0]
+    candidate = candidate or ("heuristic" if learnt is None else FITTED)
     if candidate not in policies:
         raise ConfigError(f"--candidate {candidate}: there are {', '.join(policies)}")
     experiences = read_experiences(folder)
     if held_out < 1.0:
         experiences = split_by_run(experiences, held_out, seed).held_out
-    _judge(Console(), experiences, policies, candidate, read_origin(folder).measured, seed, quiet)
+    guess = None if learnt is None else learnt[0].guess
+    _judge(console, experiences, policies, candidate, origin.measured, seed, quiet, guess)
+    if learnt is not None and guess is not None:
+        threshold, runs = learnt[1], set(experiences.runs)
+        placebos = [difference for run_id, difference in origin.placebos if run_id in runs]
+        _foresee(console, experiences, placebos, lambda _floor: threshold, guess)
 
 
 def retrain(
@@ -178,9 +198,19 @@ def retrain(
     policies = {**baselines(_tamiyo()), **deciding, CANDIDATE: trained.policy}
     origin = read_origin(folder)
     judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.guess)
-    foreseen = _foresee(console, split, origin.placebos, trained.guess)
+    foreseen = _foresee_learnt(console, split, origin.placebos, trained.guess)
     trained.save(into, card_of(split, judged, seed, data_of(origin.bounds.begins, origin.bounds.ends), foreseen))
     console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _fitted(folder: Path) -> tuple["GnnPolicy", float]:
+    """The policy that was fitted into a folder, and above which gain it says that something helps."""
+    from esper.services.tamiyo.gnn.checkpoint import load_policy
+    from esper.services.tamiyo.publishing import read_fitted
+
+    found = read_fitted(folder)
+    threshold = (found.card.get("outcomes") or {}).get("threshold")
+    return load_policy(found.data, found.sha256), math.inf if threshold is None else float(threshold)
 
 
 def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, quiet: bool, *, is_resumed: bool) -> None:
@@ -227,24 +257,41 @@ def _judge(
     return found
 
 
-def _foresee(
+def _foresee_learnt(
     console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: Guesser
 ) -> Mapping[str, Foresight]:
-    """How well outcomes are foreseen, by its name in the card: beyond each floor that there is enough to know of."""
-    runs, floors = set(split.train.runs), dict[str, tuple[str, Experiences, float]]()
+    """What the runs learnt from say of floor and threshold, the held-out ones are judged by."""
+    runs = set(split.train.runs)
+    learnt = guessed(split.train, guess)
     known = [difference for run_id, difference in placebos if run_id in runs]
-    if len(known) < MIN_DIFFERENCES:
-        told = f"{len(known)} placebos in the runs to train on, {MIN_DIFFERENCES} are needed to say what helped"
+    return _foresee(
+        console, split.held_out, known, lambda floor: best_threshold(learnt.expected, learnt.reward > floor), guess
+    )
+
+
+def _foresee(
+    console: Console,
+    held_out: Experiences,
+    placebos: Sequence[float],
+    threshold: Callable[[float], float],
+    guess: Guesser,
+) -> Mapping[str, Foresight]:
+    """How well outcomes are foreseen, by its name in the card: beyond each floor that there is enough to know of.
+
+    Args:
+        threshold: for a floor, the expected gain above which something is said to help.
+    """
+    floors = dict[str, tuple[str, Experiences, float]]()
+    if len(placebos) < MIN_DIFFERENCES:
+        told = f"{len(placebos)} placebos, {MIN_DIFFERENCES} are needed to say what helped"
         console.print(told, highlight=False, soft_wrap=True)
     else:
-        floors["outcomes"] = ("placebo floor", split.held_out, noise_floor(known).high)
-    if drawn := drawn_several_times(split.held_out):
+        floors["outcomes"] = ("placebo floor", held_out, noise_floor(placebos).high)
+    if drawn := drawn_several_times(held_out):
         floors["outcomes_beyond_pairs"] = ("floor of paired branches", *drawn)
-    if not floors:
-        return {}
-    learnt, found = guessed(split.train, guess), dict[str, Foresight]()
-    for name, (told, held_out, floor) in floors.items():
-        if one := foresight(learnt, guessed(held_out, guess), floor):
+    found = dict[str, Foresight]()
+    for name, (told, judged, floor) in floors.items():
+        if one := foresight(threshold(floor), guessed(judged, guess), floor):
             found[name] = one
             show_foresight(console, one, told)
     return found

@@ -56,14 +56,13 @@ class Guessed(NamedTuple):
     reward: Floats
 
 
-def foresight(learnt: Guessed, held_out: Guessed, floor: float) -> Foresight | None:
+def foresight(threshold: float, held_out: Guessed, floor: float) -> Foresight | None:
     """Judge what a policy expects on held-out runs; None where they have no germination that was measured.
 
     Args:
-        learnt: of the runs that it learnt from.
+        threshold: above it a policy says that it helps; ``best_threshold`` of the runs that it learnt from.
         floor: a reward above it helped.
     """
-    threshold = best_threshold(learnt.expected, learnt.reward > floor)
     expected, reward = held_out
     if not len(reward):
         return None

@@ -48,7 +48,8 @@ def knows(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]
 
 
 def judged(held_out: Experiences, guess: Guesser, floor: float) -> Foresight | None:
-    return foresight(guessed(TRAIN, guess), guessed(held_out, guess), floor)
+    learnt = guessed(TRAIN, guess)
+    return foresight(best_threshold(learnt.expected, learnt.reward > floor), guessed(held_out, guess), floor)
 
 
 def expects_nothing(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /) -> list[list[float]]:

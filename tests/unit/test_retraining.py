@@ -25,6 +25,7 @@ from esper.services.tamiyo.experiences import Experiences, StoredExperience
 from esper.services.tamiyo.off_policy import Judging
 from esper.services.tamiyo.policies import Favourite
 from esper.services.tamiyo.policies.baselines import RandomPolicy
+from esper.services.tamiyo.publishing import SHIPPED
 from esper.services.tamiyo.replaying.files import write_experiences
 from esper.services.tamiyo.replaying.gathering import Gathered
 from esper.services.tamiyo.replaying.joining import Joined, join
@@ -49,7 +50,15 @@ MANY = joined(20, 25)
 
 def write(folder: Path, found: Joined) -> None:
     """As `esper tamiyo replay --into` does."""
-    origin = {"patterns": [], "begins": {}, "ends": {}, "lost": {}, "rent": RENT.model_dump()}
+    origin = {
+        "from": "EARLIEST",
+        "until": "",
+        "patterns": [],
+        "begins": {},
+        "ends": {},
+        "lost": {},
+        "rent": RENT.model_dump(),
+    }
     measured = {action: list(counts) for action, counts in found.measured.items()}
     write_experiences(folder, found.experiences, {**origin, "measured": measured})
 
@@ -217,6 +226,27 @@ def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
     assert "--experiences is a folder" in printed
 
 
+def test_a_fit_goes_on_with_the_part_of_the_log_that_it_began_with_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.cli.tamiyo_replay.find_fit", FakeFit)
+    write(tmp_path / "policy.experiences", MANY)
+    command = (
+        "tamiyo",
+        "retrain",
+        "--into",
+        str(tmp_path / "policy"),
+        "--resume",
+        str(tmp_path / "state"),
+        "--no-active",
+    )
+    code, printed = run(*command, "--runs", "a*")
+    assert code != 0
+    assert "was read with another --from, --until or --runs" in printed
+    code, printed = run(*command, "--held-out", "0.5")
+    assert code == 0, printed
+
+
 def test_an_installation_without_a_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retraining, "FIT", "esper.services.tamiyo.nowhere.training:fit")
     with pytest.raises(ConfigError, match="nothing to train: this installation has no esper"):
@@ -233,6 +263,10 @@ def test_evaluate_prints_a_verdict_for_every_policy(tmp_path: Path) -> None:
     for name in (AS_LOGGED, "wait", "random", "schedule", "heuristic"):
         assert f"│ {name}" in printed
     assert "random than wait:" in printed
+    code, printed = run("tamiyo", "evaluate", str(tmp_path / "seen"), "--fitted", str(SHIPPED), "-q")
+    assert code == 0, printed
+    assert "fitted than wait:" in printed
+    assert "by saying no of all" in printed
     write(tmp_path / "few", joined(3, 4))
     code, printed = run("tamiyo", "evaluate", str(tmp_path / "few"), "-q")
     assert code == 0

@@ -55,7 +55,7 @@ class FittedPolicy:
         self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
         """Of each view the gain of each choice, in units of the metric."""
-        return [gain.tolist() for gain, _value in self._gnn.gains(views)]
+        return self._gnn.guess(views, choices_of_each)
 
     def save(self, folder: Path, card: Mapping[str, Any]) -> None:
         """Write the policy's file, and its card as a file of its own, with what it was judged on."""

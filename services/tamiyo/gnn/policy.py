@@ -103,6 +103,12 @@ class GnnPolicy(Policy):
         ends = np.cumsum(batch.num_choices)[:-1]
         return list(zip(np.split(gain, ends), value, strict=True))
 
+    def guess(
+        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    ) -> Sequence[Sequence[float]]:
+        """Of each view the gain of each choice, in units of the metric."""
+        return [gain.tolist() for gain, _value in self.gains(views, choices_of_each)]
+
     def _batch(
         self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]] | None = None
     ) -> GraphBatch:
