@@ -86,7 +86,7 @@ def fit(train: Experiences, settings: FitSettings, progress: Callable[[FitTold],
         ConfigError: there are too few runs, or the state to go on with is of another training.
     """
     tamiyo = load_settings().section("tamiyo", TamiyoSettings)
-    find_scatter(tamiyo.network.scatter)
+    find_scatter(tamiyo.network.scatter)  # refuses now what it would refuse after the work
     how = tamiyo.training.model_copy(update={"rng_seed": settings.rng_seed})
     _check_metric(train, how.metric)
     trainer = PolicyTrainer(*_split_to_stop(train, settings.rng_seed + 1), how)
