@@ -13,7 +13,7 @@ from esper.embedded.stack import EmbeddedStack, inherited_environment
 
 SCRIPTS = Path(sys.executable).parent
 WORKER = (str(SCRIPTS / "faust"), "-A", "esper.streams", "worker", "--without-web")
-READY_S = 60.0
+READY_S = 120.0
 
 
 def process(stack: EmbeddedStack, folder: Path, name: str, *command: str, **env: str) -> ChildProcess:

@@ -28,10 +28,11 @@ TOKENS = {
 @contextmanager
 def running_urza(stack: EmbeddedStack, folder: Path, name: str = "urza", **env: str) -> Iterator[str]:
     """`esper serve urza`, ready; gives its address. A worker has to run."""
+    env = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20", **env}  # a busy machine answers with a verdict too
     child = process(stack, folder, name, str(SCRIPTS / "esper"), "serve", "urza", **env)
     with running(child, "urza.ready"):
         url = log_of(child).split("url=")[1].split()[0]
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200, READY_S, "Urza's readiness")
+        wait_until(lambda: httpx.get(f"{url}/health/ready", timeout=30).status_code == 200, READY_S, "Urza's readiness")
         yield url
 
 

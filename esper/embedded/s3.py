@@ -9,7 +9,7 @@ from esper.embedded.part import EmbeddedPart
 from esper.embedded.processes import ChildProcess, answers
 from esper.errors import UnavailableError
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 BUCKET = "esper"
 LEFT_BEHIND = "**/.rclone_temp_*"  # what a killed server had not finished: no reader sees it, nobody else removes it
 

@@ -33,7 +33,7 @@ class AlphaCurve(StrEnum):
         if self is AlphaCurve.COSINE:
             return 0.5 * (1.0 - math.cos(math.pi * share))
         least = _sigmoid(0.0)
-        return (_sigmoid(share) - least) / (1.0 - 2.0 * least)
+        return min(1.0, (_sigmoid(share) - least) / (1.0 - 2.0 * least))  # which rounding takes it above
 
 
 def _sigmoid(share: float) -> float:

@@ -19,7 +19,7 @@ from esper.embedded.processes import ChildProcess
 from esper.errors import UnavailableError
 from esper.logging import get_logger
 
-START_TIMEOUT_S = 30.0  # a service that is not ready by then is given up
+START_TIMEOUT_S = 90.0  # a service that is not ready by then is given up
 HEALTH_INTERVAL_S = 10.0  # how long a dead service can go unseen
 MAX_RESTARTS = 5  # of one service; then it stays down and health says so
 POLL_S = 0.1

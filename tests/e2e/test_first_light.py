@@ -39,6 +39,9 @@ CONTROLLER = {
     "ESPER_TAMIYO__EXPIRY_BOUNDARIES": "40",
 }
 
+PATIENT = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20"}
+"""Urza answers with a verdict on a busy machine too."""
+
 
 @pytest.fixture(scope="module")
 def services(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
@@ -46,11 +49,13 @@ def services(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> 
     esper = str(SCRIPTS / "esper")
     with ExitStack() as exits:
         exits.enter_context(running(worker(stack, folder), "worker.ready"))
-        urza = exits.enter_context(running(process(stack, folder, "urza", esper, "serve", "urza"), "urza.ready"))
+        urza = exits.enter_context(
+            running(process(stack, folder, "urza", esper, "serve", "urza", **PATIENT), "urza.ready")
+        )
         tamiyo = process(stack, folder, "tamiyo", esper, "serve", "tamiyo", **CONTROLLER)
         exits.enter_context(running(tamiyo, "tamiyo.ready"))
         url = log_of(urza).split("url=")[1].split()[0]
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200, 30, "Urza's readiness")
+        wait_until(lambda: httpx.get(f"{url}/health/ready", timeout=30).status_code == 200, 90, "Urza's readiness")
         yield {"url": url}
 
 
@@ -143,7 +148,7 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
         def rows(sql: str) -> list[tuple[Any, ...]]:
             return connection.execute(sql, (run,)).fetchall()
 
-        wait_until(lambda: len(rows("SELECT 1 FROM esper.field_reports WHERE run_id = %s")) == len(reports), 30)
+        wait_until(lambda: len(rows("SELECT 1 FROM esper.field_reports WHERE run_id = %s")) == len(reports), 60)
         for table, event_type in (
             ("decisions", "esper.decision.made.v1"),
             ("lifecycle", "esper.seed.transitioned.v1"),
@@ -151,7 +156,9 @@ def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: E
             ("field_reports", "esper.adaptation.reported.v2"),
         ):
             in_kafka = {e["ce_id"] for e in events if e["ce_type"] == event_type}
-            in_rows = {str(r[0]) for r in rows(f"SELECT event_id FROM esper.{table} WHERE run_id = %s")}
+            select = f"SELECT event_id FROM esper.{table} WHERE run_id = %s"
+            wait_until(lambda s=select, n=len(in_kafka): len(rows(s)) == n, 60, table)
+            in_rows = {str(r[0]) for r in rows(select)}
             assert in_rows <= in_kafka
             assert len(in_rows) == len(in_kafka), table
         causes = rows("SELECT command_id, decision_id FROM esper.commands WHERE run_id = %s")
@@ -263,7 +270,7 @@ def test_every_decision_saw_the_view_that_the_log_holds(stack: EmbeddedStack, ru
 def test_urza_answers_about_blueprints_kernels_and_runs(services: dict[str, str], run: str) -> None:
     import hashlib
 
-    with httpx.Client(base_url=services["url"]) as api:
+    with httpx.Client(base_url=services["url"], timeout=30) as api:
         blueprints = api.get("/blueprints").json()["items"]
         assert {b["status"] for b in blueprints} == {"certified"}
         assert len(blueprints) >= 3

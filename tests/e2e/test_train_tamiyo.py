@@ -15,7 +15,7 @@ ON_A_STACK = Path(__file__).parent.parent.parent / "scripts" / "on_a_stack.py"
 QUICK = {"WIDTH": 8, "NUM_BATCHES": 6, "BATCH_SIZE": 32, "EVAL_EVERY": 3}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_policy_comes_from_nothing_and_is_compared_on_runs_and_hosts_that_it_never_saw(tmp_path: Path) -> None:
     policy, table = tmp_path / "policy", tmp_path / "table.json"
     commands = (

@@ -22,9 +22,9 @@ from esper.services.tamiyo.service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.streams.database import connect_pool
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-STALE_AFTER_S = 6.0
+STALE_AFTER_S = 20.0
 NUM_SOUND = 5
 
 

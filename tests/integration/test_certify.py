@@ -136,7 +136,10 @@ async def test_a_blueprint_is_certified_for_what_was_measured_and_every_step_is_
     assert measured["linear", 64]["num_parameters"] == 2 * 64 * 128 + 128 + 64
     records = read_range(stack.settings().need_kafka(), BLUEPRINTS, partition=partition_of(blueprint_id, BLUEPRINTS))
     told = [r.decode() async for r in records if r.key == blueprint_id.encode()]
-    assert {m.id for m in told} == {c["event_id"] for c in (*found.changes, certificate, *found.kernels)}
+    written = {c["event_id"] for c in (*found.changes, certificate, *found.kernels)}
+    assert written <= {m.id for m in told}
+    others = {type(m.data) for m in told if m.id not in written}
+    assert others <= {events.KernelRegistered, events.KernelRefused}, "for layers that other tests have"
 
 
 async def test_many_in_one_call_from_the_command_line(stack: EmbeddedStack, urza: Urza, tmp_path: Path) -> None:
@@ -261,7 +264,9 @@ async def test_two_urzas_one_of_them_killed_take_each_blueprint_to_one_end(
     with running(victim, "urza.ready"):
         await asyncio.to_thread(wait_until, lambda: "catalogue.complete" in log_of(victim), DEADLINE_S, "the victim")
         await ask(urza, *(proposal(i, SHIPPED[n]) for i, n in zip(mine, SHIPPED, strict=False)))
-        await asyncio.to_thread(wait_until, lambda: mine[1] in log_of(victim), DEADLINE_S, "its first answers")
+        await asyncio.to_thread(
+            wait_until, lambda: sum(i in log_of(victim) for i in mine) >= 2, DEADLINE_S, "its first answers"
+        )
         children = Path(f"/proc/{victim.pid}/task/{victim.pid}/children").read_text().split()
         victim.kill()
         for child in children:

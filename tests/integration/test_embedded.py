@@ -67,7 +67,7 @@ def test_killed_while_starting_it_leaves_nothing(public_folder: Path) -> None:
     wait_until(lambda: not alive(everyone), 60, "their end")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.slow
 def test_two_stacks_stand_side_by_side_and_come_back_with_their_data(stack: EmbeddedStack) -> None:
     with running_stack() as other:
@@ -91,7 +91,7 @@ def test_an_altered_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         jars.kafka_jars(lambda _line: None)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_up_status_down(public_folder: Path) -> None:
     esper = str(Path(sys.executable).parent / "esper")

@@ -71,7 +71,7 @@ async def test_late_signals_go_with_the_windows_of_their_day(own_database: Postg
     await connection.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.slow
 async def test_a_worker_drops_what_is_past_its_time(fresh_stack: EmbeddedStack, tmp_path: Any) -> None:
     connection = await connected(fresh_stack.settings().need_postgres())

@@ -140,7 +140,7 @@ def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields:
 async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(services: Services) -> None:
     run_id, url = f"red-{uuid.uuid4().hex[:8]}", services.worker
     place = {"topic": TELEMETRY.name, "partition": str(partition_of(run_id, TELEMETRY))}
-    assert httpx.get(f"{url}/healthz").json() == {"status": "live"}
+    assert httpx.get(f"{url}/healthz", timeout=30).json() == {"status": "live"}
     ready = {"status": "ready", "problems": []}  # on a busy machine it may lag a moment behind Urza's catalogue first
     wait_until(lambda: httpx.get(f"{url}/readyz", timeout=30).json() == ready, 90, "the worker's readiness")
     assert assert_as_told("worker", scrape(url)) >= {"esper_build_info", "esper_worker_partitions"}
@@ -161,12 +161,12 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     assert record.value is not None
     await send_raw(services.stack, TELEMETRY.name, record.key, record.value, headers)
     wait_until(lambda: metric(url, "esper_worker_partition_red", **place) == 1, 60, "the red partition")
-    answer = httpx.get(f"{url}/readyz")
+    answer = httpx.get(f"{url}/readyz", timeout=30)
     assert answer.status_code == 503
     problems = [p for p in answer.json()["problems"] if p.get("topic") == place["topic"]]
     (problem,) = (p for p in problems if str(p["partition"]) == place["partition"])
     assert "newer than v2" in problem["reason"]
-    assert httpx.get(f"{url}/healthz").status_code == 200, "starting it again would not help"
+    assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200, "starting it again would not help"
     wait_until(lambda: metric(url, "esper_worker_lag_records", **place) == 1, 60, "the record that is left")
 
     rules = {r["alert"]: r["expr"] for g in yaml.safe_load(ALERTS.read_text())["groups"] for r in g["rules"]}
@@ -185,7 +185,7 @@ def test_urza_counts_its_answers_by_route(services: Services) -> None:
     labels = {"route": "/runs/{run_id}", "method": "GET", "status": "404"}
     for name in ("nobody", "noone"):
         httpx.get(f"{services.api}/runs/{name}", timeout=30)
-    assert metric(services.urza, "esper_urza_request_seconds_count", **labels) == 2
+    wait_until(lambda: metric(services.urza, "esper_urza_request_seconds_count", **labels) == 2, 30, "both counted")
     key = f"metrics-{uuid.uuid4()}"
     asked = httpx.post(
         f"{services.api}/blueprints/noop/changes",
@@ -196,7 +196,7 @@ def test_urza_counts_its_answers_by_route(services: Services) -> None:
     assert asked.status_code in (200, 202), asked.text
     found = assert_as_told("urza", scrape(services.urza))
     assert found >= {"esper_urza_request_seconds", "esper_producer_records_total", "esper_producer_delivery_seconds"}
-    assert httpx.get(f"{services.urza}/healthz").status_code == 200
+    assert httpx.get(f"{services.urza}/healthz", timeout=30).status_code == 200
 
 
 def train(services: Services, folder: Path, run_id: str, looks: dict[str, Any]) -> None:
@@ -215,7 +215,11 @@ def train(services: Services, folder: Path, run_id: str, looks: dict[str, Any]) 
             run.step()
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: metric(url, "esper_trainer_outbox_records") == 0, 60, "an empty outbox")
-        looks.update(scraped=scrape(url), ready=httpx.get(f"{url}/readyz"), live=httpx.get(f"{url}/healthz"))
+        looks.update(
+            scraped=scrape(url),
+            ready=httpx.get(f"{url}/readyz", timeout=30),
+            live=httpx.get(f"{url}/healthz", timeout=30),
+        )
         decided = {"topic": "system.runs", "outcome": "acknowledged"}
         looks["sent"] = metric(url, "esper_producer_records_total", **decided)
         wait_until(lambda: metric(services.tamiyo, "esper_tamiyo_look_age_seconds") is not None, 60, "Tamiyo's look")
@@ -244,7 +248,7 @@ async def test_a_trainer_shows_its_run_while_it_lasts_and_tamiyo_its_decisions(
     assert assert_as_told("trainer", looks["scraped"]) >= {s.name for s in catalogue()["trainer"]} - {
         "esper_trainer_commands_total"
     }
-    assert httpx.get(f"{services.tamiyo}/readyz").status_code == 200
+    wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "Tamiyo's readiness")
     assert assert_as_told("tamiyo", scrape(services.tamiyo)) >= {
         "esper_tamiyo_decisions_total",
         "esper_tamiyo_decision_seconds",
@@ -293,17 +297,15 @@ async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services
         samples = samples_of(scrape(services.worker))["esper_worker_partition_red"]
         return {labels for labels, value in samples.items() if value}
 
-    def num_folded() -> float:
-        return metric(services.worker, "esper_worker_events_total", topic=RUNS.name) or 0
-
-    run_id, before, folded = f"ended-{uuid.uuid4().hex[:8]}", red(), num_folded()
+    run_id, before = f"ended-{uuid.uuid4().hex[:8]}", red()
     epoch = {"epoch": 0, "step": 1, "metrics": {"val_accuracy": 0.5}}
     with psycopg.connect(services.stack.postgres.dsn, autocommit=True) as admin:
         async with OonaProducer(services.stack.settings().need_kafka()) as producer:
             for n in range(100):
                 await producer.send(made(run_id, n, events.EpochCompleted, **epoch))
                 admin.execute(ENDED)
-    wait_until(lambda: num_folded() == folded + 100, 90, "all of them")
+        count = "SELECT count(*) FROM esper.epochs WHERE run_id = %s"
+        wait_until(lambda: admin.execute(count, (run_id,)).fetchone() == (100,), 90, "all of them")
     assert red() == before
     assert (metric(services.worker, "esper_worker_retries_total", topic=RUNS.name, cause="postgres") or 0) >= 1
     wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "Tamiyo's readiness")
@@ -320,7 +322,7 @@ def test_a_service_that_is_away_makes_its_reader_not_ready(services: Services) -
             return answer.status_code == 503 and json.loads(answer.text)["problems"][0]["reason"]
 
         assert wait_until(problem, 60, "Tamiyo's problem")
-        assert httpx.get(f"{services.tamiyo}/healthz").status_code == 200
+        assert httpx.get(f"{services.tamiyo}/healthz", timeout=30).status_code == 200
         assert sum(samples_of(scrape(services.tamiyo))["esper_tamiyo_retries_total"].values()) >= 1
     finally:
         services.stack.postgres.start()

@@ -82,7 +82,7 @@ import multiprocessing
 from esper.logging import flush_logging
 busy = threading.Event()
 def keep_logging():
-    while not busy.is_set():
+    while not busy.wait(0.0002):
         log.info("parent")
 def child(n):
     log.info("child", n=n)

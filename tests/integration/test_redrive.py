@@ -84,7 +84,7 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
 
     buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
     with running(buggy, "worker.ready"):
-        await wait_until_async(is_folded_and_told, 30, "what the bug does not touch, and the letters of the rest")
+        await wait_until_async(is_folded_and_told, 90, "what the bug does not touch, and the letters of the rest")
 
     def run(*arguments: str) -> str:
         code, printed = cli(fresh_stack, tmp_path, *arguments, COLUMNS="200")

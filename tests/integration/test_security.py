@@ -40,7 +40,7 @@ from esper.schemas.topics import DECISIONS, RUNS, TELEMETRY, all_topics
 
 GROUP = "esper-streams"
 PLAN = AclPlan.of(default_principals(), GROUP)
-REFUSED_WITHIN_S = 15.0
+REFUSED_WITHIN_S = 30.0
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
 
 

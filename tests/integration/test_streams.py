@@ -207,16 +207,23 @@ async def test_a_partition_that_does_not_get_on_is_told_with_offset_and_lag(
     run_id = f"stuck-{uuid.uuid4().hex[:8]}"
     connection = await asyncpg.connect(stack.postgres.dsn)
     child = worker(stack, tmp_path, ESPER_STREAMS__STALLED_AFTER_S="1")
+
+    def stalled() -> list[str]:
+        lines = log_of(child).splitlines()
+        return [line for line in lines if "worker.stalled" in line and f"topic={TELEMETRY.name}" in line]
+
     with running(child, "worker.ready"):
         async with connection.transaction():
             await connection.execute("LOCK TABLE esper.health_windows IN ACCESS EXCLUSIVE MODE")
             await send(stack, story(run_id, 5))
-            wait_until(lambda: "worker.stalled" in log_of(child), 30, "the stall")
-        told = next(line for line in log_of(child).splitlines() if "worker.stalled" in line)
-        assert f"topic={TELEMETRY.name}" in told
-        assert "lag=5" in told
-        wait_until(lambda: "worker.recovered" in log_of(child), 30, "its end")
-    assert await signals_folded(stack, run_id) == 10
+            told = wait_until(stalled, 60, "the stall")
+        assert "lag=5" in told[0]
+        wait_until(lambda: "worker.recovered" in log_of(child), 60, "its end")
+
+        async def folded() -> bool:
+            return await signals_folded(stack, run_id) == 10
+
+        await wait_until_async(folded, 60)
     await connection.close()
 
 

@@ -299,7 +299,7 @@ async def _made_again(kafka: KafkaSettings, topic: TopicSpec) -> None:
 
 
 async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_twice(kafka: KafkaSettings) -> None:
-    total = 4_800
+    total = 12_000
     await write(kafka, [numbered(TELEMETRY, n, n % 12) for n in range(total)])
 
     async def work(_batch: ReceivedBatch) -> None:
@@ -311,7 +311,7 @@ async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_tw
         await until(lambda: len(first.batches) > 12, "the first alone")
         async with reading(kafka, TELEMETRY, second, load_positions=second.load):
             await until(lambda: len(second.batches) > 12, "the second beside it")
-        await until(lambda: sum(first.positions.values()) == total, "the rest by the first")
+        await until(lambda: sum(first.positions.values()) == total, "the rest by the first", 90.0)
     found = defaultdict(list)
     for batch in first.batches + second.batches:
         found[batch.partition].append((batch.start, [r.message.id.int for r in batch.events]))

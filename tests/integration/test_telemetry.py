@@ -145,7 +145,7 @@ async def told(stack: EmbeddedStack, run_id: str, topic: TopicSpec) -> list[even
     return [r.decode().data async for r in read_range(kafka, topic, partition=partition) if r.key == run_id.encode()]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(360)
 async def test_what_died_in_the_memory_of_a_killed_process_is_told_once(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
@@ -154,12 +154,12 @@ async def test_what_died_in_the_memory_of_a_killed_process_is_told_once(
         command = (sys.executable, str(SCRIPT), mode, run_id, str(tmp_path / "runs"), str(go))
         child = process(stack, tmp_path, mode, *command, PYTHONPATH=IMPORTS)
         child.start()
-        await asyncio.to_thread(wait_until, lambda c=child: "connected" in c.log_path.read_text(), 40, "the link")
+        await asyncio.to_thread(wait_until, lambda c=child: "connected" in c.log_path.read_text(), 90, "the link")
         try:
             if mode == "first":
                 stack.kafka.pause()  # so that all of its telemetry is in memory
             go.touch()
-            await asyncio.to_thread(wait_until, lambda c=child: not c.is_alive, 60, "the end of the process")
+            await asyncio.to_thread(wait_until, lambda c=child: not c.is_alive, 120, "the end of the process")
         finally:
             stack.kafka.go_on()
         assert child.returncode == (0 if mode == "last" else -9), child.tail()

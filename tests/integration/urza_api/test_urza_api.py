@@ -70,8 +70,8 @@ def test_every_list_gives_the_same_items_whatever_the_size_of_its_pages(api: htt
     parts = ("changes", "certificates", "refusals", "seeds", "runs", "reports")
     paths += [f"/blueprints/affine/{part}" for part in parts]
     for path in [*paths, "/blueprints", "/kernels", "/runs", "/dead-letters"]:
+        wait_until(lambda p=path: items(api, p, 1) == items(api, p, 500), 60, path)  # kernels may still be built
         whole = items(api, path, 500)
-        assert items(api, path, 1) == whole, path
         assert path in ("/dead-letters", "/kernels", "/blueprints/affine/refusals") or whole, path
         assert len({json.dumps(i, sort_keys=True) for i in whole}) == len(whole)
 
@@ -210,7 +210,8 @@ def test_one_trace_leads_from_a_request_to_the_certificate_and_the_kernels(
     headers = {**key(), "traceparent": "00-0-garbage"}
     body = {"change": "retire", "expected_version": 99}
     assert api.post(f"/blueprints/{name}/changes", json=body, headers=headers).status_code == 200
-    assert trace_id_of(told_of(stack, name)[-1].traceparent) != trace
+    (retired,) = [m for m in told_of(stack, name) if getattr(m.data, "change", None) == "retire"]
+    assert trace_id_of(retired.traceparent) != trace
 
 
 def test_certificates_and_refusals_of_a_blueprint(api: httpx.Client, stack: EmbeddedStack, run: str) -> None:
