@@ -17,6 +17,8 @@ from esper.oona.producer import OonaProducer
 from esper.schemas.messages import OonaMessage
 
 READY_S = 90.0
+PATIENT = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20"}
+"""Urza answers with a verdict on a busy machine too."""
 PROBLEM = "application/problem+json"
 WRITER, READER = "w" * 40, "r" * 40
 TOKENS = {
@@ -28,8 +30,7 @@ TOKENS = {
 @contextmanager
 def running_urza(stack: EmbeddedStack, folder: Path, name: str = "urza", **env: str) -> Iterator[str]:
     """`esper serve urza`, ready; gives its address. A worker has to run."""
-    env = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20", **env}  # a busy machine answers with a verdict too
-    child = process(stack, folder, name, str(SCRIPTS / "esper"), "serve", "urza", **env)
+    child = process(stack, folder, name, str(SCRIPTS / "esper"), "serve", "urza", **{**PATIENT, **env})
     with running(child, "urza.ready"):
         url = log_of(child).split("url=")[1].split()[0]
         wait_until(lambda: httpx.get(f"{url}/health/ready", timeout=30).status_code == 200, READY_S, "Urza's readiness")

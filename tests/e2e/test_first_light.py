@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from processes import SCRIPTS, cli, log_of, process, running, worker
+from urza_server import PATIENT
 from waiting import wait_until
 
 from esper.embedded.stack import EmbeddedStack
@@ -38,9 +39,6 @@ CONTROLLER = {
     "ESPER_TAMIYO__SCHEDULE_EVERY_EPOCHS": "1",
     "ESPER_TAMIYO__EXPIRY_BOUNDARIES": "40",
 }
-
-PATIENT = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20"}
-"""Urza answers with a verdict on a busy machine too."""
 
 
 @pytest.fixture(scope="module")

@@ -190,9 +190,9 @@ async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_after
         return slowest
 
     slowest = await asyncio.to_thread(train)
-    assert slowest < 10.0, "a step waited on the bus"
+    assert slowest < 2.0, "a step waited on the bus"
     sequences = sorted({m.data.sequence for m in await told(fresh_stack, run_id)})
-    assert len(sequences) > 300
+    assert len(sequences) > 1000
     assert sequences == list(range(len(sequences)))
 
 

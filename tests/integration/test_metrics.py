@@ -297,7 +297,10 @@ async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services
         samples = samples_of(scrape(services.worker))["esper_worker_partition_red"]
         return {labels for labels, value in samples.items() if value}
 
-    run_id, before = f"ended-{uuid.uuid4().hex[:8]}", red()
+    def num_folded() -> float:
+        return metric(services.worker, "esper_worker_events_total", topic=RUNS.name) or 0
+
+    run_id, before, folded = f"ended-{uuid.uuid4().hex[:8]}", red(), num_folded()
     epoch = {"epoch": 0, "step": 1, "metrics": {"val_accuracy": 0.5}}
     with psycopg.connect(services.stack.postgres.dsn, autocommit=True) as admin:
         async with OonaProducer(services.stack.settings().need_kafka()) as producer:
@@ -306,6 +309,7 @@ async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services
                 admin.execute(ENDED)
         count = "SELECT count(*) FROM esper.epochs WHERE run_id = %s"
         wait_until(lambda: admin.execute(count, (run_id,)).fetchone() == (100,), 90, "all of them")
+    wait_until(lambda: num_folded() == folded + 100, 90, "their count")
     assert red() == before
     assert (metric(services.worker, "esper_worker_retries_total", topic=RUNS.name, cause="postgres") or 0) >= 1
     wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "Tamiyo's readiness")

@@ -127,7 +127,7 @@ async def test_a_broker_that_answers_nobody_is_an_error_in_time_with_memory_boun
             while not all(send.done() for send in sends):
                 await asyncio.wait(sends, timeout=0.2)
                 most = max(most, memory().rss - before)
-            assert time.monotonic() - began < 15, "4 s were given, of a busy machine too"
+            assert time.monotonic() - began < 8
             for send in sends:
                 errors = send.result().errors
                 assert len(errors) == len(send.result())
@@ -136,7 +136,7 @@ async def test_a_broker_that_answers_nobody_is_an_error_in_time_with_memory_boun
             assert most < 3 * held < num_callers * num_each * len(value), "the lane holds what it says, and no more"
             began = time.monotonic()
             await producer.__aexit__(None, None, None)
-            assert time.monotonic() - began < 15, "both lanes had something under way"
+            assert time.monotonic() - began < 8.5, "both lanes had something under way"
         finally:
             broker.go_on()
         deliveries = await producer.deliver([signal])
