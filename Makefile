@@ -73,19 +73,19 @@ bench: install ## the benchmarks: they print, they judge nothing
 		test -z "$$failed" || { echo "these did not run to their end:$$failed"; exit 1; }
 
 bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10,000 events a second
-	@exec $(BIN)/python tests/benchmarks/bench_bus.py --hold $(HOLD)
+	@exec $(BIN)/python tests/benchmarks/oona/bench_bus.py --hold $(HOLD)
 
 bench-streams: install ## from topic to committed rows: health signals a second by workers and by stored rows; the profile
-	@exec $(BIN)/python tests/benchmarks/bench_streams.py --records $(RECORDS) --profile
+	@exec $(BIN)/python tests/benchmarks/streams/bench_streams.py --records $(RECORDS) --profile
 
 bench-urza: install ## Urza's API under wrk, 1,000 clients at once, and each of its queries
-	@exec $(BIN)/python tests/benchmarks/bench_urza.py
+	@exec $(BIN)/python tests/benchmarks/services/bench_urza.py
 
 bench-rebuild: install ## a rebuild beside plain folding, and how long workers wait for its swap
-	@exec $(BIN)/python tests/benchmarks/bench_rebuild.py
+	@exec $(BIN)/python tests/benchmarks/streams/bench_rebuild.py
 
 bench-compile: install ## what a certificate and a kernel cost, beside one after the other
-	@exec $(BIN)/python tests/benchmarks/bench_compile.py
+	@exec $(BIN)/python tests/benchmarks/services/bench_kernel_builder.py
 
 bench-tamiyo: install ## what Tamiyo costs: the policy by nodes, runs in one pass, pooling; the service; the replay
 	@for b in tamiyo decisions replay; do echo "== bench_$$b"; $(BIN)/python tests/benchmarks/bench_$$b.py || exit 1; done
@@ -94,7 +94,7 @@ catalogues: install ## torchvision, timm, transformers, peft: models that nobody
 	@exec $(PYTHON) scripts/setup.py catalogues
 
 compat: catalogues ## wrap, train, grow, save, load, unwrap every model of the catalogues; MODELS= is a pattern
-	@exec $(BIN)/python tests/benchmarks/compatibility.py --models "$(MODELS)"
+	@exec $(BIN)/python tests/benchmarks/compatibility/compatibility.py --models "$(MODELS)"
 
 bench-kasmina: catalogues ## what seeds cost, beside PEFT; what a cache, a transition and a signal cost
 	@for b in tests/benchmarks/bench_kasmina*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esper.connection import connect
     from esper.kasmina.baking import bake, unwrap
-    from esper.wrapping import wrap
+    from esper.wrapper import wrap
 
 __all__ = ["bake", "connect", "unwrap", "wrap"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "wrap":
-        from esper.wrapping import wrap
+        from esper.wrapper import wrap
 
         return wrap
     if name in ("bake", "unwrap"):

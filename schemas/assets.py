@@ -23,8 +23,8 @@ from esper.schemas.base import (
     Unit,
     Version,
 )
-from esper.schemas.conditions import GIVEN, when
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
+from esper.schemas.specs.json_schema_conditions import GIVEN, when
 
 
 class LayerNode(Fact):

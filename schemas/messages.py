@@ -9,8 +9,8 @@ from pydantic import AwareDatetime, Field, SerializeAsAny
 
 from esper.schemas.base import Fact, Name, Text
 from esper.schemas.events import Event
-from esper.schemas.json_schema import schema_id
 from esper.schemas.registry import Registration, registration
+from esper.schemas.specs.json_schema import schema_id
 
 TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 

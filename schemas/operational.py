@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from esper.schemas.base import Fact, NotNegative, SeedId, Unit
-from esper.schemas.conditions import when
+from esper.schemas.specs.json_schema_conditions import when
 
 STATISTICS = ("activation_mean", "activation_std", "dead_ratio", "gradient_norm", "effective_rank")
 

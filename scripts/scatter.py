@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCATTER = ROOT / ".scatter"
 PINS = ROOT / "requirements" / "scatter.txt"
-TESTS = ("tests/unit/test_gnn.py", "tests/unit/test_gnn_training.py")
+TESTS = ("tests/unit/services/tamiyo/gnn/test_gnn.py", "tests/unit/services/tamiyo/gnn/test_policy_trainer.py")
 MODES = {
     "base: torch-geometric": (False, ()),
     "accelerated: torch-scatter": (True, ("--hide", "torch_geometric")),

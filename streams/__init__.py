@@ -9,7 +9,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        from esper.streams.worker import make_app
+        from esper.streams.worker.app import make_app
 
         globals()["app"] = app = make_app()
         return app

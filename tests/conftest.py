@@ -1,29 +1,25 @@
 """What all tests share: one embedded stack a session, one fresh database a test."""
 
-import asyncio
 import os
 import random
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
-import psycopg
 import pytest
-from psycopg import sql
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import `support`
+
+from support.stacks import LONG_FAULT_ROUNDS, new_database, running_stack
 
 from esper.config import PostgresSettings, Settings
 from esper.embedded.stack import EmbeddedStack
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/waiting.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other when the cores are busy
 
 FAULTS = Path(__file__).parent / "faults"
-SLOW_ROUNDS = 8  # of faults; with fewer, what is slow among the fault suites is left out
 
 hypothesis.settings.register_profile("esper", deadline=None)  # how fast the machine is says nothing about an example
 hypothesis.settings.load_profile("esper")
@@ -49,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     So are all fault suites: they have targets of their own. What is slow among them takes many rounds, too.
     """
     wants_slow = config.getoption("--slow")
-    wants_long_faults = wants_slow and config.getoption("--fault-rounds") >= SLOW_ROUNDS
+    wants_long_faults = wants_slow and config.getoption("--fault-rounds") >= LONG_FAULT_ROUNDS
 
     def is_left_out(item: pytest.Item) -> bool:
         is_slow = item.get_closest_marker("slow") is not None
@@ -105,31 +101,3 @@ def log() -> Iterator[EmbeddedStack]:
 def mine(log: EmbeddedStack) -> Settings:
     """Settings with that log, and a database of the test's own."""
     return Settings.model_validate({**log.sections(), "postgres": new_database(log)})
-
-
-def new_database(stack: EmbeddedStack) -> PostgresSettings:
-    """One more database, migrated, in a stack's Postgres."""
-    from esper.streams.migrations import migrate
-
-    name = f"t{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of(name)})
-    migrate(own)
-    return own
-
-
-@contextmanager
-def running_stack() -> Iterator[EmbeddedStack]:
-    """A stack with topics and tables in place."""
-    from esper.oona.topics import apply_topics
-    from esper.streams.migrations import migrate
-
-    with tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as folder:
-        Path(folder).chmod(0o711)
-        with EmbeddedStack(Path(folder)) as running:
-            settings = running.settings()
-            with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
-                pool.submit(asyncio.run, apply_topics(settings.need_kafka())).result()
-            migrate(settings.need_postgres())
-            yield running

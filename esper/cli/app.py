@@ -1,4 +1,4 @@
-"""The `esper` command: collects the commands of every room, and turns errors into one clear line."""
+"""The `esper` command: collects every command group, and prints an error as one line."""
 
 import importlib
 import logging
@@ -11,29 +11,30 @@ import typer
 from esper.config import CONFIG_VARIABLE
 from esper.errors import EsperError
 from esper.logging import install_crash_hooks
-from esper.masking import mask_text
+from esper.redaction import mask_text
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-ROOMS = (
+COMMAND_MODULES = (
     "config",
-    "demo",
+    "tolaria.demo",
     "stack",
-    "train",
-    "topics",
-    "acls",
-    "events",
-    "dlq",
-    "outbox",
+    "tolaria.train",
+    "oona.topics",
+    "oona.acls",
+    "oona.events",
+    "oona.dead_letters",
+    "oona.outbox",
     "metrics",
     "schema",
-    "projections",
+    "streams.projections",
     "storage",
-    "roles",
+    "streams.roles",
     "serve",
     "blueprints",
-    "tamiyo",
+    "tamiyo.versions",
 )
+"""One module a command group, in the order of `esper --help`."""
 
 app = typer.Typer(
     name="esper",
@@ -52,8 +53,8 @@ def _options(
         os.environ[CONFIG_VARIABLE] = str(config)
 
 
-for _room in ROOMS:
-    importlib.import_module(f"esper.cli.{_room}").register(app)
+for _module in COMMAND_MODULES:
+    importlib.import_module(f"esper.cli.{_module}").register(app)
 
 
 def main() -> None:

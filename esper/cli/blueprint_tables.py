@@ -5,8 +5,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from esper.services.urza.changes import ChangeOutcome
-from esper.services.urza.library import Lineage, Row
+from esper.services.urza.blueprint_changes import ChangeOutcome
+from esper.services.urza.library_queries import Lineage, Row
 
 
 def table_of(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:

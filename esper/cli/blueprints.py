@@ -21,9 +21,9 @@ from esper.oona.cloudevents import explain
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import BlueprintChange, BlueprintStatus, LayerKind, Verdict
 from esper.schemas.events import BlueprintChangeRequested
-from esper.services.urza import library
-from esper.services.urza.catalogue import SHIPPED
-from esper.services.urza.changes import ChangeOutcome, changes_of, request_changes
+from esper.services.urza import library_queries
+from esper.services.urza.blueprint_changes import ChangeOutcome, changes_of, request_changes
+from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 
 SOURCE = "esper-blueprints"
 EXIT_NOT_ACCEPTED = 1
@@ -86,11 +86,11 @@ def show_all(
 ) -> None:
     """List blueprints as the log has them."""
 
-    async def read(pool: Any) -> list[library.Row]:
+    async def read(pool: Any) -> list[library_queries.Row]:
         async with pool.acquire() as connection:
             if waiting:
-                return await library.unvalidated(connection, limit=PAGE)
-            return await library.blueprints(connection, status=status, limit=PAGE)
+                return await library_queries.unvalidated(connection, limit=PAGE)
+            return await library_queries.blueprints(connection, status=status, limit=PAGE)
 
     Console().print(blueprints_table(_read(read)))
 
@@ -98,9 +98,9 @@ def show_all(
 def show(blueprint_id: Annotated[str, typer.Argument(help="The blueprint.", metavar="ID")]) -> None:
     """Show one blueprint: its changes, certificate, kernels, and where it grew."""
 
-    async def read(pool: Any) -> library.Lineage | None:
+    async def read(pool: Any) -> library_queries.Lineage | None:
         async with pool.acquire() as connection:
-            return await library.lineage(connection, blueprint_id)
+            return await library_queries.lineage(connection, blueprint_id)
 
     found = _read(read)
     if found is None:
@@ -186,7 +186,7 @@ def _ask(changes: Changes, key: str | None) -> list[ChangeOutcome]:
 
     async def ask(settings: Settings) -> list[ChangeOutcome]:
         from esper.oona.producer import OonaProducer
-        from esper.streams.database import connect_pool
+        from esper.streams.database.connections import connect_pool
 
         async with AsyncExitStack() as exits:
             pool = await exits.enter_async_context(connect_pool(settings.need_postgres()))
@@ -204,7 +204,7 @@ def _ask(changes: Changes, key: str | None) -> list[ChangeOutcome]:
 
 def _read(read: Callable[[Any], Awaitable[T]]) -> T:
     async def run(settings: Settings) -> T:
-        from esper.streams.database import connect_pool
+        from esper.streams.database.connections import connect_pool
 
         async with connect_pool(settings.need_postgres()) as pool:
             return await read(pool)
@@ -212,12 +212,12 @@ def _read(read: Callable[[Any], Awaitable[T]]) -> T:
     return asyncio.run(run(load_settings()))
 
 
-async def _versions(pool: Any, blueprint_ids: list[str]) -> list[library.Row]:
+async def _versions(pool: Any, blueprint_ids: list[str]) -> list[library_queries.Row]:
     async with pool.acquire() as connection:
-        return await library.versions(connection, blueprint_ids)
+        return await library_queries.versions(connection, blueprint_ids)
 
 
-async def _validated(pool: Any, blueprint_ids: list[str]) -> list[library.Row]:
+async def _validated(pool: Any, blueprint_ids: list[str]) -> list[library_queries.Row]:
     while True:
         rows = await _versions(pool, blueprint_ids)
         if all(r["status"] not in (BlueprintStatus.PROPOSED, BlueprintStatus.COMPILED) for r in rows):

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from esper.config import SECTIONS, load_settings
-from esper.config.listing import SettingRow, check_all, list_settings, markdown, named_sections
+from esper.config.settings_reference import SettingRow, check_all, list_settings, markdown, named_sections
 
 _FILE = typer.Option(None, "--config", help="A YAML file with settings; ESPER_CONFIG where it is not named.")
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import typer
 
-from esper.metrics import Meter, MetricSpec, clients
+from esper.metrics import Meter, MetricSpec, client_metrics
 
 SHARED = "every process"
 
@@ -26,8 +26,8 @@ def docs() -> None:
 def catalogue() -> dict[str, tuple[MetricSpec, ...]]:
     """Process -> the metrics that it alone has; ``SHARED`` -> those that all have."""
     build = Meter()
-    clients.show_build(build, "")
-    shared = (*build.specs, *clients.METER.specs)
+    client_metrics.show_build(build, "")
+    shared = (*build.specs, *client_metrics.METER.specs)
     own = {name: tuple(s for s in meter.specs if s not in shared) for name, meter in _meters().items()}
     return {SHARED: shared, **own}
 
@@ -48,7 +48,7 @@ def _meters() -> dict[str, Meter]:
     from esper.connection.metrics import RunParts, TrainerMetrics
     from esper.services.tamiyo.metrics import TamiyoMetrics
     from esper.services.urza.metrics import UrzaMetrics
-    from esper.streams.metrics import WorkerMetrics
+    from esper.streams.worker.worker_metrics import WorkerMetrics
 
     nothing = cast(Any, None)  # the parts of a run are looked at when Prometheus comes, not before
     return {

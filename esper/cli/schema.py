@@ -10,12 +10,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from esper.cli.conformance import validate_lines, validate_log
+from esper.cli.schema_conformance import validate_lines, validate_log
 from esper.config import load_settings
 from esper.errors import ConfigError, ContractError
-from esper.schemas.asyncapi import document
-from esper.schemas.compatibility import Finding, check
-from esper.schemas.contract_set import (
+from esper.schemas.registry import REGISTRY
+from esper.schemas.specs.asyncapi import document
+from esper.schemas.specs.compatibility import Finding, check
+from esper.schemas.specs.contract_set import (
     FOLDER,
     PUBLISHED,
     contracts_of,
@@ -24,7 +25,6 @@ from esper.schemas.contract_set import (
     with_released,
     write_released,
 )
-from esper.schemas.registry import REGISTRY
 from esper.schemas.topics import TOPICS, TopicSpec
 
 ASYNCAPI_FILE = FOLDER / "asyncapi.yaml"

@@ -35,7 +35,7 @@ def urza() -> None:
 
     from esper.embedded.processes import free_port
     from esper.services.urza.api import make_api
-    from esper.services.urza.service import open_urza
+    from esper.services.urza.urza_service import open_urza
 
     port = own.port or free_port()
 
@@ -65,7 +65,7 @@ def urza() -> None:
 
 def tamiyo() -> None:
     """The controller: decides at each boundary of each running run."""
-    from esper.services.tamiyo.service import DecisionService
+    from esper.services.tamiyo.decision_service import DecisionService
     from esper.services.tamiyo.settings import TamiyoSettings
 
     settings = load_settings()

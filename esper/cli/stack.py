@@ -86,8 +86,8 @@ def status() -> None:
 
 def prepare() -> None:
     """Topics and tables, in the stack that the settings name."""
-    from esper.oona.topics import apply_topics
-    from esper.streams.migrations import migrate
+    from esper.oona.admin.topics import apply_topics
+    from esper.streams.database.migrations import migrate
 
     settings = load_settings()
     asyncio.run(apply_topics(settings.need_kafka()))

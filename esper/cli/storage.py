@@ -17,14 +17,14 @@ from rich.table import Table
 
 from esper.config import Settings, load_settings
 from esper.errors import ConfigError, MissingBlobError
+from esper.storage.blob_keys import SHA256, BlobKind, StoredBlob
 from esper.storage.blobs import BlobStore
-from esper.storage.collecting import Collected, collect
+from esper.storage.garbage_collection import Collected, collect
 from esper.storage.inventory import Finding, Inspection, inspect, stored_blobs
-from esper.storage.keys import SHA256, BlobKind, StoredBlob
 from esper.storage.uploads import abort_upload
-from esper.streams.collection import DEFAULT_GRACE, CollectionPlan, planned_collection
-from esper.streams.database import connect_pool
-from esper.streams.references import referenced_blobs
+from esper.streams.blob_collection import DEFAULT_GRACE, CollectionPlan, planned_collection
+from esper.streams.database.connections import connect_pool
+from esper.streams.read_models.blob_references import referenced_blobs
 
 EXIT_DAMAGED = 1
 MAX_SHOWN = 50

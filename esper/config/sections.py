@@ -1,7 +1,7 @@
 """The sections that Esper itself needs: broker, database, object store, logging.
 
 Each field says what it is for; ``esper config docs`` prints them. Invariant: whatever a section
-holds as a secret is known to ``esper.masking`` from the moment the section exists.
+holds as a secret is known to ``esper.redaction`` from the moment the section exists.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from esper.masking import remember_secret
+from esper.redaction import remember_secret
 
 
 class SectionModel(BaseModel):

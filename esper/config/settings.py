@@ -14,9 +14,9 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from esper.config.complaints import complaints, lone_section, not_named, unknown_section
 from esper.config.sections import KafkaSettings, LoggingSettings, PostgresSettings, S3Settings, SectionModel
 from esper.config.sources import CONFIG_VARIABLE, KeyPath, Sourced, read_environ, read_stack
+from esper.config.validation_errors import complaints, lone_section, not_named, unknown_section
 from esper.config.yaml_file import read_yaml
 from esper.errors import ConfigError
 

@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esper.connection.connecting import connect
-    from esper.connection.follower import FollowerLink
-    from esper.connection.run import RunLink
+    from esper.connection.connector import connect
+    from esper.connection.follower_link import FollowerLink
+    from esper.connection.run_link import RunLink
 
 __all__ = ["FollowerLink", "RunLink", "connect"]
 
-_MODULES = {"FollowerLink": "follower", "RunLink": "run", "connect": "connecting"}
+_MODULES = {"FollowerLink": "follower_link", "RunLink": "run_link", "connect": "connector"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from esper.connection.reports import AdaptationBook
-from esper.connection.telemetry import TelemetryPipe
+from esper.connection.events.field_reports import AdaptationBook
+from esper.connection.events.telemetry_queue import TelemetryQueue
 from esper.kasmina.model import MorphableModel
-from esper.metrics import Health, Kind, Meter, MetricsServer, ShownMetrics, clients
-from esper.oona.outbox import Outbox
+from esper.metrics import Health, Kind, Meter, MetricsServer, ShownMetrics, client_metrics
+from esper.oona.outbox.outbox_store import Outbox
 from esper.schemas.enums import SeedStage
 from esper.schemas.lifecycle import STAGES
 
@@ -34,7 +34,7 @@ class RunParts(NamedTuple):
     model: MorphableModel
     outbox: Outbox
     spill: Outbox
-    telemetry: TelemetryPipe
+    telemetry: TelemetryQueue
     book: AdaptationBook
     commands: Counter[str]
     health: Health
@@ -50,10 +50,10 @@ class TrainerMetrics(ShownMetrics):
     def __init__(self, parts: RunParts, first_step: int) -> None:
         self._parts, self._first_step = parts, first_step
         self.meter = Meter()
-        clients.show_build(self.meter, "trainer")
+        client_metrics.show_build(self.meter, "trainer")
         self._show_run()
         self._show_events()
-        self.meter.include(clients.METER)
+        self.meter.include(client_metrics.METER)
         self._server = MetricsServer(self.meter.registry, parts.health)
 
     def _show_run(self) -> None:

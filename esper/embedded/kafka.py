@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from esper.embedded.embedded_server import EmbeddedServer
 from esper.embedded.jars import java_home, kafka_jars
-from esper.embedded.part import EmbeddedPart
 from esper.embedded.processes import ChildProcess, answers, free_port
 from esper.errors import UnavailableError
 
@@ -36,7 +36,7 @@ log.segment.bytes=16777216
 """
 
 
-class EmbeddedKafka(EmbeddedPart):
+class EmbeddedKafka(EmbeddedServer):
     """Holds its ports and its data through ``stop`` and ``start``; ``wipe`` makes a new cluster.
 
     Args:

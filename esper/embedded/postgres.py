@@ -13,7 +13,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-from esper.embedded.part import EmbeddedPart
+from esper.embedded.embedded_server import EmbeddedServer
 from esper.embedded.processes import ChildProcess, answers
 from esper.errors import UnavailableError
 
@@ -32,7 +32,7 @@ OPTIONS = {
 }
 
 
-class EmbeddedPostgres(EmbeddedPart):
+class EmbeddedPostgres(EmbeddedServer):
     """Holds its port and its data through ``stop`` and ``start``. ``root`` is a folder of its own."""
 
     def __init__(self, root: Path) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from esper.embedded import launch
+from esper.embedded import launcher
 from esper.errors import UnavailableError
 
 POLL_S = 0.05
@@ -25,7 +25,7 @@ LOG_TAIL_LINES = 15
 def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> None:
     """Ask for ``sig`` when the parent of this process ends. Call it first thing in a program."""
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(launch.PR_SET_PDEATHSIG, int(sig))
+    ctypes.CDLL(None, use_errno=True).prctl(launcher.PR_SET_PDEATHSIG, int(sig))
     if os.getppid() != parent:
         os.kill(os.getpid(), sig)
 
@@ -97,7 +97,7 @@ class ChildProcess:
 
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C reaches the parent, which then stops it."""
-        head = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), self._user or "-"]
+        head = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), self._user or "-"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [*head, str(int(self._death_signal)), *self._command],

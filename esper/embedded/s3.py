@@ -5,7 +5,7 @@ import secrets
 import sysconfig
 from pathlib import Path
 
-from esper.embedded.part import EmbeddedPart
+from esper.embedded.embedded_server import EmbeddedServer
 from esper.embedded.processes import ChildProcess, answers
 from esper.errors import UnavailableError
 
@@ -14,7 +14,7 @@ BUCKET = "esper"
 LEFT_BEHIND = "**/.rclone_temp_*"  # what a killed server had not finished: no reader sees it, nobody else removes it
 
 
-class EmbeddedS3(EmbeddedPart):
+class EmbeddedS3(EmbeddedServer):
     """Holds port, keys and data through ``stop`` and ``start``. ``root`` is a folder of its own."""
 
     def __init__(self, root: Path) -> None:

@@ -1,6 +1,6 @@
 """The features of a graph view: every column that a view's bytes hold, declared once.
 
-The bytes are written and read by this table (``esper.graph.encoding``), docs/views.md is printed
+The bytes are written and read by this table (``esper.graph.view_encoding``), docs/views.md is printed
 from it, and a learner finds its columns here. So a feature that is not declared is in no view.
 A column that changes its meaning, or one more of them, is a new ``VIEW_VERSION``.
 """
@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from esper.graph.windows import FIELDS, WINDOW_STEPS
+from esper.graph.health_windows import FIELDS, WINDOW_STEPS
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 VIEW_VERSION = 2

@@ -80,8 +80,8 @@ class AccessPatterns:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        habits = {key: [h.size_bytes, h.following, h.votes] for key, h in self._habits.items()}
-        return {"format": FORMAT, "kernels": habits}
+        access_history = {key: [h.size_bytes, h.following, h.votes] for key, h in self._habits.items()}
+        return {"format": FORMAT, "kernels": access_history}
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what ``to_dict`` gave; what is known here already stays as it is.
@@ -92,15 +92,15 @@ class AccessPatterns:
         try:
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r}")
-            habits = OrderedDict(
+            access_history = OrderedDict(
                 (str(key), _Habit(int(size_bytes), str(following), int(votes)))
                 for key, (size_bytes, following, votes) in list(saved["kernels"].items())[-MAX_KERNELS_REMEMBERED:]
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ContractError(f"these are no kernel access patterns: {error!r}") from error
         for key in self._habits:
-            habits.pop(key, None)  # so that the update puts it last
-        habits.update(self._habits)
-        while len(habits) > MAX_KERNELS_REMEMBERED:
-            habits.popitem(last=False)
-        self._habits = habits
+            access_history.pop(key, None)  # so that the update puts it last
+        access_history.update(self._habits)
+        while len(access_history) > MAX_KERNELS_REMEMBERED:
+            access_history.popitem(last=False)
+        self._habits = access_history

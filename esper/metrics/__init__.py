@@ -1,12 +1,12 @@
 """What a process shows to Prometheus: its metrics, that it lives, and whether it is ready.
 
 Each process has one class that makes all of its metrics (``WorkerMetrics``, ``UrzaMetrics``, ``TamiyoMetrics``,
-``TrainerMetrics``), in a ``Meter`` of its own; what all of them share is in ``esper.metrics.clients``. A series that
+``TrainerMetrics``), in a ``Meter`` of its own; what all of them share is in ``client_metrics``. A series that
 has no value yet is absent, never 0. ``docs/monitoring.md`` lists them all.
 """
 
-from esper.metrics.health import Health, Problem
 from esper.metrics.meter import Kind, Meter, MetricSpec
+from esper.metrics.readiness import Health, Problem
 from esper.metrics.server import MetricsServer, ShownMetrics
 from esper.metrics.settings import MetricsAddress
 

@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
 from esper.errors import ConfigError
-from esper.metrics.health import Health
+from esper.metrics.readiness import Health
 from esper.metrics.settings import MetricsAddress
 
 IDLE_CLIENT_S = 10.0  # a client that says nothing for so long is hung up on

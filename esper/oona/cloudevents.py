@@ -20,7 +20,7 @@ from esper.schemas.upcasters import upcast
 
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
-MAX_ERRORS_TOLD = 3
+MAX_REPORTED_ERRORS = 3
 MAX_FIELD_CHARS, MAX_ALLOWED_CHARS, MAX_VALUE_CHARS = 120, 200, 80
 
 
@@ -123,7 +123,7 @@ def explain(error: ValidationError) -> str:
     told = [
         f"{'.'.join(str(p) for p in e['loc'])[:MAX_FIELD_CHARS] or 'value'}: {e['msg'][:MAX_ALLOWED_CHARS]} "
         f"(got {_shown(e['input'])})"
-        for e in error.errors(include_url=False)[:MAX_ERRORS_TOLD]
+        for e in error.errors(include_url=False)[:MAX_REPORTED_ERRORS]
     ]
     more = error.error_count() - len(told)
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")

@@ -15,13 +15,13 @@ from typing import Self
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
-from esper.metrics import clients
+from esper.metrics import client_metrics
 from esper.oona.cloudevents import encode
-from esper.oona.dead_letters import reason_of
+from esper.oona.dead_letters.dead_letter import reason_of
 from esper.oona.deliveries import Deliveries, Delivery
-from esper.oona.lane import Lane
-from esper.oona.patience import patient_retries
 from esper.oona.records import Position, Record
+from esper.oona.renewable_producer import RenewableProducer
+from esper.retry import retry_forever
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DEAD_LETTER_SUFFIX, TELEMETRY
 
@@ -35,8 +35,8 @@ class OonaProducer:
     """Async context manager. Control topics go out at once; telemetry lingers and is compressed."""
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str = "esper") -> None:
-        self._control = Lane(kafka, client_id)
-        self._telemetry = Lane(kafka, client_id, linger_ms=TELEMETRY_LINGER_MS, compression="zstd")
+        self._control = RenewableProducer(kafka, client_id)
+        self._telemetry = RenewableProducer(kafka, client_id, linger_ms=TELEMETRY_LINGER_MS, compression="zstd")
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -97,9 +97,9 @@ class OonaProducer:
         return deliveries
 
     async def _try_again(self, deliveries: Deliveries) -> None:
-        async for attempt in patient_retries(UnavailableError, *RETRY_S):
+        async for attempt in retry_forever(UnavailableError, *RETRY_S):
             with attempt:
-                clients.send_retried("telemetry" if deliveries.records[0].topic == TELEMETRY.name else "control")
+                client_metrics.send_retried("telemetry" if deliveries.records[0].topic == TELEMETRY.name else "control")
                 await self._attempt(deliveries)
 
     async def _attempt(self, deliveries: Deliveries) -> None:
@@ -123,11 +123,11 @@ def _count(deliveries: Deliveries, seconds: float) -> None:
         tally = Counter((d.record.topic, _outcome(d)) for d in deliveries)
     else:
         tally = Counter((record.topic, ACKNOWLEDGED) for record in deliveries.records)
-    clients.delivered(tally, seconds)
+    client_metrics.delivered(tally, seconds)
     if any(topic.endswith(DEAD_LETTER_SUFFIX) for topic, _outcome in tally):
         for record, position, _error in deliveries:
             if position is not None and record.topic.endswith(DEAD_LETTER_SUFFIX):
-                clients.letter_sent(record.topic.removesuffix(DEAD_LETTER_SUFFIX), reason_of(record))
+                client_metrics.letter_sent(record.topic.removesuffix(DEAD_LETTER_SUFFIX), reason_of(record))
 
 
 def _outcome(delivery: Delivery) -> str:

@@ -16,11 +16,11 @@ from typing import Self
 
 from esper.config import S3Settings
 from esper.errors import AlteredBlobError, MissingBlobError, UnavailableError
-from esper.storage.client import Operation, S3Client
+from esper.storage.blob_keys import SHORT, BlobKind, StoredBlob, key_of, parse_key
+from esper.storage.call_stats import Observer, ignore
 from esper.storage.downloads import download
-from esper.storage.keys import SHORT, BlobKind, StoredBlob, key_of, parse_key
-from esper.storage.marks import standing
-from esper.storage.stats import Observer, ignore
+from esper.storage.s3_client import Operation, S3Client
+from esper.storage.tombstones import standing
 from esper.storage.uploads import put, put_file
 
 MAX_PARALLEL_UPLOADS = 10  # blobs on their way at once

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 from esper.errors import KernelError, UnavailableError
-from esper.storage.client import NETWORK_ERRORS, Operation
+from esper.storage.s3_client import NETWORK_ERRORS, Operation
 
 CHUNK_BYTES = 256 * 1024
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from esper.errors import AlteredBlobError, MissingBlobError
+from esper.storage.blob_keys import BlobKind, StoredBlob
 from esper.storage.blobs import BlobStore
-from esper.storage.keys import BlobKind, StoredBlob
 
 MAX_PARALLEL_READS = 10
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esper.errors import ContractError, EsperError, MissingBlobError, UnavailableError
-from esper.storage.client import Operation, S3Client, UploadGoneError
+from esper.storage.s3_client import Operation, S3Client, UploadGoneError
 
 PART_BYTES = 8 * 1024 * 1024  # S3 wants 5 MiB at least
 MAX_PARTS = 10_000  # S3's limit; larger files get larger parts

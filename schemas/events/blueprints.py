@@ -6,9 +6,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from esper.schemas.assets import BlueprintSpec, Kernel, Measurement
 from esper.schemas.base import MAX_INT32, BlueprintId, NumFeatures, Remark, ShortName, Version
-from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events.base import Event
+from esper.schemas.specs.json_schema_conditions import GIVEN, NULL, when
 
 SPEC_GOES_WITH_PROPOSE = when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL})
 """What ``check_spec`` demands, for a body's JSON Schema."""

@@ -22,9 +22,9 @@ from esper.schemas.base import (
     Unit,
     Version,
 )
-from esper.schemas.conditions import GIVEN, NOT_EMPTY, when
 from esper.schemas.enums import EvaluationVerdict
 from esper.schemas.events.base import Event
+from esper.schemas.specs.json_schema_conditions import GIVEN, NOT_EMPTY, when
 
 NAMED_BY = "named_by"
 BY_SETTINGS = "settings"

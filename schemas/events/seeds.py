@@ -17,9 +17,9 @@ from esper.schemas.base import (
     Sha256,
     ShortName,
 )
-from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import BreakerState, RejectionReason, ReportMethod, SeedStage, TransitionReason
 from esper.schemas.events.base import TrainerEvent
+from esper.schemas.specs.json_schema_conditions import GIVEN, NULL, when
 
 ENDS = (SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED)
 """Where an adaptation ends."""

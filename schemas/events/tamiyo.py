@@ -16,9 +16,9 @@ from esper.schemas.base import (
     Sha256,
     Version,
 )
-from esper.schemas.conditions import GIVEN, NULL, when
 from esper.schemas.enums import Action
 from esper.schemas.events.base import RunEvent
+from esper.schemas.specs.json_schema_conditions import GIVEN, NULL, when
 
 
 class ViewRecorded(RunEvent):

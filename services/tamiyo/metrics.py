@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, clients
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, client_metrics
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
 
@@ -27,7 +27,7 @@ class TamiyoMetrics(ShownMetrics):
 
     def _make_meter(self) -> Meter:
         meter = Meter()
-        clients.show_build(meter, "tamiyo")
+        client_metrics.show_build(meter, "tamiyo")
         self._decisions = meter.counter(
             "esper_tamiyo_decisions_total",
             "Decisions in the log; stale: the views were not complete.",
@@ -79,7 +79,7 @@ class TamiyoMetrics(ShownMetrics):
         meter.probe(
             Kind.GAUGE, "esper_tamiyo_look_age_seconds", "How long ago the last look succeeded.", self._look_age_s
         )
-        meter.include(clients.METER)
+        meter.include(client_metrics.METER)
         return meter
 
     def found(self, pending: Sequence[object]) -> None:

@@ -33,7 +33,7 @@ class RentSettings(SectionModel):
 
 
 class GuardSettings(SectionModel):
-    """When a version that is followed is rolled back by itself; services/tamiyo/guarding.py has the formula."""
+    """When a followed version is rolled back automatically; the formula is in evaluation/policy_guard.py."""
 
     every_s: float = Field(30.0, gt=0, description="Pause between two looks at what the active version brought.")
     min_runs: int = Field(10, ge=5, description="Runs with forked decisions below which nothing is said.")

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.routing import compile_path
 
 from esper.logging import incoming_trace, traced
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, clients
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, client_metrics
 
 NO_ROUTE = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -40,7 +40,7 @@ class UrzaMetrics(ShownMetrics):
 
     def _make_meter(self) -> Meter:
         meter = Meter()
-        clients.show_build(meter, "urza")
+        client_metrics.show_build(meter, "urza")
         self._requests = meter.histogram(
             "esper_urza_request_seconds",
             "From a request to the last byte of its answer.",
@@ -49,7 +49,7 @@ class UrzaMetrics(ShownMetrics):
             "status",
         )
         meter.probe(Kind.GAUGE, "esper_urza_requests_open", "Requests being answered.", lambda: self._num_open)
-        meter.include(clients.METER)
+        meter.include(client_metrics.METER)
         return meter
 
     def measured(self, app: AsgiApp) -> AsgiApp:

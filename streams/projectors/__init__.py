@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from esper.schemas import topics
-from esper.streams.memory import PartitionMemory
-from esper.streams.projected import Projected
 from esper.streams.projectors import blueprints, policies, redrives, runs, seeds, tamiyo, telemetry
+from esper.streams.projectors.projected_event import Projected
+from esper.streams.worker.partition_memory import PartitionMemory
 
 Projector = Callable[[Any, Sequence[Projected], PartitionMemory], Awaitable[None]]
 

@@ -7,13 +7,13 @@ from uuid import UUID
 
 from esper.schemas import events
 from esper.schemas.assets import Blueprint
+from esper.schemas.change_verdicts import judge
 from esper.schemas.enums import Verdict
-from esper.schemas.verdicts import judge
-from esper.streams.memory import PartitionMemory
-from esper.streams.projected import Projected
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts, write_rows
+from esper.streams.projectors.projected_event import Projected
 from esper.streams.projectors.runs import to_json
-from esper.streams.queries import queries
+from esper.streams.worker.partition_memory import PartitionMemory
 
 Row = dict[str, Any]
 Request = tuple[UUID, str]

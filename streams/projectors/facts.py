@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esper.streams.queries import by_column
+from esper.streams.database.sql_queries import by_column
 
 
 class Facts:

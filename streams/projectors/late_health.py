@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from esper.graph.windows import FIELDS, WINDOW_STEPS
+from esper.graph.health_windows import FIELDS, WINDOW_STEPS
 from esper.schemas.events import LayerHealthMeasured
 from esper.schemas.operational import HealthSignal
-from esper.streams.health_reports import HealthReport, Signal
-from esper.streams.projected import Projected
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import write_rows
-from esper.streams.queries import queries
+from esper.streams.projectors.health_report_decoder import HealthReport, Signal
+from esper.streams.projectors.projected_event import Projected
 
 
 async def project(connection: Any, batch: Sequence[Projected]) -> None:

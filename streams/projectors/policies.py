@@ -5,11 +5,11 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.events.policies import BY_SETTINGS, NAMED_BY
-from esper.streams.memory import PartitionMemory
-from esper.streams.projected import Projected
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts
+from esper.streams.projectors.projected_event import Projected
 from esper.streams.projectors.runs import to_json
-from esper.streams.queries import queries
+from esper.streams.worker.partition_memory import PartitionMemory
 
 Row = dict[str, Any]
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas import events
-from esper.streams.memory import PartitionMemory
-from esper.streams.projected import Projected
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import write_rows
-from esper.streams.queries import queries
+from esper.streams.projectors.projected_event import Projected
+from esper.streams.worker.partition_memory import PartitionMemory
 
 
 async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.enums import RunStatus
-from esper.streams.memory import PartitionMemory
-from esper.streams.projected import Projected
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts, write_rows
-from esper.streams.queries import queries
+from esper.streams.projectors.projected_event import Projected
+from esper.streams.worker.partition_memory import PartitionMemory
 
 Row = dict[str, Any]
 FIRST = {"from_incarnation": None, "from_step": 0, "from_epoch": 0}

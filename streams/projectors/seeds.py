@@ -5,10 +5,10 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.lifecycle import is_allowed
-from esper.streams.memory import PartitionMemory
-from esper.streams.projected import Projected
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts, write_rows
-from esper.streams.queries import queries
+from esper.streams.projectors.projected_event import Projected
+from esper.streams.worker.partition_memory import PartitionMemory
 
 NO_KERNEL = {"blueprint_id": None, "kernel_sha256": None}
 COMMANDED = (

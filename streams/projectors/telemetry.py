@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, cast
 
-from esper.graph.windows import COLUMNS, FIELDS, WINDOW_STEPS, add_signal, new_sums
+from esper.graph.health_windows import COLUMNS, FIELDS, WINDOW_STEPS, add_signal, new_sums
 from esper.schemas.events import LayerHealthMeasured
-from esper.streams.health_partitions import TABLE, make_partitions
-from esper.streams.health_reports import HealthReport
-from esper.streams.memory import LayerKey, OpenWindow, PartitionMemory
-from esper.streams.projected import Projected
+from esper.streams.database.health_window_partitions import TABLE, make_partitions
+from esper.streams.database.sql_queries import queries
 from esper.streams.projectors import late_health
-from esper.streams.queries import queries
+from esper.streams.projectors.health_report_decoder import HealthReport
+from esper.streams.projectors.projected_event import Projected
+from esper.streams.worker.partition_memory import LayerKey, OpenWindow, PartitionMemory
 
 KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
 COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *COLUMNS)

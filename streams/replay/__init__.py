@@ -3,16 +3,16 @@
 Everything here folds into a schema of its own and leaves the live rows alone, but for a rebuild's swap.
 """
 
-from esper.streams.replay.comparing import RowDifference as RowDifference
-from esper.streams.replay.comparing import TableComparison as TableComparison
-from esper.streams.replay.pasts import Past as Past
-from esper.streams.replay.pasts import drop_past as drop_past
-from esper.streams.replay.pasts import fold_past as fold_past
-from esper.streams.replay.pasts import pasts as pasts
-from esper.streams.replay.rebuilding import Comparison as Comparison
-from esper.streams.replay.rebuilding import Rebuilt as Rebuilt
-from esper.streams.replay.rebuilding import rebuild as rebuild
-from esper.streams.replay.refolding import Tell as Tell
-from esper.streams.replay.refolding import Told as Told
-from esper.streams.replay.until import Until as Until
-from esper.streams.replay.verifying import verify as verify
+from esper.streams.replay.cutoff import Until as Until
+from esper.streams.replay.rebuild import Comparison as Comparison
+from esper.streams.replay.rebuild import Rebuilt as Rebuilt
+from esper.streams.replay.rebuild import rebuild as rebuild
+from esper.streams.replay.replay_projection import Tell as Tell
+from esper.streams.replay.replay_projection import Told as Told
+from esper.streams.replay.row_comparison import RowDifference as RowDifference
+from esper.streams.replay.row_comparison import TableComparison as TableComparison
+from esper.streams.replay.snapshots import Snapshot as Snapshot
+from esper.streams.replay.snapshots import create_snapshot as create_snapshot
+from esper.streams.replay.snapshots import drop_snapshot as drop_snapshot
+from esper.streams.replay.snapshots import list_snapshots as list_snapshots
+from esper.streams.replay.verification import verify as verify

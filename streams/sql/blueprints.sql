@@ -1,4 +1,4 @@
--- innovation.blueprints: blueprints by the verdict of esper.schemas.verdicts, certificates, and kernels.
+-- innovation.blueprints: blueprints by the verdict of esper.schemas.change_verdicts, certificates, and kernels.
 
 -- name: judged
 SELECT event_id, blueprint_id FROM blueprint_changes WHERE event_id = ANY(:event_ids);

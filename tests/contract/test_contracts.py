@@ -7,23 +7,23 @@ from datetime import UTC, datetime
 import pytest
 from aiokafka.partitioner import murmur2
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
-from examples import EXAMPLES, KERNEL, SIGNAL, SPEC, message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.events.event_examples import EXAMPLES, KERNEL, SIGNAL, SPEC, message
 
 from esper.errors import DecodeError, NewerVersionError
 from esper.oona.cloudevents import decode, encode
-from esper.oona.consumer import partition_of
+from esper.oona.log_reader import partition_of
 from esper.schemas import events, topics
 from esper.schemas.assets import Blueprint, Seed
+from esper.schemas.change_verdicts import judge
 from esper.schemas.enums import Action, BlueprintChange, SeedStage, Verdict
 from esper.schemas.events import ANY_EVENT, Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.schemas.registry import REGISTRY, types_on
 from esper.schemas.upcasters import EVENT_TYPE, next_version
-from esper.schemas.verdicts import judge
 
 
 def test_there_is_an_example_of_every_event_type() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import golden
 import jsonschema
 import pytest
-from examples import BY_TYPE, message
 from pydantic import BaseModel, Field, create_model
+from support.events import golden_records
+from support.events.event_examples import BY_TYPE, message
 from typer.testing import CliRunner
 
 from esper.cli import schema
@@ -18,29 +18,29 @@ from esper.cli.app import app
 from esper.errors import ContractError, DecodeError, NewerVersionError
 from esper.oona.cloudevents import decode, encode
 from esper.schemas import topics
-from esper.schemas.asyncapi import document
-from esper.schemas.compatibility import Who, check
-from esper.schemas.contract_set import ContractSet, contracts_of, read_released, with_released, write_released
 from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import REGISTRY, Registration, Registry
+from esper.schemas.specs.asyncapi import document
+from esper.schemas.specs.compatibility import Who, check
+from esper.schemas.specs.contract_set import ContractSet, contracts_of, read_released, with_released, write_released
 from esper.schemas.upcasters import Upcaster, Value, next_version, upcast
 
 V1, V2, V3 = (f"esper.note.written.v{n}" for n in (1, 2, 3))
 
 
-@pytest.mark.parametrize("path", sorted(golden.FOLDER.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(golden_records.FOLDER.glob("*.json")), ids=lambda p: p.stem)
 def test_a_golden_record_is_read_as_it_always_was(path: Path) -> None:
-    found = golden.read(path)
+    found = golden_records.read(path)
     assert found["headers"]["ce_type"] == path.stem
-    assert golden.decoded(found) == found["expected"]
+    assert golden_records.decoded(found) == found["expected"]
     assert found["key"] == REGISTRY.find(path.stem).key_of(decoded_event(found))
 
 
-@pytest.mark.parametrize("path", sorted(golden.FOLDER.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(golden_records.FOLDER.glob("*.json")), ids=lambda p: p.stem)
 def test_a_golden_record_fits_the_schema_that_was_released(path: Path) -> None:
     released = read_released().types.get(path.stem) or contracts_of().types[path.stem]
-    jsonschema.Draft202012Validator(released.schema).validate(json.loads(golden.read(path)["value"]))
+    jsonschema.Draft202012Validator(released.schema).validate(json.loads(golden_records.read(path)["value"]))
 
 
 def decoded_event(found: dict[str, Any]) -> Event:
@@ -49,8 +49,8 @@ def decoded_event(found: dict[str, Any]) -> Event:
 
 
 def test_every_type_and_version_has_a_golden_record() -> None:
-    there = {p.stem for p in golden.FOLDER.glob("*.json")}
-    assert set(REGISTRY) - there == set(), "run `python tests/golden.py`"
+    there = {p.stem for p in golden_records.FOLDER.glob("*.json")}
+    assert set(REGISTRY) - there == set(), "run `python tests/support/events/golden_records.py`"
     assert set(read_released().types) - there == set(), "a golden record of a released type is kept for ever"
 
 

@@ -1,6 +1,6 @@
 """What Esper overrides of Faust, and what it counts on there: an upgrade that changes it fails here, loudly.
 
-A difference means: read the new source, compare it with streams/batching.py and docs/faust.md, run `make
+A difference means: read the new source, compare it with streams/worker/faust_batches.py and docs/faust.md, run `make
 faults-streams`, and only then write the new digest here.
 """
 
@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import re
 from importlib.metadata import requires, version
-from pathlib import Path
 
 import faust
 import pytest
@@ -16,13 +15,13 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from packaging.requirements import Requirement
+from support.paths import ROOT
 
 from esper.config import Settings
-from esper.streams import worker
-from esper.streams.batching import BatchConsumer, BatchSchema, BatchTransport
-from esper.streams.worker import EsperApp, build_app
+from esper.streams.worker import app
+from esper.streams.worker.app import EsperApp, build_app
+from esper.streams.worker.faust_batches import BatchConsumer, BatchSchema, BatchTransport
 
-ROOT = Path(__file__).parents[2]
 VERSION = "0.15.3"
 DIGESTS = {
     # overridden
@@ -105,6 +104,6 @@ def test_the_app_is_set_as_the_page_says() -> None:
     assert (conf.worker_redirect_stdouts, conf.stream_wait_empty) == (False, False)
     assert (str(conf.store), str(conf.processing_guarantee.value)) == ("memory:", "at_least_once")
     assert conf.consumer_auto_offset_reset == "earliest"
-    agent = inspect.getsource(worker._folding_agent)
+    agent = inspect.getsource(app._folding_agent)
     assert "stream.noack().events()" in agent
     assert ".take(" not in agent

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import values_of
+from support.events.contract_strategies import values_of
 
 from esper.errors import DecodeError, NewerVersionError
 from esper.oona.cloudevents import encode
-from esper.oona.consumer import StoredRecord
+from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Headers, Position
 from esper.schemas.base import MAX_INT64
 from esper.schemas.events import LayerHealthMeasured
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TELEMETRY
-from esper.streams.health_reports import HealthReport, read_report
+from esper.streams.projectors.health_report_decoder import HealthReport, read_report
 
 REPORTS = values_of(LayerHealthMeasured)
 ODD: tuple[Any, ...] = (

@@ -9,23 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import golden
 import jsonschema
 import pytest
 import yaml
-from examples import BY_TYPE, EXAMPLES, message, tried
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import values_of
+from support.events import golden_records
+from support.events.contract_strategies import values_of
+from support.events.event_examples import BY_TYPE, EXAMPLES, message, tried
 from typer.testing import CliRunner
 
-from esper.cli import conformance, schema
+from esper.cli import schema, schema_conformance
 from esper.cli.app import app
 from esper.errors import ConfigError, ContractError, DecodeError
 from esper.oona.cloudevents import encode
 from esper.schemas import topics
-from esper.schemas.contract_set import PUBLISHED
 from esper.schemas.registry import REGISTRY, types_on
+from esper.schemas.specs.contract_set import PUBLISHED
 
 HERE = Path(__file__).parent
 BEYOND_SCHEMAS = ("signals of other layers", "must be the kernel's")
@@ -92,7 +92,7 @@ def test_whatever_is_written_conforms(event_type: str) -> None:
     @given(values_of(REGISTRY[event_type].model))
     @settings(max_examples=20, deadline=None)
     def conforms(event: Any) -> None:
-        record, tally = encode(message(event)), conformance.Tally()
+        record, tally = encode(message(event)), schema_conformance.Tally()
         headers = {name: text.decode() for name, text in record.headers}
         schemas().count(tally, "here", headers, record.value)
         tally.raise_if_broken()
@@ -101,8 +101,8 @@ def test_whatever_is_written_conforms(event_type: str) -> None:
 
 
 @cache
-def schemas() -> conformance.PublishedSchemas:
-    return conformance.PublishedSchemas()
+def schemas() -> schema_conformance.PublishedSchemas:
+    return schema_conformance.PublishedSchemas()
 
 
 OTHERS: tuple[Any, ...] = (
@@ -159,7 +159,8 @@ def inner(value: Any) -> list[Any]:
 
 def lines(*event_types: str) -> str:
     wanted = (
-        {k: v for k, v in golden.read(golden.FOLDER / f"{t}.json").items() if k != "expected"} for t in event_types
+        {k: v for k, v in golden_records.read(golden_records.FOLDER / f"{t}.json").items() if k != "expected"}
+        for t in event_types
     )
     return "".join(json.dumps(record) + "\n" for record in wanted)
 

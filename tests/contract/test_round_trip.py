@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from examples import BY_TYPE, EXAMPLES, message, tried
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from strategies import values_of
+from support.events.contract_strategies import values_of
+from support.events.event_examples import BY_TYPE, EXAMPLES, message, tried
 
 from esper.errors import MAX_DETAIL_CHARS, DecodeError
 from esper.oona.cloudevents import decode, encode

@@ -8,9 +8,10 @@ from typing import get_args
 import pytest
 
 from esper.kasmina.catalogue import CATALOGUE
-from esper.oona.dead_letters import DEAD_LETTER_SUFFIX
+from esper.oona.dead_letters.dead_letter import DEAD_LETTER_SUFFIX
 from esper.schemas import events, ids, topics
 from esper.schemas.assets import Seed
+from esper.schemas.change_verdicts import CHANGES
 from esper.schemas.enums import (
     Action,
     BlueprintChange,
@@ -35,7 +36,6 @@ from esper.schemas.lifecycle import (
 )
 from esper.schemas.operational import STATISTICS, HealthSignal
 from esper.schemas.registry import REGISTRY, Registration, types_on
-from esper.schemas.verdicts import CHANGES
 from esper.streams.projectors import PROJECTORS
 
 CODES_IN_CHECKPOINTS = (

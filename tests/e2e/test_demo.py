@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import alive
-from waiting import wait_until
+from support.conditions import wait_until
+from support.processes.esper_processes import alive
 
 pytestmark = pytest.mark.slow
 

@@ -11,16 +11,17 @@ import httpx
 import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from processes import SCRIPTS, cli, log_of, process, running, worker
-from urza_server import PATIENT
-from waiting import wait_until
+from support.conditions import wait_until
+from support.paths import ROOT
+from support.processes.esper_processes import SCRIPTS, cli, log_of, process, running, worker
+from support.processes.urza_server import PATIENT
 
 from esper.embedded.stack import EmbeddedStack
 from esper.schemas.enums import Action, ReportMethod
-from esper.services.tamiyo.choices import legal_choices
-from esper.services.tamiyo.replaying.files import read_experiences, read_manifest
+from esper.services.tamiyo.control.legal_choices import legal_choices
+from esper.services.tamiyo.dataset.experience_files import read_experiences, read_manifest
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
+CONFIG = ROOT / "configs" / "digits.yaml"
 SMALL = {
     "ESPER_TRAINER__EPOCHS": "10",
     "ESPER_TRAINER__COPIES": "14",
@@ -244,7 +245,7 @@ def test_every_decision_saw_the_view_that_the_log_holds(stack: EmbeddedStack, ru
 
     import zstandard
 
-    from esper.oona.consumer import partition_of, read_range
+    from esper.oona.log_reader import partition_of, read_range
     from esper.schemas.topics import VIEWS
 
     async def views() -> dict[int, Any]:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-ON_A_STACK = Path(__file__).parent.parent.parent / "scripts" / "on_a_stack.py"
+ON_A_STACK = ROOT / "scripts" / "on_a_stack.py"
 QUICK = {"WIDTH": 8, "NUM_BATCHES": 6, "BATCH_SIZE": 32, "EVAL_EVERY": 3}
 
 

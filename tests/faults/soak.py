@@ -17,7 +17,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # faults, waiting
 
-from faults.storm import Storm, storm
+from support.faults.broker_storm import Storm, storm
 
 SAMPLE_S = 2.0
 WARM_UP = 0.25  # share of the time in which caches fill; then the first fifth is compared with the last

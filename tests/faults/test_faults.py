@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from faults.storm import RECOVERY_S, storm
+from support.faults.broker_storm import RECOVERY_S, storm
 
 
 @pytest.mark.timeout(1800)

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from faults.fold_storm import ATTEMPTS, Attempt, Workers, connected, emptied, letters_of, replayed, rows_of
-from faults.logs import RECIPES, Recipe, make_log
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from support.faults.fold_storm import ATTEMPTS, Attempt, Workers, connected, emptied, letters_of, replayed, rows_of
+from support.faults.random_logs import RECIPES, Recipe, make_log
 
 from esper.config import PostgresSettings
 

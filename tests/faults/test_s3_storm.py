@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.s3_proxy import FAULTS, S3FaultProxy
-from faults.s3_storm import S3Storm, told
+from support.faults.s3_storm import S3Storm, told
+from support.proxies.s3_proxy import FAULTS, S3FaultProxy
 
 from esper.embedded.processes import free_port
 from esper.embedded.s3 import EmbeddedS3

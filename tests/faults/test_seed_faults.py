@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from faults.seed_faults import FAULTS, SometimesFaulty
-from growing import BOUNDARY_STEPS, germinate, plain, train_step, wrapped
+from support.faults.seed_faults import FAULTS, SometimesFaulty
+from support.models.growing_model import BOUNDARY_STEPS, germinate, plain, train_step, wrapped
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

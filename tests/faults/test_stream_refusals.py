@@ -9,19 +9,19 @@ import psycopg
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
-from examples import EXAMPLES
-from processes import cli, log_of, running, worker
-from waiting import wait_until
+from support.conditions import wait_until
+from support.events.event_examples import EXAMPLES
+from support.processes.esper_processes import cli, log_of, running, worker
 
 from esper.embedded.processes import ChildProcess
 from esper.embedded.stack import EmbeddedStack
-from esper.oona.consumer import end_offsets, partition_of
+from esper.oona.admin.topics import admin_client, apply_topics
+from esper.oona.log_reader import end_offsets, partition_of
 from esper.oona.producer import OonaProducer
-from esper.oona.topics import admin_client, apply_topics
 from esper.schemas.events import EpochCompleted
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import RUNS
-from esper.streams.migrations import migrate
+from esper.streams.database.migrations import migrate
 
 RUN = "overtaken"
 TIMES = {"ESPER_STREAMS__RETRY_MAX_DELAY_S": "1", "ESPER_STREAMS__SESSION_TIMEOUT_S": "6"}

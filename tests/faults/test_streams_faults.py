@@ -8,18 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SLOW_ROUNDS
-from faults.streams_storm import streams_storm
-from processes import log_of
-from small_disk import IMPORTS, with_disk
-from waiting import wait_until
+from support.conditions import wait_until
+from support.faults.streams_storm import streams_storm
+from support.paths import FAULT_SCRIPTS
+from support.processes.esper_processes import log_of
+from support.processes.small_disk import IMPORTS, with_disk
+from support.stacks import LONG_FAULT_ROUNDS
 
 from esper.embedded.processes import ChildProcess
 from esper.embedded.stack import EmbeddedStack, inherited_environment
 from esper.schemas.topics import TOPICS
 
 NUM_PARTITIONS = sum(t.num_partitions for t in TOPICS)
-FULL_DISK = Path(__file__).with_name("full_disk_storm.py")
+FULL_DISK = FAULT_SCRIPTS / "full_disk_storm.py"
 DISK_MB, FAULTS_PER_FULL_DISK = 400, 10
 KILLS_PER_LOOK = 5
 LOOK_RECORDS = 5_000
@@ -31,7 +32,7 @@ def test_rows_equal_a_replay_after_each_fault(
     fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
-    num_rounds = num_rounds if num_rounds >= SLOW_ROUNDS else num_rounds // 2
+    num_rounds = num_rounds if num_rounds >= LONG_FAULT_ROUNDS else num_rounds // 2
     rng = random.Random(seed)
     print(f"\nseed {seed} (--fault-seed)")
     with streams_storm(fresh_stack, tmp_path, rng) as stage:

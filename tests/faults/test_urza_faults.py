@@ -12,8 +12,8 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
-from processes import SCRIPTS, cli, log_of, process, running, worker
-from waiting import wait_until
+from support.conditions import wait_until
+from support.processes.esper_processes import SCRIPTS, cli, log_of, process, running, worker
 
 from esper.embedded.processes import ChildProcess
 from esper.embedded.stack import EmbeddedStack
@@ -22,7 +22,7 @@ from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids
 from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
-from esper.services.urza.catalogue import SHIPPED
+from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 from esper.storage.blobs import BlobStore
 
 BLUEPRINTS, WIDTHS = 3, 5  # of a round

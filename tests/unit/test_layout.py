@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 CODE = ("esper", "schemas", "streams", "services")
 MAX_LINES = 400
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from esper.graph.features import Level
-from esper.services.tamiyo.gnn.batch import UNKNOWN_BLUEPRINT, GraphBatch
-from esper.services.tamiyo.gnn.inputs import input_names
+from esper.services.tamiyo.gnn.graph_batch import UNKNOWN_BLUEPRINT, GraphBatch
 from esper.services.tamiyo.gnn.pooling import Scatter, find_scatter
+from esper.services.tamiyo.gnn.view_arrays import input_names
 
 LEVELS = (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL)
 PLAIN = {Level.RUN: 3, Level.LAYER: 3, Level.SEED: 3, Level.KERNEL: 1}

@@ -1,7 +1,7 @@
 """Sums, means and maxima over segments: by torch-scatter where it is installed, by torch-geometric otherwise.
 
 Both give the same numbers (to 1e-6): a test compares them. On the CPU maxima are torch-geometric's either way:
-torch-scatter's, which also notes where each was, takes 4 to 17 times as long (``tests/benchmarks/bench_tamiyo.py``).
+torch-scatter's, which also notes where each was, takes 4 to 17 times as long (``bench_tamiyo.py``).
 """
 
 import importlib.util

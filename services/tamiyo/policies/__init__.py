@@ -15,15 +15,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from esper.graph.view import GraphView
-from esper.services.tamiyo.choices import WAIT, Choice, legal_choices
+from esper.graph.graph_view import GraphView
+from esper.services.tamiyo.control.legal_choices import WAIT, Choice, legal_choices
 
 MIN_EPSILON = 0.05
 TOLERANCE = 1e-3  # by which weights may miss 1: those of float32 networks do
 
 
 @dataclass(frozen=True, slots=True)
-class Favourite:
+class ActionDistribution:
     """What a policy would do: weights that sum to 1, of every choice (C,), or by index of those that have any."""
 
     weights: Mapping[int, float] | NDArray[np.float64]
@@ -61,13 +61,13 @@ class Policy(Protocol):
 
     kind: str
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The favourite among ``choices``, whose first is WAIT."""
         ...
 
     def favour_all(
         self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
-    ) -> Sequence[Favourite]:
+    ) -> Sequence[ActionDistribution]:
         """The favourites of many views, in their order: the same as ``favour`` gives one by one."""
         return [self.favour(view, choices) for view, choices in zip(views, choices_of_each, strict=True)]
 
@@ -137,13 +137,13 @@ class EpsilonSoft:
         except Exception as error:
             return _waiting(error)
 
-    def _draw_or_wait(self, view: GraphView, choices: Sequence[Choice], favourite: Favourite) -> Chosen:
+    def _draw_or_wait(self, view: GraphView, choices: Sequence[Choice], favourite: ActionDistribution) -> Chosen:
         try:
             return self._draw(view, choices, favourite)
         except Exception as error:
             return _waiting(error)
 
-    def _draw(self, view: GraphView, choices: Sequence[Choice], favourite: Favourite) -> Chosen:
+    def _draw(self, view: GraphView, choices: Sequence[Choice], favourite: ActionDistribution) -> Chosen:
         weights = self._soften(favourite, len(choices))
         running = weights.cumsum()
         point = self._generator(view).random() * running[-1]
@@ -155,7 +155,7 @@ class EpsilonSoft:
             reason = f"{how}; the policy said: {reason}"
         return Chosen(choices[index], float(weights[index]), reason)
 
-    def _soften(self, favourite: Favourite, num_choices: int) -> NDArray[np.float64]:
+    def _soften(self, favourite: ActionDistribution, num_choices: int) -> NDArray[np.float64]:
         softened: NDArray[np.float64] = self._epsilon / num_choices + (1.0 - self._epsilon) * favourite.dense(
             num_choices
         )
@@ -166,9 +166,9 @@ class EpsilonSoft:
         return random.Random(hashlib.sha256(named.encode()).digest())
 
 
-def only(index: int, reason: str) -> Favourite:
+def only(index: int, reason: str) -> ActionDistribution:
     """All weight on one choice."""
-    return Favourite({index: 1.0}, reason)
+    return ActionDistribution({index: 1.0}, reason)
 
 
 def _waiting(error: Exception) -> Chosen:

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from esper.graph.view import GraphView
+from esper.graph.graph_view import GraphView
 from esper.schemas.enums import Action, SeedStage
-from esper.services.tamiyo.choices import Choice
-from esper.services.tamiyo.policies import Favourite, Policy, only
+from esper.services.tamiyo.control.legal_choices import Choice
+from esper.services.tamiyo.policies import ActionDistribution, Policy, only
 
 CULL, EARLY_CULL = 0.3, 0.03  # the weight of a cull, and of one that nobody has judged yet, where another action has 1
 
@@ -16,7 +16,7 @@ class WaitPolicy(Policy):
 
     kind = "wait"
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """WAIT."""
         return only(0, "the wait policy never grows")
 
@@ -36,17 +36,17 @@ class RandomPolicy(Policy):
     def __init__(self, wait_share: float | None = None) -> None:
         self._wait_share = wait_share
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The same weight on every choice, or on every choice of an action."""
         told = "the random policy has no favourite"
         if self._wait_share is None or len(choices) == 1:
-            return Favourite(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), told)
+            return ActionDistribution(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), told)
         kinds = [(choice.action, _is_early_cull(choice)) for choice in choices[1:]]
         num_alike = Counter(kinds)
         total = sum(_weight(kind) for kind in num_alike)
         shares = [_weight(kind) / num_alike[kind] / total for kind in kinds]
         rest = 1.0 - self._wait_share
-        return Favourite({0: self._wait_share, **{n: rest * share for n, share in enumerate(shares, 1)}}, told)
+        return ActionDistribution({0: self._wait_share, **{n: rest * share for n, share in enumerate(shares, 1)}}, told)
 
 
 class SchedulePolicy(Policy):
@@ -57,7 +57,7 @@ class SchedulePolicy(Policy):
     def __init__(self, every_epochs: int) -> None:
         self._every = every_epochs
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """Fossilize first; else germinate when it is time; else wait."""
         for index, choice in enumerate(choices):
             if choice.action is Action.FOSSILIZE:

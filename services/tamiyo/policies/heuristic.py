@@ -15,11 +15,11 @@ The rule, in this order (docs/heuristic.md has it with the thresholds):
 import math
 from collections.abc import Sequence
 
-from esper.graph.view import GraphView, LayerView, SeedView
+from esper.graph.graph_view import GraphView, LayerView, SeedView
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
-from esper.services.tamiyo.choices import Choice
-from esper.services.tamiyo.policies import Favourite, Policy, only
+from esper.services.tamiyo.control.legal_choices import Choice
+from esper.services.tamiyo.policies import ActionDistribution, Policy, only
 from esper.services.tamiyo.settings import HeuristicSettings
 
 
@@ -31,7 +31,7 @@ class HeuristicPolicy(Policy):
     def __init__(self, thresholds: HeuristicSettings) -> None:
         self._t = thresholds
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> Favourite:
+    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The rule's choice, with its reason in numbers."""
         evaluated = next((s for s in view.seeds if s.stage is SeedStage.EVALUATING), None)
         if evaluated is not None:
@@ -49,7 +49,7 @@ class HeuristicPolicy(Policy):
             return only(0, f"{self._t.metric} gained {gain:+.4f} lately: still learning")
         return self._grow(view, choices, gain)
 
-    def _verdict(self, view: GraphView, choices: Sequence[Choice], seed: SeedView) -> Favourite:
+    def _verdict(self, view: GraphView, choices: Sequence[Choice], seed: SeedView) -> ActionDistribution:
         values = [(e.step, e.metrics.get(self._t.metric)) for e in view.epochs]
         known = [(step, v) for step, v in values if v is not None]
         before = [v for step, v in known if step <= (seed.germinated_at_step or 0)][-self._t.patience :]
@@ -63,7 +63,7 @@ class HeuristicPolicy(Policy):
         verdict = "it stays" if is_kept else f"worse by more than {self._t.tolerance}"
         return only(_index(choices, action, seed), f"{told}: {verdict}")
 
-    def _grow(self, view: GraphView, choices: Sequence[Choice], gain: float) -> Favourite:
+    def _grow(self, view: GraphView, choices: Sequence[Choice], gain: float) -> ActionDistribution:
         options = {c.seed.layer_id for c in choices if c.action is Action.GERMINATE and c.seed is not None}
         layers = [layer for layer in view.layers if layer.layer_id in options]
         if not layers:

@@ -7,15 +7,15 @@ from typing import Any
 from fastapi import FastAPI
 
 from esper.config import Settings
-from esper.services.urza.api import blueprints, changes, decisions, health, kernels, letters, runs
-from esper.services.urza.api.answers import Answers, Shelf
-from esper.services.urza.api.contract import describe
-from esper.services.urza.api.gate import Gate
-from esper.services.urza.api.library import Library
+from esper.services.urza.api.api_context import Library
+from esper.services.urza.api.auth import RequestAuth
+from esper.services.urza.api.openapi import describe
 from esper.services.urza.api.problems import add_problems
-from esper.services.urza.api.reading import Rows, Versions
-from esper.services.urza.service import Urza
+from esper.services.urza.api.projection_reader import Rows, Versions
+from esper.services.urza.api.response_cache import LruCache, ResponseCache
+from esper.services.urza.api.routes import blueprints, changes, dead_letters, decisions, health, kernels, runs
 from esper.services.urza.settings import check_exposure
+from esper.services.urza.urza_service import Urza
 
 MIB = 1024 * 1024
 
@@ -36,9 +36,9 @@ def make_api(urza: Urza, settings: Settings) -> FastAPI:
 
     api = FastAPI(title="Urza", version="1", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     visibility = "private" if urza.settings.has_tokens else "public"
-    shelf = Shelf(int(urza.settings.cache_mb * MIB))
-    api.add_middleware(Answers, shelf=shelf, versions=library.versions, visibility=visibility)
-    api.add_middleware(Gate, own=urza.settings)  # outermost: the last one added
+    shelf = LruCache(int(urza.settings.cache_mb * MIB))
+    api.add_middleware(ResponseCache, shelf=shelf, versions=library.versions, visibility=visibility)
+    api.add_middleware(RequestAuth, own=urza.settings)  # outermost: the last one added
     add_problems(api)
     for router in (
         health.router,
@@ -48,7 +48,7 @@ def make_api(urza: Urza, settings: Settings) -> FastAPI:
         kernels.router,
         runs.router,
         decisions.router,
-        letters.router,
+        dead_letters.router,
     ):
         api.include_router(router)
     describe(api, urza.settings)

@@ -6,7 +6,7 @@ from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict
 
 from esper.schemas.base import RunId, Sha256
-from esper.services.urza.api.pages import PageQuery
+from esper.services.urza.api.pagination import PageQuery
 
 Model = TypeVar("Model", bound=BaseModel)
 

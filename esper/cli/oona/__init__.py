@@ -1,0 +1,1 @@
+"""Commands about the bus: topics, ACLs, events, dead letters, outboxes."""

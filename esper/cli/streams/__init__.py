@@ -1,0 +1,1 @@
+"""Commands about the projections in Postgres: status, rebuild, verify, roles."""

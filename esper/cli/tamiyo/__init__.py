@@ -1,0 +1,1 @@
+"""Commands about Tamiyo's policies: versions, replay, evaluation, comparison, publication."""

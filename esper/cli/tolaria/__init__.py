@@ -1,0 +1,1 @@
+"""Commands that train: `esper train` and `esper demo`."""

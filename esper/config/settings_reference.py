@@ -1,0 +1,152 @@
+"""All settings as a list: what each is, what it is set to, by whom; and the page that documents them.
+
+Owns what `esper config` prints. Invariant: no row holds the value of a secret.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from esper.config.sections import SectionModel
+from esper.config.settings import SECTIONS, Settings, get_service_config, section_model
+from esper.config.sources import CONFIG_VARIABLE, STATE_DIR_VARIABLE, KeyPath, variable_of
+from esper.config.validation_errors import is_secret_field, section_in
+from esper.errors import ConfigError
+from esper.redaction import MASK, mask_text
+
+DEFAULT = "default"
+
+_PAGE_HEAD = f"""# Settings
+This page is printed by `esper config docs` from the code; a test keeps them in step.
+
+Sources, strongest first: variables, the YAML file (`esper --config FILE`, or `{CONFIG_VARIABLE}`), and the embedded
+stack that `esper up` left running (found in `{STATE_DIR_VARIABLE}`, or the user's state folder), for what nothing else
+names. A variable's name is `ESPER_`, the section and the key in capitals with `__` between them:
+`ESPER_TRAINER__LINK__BOUNDARY_STEPS=100`. Secrets belong into variables, never into a file that is shared.
+
+`esper config show` says what is set and by whom, `esper config check FILE` whether a file is right. In Python,
+`esper.config.get_service_config("tamiyo")` gives one section, checked.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting as it stands. ``value`` is masked where it is a secret; ``origin`` says who set it."""
+
+    key: str
+    value: Any
+    origin: str
+
+    @property
+    def shown(self) -> str:
+        """The value, for people."""
+        return "not set" if self.value is None else str(self.value)
+
+
+def named_sections(settings: Settings) -> tuple[str, ...]:
+    """The sections that have values: all but addresses that no source names."""
+    return tuple(name for name in SECTIONS if getattr(settings, name, True) is not None)
+
+
+def list_settings(settings: Settings, sections: Iterable[str]) -> list[SettingRow]:
+    """Every setting of some sections, checked.
+
+    Raises:
+        ConfigError: a key is unknown or wrong, or no source names the section.
+    """
+    return [row for name in sections for row in _rows(get_service_config(name, settings), (name,), settings)]
+
+
+def check_all(settings: Settings) -> None:
+    """Check every section, those of services too.
+
+    Raises:
+        ConfigError: keys are unknown or wrong; one line for each, of all sections.
+    """
+    wrong = []
+    for name in named_sections(settings):
+        try:
+            get_service_config(name, settings)
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def markdown() -> str:
+    """The page docs/configuration.md."""
+    parts = [_PAGE_HEAD]
+    for name in SECTIONS:
+        model = section_model(name)
+        parts.append(f"\n## {name}\n{_first_line(model)}\n\n| key | type | default | meaning | variable |\n")
+        parts.append("|---|---|---|---|---|\n")
+        parts.extend(_described(model, (name,)))
+    return "".join(parts)
+
+
+def _rows(section: SectionModel, path: KeyPath, settings: Settings) -> Iterator[SettingRow]:
+    for name, field in type(section).model_fields.items():
+        value, here = getattr(section, name), (*path, name)
+        if isinstance(value, SectionModel):
+            yield from _rows(value, here, settings)
+        else:
+            yield SettingRow(".".join(here), _shown(value, field, name), _origin(settings, here, value, field))
+
+
+def _shown(value: Any, field: FieldInfo, name: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return MASK if value is not None and is_secret_field(field, name) else value
+    return MASK if value != "" and is_secret_field(field, name) else mask_text(str(value))  # nothing set hides nothing
+
+
+def _origin(settings: Settings, path: KeyPath, value: Any, field: FieldInfo) -> str:
+    here: Any = settings.sourced.values
+    for part in path:
+        if not isinstance(here, Mapping) or part not in here:
+            return DEFAULT if value == field.default else settings.source
+        here = here[part]
+    return str(settings.sourced.origin_of(path) or settings.source)
+
+
+def _described(model: type[SectionModel], path: KeyPath) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        here, section = (*path, name), section_in(field)
+        if section is not None:
+            yield from _described(section, here)
+            continue
+        key = ".".join(here[1:])
+        default = "required" if field.is_required() else _code(field.default)
+        yield f"| `{key}` | {_type(field)} | {default} | {field.description} | `{variable_of(here)}` |\n"
+
+
+def _type(field: FieldInfo) -> str:
+    return f"{_type_name(field.annotation)}{_limits(field)}".replace("|", "\\|")
+
+
+def _type_name(annotation: Any) -> str:
+    is_enum = isinstance(annotation, type) and issubclass(annotation, StrEnum)
+    if is_enum or get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in (list(annotation) if is_enum else get_args(annotation)))
+    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        return " or ".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
+    names = {SecretStr: "secret", str: "text", int: "integer", float: "number", bool: "true or false"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    said = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    said += [f"`{m.pattern}`" for m in field.metadata if getattr(m, "pattern", None)]
+    return f" {', '.join(said)}" if said else ""
+
+
+def _code(value: Any) -> str:
+    return "not set" if value is None else f"`{value}`"
+
+
+def _first_line(model: type[SectionModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0].replace("``", "`")

@@ -1,0 +1,79 @@
+"""The trainer's event numbers: sequences, ids and envelopes, and the outbox behind them."""
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from esper.errors import OutboxFullError
+from esper.oona.cloudevents import encode
+from esper.oona.outbox.outbox_store import Outbox
+from esper.schemas import ids
+from esper.schemas.events import TrainerEvent
+from esper.schemas.messages import OonaMessage
+
+
+class Cause(NamedTuple):
+    """What of an event its effects must know."""
+
+    id: UUID
+    traceparent: str | None
+
+
+class Journal:
+    """Numbers the events of one incarnation.
+
+    Invariant: a sequence is used up only by an event that is on disk (or, for telemetry, queued),
+    and ``last_sequences`` has the last one of each topic.
+    """
+
+    def __init__(self, run_id: str, incarnation: int, outbox: Outbox) -> None:
+        self.run_id = run_id
+        self.incarnation = incarnation
+        self.last_sequences: dict[str, int] = {}
+        self._outbox = outbox
+        self._next = 0
+        self._marks: dict[str, str] = {}
+
+    def make(
+        self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
+    ) -> OonaMessage:
+        """The next event, in its envelope; it counts only once ``note`` or ``record`` is called."""
+        event = model(run_id=self.run_id, incarnation=self.incarnation, sequence=self._next, **fields)
+        return OonaMessage.of(
+            event,
+            id=ids.trainer_event_id(self.run_id, self.incarnation, self._next),
+            source=f"tolaria/{self.run_id}",
+            causation_id=cause.id if cause else None,
+            traceparent=cause.traceparent if cause else None,
+        )
+
+    def note(self, message: OonaMessage) -> None:
+        """Count an event that is on its way."""
+        self.last_sequences[message.registration.topic.name] = self._next
+        self._next += 1
+
+    def record(
+        self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
+    ) -> OonaMessage:
+        """Write the next event to the outbox; it is on disk when this returns.
+
+        Raises:
+            OutboxFullError: the disk is full; nothing was written, no number was used.
+        """
+        message = self.make(model, cause, **fields)
+        self._outbox.append([encode(message)], self._marks)
+        self._marks = {}
+        self.note(message)
+        return message
+
+    def mark(self, name: str, value: str) -> None:
+        """Keep a small text beside the events; it is on disk with the next event that is recorded."""
+        self._marks[name] = value
+
+    def try_record(
+        self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
+    ) -> OonaMessage | None:
+        """``record``, or None where the disk is full."""
+        try:
+            return self.record(model, cause, **fields)
+        except OutboxFullError:
+            return None

@@ -1,0 +1,58 @@
+"""The features of views as Markdown: docs/views.md ends with it.
+
+``python -m esper.graph.feature_docs docs/views.md`` writes it anew, after the line of ``MARK``.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from esper.graph.features import FEATURES, VIEW_VERSION, Feature, Level
+
+MARK = "<!-- from here on written by `python -m esper.graph.feature_docs docs/views.md` -->"
+_TITLES = {
+    Level.RUN: "The run and the boundary",
+    Level.LAYER: "Nodes: layers",
+    Level.EDGE: "Edges: the model's data flow",
+    Level.SEED: "Nodes: seeds",
+    Level.EPOCH: "Epochs",
+    Level.KERNEL: "Kernels that could be germinated",
+}
+
+
+def features_markdown() -> str:
+    """A table for each level."""
+    return "\n".join(_lines())
+
+
+def with_features(text: str) -> str:
+    """A page with the tables in place of what follows its mark.
+
+    Raises:
+        ValueError: the page has no mark.
+    """
+    before, mark, _old = text.partition(MARK)
+    if not mark:
+        raise ValueError(f"the page has no line {MARK}")
+    return f"{before}{mark}\n{features_markdown()}"
+
+
+def _lines() -> Iterator[str]:
+    yield f"This is view version {VIEW_VERSION}. \u201csince\u201d is the version that had the feature first."
+    for level, features in FEATURES.items():
+        yield from ("", f"## {_TITLES[level]}")
+        yield "| feature | kind | unit, range | null | since | formula | tables |"
+        yield "|---|---|---|---|---|---|---|"
+        yield from (_row(feature) for feature in features)
+    yield ""
+
+
+def _row(feature: Feature) -> str:
+    null = "yes" if feature.is_nullable else ""
+    cells = (f"`{feature.name}`", feature.kind, feature.unit, null, feature.since, feature.formula, feature.source)
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(with_features(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Administration of the broker: topics, ACLs, SCRAM users, and the checks before a start."""

@@ -1,0 +1,1 @@
+"""GroupConsumer: a consumer-group member that commits an offset only after its handler has returned."""

@@ -1,0 +1,114 @@
+"""Whose decision counts: the first in the log for its boundary, read from the log itself.
+
+Two controllers may decide for one boundary, with one id and not always alike: they act by different versions for a
+moment, or one was stopped and writes late. The command has the decision's id, and a trainer applies the first that it
+gets; so only he may send it whose decision counts. What the projections hold is folded already; this follows
+control.tamiyo.decisions from there on, and answers a few milliseconds after a decision was acknowledged.
+
+Invariant: "yes" is said only of a decision before which the log has no other for its boundary. Everything else,
+doubt too, is "no": then the command is sent once the projections show which decision counts.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from esper.config import KafkaSettings
+from esper.errors import ContractError, EsperError
+from esper.logging import get_logger
+from esper.oona.cloudevents import encode
+from esper.oona.log_reader import StoredRecord, follow
+from esper.oona.records import Position
+from esper.schemas.events import DecisionMade
+from esper.schemas.messages import OonaMessage
+from esper.schemas.topics import DECISIONS
+
+MAX_RUNS = 10_000
+"""So many runs' newest boundaries are remembered; of another one nothing is known, and "no" is said."""
+
+ANSWER_S = 2.0  # a log that does not answer in this time is not waited for
+RETRY_S = 1.0  # before the log is followed again after it was away
+
+_log = get_logger(__name__)
+
+
+class _Newest(NamedTuple):
+    incarnation: int
+    boundary: int
+    value: bytes
+
+
+class DecisionArbiter:
+    """Async context manager. Follows the decisions in the log from ``start``: partition -> offset."""
+
+    def __init__(self, kafka: KafkaSettings, start: Mapping[int, int]) -> None:
+        self._kafka = kafka
+        self._next = {n: start.get(n, 0) for n in range(DECISIONS.num_partitions)}
+        self._newest: OrderedDict[str, _Newest] = OrderedDict()
+        self._moved = asyncio.Condition()
+        self._following: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._following = asyncio.create_task(self._follow(), name="tamiyo-first-decisions")
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._following
+
+    def is_decided(self, run_id: str, incarnation: int, boundary: int) -> bool:
+        """Whether a decision for this boundary, or a later one of its run, was read from the log."""
+        newest = self._newest.get(run_id)
+        return newest is not None and newest[:2] >= (incarnation, boundary)
+
+    async def are_first(self, decisions: Sequence[tuple[OonaMessage, Position]]) -> list[bool]:
+        """Whether each, acknowledged at its position, counts for its boundary; False where that is not known."""
+        ends: dict[int, int] = {}
+        for _decision, position in decisions:
+            ends[position.partition] = max(ends.get(position.partition, 0), position.offset + 1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S), self._moved:
+                await self._moved.wait_for(lambda: all(self._next[n] >= end for n, end in ends.items()))
+        return [self._is_first(decision, position) for decision, position in decisions]
+
+    def _is_first(self, decision: OonaMessage, position: Position) -> bool:
+        event = decision.data
+        assert isinstance(event, DecisionMade)
+        if not 0 <= position.offset < self._next[position.partition]:
+            return False
+        # by value, not by place: a resend of the same decision may lie before this one
+        return self._newest.get(event.run_id) == (event.incarnation, event.boundary, encode(decision).value)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with aclosing(follow(self._kafka, DECISIONS, start=dict(self._next))) as records:
+                    async for record in records:
+                        self._read(record)
+                        async with self._moved:
+                            self._moved.notify_all()
+            except (EsperError, OSError) as error:
+                _log.warning("tamiyo.log_not_followed", error=str(error), retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)
+
+    def _read(self, record: StoredRecord) -> None:
+        self._next[record.position.partition] = record.position.offset + 1
+        try:
+            event = record.decode().data
+        except ContractError:
+            return  # the projections set it aside: it counts for nobody
+        if not isinstance(event, DecisionMade):
+            return
+        newest = self._newest.get(event.run_id)
+        if newest is None or newest[:2] < (event.incarnation, event.boundary):
+            self._newest[event.run_id] = _Newest(event.incarnation, event.boundary, record.value or b"")
+        self._newest.move_to_end(event.run_id)
+        if len(self._newest) > MAX_RUNS:
+            self._newest.popitem(last=False)

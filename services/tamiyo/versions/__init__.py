@@ -1,0 +1,1 @@
+"""Policy versions: retrained, published, activated, rolled back, and followed by the running service."""

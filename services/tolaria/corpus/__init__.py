@@ -1,0 +1,1 @@
+"""The training corpus: many small runs for Tamiyo to learn from."""

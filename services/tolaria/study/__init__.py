@@ -1,0 +1,1 @@
+"""Studies: the same runs trained under several policies, compared."""

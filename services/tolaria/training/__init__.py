@@ -1,0 +1,1 @@
+"""One training run: data, hosts, loop, costs, and the trainer."""

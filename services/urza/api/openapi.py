@@ -1,0 +1,113 @@
+"""The published OpenAPI document: what FastAPI finds out itself, and the problems, headers and tokens it cannot.
+
+Owns ``/openapi.json``. Invariant: an operation lists every status that it can answer with.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from esper.services.urza.api.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
+from esper.services.urza.settings import UrzaSettings
+
+DESCRIPTION = """What can grow in a network (blueprints and kernels), where it grew, and why.
+
+Lists are pages: follow `next`. Responses carry an `ETag`: send it as `If-None-Match`. A change goes through the log;
+its `Idempotency-Key` makes it safe to send again. Errors are `application/problem+json` (RFC 9457)."""
+BEARER = "token"
+TOLD = {
+    400: "The request is not addressed to this Urza.",
+    401: "No token, or one that nobody has.",
+    403: "The token may read, not write.",
+    404: "There is no such thing.",
+    409: "Something else was asked under this Idempotency-Key.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    422: "The request is not what this document says.",
+    500: "Urza failed.",
+    502: "The object store does not have what the log says.",
+    503: "Something that Urza needs is away: come again.",
+}
+_GENERATED = ("HTTPValidationError", "ValidationError")
+
+
+def describe(api: FastAPI, own: UrzaSettings) -> None:
+    """Have the API publish its whole contract."""
+    made: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not made:
+            made.update(_document(api, own))
+        return made
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
+    document = get_openapi(title=api.title, version=api.version, description=DESCRIPTION, routes=api.routes)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in _GENERATED:
+        schemas.pop(name, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs", {}))
+    schemas["Problem"] = problem
+    _close(schemas)
+    if own.has_tokens:
+        components["securitySchemes"] = {
+            BEARER: {"type": "http", "scheme": "bearer", "description": "A reader's or a writer's token."}
+        }
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete(path, method, operation, own)
+    return document
+
+
+def _close(schema: Any) -> None:
+    """Say that keys must match where there is a pattern for them, as pydantic has it but does not publish."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for part in schema.values():
+            _close(part)
+
+
+def _complete(path: str, method: str, operation: dict[str, Any], own: UrzaSettings) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    is_health = path.startswith("/health")
+    for status in _statuses(path, method, operation, own, is_health):
+        responses[str(status)] = _problem_response(status)
+    if own.has_tokens and not is_health:
+        operation["security"] = [{BEARER: []}]
+    if method == "get" and not is_health:
+        tag = {"ETag": {"schema": {"type": "string"}, "required": True, "description": "Names these bytes."}}
+        responses["200"]["headers"] = tag
+        responses["304"] = {"description": "What If-None-Match names is still so.", "headers": tag}
+    if "202" in responses:
+        responses["202"]["description"] = "In the log, and not folded in time: look where `status` says."
+
+
+def _statuses(path: str, method: str, operation: dict[str, Any], own: UrzaSettings, is_health: bool) -> list[int]:
+    found = [422, 500, 503]
+    if not is_health:
+        found += [401] if own.has_tokens else [400]
+    if "{" in path or any(p["name"] == "cursor" for p in operation.get("parameters", ())):
+        found.append(404)
+    if method == "post":
+        found += [409, 413, 415] + ([403] if own.has_tokens else [])
+    if path.startswith("/kernels/"):
+        found.append(502)
+    return sorted(found)
+
+
+def _problem_response(status: int) -> dict[str, Any]:
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    response: dict[str, Any] = {"description": TOLD[status], "content": content}
+    if status == 503:
+        header = {"schema": {"type": "integer", "example": RETRY_AFTER_S}, "required": True}
+        response["headers"] = {"Retry-After": {**header, "description": "Seconds."}}
+    if status == 401:
+        response["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}}
+    return response

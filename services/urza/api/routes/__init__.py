@@ -1,0 +1,1 @@
+"""The routes of Urza's API, one module a resource."""

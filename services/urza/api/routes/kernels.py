@@ -1,0 +1,82 @@
+"""/kernels: weights by the SHA-256 of their bytes."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from pydantic import Field
+
+from esper.errors import ContractError, KernelError
+from esper.kasmina.catalogue import MAX_KERNEL_BYTES
+from esper.schemas.base import BlueprintId, NumFeatures
+from esper.schemas.enums import LayerKind
+from esper.schemas.topics import BLUEPRINTS
+from esper.services.urza.api.api_context import library_of
+from esper.services.urza.api.pagination import INT4, TEXT, Listing, Page, PageQuery, RowModel
+from esper.services.urza.api.parameters import KernelPath, PlainQuery, Queried
+from esper.services.urza.api.problems import not_found
+from esper.services.urza.api.response_cache import immutable
+
+router = APIRouter(prefix="/kernels", tags=["kernels"])
+
+_WITHIN = [
+    ("after_target", "target", TEXT),
+    ("after_features", "num_features", INT4),
+    ("after_sha256", "kernel_sha256", TEXT),
+]
+ALL = Listing("kernels", [("after_blueprint", "blueprint_id", TEXT), *_WITHIN])
+OF_BLUEPRINT = Listing("kernels_of_blueprint", _WITHIN)
+
+
+class KernelShown(RowModel):
+    """A kernel that is registered; its bytes are at /kernels/{kernel_sha256}."""
+
+    kernel_sha256: str
+    blueprint_id: str
+    blueprint_version: int
+    target: LayerKind
+    num_features: int
+    num_parameters: int
+    size_bytes: int
+    at: datetime
+
+
+class KernelQuery(PageQuery):
+    """Which kernels."""
+
+    blueprint_id: BlueprintId | None = Field(None, description="Those of this blueprint.")
+    target: LayerKind | None = Field(None, description="Those for layers of this kind.")
+    num_features: Annotated[NumFeatures | None, Field(description="Those of this width.")] = None
+
+
+@router.get("", response_model=Page[KernelShown])
+async def list_kernels(request: Request, query: Queried[KernelQuery]) -> Response:
+    """Kernels, by blueprint, target and width."""
+    filters = {"target": query.target, "num_features": query.num_features}
+    if query.blueprint_id is None:
+        return await ALL.page(request, query, [BLUEPRINTS.name], **filters)
+    return await OF_BLUEPRINT.page(request, query, [BLUEPRINTS.name], blueprint_id=query.blueprint_id, **filters)
+
+
+@router.get(
+    "/{kernel_sha256}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The kernel: safetensors",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def get_kernel(request: Request, kernel_sha256: KernelPath, _: PlainQuery) -> Response:
+    """The bytes of a kernel, verified. They never change: keep them for ever."""
+    library = library_of(request)
+    if await library.rows.one("kernel", kernel_sha256=kernel_sha256) is None:
+        raise not_found("kernel", kernel_sha256)
+    try:
+        data = await library.urza.blobs.get(kernel_sha256, max_bytes=MAX_KERNEL_BYTES)
+    except KernelError:
+        raise
+    except ContractError as error:
+        raise HTTPException(502, f"the object store broke its promise: {error}") from error
+    return immutable(request, data, kernel_sha256)

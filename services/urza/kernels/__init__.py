@@ -1,0 +1,1 @@
+"""Kernels: built from shipped and certified blueprints, and uploaded to S3."""

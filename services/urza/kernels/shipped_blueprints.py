@@ -1,0 +1,74 @@
+"""The blueprints that Esper ships, and how they enter the log: proposed, as anybody's; certified when they pass."""
+
+from typing import Any
+
+from esper.schemas import ids
+from esper.schemas.assets import BlueprintSpec
+from esper.schemas.enums import BlueprintChange, LayerKind
+from esper.schemas.events import BlueprintChangeRequested
+from esper.schemas.messages import OonaMessage
+from esper.streams.database.sql_queries import queries
+
+SOURCE = "urza"
+FIRST = (LayerKind.LINEAR, LayerKind.CONV2D)
+ALL = tuple(LayerKind)
+CONV1D = (LayerKind.CONV1D,)
+CONV2D = (LayerKind.CONV2D,)
+
+
+def _spec(module: str, targets: tuple[LayerKind, ...], description: str, **options: float) -> BlueprintSpec:
+    return BlueprintSpec(module=module, parameters=options, targets=targets, description=description)
+
+
+SHIPPED: dict[str, BlueprintSpec] = {
+    "noop": _spec("noop", FIRST, "adds nothing: the placebo"),
+    "affine": _spec("affine", FIRST, "a scale and a shift per feature"),
+    "low-rank-4": _spec("low_rank", FIRST, "a linear map of rank 4", rank=4),
+    "bottleneck-2x": _spec("bottleneck", FIRST, "a small MLP, twice as wide", expansion=2.0),
+    "depthwise-3x3": _spec("depthwise", CONV2D, "a 3x3 filter per channel"),
+    "residual-3x3": _spec("residual", CONV2D, "two 3x3 convolutions", expansion=1.0),
+    "norm": _spec("norm", ALL, "what a normalisation would add"),
+    "squeeze-excite-4": _spec("squeeze_excite", ALL, "a gate per feature, squeezed to a quarter", reduction=4),
+    "mlp-64": _spec("mlp", ALL, "an MLP with 64 hidden units", width=64),
+    "noop-conv1d": _spec("noop", CONV1D, "adds nothing: the placebo"),
+    "affine-conv1d": _spec("affine", CONV1D, "a scale and a shift per feature"),
+    "low-rank-4-conv1d": _spec("low_rank", CONV1D, "a linear map of rank 4", rank=4),
+    "bottleneck-2x-conv1d": _spec("bottleneck", CONV1D, "a small MLP, twice as wide", expansion=2.0),
+    "depthwise-3": _spec("depthwise", CONV1D, "a filter of 3 taps per channel"),
+    "residual-3": _spec("residual", CONV1D, "two convolutions of 3 taps", expansion=1.0),
+}
+"""Blueprint id -> spec. An id, once released, never changes its spec: other targets need an id of their own."""
+
+
+def shipping_proposals() -> list[OonaMessage]:
+    """The proposals of all shipped blueprints; the same ids every time."""
+    return [
+        OonaMessage.of(
+            BlueprintChangeRequested(
+                blueprint_id=blueprint_id,
+                change=BlueprintChange.PROPOSE,
+                expected_version=0,
+                spec=spec,
+                reason="shipped with Esper",
+            ),
+            id=ids.request_id(f"shipped:{blueprint_id}:{BlueprintChange.PROPOSE}"),
+            source=SOURCE,
+        )
+        for blueprint_id, spec in SHIPPED.items()
+    ]
+
+
+async def ship(producer: Any, connection: Any) -> int:
+    """Propose what the projections do not have yet; gives the number of proposals sent."""
+    proposals = shipping_proposals()
+    wanted = [m.id for m in proposals]
+    known = {r["event_id"] async for r in queries("library").verdicts(connection, event_ids=wanted)}
+    missing = [m for m in proposals if m.id not in known]
+    await producer.send_batch(missing)
+    return len(missing)
+
+
+async def is_shipped(connection: Any) -> bool:
+    """Whether the life of every shipped blueprint has come to a verdict: certified, as a rule."""
+    judged = await queries("library").num_validated(connection, blueprint_ids=list(SHIPPED))
+    return bool(judged == len(SHIPPED))

@@ -1,0 +1,1 @@
+"""Postgres: connections, errors, migrations, roles, stored positions and the SQL by name."""

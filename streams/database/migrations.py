@@ -1,0 +1,64 @@
+"""Brings a schema of the database to the newest form: ``esper migrate``."""
+
+import logging
+from importlib.resources import as_file, files
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from esper.config import PostgresSettings
+from esper.streams.database.postgres_errors import database_address, postgres_error
+from esper.streams.database.roles import grant
+
+CONNECT_TIMEOUT_S = 10
+
+
+def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
+    """Make the schema if it is missing, apply the migrations that it lacks, and grant what the roles hold on it.
+
+    Args:
+        schema: another schema than the live one (a rebuild's).
+
+    Returns:
+        The names of those applied now, in order.
+
+    Raises:
+        NotAllowedError: the database refuses this user, or it lacks a right.
+        UnavailableError: the database does not answer.
+        ConfigError: the DSN cannot be read, or names no database.
+    """
+    import yoyo
+
+    logging.getLogger("yoyo").setLevel(logging.WARNING)
+    name = schema or postgres.schema_name
+    dsn = database_address(postgres).dsn
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name)))
+        backend = yoyo.get_backend(_with_schema(dsn, name))
+        with backend, as_file(files("esper.streams").joinpath("migrations_sql")) as folder:
+            wanted = backend.to_apply(yoyo.read_migrations(str(folder)))
+            with backend.lock():
+                backend.apply_migrations(wanted)
+        with psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+            grant(connection, name)
+        return [m.id for m in wanted]
+    except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+        raise postgres_error(error, postgres) from error
+
+
+async def missing_migrations(connection: Any) -> list[str]:
+    """The migrations that the schema of an asyncpg connection lacks, in order; all where it is empty."""
+    folder = files("esper.streams").joinpath("migrations_sql")
+    wanted = sorted(f.name.removesuffix(".sql") for f in folder.iterdir() if f.name.endswith(".sql"))
+    if await connection.fetchval("SELECT to_regclass('_yoyo_migration')") is None:
+        return wanted
+    rows = await connection.fetch("SELECT migration_id FROM _yoyo_migration")
+    return sorted(set(wanted) - {row["migration_id"] for row in rows})
+
+
+def _with_schema(dsn: str, schema: str) -> str:
+    scheme, rest = dsn.split("://", 1)
+    joint = "&" if "?" in rest else "?"
+    return f"{scheme}+psycopg://{rest}{joint}schema={schema}"

@@ -1,0 +1,173 @@
+"""Who may do what in Postgres: two group roles, and what each holds on a schema of projections.
+
+Owns the grants. ``esper_writer`` folds (the workers), ``esper_reader`` reads (Urza, Tamiyo); whoever migrates and
+rebuilds owns the schemas and is neither. ``migrate`` grants again each time, so that a schema that a rebuild put in
+the place of another lets in whom the old one did.
+
+Workers make and drop the daily partitions of ``health_windows``. Postgres asks for ownership of the table for that, so
+the writers' group owns this one table and may create in the schema; the schema itself, and every other table, it can
+neither drop nor alter. A writer's user acts as its group from login on, lest a partition belong to one worker alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from pydantic import SecretStr
+
+from esper.config import PostgresSettings
+from esper.errors import ConfigError
+from esper.streams.database.health_window_partitions import TABLE as PARTITIONED
+from esper.streams.database.postgres_errors import database_address, postgres_error
+
+CONNECT_TIMEOUT_S = 10
+
+
+class DatabaseRole(StrEnum):
+    """A group of users, by what they do."""
+
+    READER = "reader"
+    WRITER = "writer"
+
+    @property
+    def group(self) -> str:
+        """Its name in Postgres."""
+        return f"esper_{self.value}"
+
+
+RIGHTS = {
+    DatabaseRole.READER: ("SELECT",),
+    DatabaseRole.WRITER: ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+"""On every table of the schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A user who is in a group."""
+
+    role: DatabaseRole
+    user: str
+    can_login: bool
+
+
+def apply_roles(postgres: PostgresSettings) -> list[DatabaseRole]:
+    """Make the groups that are missing, and grant what they hold on the live schema.
+
+    Returns:
+        The groups made now.
+
+    Raises:
+        NotAllowedError: this user may not make roles, or does not own the schema.
+        UnavailableError, ConfigError: as ``migrate``; ConfigError also where the schema is not there yet.
+    """
+    with _connected(postgres) as connection:
+        is_there = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (_quoted(postgres.schema_name),))
+        if is_there.fetchone() != (True,):
+            raise ConfigError(f"there is no schema {postgres.schema_name!r} yet: run `esper migrate`")
+        made = [role for role in DatabaseRole if role not in _existing(connection)]
+        for role in made:
+            connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role.group)))
+        grant(connection, postgres.schema_name)
+    return made
+
+
+def grant(connection: psycopg.Connection[Any], schema: str) -> None:
+    """Grant on a schema what the groups hold, where there are such groups. The caller's transaction, or none."""
+    existing = _existing(connection)
+    if existing:  # two that grant at once would stumble over each other's rows of the catalogue
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext('esper roles'))")
+    for role in existing:
+        names = {"schema": sql.Identifier(schema), "group": sql.Identifier(role.group)}
+        rights = sql.SQL(", ").join(sql.SQL(right) for right in RIGHTS[role])
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {group}").format(**names))
+        tables = sql.SQL("GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {group}")
+        connection.execute(tables.format(rights=rights, **names))
+    if DatabaseRole.WRITER in existing:
+        _give_partitions(connection, schema)
+
+
+def make_user(postgres: PostgresSettings, user: str, role: DatabaseRole, password: SecretStr | None) -> bool:
+    """Make a user of a group, or give one its group and password; True where it was made now.
+
+    Args:
+        password: None leaves it as it is (a server may know its users otherwise).
+
+    Raises:
+        ConfigError: there is no such group yet.
+        NotAllowedError, UnavailableError: as ``apply_roles``.
+    """
+    with _connected(postgres) as connection:
+        if role not in _existing(connection):
+            raise ConfigError(f"there is no role {role.group} yet: run `esper roles apply`")
+        names = {"user": sql.Identifier(user), "group": sql.Identifier(role.group)}
+        found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (user,)).fetchone()
+        if found is None:
+            connection.execute(sql.SQL("CREATE ROLE {user} LOGIN").format(**names))
+        connection.execute(sql.SQL("GRANT {group} TO {user}").format(**names))
+        if password is not None:
+            # libpq's own: the server, its log and its statistics see the SCRAM verifier alone
+            hashed = connection.pgconn.encrypt_password(password.get_secret_value().encode(), user.encode(), None)
+            altered = sql.SQL("ALTER ROLE {user} PASSWORD {hashed}")
+            connection.execute(altered.format(hashed=sql.Literal(hashed.decode()), **names))
+        if role is DatabaseRole.WRITER:
+            database = sql.Identifier(connection.info.dbname)
+            acts = sql.SQL("ALTER ROLE {user} IN DATABASE {database} SET role = {group}")
+            connection.execute(acts.format(database=database, **names))
+    return found is None
+
+
+def members(postgres: PostgresSettings) -> list[Member]:
+    """Who is in which group; by group and user."""
+    with _connected(postgres) as connection:
+        rows = connection.execute(
+            "SELECT g.rolname, u.rolname, u.rolcanlogin FROM pg_auth_members AS m "
+            "JOIN pg_roles AS g ON g.oid = m.roleid JOIN pg_roles AS u ON u.oid = m.member "
+            "WHERE g.rolname = ANY(%s) ORDER BY 1, 2",
+            ([role.group for role in DatabaseRole],),
+        ).fetchall()
+    roles = {role.group: role for role in DatabaseRole}
+    return sorted({Member(roles[group], user, can_login) for group, user, can_login in rows}, key=str)
+
+
+def _existing(connection: psycopg.Connection[Any]) -> list[DatabaseRole]:
+    rows = connection.execute(
+        "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", ([role.group for role in DatabaseRole],)
+    ).fetchall()
+    return [role for role in DatabaseRole if (role.group,) in rows]
+
+
+def _give_partitions(connection: psycopg.Connection[Any], schema: str) -> None:
+    """Let the writers' group own ``health_windows`` with its partitions, and create beside it."""
+    group = sql.Identifier(DatabaseRole.WRITER.group)
+    connection.execute(sql.SQL("GRANT CREATE ON SCHEMA {} TO {}").format(sql.Identifier(schema), group))
+    # whoever rebuilds folds too, and makes partitions of a table that the group owns
+    is_member = connection.execute("SELECT pg_has_role(current_user, %s, 'SET')", (DatabaseRole.WRITER.group,))
+    if is_member.fetchone() != (True,):
+        connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(group))
+    rows = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind IN ('r', 'p') "
+        "AND pg_get_userbyid(relowner) <> %(group)s AND (relname = %(table)s OR oid IN "
+        "(SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass(%(schema)s || '.' || %(table)s)))",
+        {"schema": _quoted(schema), "table": PARTITIONED, "group": DatabaseRole.WRITER.group},
+    ).fetchall()
+    for (name,) in rows:
+        connection.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(schema, name), group))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@contextmanager
+def _connected(postgres: PostgresSettings) -> Iterator[psycopg.Connection[Any]]:
+    """A connection in a transaction that is committed at the end."""
+    try:
+        with psycopg.connect(database_address(postgres).dsn, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+            yield connection
+    except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+        raise postgres_error(error, postgres) from error

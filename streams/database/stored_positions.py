@@ -1,0 +1,92 @@
+"""Where to read from: the stored positions against the log, checked before anything is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from esper.config import KafkaSettings
+from esper.errors import PositionError
+from esper.oona.admin.topics import cluster_id
+from esper.oona.log_reader import beginning_offsets, end_offsets
+from esper.schemas.topics import TOPICS
+from esper.streams.database.sql_queries import queries
+
+REBUILD = "if the projections may be thrown away, run `esper projections rebuild`, then restart the worker"
+
+
+async def stored_positions(connection: Any) -> dict[tuple[str, int], int]:
+    """(topic, partition) -> the offset to go on from."""
+    rows = queries("positions").all_positions(connection)
+    return {(r["topic"], r["log_partition"]): r["next_offset"] async for r in rows}
+
+
+async def verify_log(connection: Any, kafka: KafkaSettings) -> None:
+    """Make sure that this log is the one that the projections were folded from.
+
+    Raises:
+        PositionError: another cluster, a log that ends before the stored position (a wiped
+            broker), or one that starts after it (retention overtook a stopped worker).
+    """
+    await claim_cluster(connection, await cluster_id(kafka), kafka)
+    stored = await stored_positions(connection)
+    first = await beginning_offsets(kafka, TOPICS)
+    last = await end_offsets(kafka, TOPICS)
+    for place, offset in sorted(stored.items()):
+        check_position(place, offset, first, last)
+
+
+async def claim_cluster(connection: Any, found: str, kafka: KafkaSettings) -> None:
+    """Remember the cluster at the first start, and refuse another one later.
+
+    Raises:
+        PositionError: the projections belong to another cluster.
+    """
+    await queries("positions").note_cluster(connection, cluster_id=found)
+    await check_cluster(connection, found, kafka)
+
+
+async def check_cluster(connection: Any, found: str, kafka: KafkaSettings) -> None:
+    """The same without remembering: projections of no cluster yet may become anyone's.
+
+    Raises:
+        PositionError: the projections belong to another cluster.
+    """
+    check_cluster_id(await queries("positions").cluster_id(connection), found, kafka)
+
+
+def check_cluster_id(known: str | None, found: str, kafka: KafkaSettings) -> None:
+    """The same for an id that was read before."""
+    if known not in (None, found):
+        raise PositionError(
+            f"the projections were folded from Kafka cluster {known}, but {kafka.bootstrap_servers} is "
+            f"cluster {found}: a wiped broker, or the wrong address; {REBUILD}"
+        )
+
+
+def check_position(
+    place: tuple[str, int],
+    offset: int,
+    first: Mapping[tuple[str, int], int],
+    last: Mapping[tuple[str, int], int],
+) -> None:
+    """Raise ``PositionError`` where the log does not hold ``offset`` any more, or not yet."""
+    topic, partition = place
+    if offset > last.get(place, 0):
+        raise PositionError(
+            f"{topic}[{partition}]: the projections end at offset {offset}, the log at "
+            f"{last.get(place, 0)}: the broker lost records or was wiped; {REBUILD}"
+        )
+    if offset < first.get(place, 0):
+        raise PositionError(
+            f"{topic}[{partition}]: offsets {offset} to {first[place] - 1} expired before they were "
+            f"folded and are lost; {REBUILD}, without them"
+        )
+
+
+def check_order(place: tuple[str, int], offset: int, fetched: int) -> None:
+    """Raise ``PositionError`` where the log gave records of before ``offset``."""
+    topic, partition = place
+    if fetched < offset:
+        raise PositionError(
+            f"{topic}[{partition}]: the projections end at offset {offset}, but the broker begins again at {fetched}: "
+            f"it lost records or was wiped; {REBUILD}"
+        )

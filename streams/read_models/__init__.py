@@ -1,0 +1,1 @@
+"""Queries over the projections: lag, causes, policy versions, pending boundaries, blob references."""

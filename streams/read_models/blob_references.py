@@ -1,0 +1,104 @@
+"""Which blobs the projections and the dead letters name: what must be in S3, and what must never be collected.
+
+Every column whose name has ``sha256`` in it names blobs; so a table that is added names its own. What
+only looks like a hash (in JSON, in a dead letter) is not missed by anybody, but it is not collected either.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from esper.config import KafkaSettings
+from esper.errors import PositionError, UnavailableError
+from esper.oona.admin.topics import cluster_id
+from esper.oona.dead_letters.redrive import find_letters
+from esper.oona.log_reader import beginning_offsets, end_offsets
+from esper.schemas.topics import TELEMETRY, TOPICS, VIEWS
+from esper.storage.blob_keys import SHA256, BlobKind
+from esper.storage.inventory import Name
+from esper.streams.database.sql_queries import queries
+from esper.streams.database.stored_positions import REBUILD, check_position, stored_positions
+
+NAMING = tuple(t for t in TOPICS if t not in (TELEMETRY, VIEWS))
+"""The topics whose events may name a blob."""
+
+POLL_S = 0.2
+_HASH_IN_BYTES = re.compile(SHA256.pattern.encode())
+_KINDS: Mapping[str, BlobKind] = {
+    "checkpoints": BlobKind.CHECKPOINT,
+    "policy_versions": BlobKind.POLICY,
+}
+
+
+async def referenced_blobs(connection: Any) -> dict[Name, set[str]]:
+    """Every blob that the projections name, and the columns that name it (``table.column``)."""
+    found: dict[Name, set[str]] = {}
+    for table, column in await _columns(connection, "sha256"):
+        for (digest,) in await connection.fetch(f'SELECT DISTINCT "{column}" FROM "{table}" WHERE "{column}" <> \'\''):
+            if SHA256.fullmatch(digest):
+                kind = _KINDS.get(table, BlobKind.KERNEL)
+                found.setdefault((kind, digest), set()).add(f"{table}.{column}")
+    return found
+
+
+async def mentioned_digests(connection: Any, kafka: KafkaSettings) -> set[str]:
+    """Whatever looks like a SHA-256 in the projections' JSON, and in the records that nobody could read."""
+    found: set[str] = set()
+    for table, column in await _columns(connection, "jsonb"):
+        rows = await connection.fetch(
+            f"SELECT DISTINCT (regexp_matches(\"{column}\"::text, '{SHA256.pattern}', 'g'))[1] FROM \"{table}\""
+        )
+        found |= {digest for (digest,) in rows}
+    values = [value for (value,) in await connection.fetch("SELECT value FROM pending_letters")]
+    values += [letter.record.value async for letter in find_letters(kafka, NAMING)]
+    for value in values:
+        found |= {digest.decode() for digest in _HASH_IN_BYTES.findall(value or b"")}
+    return found
+
+
+async def wait_until_folded(connection: Any, kafka: KafkaSettings, patience_s: float) -> None:
+    """Wait until the projections hold every event that was in the log when this was called.
+
+    Raises:
+        PositionError: they were never folded, are of another cluster, or the log does not hold what they want.
+        UnavailableError: they are still behind after ``patience_s``.
+    """
+    known, here = await queries("positions").cluster_id(connection), await cluster_id(kafka)
+    if known is None:
+        raise PositionError("nothing was ever folded into these projections: start a worker, then wait for it")
+    if known != here:
+        raise PositionError(
+            f"the projections were folded from Kafka cluster {known}, and {kafka.bootstrap_servers} is cluster "
+            f"{here}: they do not say what is referenced; {REBUILD}"
+        )
+    stored = await stored_positions(connection)  # before the log's ends: what is beyond them then was lost
+    first, last = await beginning_offsets(kafka, NAMING), await end_offsets(kafka, NAMING)
+    for place in sorted(stored.keys() & last.keys()):
+        check_position(place, stored[place], first, last)
+    deadline = time.monotonic() + patience_s
+    while True:
+        behind = {p: last[p] - stored.get(p, first[p]) for p in last}
+        lag = sum(n for n in behind.values() if n > 0)
+        if not lag:
+            return
+        if time.monotonic() > deadline:
+            topics = ", ".join(sorted({topic for (topic, _n), count in behind.items() if count > 0}))
+            raise UnavailableError(
+                f"the projections are {lag:,} events behind the log ({topics}): one of them may name a blob. "
+                "Is a worker running? `esper projections status` shows how far it is"
+            )
+        await asyncio.sleep(POLL_S)
+        stored = await stored_positions(connection)
+
+
+async def _columns(connection: Any, what: str) -> list[tuple[str, str]]:
+    """(table, column) of the live schema: those named ``sha256``, or those of type ``jsonb``."""
+    condition = "data_type = 'jsonb'" if what == "jsonb" else "data_type = 'text' AND column_name LIKE '%sha256%'"
+    rows = await connection.fetch(
+        "SELECT table_name, column_name FROM information_schema.columns JOIN information_schema.tables"
+        " USING (table_schema, table_name) WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
+        f" AND {condition} ORDER BY 1, 2"
+    )
+    return [(r["table_name"], r["column_name"]) for r in rows]

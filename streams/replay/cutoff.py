@@ -1,0 +1,91 @@
+"""Up to where a past is folded: offsets, a time, or both.
+
+"As of time T" means, in each partition, the records before the first one that the broker took at T or later. Kafka
+dates the records of Esper's topics by the broker's clock, so with one broker nothing that was caused by an event is
+in without its cause; with several, as far as their clocks agree.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from esper.errors import ConfigError
+from esper.schemas.topics import TOPICS
+from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place
+
+_PLACE = re.compile(r"(?P<topic>[^\[\]@]+)\[(?P<partition>[0-9]{1,9})\]@(?P<offset>[0-9]{1,18})")
+FORMS = "write TOPIC[PARTITION]@OFFSET, e.g. system.runs[3]@120, or a time with its zone, e.g. 2026-11-25T20:15:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """``at`` counts for every partition that ``offsets`` does not name; the log's end where it is None."""
+
+    at: datetime | None = None
+    offsets: Mapping[Place, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, texts: Sequence[str], option: str = "--until") -> "Until":
+        """Read what an operator wrote behind ``option``.
+
+        Raises:
+            ConfigError: it is neither an offset nor a time, or names an unknown partition, or two times.
+        """
+        at: datetime | None = None
+        offsets: dict[Place, int] = {}
+        for text in texts:
+            if (found := _PLACE.fullmatch(text)) is not None:
+                offsets[_place(found["topic"], int(found["partition"]), text, option)] = int(found["offset"])
+            elif at is not None:
+                raise ConfigError(f"{option} has two times, {at.isoformat()} and {text}: write one")
+            else:
+                at = _time(text, option)
+        return cls(at, offsets)
+
+    def __str__(self) -> str:
+        told = [self.at.isoformat()] if self.at is not None else []
+        return ", ".join([*told, *(f"{topic}[{n}]@{offset}" for (topic, n), offset in sorted(self.offsets.items()))])
+
+    async def ends(self, reader: LogReader) -> Offsets:
+        """The offset to stop before, for every partition that the reader reads; dead letters are left out.
+
+        Raises:
+            ConfigError: the log does not reach so far, or does not hold it any more.
+        """
+        first, last = await reader.first_offsets(), await reader.end_offsets()
+        found = await reader.offsets_at(self.at) if self.at is not None else last
+        for (topic, n), offset in self.offsets.items():
+            if (topic, n) not in first:
+                raise ConfigError(f"--until {topic}[{n}]@{offset}: nothing of that topic is read here")
+            if not first[topic, n] <= offset <= last[topic, n]:
+                raise ConfigError(
+                    f"--until {topic}[{n}]@{offset}: the log holds offsets {first[topic, n]} to {last[topic, n]} there"
+                )
+        return {
+            (t.name, n): self.offsets.get((t.name, n), max(found[t.name, n], first[t.name, n]))
+            for t in TOPICS
+            if t in reader.topics
+            for n in range(t.num_partitions)
+        }
+
+
+def _place(topic: str, partition: int, text: str, option: str) -> Place:
+    known = {t.name: t.num_partitions for t in TOPICS}
+    if topic not in known:
+        raise ConfigError(f"{option} {text}: there is no topic {topic!r}; there are {', '.join(known)}")
+    if partition >= known[topic]:
+        raise ConfigError(f"{option} {text}: {topic} has partitions 0 to {known[topic] - 1}")
+    return topic, partition
+
+
+def _time(text: str, option: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is neither an offset nor a time: {FORMS}") from None
+    if at.tzinfo is None:
+        raise ConfigError(f"{option} {text} has no zone: write {text}Z for UTC, or {text}+02:00")
+    if at > datetime.now(UTC):
+        raise ConfigError(f"{option} {text} is not past yet")
+    return at

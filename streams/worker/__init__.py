@@ -1,0 +1,1 @@
+"""The Faust worker: from a fetched batch to committed rows, effectively once."""

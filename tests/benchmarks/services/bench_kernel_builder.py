@@ -1,0 +1,214 @@
+"""Blueprints and kernels: how fast Urza examines, builds and stores them, beside the same work one after the other.
+
+1. From an empty log to ready: `esper serve urza` until all that is shipped is certified.
+2. Examinations a second in the warm sandbox, and in one that is started anew for each blueprint.
+3. Kernels a second: Urza's compiler, and each kernel built, stored, read back and registered before the next; with S3
+   beside it, and with S3 ``--away`` milliseconds away (a wait before each call). In turns, on wanted kernels of the same
+   blueprints at widths of their own.
+Broker, Postgres, S3, worker and Urza share this machine: look at the ratios.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from support.conditions import wait_until_async
+from support.processes.esper_processes import SCRIPTS, log_of, process, running, worker
+from support.stacks import running_stack
+
+from esper.config import S3Settings
+from esper.embedded.stack import EmbeddedStack
+from esper.kasmina.catalogue import MAX_KERNEL_BYTES
+from esper.kasmina.kernels import build_kernel, load_kernel
+from esper.oona.producer import OonaProducer
+from esper.schemas import events, ids
+from esper.schemas.assets import BlueprintSpec, Kernel, LayerNode
+from esper.schemas.enums import LayerKind
+from esper.schemas.messages import OonaMessage
+from esper.services.urza.certification.sandbox import Sandbox
+from esper.services.urza.certification.sandbox_jobs import Examine
+from esper.services.urza.kernels.kernel_builder import Compiler
+from esper.services.urza.kernels.shipped_blueprints import SHIPPED
+from esper.services.urza.settings import UrzaSettings
+from esper.services.urza.urza_service import limits_of
+from esper.storage.blobs import BlobStore
+from esper.storage.s3_client import S3Client
+from esper.streams.database.connections import connect_pool
+from esper.streams.database.sql_queries import queries
+
+DEADLINE_S = 120.0
+OWN = UrzaSettings()
+
+
+class DistantClient(S3Client):
+    """S3 at the other end of a line: every request waits first."""
+
+    wait_s = 0.0
+
+    async def send(self, method: str, options: dict[str, Any]) -> Any:
+        await asyncio.sleep(self.wait_s)
+        return await super().send(method, options)
+
+
+class DistantStore(BlobStore):
+    """Blobs in it."""
+
+    def __init__(self, s3: S3Settings) -> None:
+        super().__init__(s3)
+        self.client = self.line = DistantClient(s3)
+
+
+class Parts:
+    """What both ways work with."""
+
+    def __init__(self, pool: Any, producer: OonaProducer, blobs: DistantStore, sandbox: Sandbox) -> None:
+        self.pool, self.producer, self.blobs, self.sandbox = pool, producer, blobs, sandbox
+
+    async def wanted(self) -> list[Any]:
+        """The kernels that are wanted now."""
+        async with self.pool.acquire() as connection:
+            return [r async for r in queries("library").wanted_kernels(connection, limit=5000)]
+
+    async def until_wanted(self, condition: Callable[[int], bool]) -> list[Any]:
+        """Wait for as many."""
+        rows: list[Any] = []
+
+        async def is_it() -> bool:
+            rows[:] = await self.wanted()
+            return condition(len(rows))
+
+        await wait_until_async(is_it, DEADLINE_S, "the wanted kernels")
+        return rows
+
+    async def start_run(self, widths: Sequence[int]) -> None:
+        """A run with a linear layer of each width."""
+        run_id = f"bench-{uuid.uuid4().hex[:8]}"
+        layers = tuple(
+            LayerNode(layer_id=f"fc{n}", kind="linear", num_features=n, num_parameters=n, num_seeds=1) for n in widths
+        )
+        event = events.RunStarted(
+            run_id=run_id, incarnation=1, sequence=0, step=0, model="N", layers=layers, edges=(), boundary_steps=5,
+            command_offset=0,
+        )  # fmt: skip
+        await self.producer.send(OonaMessage.of(event, id=ids.trainer_event_id(run_id, 1, 0), source="bench"))
+
+
+async def one_by_one(parts: Parts, rows: Sequence[Any]) -> int:
+    """Each kernel through all its round trips before the next is begun."""
+    for row in rows:
+        spec = BlueprintSpec.model_validate(json.loads(row["spec"]))
+        kind, width = LayerKind(row["kind"]), row["num_features"]
+        data = build_kernel(row["blueprint_id"], spec, kind, width, seed=OWN.kernel_seed)
+        digest = await parts.blobs.put(data)
+        loaded = load_kernel(await parts.blobs.get(digest, max_bytes=MAX_KERNEL_BYTES), digest)
+        kernel = Kernel(
+            kernel_sha256=digest, blueprint_id=row["blueprint_id"], blueprint_version=row["version"], target=kind,
+            num_features=width, num_parameters=loaded.num_parameters, size_bytes=len(data),
+        )  # fmt: skip
+        event = events.KernelRegistered(blueprint_id=row["blueprint_id"], kernel=kernel)
+        await parts.producer.send(OonaMessage.of(event, id=ids.kernel_event_id(digest), source="bench"))
+    return len(rows)
+
+
+async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequence[float]) -> None:
+    """Both ways in turns."""
+    first = 8
+    for wait_s in away_s:
+        taken = {"one by one": 0.0, "Urza": 0.0}
+        count = {"one by one": 0, "Urza": 0}
+        for _round in range(rounds):
+            for name in taken:
+                await parts.start_run(range(first, first + num_widths))
+                first += num_widths
+                rows = await parts.until_wanted(lambda n: n >= num_widths)
+                parts.blobs.line.wait_s, begin = wait_s, time.monotonic()
+                if name == "Urza":
+                    compiler = Compiler(parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN)
+                    count[name] += await compiler.compile_wanted()
+                else:
+                    count[name] += await one_by_one(parts, rows)
+                taken[name] += time.monotonic() - begin
+                parts.blobs.line.wait_s = 0.0
+                await parts.until_wanted(lambda n: n == 0)
+        rates = {name: count[name] / taken[name] for name in taken}
+        for name, rate in rates.items():
+            print(f"S3 {1000 * wait_s:>3.0f} ms away, {name:<10} {count[name]:>5} kernels: {rate:>7,.0f} kernels/s")
+        print(f"S3 {1000 * wait_s:>3.0f} ms away: {rates['Urza'] / rates['one by one']:.1f} times", flush=True)
+
+
+async def bench_examinations(rounds: int, cold: int) -> None:
+    """The shipped blueprints in one sandbox, and a few in a sandbox each."""
+    jobs = [Examine(blueprint_id=i, spec=s, widths=OWN.certify_widths, kernel_seed=0) for i, s in SHIPPED.items()]
+    async with Sandbox(limits_of(OWN)) as sandbox:
+        begin = time.monotonic()
+        await sandbox.examine(jobs[0])
+        start_s, begin = time.monotonic() - begin, time.monotonic()
+        for _round in range(rounds):
+            for job in jobs:
+                assert (await sandbox.examine(job)).not_passed is None
+        warm_s = (time.monotonic() - begin) / rounds / len(jobs)
+    begin = time.monotonic()
+    for job in jobs[:cold]:
+        async with Sandbox(limits_of(OWN)) as sandbox:
+            await sandbox.examine(job)
+    cold_s = (time.monotonic() - begin) / cold
+    print(f"examining: the first {start_s:.1f} s after the start, then {1000 * warm_s:.0f} ms for each blueprint")
+    print(f"examining in a sandbox of its own: {cold_s:.1f} s, {cold_s / warm_s:.0f} times as long", flush=True)
+
+
+async def bench_start(stack: EmbeddedStack, folder: Path) -> None:
+    """From nothing in the log to everything certified, as a user starts it."""
+    child = process(stack, folder, "urza", str(SCRIPTS / "esper"), "serve", "urza")
+    begin = time.monotonic()
+    with running(child, "urza.ready"):
+
+        async def is_complete() -> bool:
+            return "catalogue.complete" in log_of(child)
+
+        ready_s = time.monotonic() - begin
+        await wait_until_async(is_complete, DEADLINE_S, "the catalogue")
+        complete_s = time.monotonic() - begin
+    told = f"it answers after {ready_s:.1f} s, all {len(SHIPPED)} shipped are certified after {complete_s:.1f} s"
+    print(f"esper serve urza, from an empty log: {told}", flush=True)
+
+
+async def bench(stack: EmbeddedStack, folder: Path, arguments: argparse.Namespace) -> None:
+    settings = stack.settings()
+    await bench_start(stack, folder)
+    await bench_examinations(arguments.rounds, arguments.cold)
+    async with AsyncExitStack() as exits:
+        sandbox = await exits.enter_async_context(Sandbox(limits_of(OWN)))
+        pool = await exits.enter_async_context(connect_pool(settings.need_postgres()))
+        producer = await exits.enter_async_context(OonaProducer(settings.need_kafka(), client_id="bench"))
+        blobs = await exits.enter_async_context(DistantStore(settings.need_s3()))
+        await sandbox.examine(
+            Examine(blueprint_id="warm", spec=SHIPPED["affine"], widths=(8,), kernel_seed=0)
+        )  # what starts it is not timed
+        parts = Parts(pool, producer, blobs, sandbox)
+        await bench_kernels(parts, arguments.widths, arguments.rounds, [0.0, arguments.away / 1000])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--widths", type=int, default=40, help="of a turn; seven shipped blueprints fit linear layers")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--cold", type=int, default=3, help="blueprints that get a sandbox of their own")
+    parser.add_argument("--away", type=float, default=10.0, help="how far S3 is, in milliseconds")
+    arguments = parser.parse_args()
+    with running_stack() as stack, tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with running(worker(stack, folder), "worker.ready"):
+            asyncio.run(bench(stack, folder, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The outbox against a plain list, through crashes and on a full disk; and the commands that look after it."""
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.processes.esper_processes import cli
+from support.processes.small_disk import end_of, on_small_disk
+from support.processes.test_broker import new_topic
+
+from esper.embedded.stack import EmbeddedStack
+from esper.errors import ContractError, OutboxFullError, UnavailableError
+from esper.oona.log_reader import read_range
+from esper.oona.outbox.outbox_store import Outbox, waiting_in
+from esper.oona.records import RECORD_LIMIT_BYTES, Record
+
+APPEND = """
+import sys
+from pathlib import Path
+from esper.oona.records import Record
+from esper.oona.outbox.outbox_store import Outbox
+outbox = Outbox(Path(sys.argv[1]))
+outbox.open()
+for n in range(1_000_000):
+    outbox.append([Record("t", b"k", str(n).encode(), (("h", b"v"),), n)])
+    print(n, flush=True)
+"""
+RECORDS = st.builds(
+    Record, st.sampled_from(["a", "b"]), st.none() | st.binary(max_size=5), st.none() | st.binary(max_size=3_000),
+    st.lists(st.tuples(st.text(max_size=5), st.none() | st.binary(max_size=5)), max_size=2).map(tuple),
+    st.integers(0, 2**41), st.none(),
+)  # fmt: skip
+STEPS = st.lists(
+    st.tuples(st.just("append"), st.lists(RECORDS, max_size=4), st.dictionaries(st.sampled_from("xy"), st.text(max_size=4)))
+    | st.tuples(st.sampled_from(["remove", "set_aside"]), st.integers(1, 5))
+    | st.tuples(st.sampled_from(["crash", "close"])),
+    max_size=25,
+)  # fmt: skip
+
+
+def record(number: int, size: int = 10) -> Record:
+    return Record("t", b"k", str(number).encode().ljust(size), (("ce_id", b"x"),), number)
+
+
+def refused_in(path: Path) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT topic, key, value, timestamp_ms, reason FROM refused ORDER BY id").fetchall()
+
+
+def opened(path: Path, **options: Any) -> Outbox:
+    outbox = Outbox(path, **options)
+    outbox.open()
+    return outbox
+
+
+@settings(max_examples=20, deadline=None)
+@given(STEPS)
+def test_it_is_a_list_on_disk_whatever_is_done_in_whatever_order(steps: list[Any]) -> None:
+    model: list[Record] = []
+    marks: dict[str, str] = {}
+    refused: list[tuple[Any, ...]] = []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        path = Path(folder) / "o.sqlite"
+        outboxes = [opened(path)]
+        for step in steps:
+            outbox = outboxes[-1]
+            match step:
+                case "append", records, named:
+                    outbox.append(records, named)
+                    model += records
+                    marks |= named
+                case "remove", count if model:
+                    outbox.remove_up_to(outbox.oldest(count)[-1][0])
+                    del model[:count]
+                case "set_aside", _count if model:
+                    number, first = outbox.oldest(1)[0]
+                    outbox.set_aside(number, "why")
+                    outbox.remove_up_to(number)
+                    refused.append((first.topic, first.key, first.value, first.timestamp_ms, "why"))
+                    del model[0]
+                case ("crash",):
+                    outboxes.append(opened(path))  # what a killed process held open is of no use to anybody
+                case ("close",):
+                    outbox.close()
+                    outboxes[-1] = opened(path)
+            assert [r for _id, r in outboxes[-1].oldest(1_000)] == model
+            assert len(outboxes[-1]) == len(model)
+            assert outboxes[-1].marks() == marks
+        for outbox in outboxes:
+            outbox.close()
+        assert refused_in(path) == refused
+        assert waiting_in(path) == len(model)
+
+
+def test_what_it_took_survives_sigkill_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", APPEND, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    printed = [int(writer.stdout.readline()) for _n in range(200)]
+    writer.send_signal(signal.SIGKILL)
+    printed += [int(line) for line in writer.stdout.read().split("\n")[:-1]]
+    writer.wait(10)
+    writer.stdout.close()
+    outbox = opened(path)
+    values = [int(r.value or b"") for _id, r in outbox.oldest(1_000_000)]
+    outbox.close()
+    assert values == list(range(len(values)))
+    assert 0 <= len(values) - len(printed) <= 1, "only the one that was being written may be there untold"
+
+
+def test_at_its_size_limit_it_takes_all_or_nothing_and_goes_on_with_room(tmp_path: Path) -> None:
+    outbox = opened(tmp_path / "outbox.sqlite", max_pages=64)
+    count = 0
+    with pytest.raises(OutboxFullError, match="free some disk"):
+        while True:
+            outbox.append([record(count, 2_000), record(count + 1, 2_000)])
+            count += 2
+    assert len(outbox) == count > 50
+    outbox.remove_up_to(outbox.oldest(20)[-1][0])
+    outbox.append([record(count)])
+    assert len(outbox) == count - 20 + 1
+    outbox.close()
+
+
+def test_a_record_that_no_broker_takes_is_refused_with_its_batch(tmp_path: Path) -> None:
+    outbox = opened(tmp_path / "outbox.sqlite")
+    for large in (record(1, RECORD_LIMIT_BYTES), record(1)._replace(key=b"k" * RECORD_LIMIT_BYTES)):
+        with pytest.raises(ContractError, match="too large"):
+            outbox.append([record(0), large])
+    assert len(outbox) == 0
+    outbox.close()
+
+
+@pytest.mark.parametrize("damage", ["no database", "a torn header"])
+def test_a_damaged_file_is_one_clear_error(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "outbox.sqlite"
+    outbox = opened(path)
+    outbox.append([record(0)])
+    outbox.close()
+    whole = path.read_bytes()
+    path.write_bytes(b"no database at all" * 300 if damage == "no database" else b"\xff" * 100 + whole[100:])
+    with pytest.raises(UnavailableError, match=r"cannot be used.*is it no file of Esper's"):
+        outbox.open()
+    with pytest.raises(UnavailableError, match="is no outbox that can be read"):
+        waiting_in(path)
+
+
+def test_an_append_is_not_held_up_by_whoever_reads_and_sends(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    outbox = opened(path)
+    outbox.append([record(0)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader, outbox._sending:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
+        outbox.append([record(1)], {"mark": "set"})
+        assert outbox.marks() == {"mark": "set"}
+        assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,), "it still reads what it read"
+    assert [r for _id, r in outbox.oldest(9)] == [record(0), record(1)]
+    outbox.close()
+
+
+def test_a_reserve_that_a_crash_cut_short_is_taken_again(tmp_path: Path) -> None:
+    reserve = tmp_path / "outbox.reserve"
+    reserve.write_bytes(b"")
+    opened(tmp_path / "outbox.sqlite").close()
+    assert reserve.stat().st_size > 0
+
+
+def test_on_a_full_disk_sending_goes_on_and_nothing_is_lost(stack: EmbeddedStack, tmp_path: Path) -> None:
+    child = on_small_disk(stack, tmp_path, "outbox")
+    child.start()
+    printed = end_of(child)
+    assert printed.count("outbox.no_reserve") <= 1, "told once"
+
+
+async def test_what_waits_is_listed_and_sent_in_order_by_command(stack: EmbeddedStack, tmp_path: Path) -> None:
+    kafka = stack.settings().need_kafka()
+    topic = await new_topic(kafka, 1)
+    for run, name, numbers in (("run-1", "outbox", range(1_200)), ("run-2", "telemetry", range(3))):
+        outbox = opened(tmp_path / run / f"{name}.sqlite")
+        outbox.append([record(n)._replace(topic=topic.name) for n in numbers])
+        outbox.close()
+
+    async def esper(*arguments: str) -> tuple[int, str]:
+        return await asyncio.to_thread(cli, stack, tmp_path, "outbox", *arguments)
+
+    code, listed = await esper("list", str(tmp_path))
+    assert code == 0, listed
+    assert [line.split()[0] for line in listed.splitlines()] == ["1,200", "3"]
+    code, printed = await esper("send", str(tmp_path / "run-1"))
+    assert (code, printed.split()[0]) == (0, "1,200"), printed
+    assert [int(r.value or b"") async for r in read_range(kafka, topic)] == list(range(1_200))
+    _code, listed = await esper("list", str(tmp_path))
+    assert [line.split()[0] for line in listed.splitlines()] == ["0", "3"]
+    code, printed = await esper("send", str(tmp_path / "nowhere"))
+    assert code != 0
+    assert "holds no outbox.sqlite: name a run's folder" in " ".join(printed.split())
+    assert "Traceback" not in printed

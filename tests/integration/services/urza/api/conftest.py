@@ -1,0 +1,30 @@
+"""A worker, an Urza that serves its own host, and one that wants tokens: for all tests of the API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.processes.esper_processes import running, worker
+from support.processes.urza_server import TOKENS, running_urza
+
+from esper.embedded.stack import EmbeddedStack
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes log: worker.log, urza.log, guarded.log."""
+    return tmp_path_factory.mktemp("urza")
+
+
+@pytest.fixture(scope="package")
+def url(stack: EmbeddedStack, folder: Path) -> Iterator[str]:
+    """An Urza without tokens, beside a worker."""
+    with running(worker(stack, folder), "worker.ready"), running_urza(stack, folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="package")
+def guarded(stack: EmbeddedStack, url: str, folder: Path) -> Iterator[str]:
+    """An Urza that other hosts reach, for who has a token."""
+    with running_urza(stack, folder, "guarded", **TOKENS, ESPER_URZA__HOST="0.0.0.0") as address:
+        yield f"http://127.0.0.1:{address.rpartition(':')[2]}"

@@ -1,0 +1,216 @@
+"""`esper storage verify` and `gc` against real projections: what is named is found missing or altered, and never collected."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaProducer
+from support.conditions import wait_until
+from support.data.stored_blobs import folder_of, some_bytes, store_long_ago
+from support.events.event_examples import BY_TYPE, KERNEL
+from support.processes.esper_processes import running, worker
+from typer.testing import CliRunner
+
+from esper.cli.app import app
+from esper.config import Settings
+from esper.embedded.stack import EmbeddedStack
+from esper.errors import ConfigError, ConflictError, MissingBlobError, PositionError, UnavailableError
+from esper.oona.producer import OonaProducer
+from esper.schemas.events import CheckpointSaved, Event, KernelRegistered
+from esper.schemas.messages import OonaMessage
+from esper.schemas.topics import BLUEPRINTS
+from esper.storage.blobs import BlobStore
+from esper.storage.bucket_owner import KEY as OWNER
+from esper.storage.garbage_collection import collect
+from esper.storage.inventory import stored_blobs
+from esper.storage.uploads import put
+from esper.streams.blob_collection import planned_collection
+
+pytestmark = pytest.mark.slow
+
+SOON_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def folded() -> Any:
+    """A stack of the module's own, whose log a worker folds."""
+    from support.stacks import running_stack
+
+    with ExitStack() as exits:
+        stack = exits.enter_context(running_stack())
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def folding(folded: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The worker."""
+    with running(worker(folded, tmp_path_factory.mktemp("worker")), "worker.ready") as child:
+        yield child
+
+
+def registered(digest: str) -> KernelRegistered:
+    kernel = KERNEL.model_copy(update={"kernel_sha256": digest, "blueprint_id": "noop"})
+    return KernelRegistered(blueprint_id="noop", kernel=kernel)
+
+
+async def send(stack: EmbeddedStack, *many: Event) -> None:
+    async with OonaProducer(stack.settings().need_kafka()) as producer:
+        await producer.send_batch([OonaMessage.of(e, id=uuid.uuid4(), source="test") for e in many])
+
+
+async def send_garbage(stack: EmbeddedStack, value: bytes) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=stack.settings().need_kafka().bootstrap_servers) as producer:
+        await producer.send_and_wait(BLUEPRINTS.name, value, key=b"noop")
+
+
+def has_rows(stack: EmbeddedStack, table: str, count: int) -> Callable[[], bool]:
+    async def ask() -> bool:
+        connection = await asyncpg.connect(stack.postgres.dsn)
+        try:
+            return bool(await connection.fetchval(f"SELECT count(*) >= {count} FROM esper.{table}"))
+        finally:
+            await connection.close()
+
+    return lambda: asyncio.run(ask())
+
+
+def esper(stack: EmbeddedStack, *arguments: str) -> Any:
+    return CliRunner().invoke(app, ["storage", *arguments], env=stack.environment())
+
+
+async def plan(settings: Settings, grace: timedelta = timedelta(days=7)) -> set[str]:
+    async with (
+        BlobStore(settings.need_s3()) as blobs,
+        planned_collection(settings, blobs, grace, SOON_S) as planned,
+    ):
+        return {b.digest for b in planned.doomed}
+
+
+def test_nothing_is_collected_by_projections_that_were_never_folded(folded: EmbeddedStack) -> None:
+    asyncio.run(store_long_ago(folded.s3, some_bytes()))
+    with pytest.raises(PositionError, match="nothing was ever folded into these projections"):
+        asyncio.run(plan(folded.settings()))
+    with pytest.raises(ConfigError, match="a grace period of 0:01:00 is too short"):
+        asyncio.run(plan(folded.settings(), timedelta(minutes=1)))
+
+
+@pytest.mark.timeout(240)
+def test_what_is_named_is_verified_and_kept_and_the_rest_goes(
+    folded: EmbeddedStack, folding: Any, tmp_path: Path
+) -> None:
+    kept, altered, unread, junk = (some_bytes() for _n in range(4))
+    *digests, junk_digest = asyncio.run(store_long_ago(folded.s3, kept, altered, unread, junk))
+    kept_digest, altered_digest, unread_digest = digests
+    missing_digest, young_digest = "f" * 64, asyncio.run(store_now(folded, some_bytes()))
+    saved = BY_TYPE["esper.checkpoint.saved.v1"]
+    assert isinstance(saved, CheckpointSaved)
+    asyncio.run(send_garbage(folded, b'{"kernel": "' + unread_digest.encode() + b'", not JSON'))
+    asyncio.run(send(folded, saved, *(registered(d) for d in (kept_digest, altered_digest, missing_digest))))
+    (folder_of(folded.s3) / "kernels" / altered_digest).write_bytes(altered[:-1] + b"?")
+    wait_until(has_rows(folded, "kernels", 3), 60, "the kernels")
+    wait_until(has_rows(folded, "dead_letters", 1), 60, "the letter")
+    wait_until(has_rows(folded, "checkpoints", 1), 60, "the checkpoint")
+
+    ran = esper(folded, "verify", "--json")
+    told = json.loads(ran.stdout)
+    assert (ran.exit_code, told["is_whole"]) == (1, False)
+    assert [f["digest"] for f in told["missing"]] == [missing_digest]
+    assert [f["digest"] for f in told["altered"]] == [altered_digest]
+    assert told["missing"][0]["referenced_by"] == ["kernels.kernel_sha256"]
+    assert told["on_trainers_disks"] == [saved.sha256]
+    assert {b["digest"] for b in told["unreferenced"]} >= {unread_digest, junk_digest, young_digest}
+    shown = esper(folded, "verify", "--sample", "0")
+    assert shown.exit_code == 1, "all are looked for, if none is read"
+    assert "missing: 1" in shown.stdout
+    assert "altered" not in shown.stdout
+
+    dry = json.loads(esper(folded, "gc", "--json").stdout)
+    assert junk_digest in {b["digest"] for b in dry["doomed"]}
+    assert dry["deleted"] is None
+    ran = esper(folded, "gc", "--delete")
+    assert ran.exit_code == 0, ran.output
+    assert "deleted 2 blobs" in ran.stdout, "this one, and that of the test before"
+    left = {d for _kind, d in asyncio.run(everything(folded))}
+    assert left == {kept_digest, altered_digest, unread_digest, young_digest}
+
+    ran = esper(folded, "get", kept_digest[:10], "-o", str(tmp_path / "kept"))
+    assert ran.exit_code == 0, ran.output
+    assert (tmp_path / "kept").read_bytes() == kept
+    assert isinstance(esper(folded, "get", "0" * 10).exception, MissingBlobError)
+    assert len(json.loads(esper(folded, "list", "--json").stdout)) == 4
+
+
+async def store_now(stack: EmbeddedStack, *many: bytes) -> str:
+    async with BlobStore(stack.settings().need_s3()) as blobs:
+        return (await blobs.put_many(many))[0]
+
+
+async def everything(stack: EmbeddedStack) -> Any:
+    async with BlobStore(stack.settings().need_s3()) as blobs:
+        return await stored_blobs(blobs)
+
+
+@pytest.mark.timeout(240)
+def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedStack, folding: Any) -> None:
+    many = [some_bytes() for _n in range(30)]
+    digests = asyncio.run(store_long_ago(folded.s3, *many))
+    settings, is_planned = folded.settings(), asyncio.Event()
+
+    async def register(blobs: BlobStore, producer: OonaProducer) -> None:
+        await is_planned.wait()  # so that the first collector has them all in its plan
+        for data in many:
+            digest = await blobs.put(data)
+            await producer.send(OonaMessage.of(registered(digest), id=uuid.uuid4(), source="test"))
+
+    async def collect_again_and_again(blobs: BlobStore, registering: asyncio.Task[None]) -> int:
+        count = 0
+        while not registering.done():
+            async with planned_collection(settings, blobs, patience_s=30) as planned:
+                is_planned.set()
+                count += len((await collect(blobs, planned.doomed, planned.older_than)).deleted)
+        return count
+
+    async def both() -> int:
+        async with AsyncExitStack() as exits:
+            producer = await exits.enter_async_context(OonaProducer(settings.need_kafka()))
+            storing, collecting = [await exits.enter_async_context(BlobStore(settings.need_s3())) for _n in range(2)]
+            registering = asyncio.create_task(register(storing, producer))
+            count = await collect_again_and_again(collecting, registering)
+            await registering
+            return count
+
+    num_deleted = asyncio.run(both())
+    assert num_deleted, "collectors met the old ones before they were stored again"
+    assert {d for _kind, d in asyncio.run(everything(folded))} >= set(digests)
+
+
+@pytest.mark.timeout(240)
+def test_gc_refuses_while_it_cannot_know_what_is_named(folded: EmbeddedStack, folding: Any) -> None:
+    settings = folded.settings()
+
+    async def two_at_once() -> None:
+        async with BlobStore(settings.need_s3()) as blobs, planned_collection(settings, blobs):
+            await plan(settings)
+
+    with pytest.raises(ConflictError, match="another `esper storage gc` is under way"):
+        asyncio.run(two_at_once())
+    folding.stop()
+    asyncio.run(send(folded, registered("e" * 64)))
+    with pytest.raises(UnavailableError, match=r"1 events behind the log \(innovation.blueprints\)"):
+        asyncio.run(plan(settings))
+
+    async def owned_by_another() -> None:
+        async with BlobStore(settings.need_s3()) as blobs:
+            async with blobs.client.operation("test") as operation:
+                await put(operation, OWNER, b"another-cluster")
+            await plan(settings)
+
+    with pytest.raises(ConflictError, match="belongs to Kafka cluster another-cluster"):
+        asyncio.run(owned_by_another())

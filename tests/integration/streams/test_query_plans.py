@@ -1,0 +1,99 @@
+"""What the API asks of Postgres stays cheap however long the history grows: plans of every statement, on many rows.
+
+Each is planned as asyncpg's first calls are (for the values) and as its later ones may be (for any value).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from support.data.library_rows import FIRST, LATER, LIMIT, OF_A_PAGE, fill
+
+from esper.config import PostgresSettings
+from esper.embedded.stack import EmbeddedStack
+from esper.streams.database.migrations import migrate
+from esper.streams.database.sql_queries import queries
+
+NUM_RUNS = 300
+BIG_ROWS = 1000  # a table with fewer may be read whole
+MOST_ROWS = 12 * LIMIT  # that a page may touch: itself, what it joins, and what it sorts
+STATEMENTS = [
+    (room, name)
+    for room in ("urza", "library")  # what the API reads, and what Urza looks for all the time
+    for name in queries(room).available_queries
+    if not name.endswith("_cursor") and name != "wanted_kernels"  # compares every blueprint with every width
+]
+STATEMENTS += [("causes", "of_seed"), ("causes", "seeds_with_a_story")]
+
+
+@pytest.fixture(scope="module")
+def filled(stack: EmbeddedStack) -> Iterator[psycopg.Connection[Any]]:
+    """A database of this module's own, with the rows of many runs."""
+    with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE plans")
+    own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of("plans")})
+    migrate(own)
+    with psycopg.connect(own.dsn.get_secret_value()) as connection:
+        connection.prepare_threshold = None
+        fill(connection, own.schema_name, NUM_RUNS)
+        yield connection
+
+
+@pytest.mark.parametrize(("room", "name"), STATEMENTS)
+def test_no_statement_of_a_request_reads_a_big_table_whole(
+    filled: psycopg.Connection[Any], room: str, name: str
+) -> None:
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        for page in (FIRST, LATER):
+            nodes = _plan(filled, room, name, mode, {**OF_A_PAGE, **page})
+            whole = [n["Relation Name"] for n in nodes if n["Node Type"] == "Seq Scan"]
+            assert [t for t in whole if _num_rows(filled, t) >= BIG_ROWS] == [], (mode, nodes)
+            assert sum(map(_touched, nodes)) <= MOST_ROWS, (mode, nodes)
+
+
+def _plan(connection: psycopg.Connection[Any], room: str, name: str, mode: str, given: Any) -> list[dict[str, Any]]:
+    """The nodes of the plan that ran."""
+    found = queries(room)
+    order = found.driver_adapter.var_sorted[name]
+    values = {
+        **given,
+        "event_ids": [_event(connection, "blueprint_changes")],
+        "event_id": _event(connection, "decisions"),
+    }
+    connection.execute("SELECT set_config('plan_cache_mode', %s, false)", (mode,))
+    connection.execute(f"PREPARE asked AS {getattr(found, name).sql.rstrip().rstrip(';')}", prepare=False)
+    literals = ", ".join(sql.Literal(values[p]).as_string(connection) for p in order)
+    explained = connection.execute(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked{f'({literals})' if order else ''}", prepare=False
+    ).fetchone()
+    connection.execute("DEALLOCATE asked")
+    assert explained is not None
+    return list(_walk(explained[0][0]["Plan"]))
+
+
+def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {k: v for k, v in node.items() if k != "Plans"}
+    for part in node.get("Plans", ()):
+        yield from _walk(part)
+
+
+def _touched(node: dict[str, Any]) -> float:
+    """Rows of a table that a node looked at; those of other nodes came from here."""
+    if "Relation Name" not in node:
+        return 0
+    read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+    return float(read * node["Actual Loops"])
+
+
+def _num_rows(connection: psycopg.Connection[Any], table: str) -> int:
+    row = connection.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", (table,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _event(connection: psycopg.Connection[Any], table: str) -> Any:
+    row = connection.execute(f"SELECT event_id FROM {table} LIMIT 1").fetchone()
+    assert row is not None
+    return row[0]

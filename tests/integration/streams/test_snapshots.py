@@ -1,0 +1,187 @@
+"""The past beside the present, telemetry that has expired, and what status tells, on the real stack."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+from support.conditions import wait_until_async
+from support.data.rebuild_runs import different, epochs, esper, fold_like_a_worker, health, live, send, started
+
+from esper.config import Settings
+from esper.oona.cloudevents import encode
+from esper.oona.log_reader import partition_of, read_range
+from esper.schemas.topics import RUNS, TELEMETRY
+from esper.streams.read_models import projection_lag
+from esper.streams.replay import Comparison, Until, create_snapshot, drop_snapshot, list_snapshots, rebuild
+
+pytestmark = pytest.mark.slow
+
+
+# pasts
+
+
+async def test_the_past_is_folded_beside_the_present_up_to_a_time_or_an_offset_and_stays(mine: Settings) -> None:
+    run_id, kafka = "past", mine.need_kafka()
+    await send(mine, [started(run_id), *epochs(run_id, range(1, 11))])
+    records = [r async for r in read_range(kafka, RUNS, partition=partition_of(run_id, RUNS)) if r.key == b"past"]
+    now = datetime.now(UTC)
+    await wait_until_async(lambda: asyncio.sleep(0, datetime.now(UTC).timestamp() > now.timestamp() + 0.05))
+    await send(mine, [*epochs(run_id, range(11, 21)), *health(run_id, range(1, 21))])
+    await fold_like_a_worker(mine)
+    code, printed = await esper(mine, "projections", "rebuild", "--until", now.isoformat(), "--into", "at_noon")
+    assert code == 0, printed
+    place = f"{RUNS.name}[{records[4].position.partition}]@{records[4].position.offset}"
+    await create_snapshot(mine, Until.parse([place]), "early")
+    async with live(mine) as connection:
+
+        async def counts(schema: str) -> tuple[int, int]:
+            return (
+                await connection.fetchval(f"SELECT count(*) FROM {schema}.epochs WHERE run_id = $1", run_id),
+                await connection.fetchval(f"SELECT count(*) FROM {schema}.health_windows WHERE run_id = $1", run_id),
+            )
+
+        assert await counts("at_noon") == (10, 0), "every topic as of that time"
+        assert await counts("early") == (3, 2), "that partition up to the offset, the others to the end"
+        assert await counts("esper") == (20, 2)
+        found = {past.schema: past for past in await list_snapshots(mine)}
+        assert set(found) == {"at_noon", "early"}
+        assert (found["early"].told, found["early"].is_complete) == (place, True)
+        code, printed = await esper(mine, "projections", "list")
+        assert "at_noon" in printed
+        assert now.isoformat() in printed
+        code, printed = await esper(mine, "why", run_id, "fc1:0", "--schema", "at_noon")
+        assert "nothing ever happened to seed fc1:0" in printed
+        with pytest.raises(Exception, match="there is a schema 'early' already"):
+            await create_snapshot(mine, Until.parse([place]), "early")
+        with pytest.raises(Exception, match="'public' is no past of 'esper'; there are at_noon, early"):
+            await drop_snapshot(mine, "public")
+        assert (await rebuild(mine)).is_swapped, "pasts are left alone"
+        await drop_snapshot(mine, "early")
+        assert (await esper(mine, "projections", "drop", "at_noon"))[0] == 0
+    assert await list_snapshots(mine) == []
+
+
+# what the log does not hold any more
+
+
+async def expire(settings: Settings, run_id: str, before: int) -> None:
+    """What retention does to telemetry, at once."""
+    place = TopicPartition(TELEMETRY.name, partition_of(run_id, TELEMETRY))
+    client = AIOKafkaAdminClient(bootstrap_servers=settings.need_kafka().bootstrap_servers)
+    await client.start()
+    await client.delete_records({place: RecordsToDelete(before)})
+    await client.close()
+
+
+async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild_keeps_them(mine: Settings) -> None:
+    run_id = "expiring"
+    await send(mine, [started(run_id), *health(run_id, range(1, 100))])
+    await fold_like_a_worker(mine)
+    assert await different(mine) == []
+    records = [r async for r in read_range(mine.need_kafka(), TELEMETRY, partition=partition_of(run_id, TELEMETRY))]
+    own = [r for r in records if r.key == run_id.encode()]
+    await expire(mine, run_id, own[40].position.offset)  # in the midst of the window that begins at step 32
+    query = "SELECT step, num_signals, first_offset FROM health_windows WHERE run_id = $1 ORDER BY step"
+    async with live(mine) as connection:
+        before = await connection.fetch(query, run_id)
+        late = "INSERT INTO late_health_signals VALUES ($1, 1, 0, $2, $3, 0, now(), 90, 'fc1', 0, false, 0.5)"
+        place = own[7].position
+        await connection.execute(late, run_id, place.partition, place.offset)
+        assert await different(mine) == []
+        done = await rebuild(mine, comparison=Comparison())
+        assert (done.is_swapped, done.num_taken_over) == (True, 3)
+        assert await connection.fetch(query, run_id) == before, "windows whose start has expired are taken over whole"
+        assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are redriven signals"
+        await send(mine, health(run_id, range(100, 120)))
+        await fold_like_a_worker(mine)
+        assert await different(mine) == []
+        await connection.execute("UPDATE health_windows SET num_signals = 99 WHERE run_id = $1 AND step = 80", run_id)
+        assert await different(mine) == ["health_windows"], "what lies inside the log still counts"
+        (day,) = await connection.fetch("SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = "
+                                        "'health_windows'::regclass")  # fmt: skip
+        await connection.execute(
+            "CREATE TABLE tomorrow PARTITION OF health_windows FOR VALUES FROM ('2200-01-01Z') TO ('2200-01-02Z')"
+        )
+        await connection.execute(f"DROP TABLE {day['name']}")
+        assert await different(mine) == [], "rows older than live's oldest day do not count"
+
+
+async def test_rows_that_the_log_cannot_give_again_are_kept(mine: Settings) -> None:
+    """Postgres knows another cluster: a wiped broker, or the wrong address."""
+    await send(mine, [started("kept")])
+    await fold_like_a_worker(mine)
+    async with live(mine) as connection:
+        await connection.execute("UPDATE cluster SET cluster_id = 'another'")
+        code, printed = await esper(mine, "projections", "verify")
+        assert (code, "was folded from Kafka cluster another" in printed or "cluster another" in printed) == (2, True)
+        code, printed = await esper(mine, "projections", "rebuild")
+        assert code == 0, printed
+        (past,) = await list_snapshots(mine)
+        assert past.schema in printed
+        assert await connection.fetchval("SELECT count(*) FROM runs") == 0
+        assert await connection.fetchval(f"SELECT count(*) FROM {past.schema}.runs WHERE run_id = 'kept'") == 1
+        await drop_snapshot(mine, past.schema)
+
+
+async def test_rows_beyond_the_end_of_a_log_that_lost_records_are_kept(mine: Settings) -> None:
+    await send(mine, [started("beyond")])
+    await fold_like_a_worker(mine)
+    async with live(mine) as connection:
+        moved = "UPDATE positions SET next_offset = next_offset + 50 WHERE topic = $1 AND log_partition = $2"
+        await connection.execute(moved, RUNS.name, partition_of("beyond", RUNS))
+    (stopped,) = (await projection_lag.standing(mine)).red
+    assert "the broker lost records or was wiped" in (stopped.red or "")
+    assert await different(mine) == ["positions"]
+    kept_as = (await rebuild(mine)).kept_as
+    assert [past.schema for past in await list_snapshots(mine)] == [kept_as]
+    assert await different(mine) == []
+
+
+# status
+
+
+async def test_status_tells_what_waits_what_stopped_and_who_is_away(mine: Settings) -> None:
+    run_id, kafka = "standing", mine.need_kafka()
+    await send(mine, [started(run_id), *epochs(run_id, range(1, 5))])
+    await fold_like_a_worker(mine)
+    await send(mine, epochs(run_id, range(5, 8)))
+    record = encode(epochs(run_id, range(8, 9))[0])
+    seen = await projection_lag.standing(mine)
+    (behind,) = [p for p in seen.partitions if p.lag]
+    assert (behind.topic, behind.partition, behind.lag) == (RUNS.name, partition_of(run_id, RUNS), 3)
+    assert behind.oldest_age_s is not None
+    assert 0 <= behind.oldest_age_s < 60
+    assert (seen.red, seen.log_trouble, seen.rows_trouble) == ((), None, None)
+    await fold_like_a_worker(mine)
+    headers = [(n, b"esper.epoch.completed.v99" if n == "ce_type" else v) for n, v in record.headers]
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    await producer.send_and_wait(record.topic, record.value, key=record.key, headers=headers)
+    await producer.stop()
+    async with live(mine) as connection:
+        await connection.execute(
+            "INSERT INTO pending_letters VALUES ($1, 0, 3, NULL, NULL, '[]', 0, 'larger than any')", RUNS.name
+        )
+    code, printed = await esper(mine, "projections", "status", "--json")
+    found = json.loads(printed)
+    assert code == 1
+    assert [(p["topic"], "newer than" in p["red"]) for p in found["red"]] == [(RUNS.name, True)]
+    assert found["refused"] == [{"topic": RUNS.name, "partition": 0, "offset": 3, "why": "larger than any"}]
+    code, printed = await esper(mine, "projections", "status")
+    assert "1 stopped" in printed
+    assert "letter refused: system.runs[0] offset 3: larger than any" in printed
+    no_broker = mine.model_copy(update={"kafka": kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})})
+    code, printed = await esper(no_broker, "projections", "status")
+    assert code == 2
+    assert "the log is not known: no Kafka broker answers at 127.0.0.1:1" in printed
+    assert RUNS.name in printed
+    no_rows = Settings.model_validate({"kafka": kafka, "postgres": {"dsn": "postgresql://esper@127.0.0.1:1/esper"}})
+    code, printed = await esper(no_rows, "projections", "status")
+    assert code == 2
+    assert "what is folded is not known: no Postgres answers at 127.0.0.1:1" in printed
+    assert (await esper(no_broker, "projections", "rebuild"))[0] == 2
+    assert (await esper(no_rows, "projections", "verify"))[0] == 2

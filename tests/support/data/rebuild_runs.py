@@ -1,0 +1,97 @@
+"""Runs to fold and rebuild: what the tests of `esper projections` write, fold and compare."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from typer.testing import CliRunner
+
+from esper.cli.app import app
+from esper.config import Settings
+from esper.oona.admin.topics import cluster_id
+from esper.oona.log_reader import beginning_offsets, read_range
+from esper.oona.producer import OonaProducer
+from esper.schemas import events, ids
+from esper.schemas.assets import LayerNode
+from esper.schemas.messages import OonaMessage
+from esper.schemas.operational import HealthSignal
+from esper.schemas.topics import RUNS, TELEMETRY, TOPICS
+from esper.streams.database.connections import connect, connect_pool
+from esper.streams.database.stored_positions import claim_cluster, stored_positions
+from esper.streams.replay import verify
+from esper.streams.worker.batch_projection import Batch, fold
+
+LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
+
+
+def told(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+    body = event(run_id=run_id, incarnation=1, sequence=sequence, step=sequence, **fields)
+    return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
+
+
+def started(run_id: str) -> OonaMessage:
+    return told(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
+                command_offset=0)  # fmt: skip
+
+
+def epochs(run_id: str, numbers: range) -> list[OonaMessage]:
+    """Epoch n has sequence n: so the highest sequence says how many rows there must be."""
+    return [told(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 1000}) for n in numbers]
+
+
+def health(run_id: str, steps: range) -> list[OonaMessage]:
+    signal = HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_score=0.5, activation_mean=0.25)
+    return [told(run_id, n, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,)) for n in steps]
+
+
+async def send(settings: Settings, messages: list[OonaMessage]) -> None:
+    async with OonaProducer(settings.need_kafka()) as producer:
+        await producer.send_batch(messages)
+
+
+async def fold_like_a_worker(settings: Settings) -> None:
+    """Fold what is new in the log into the live rows."""
+    kafka = settings.need_kafka()
+    async with connect_pool(settings.need_postgres()) as pool, pool.acquire() as connection:
+        await claim_cluster(connection, await cluster_id(kafka), kafka)
+        stored, first = await stored_positions(connection), await beginning_offsets(kafka, TOPICS)
+        for topic in (TELEMETRY, RUNS):
+            starts = {n: stored.get((topic.name, n), first[topic.name, n]) for n in range(topic.num_partitions)}
+            found: dict[int, list[Any]] = {}
+            async for record in read_range(kafka, topic, start=starts):
+                found.setdefault(record.position.partition, []).append(record)
+            for partition, records in found.items():
+                await fold(connection, Batch(topic.name, partition, starts[partition], tuple(records)))
+
+
+@asynccontextmanager
+async def live(settings: Settings) -> AsyncIterator[Any]:
+    connection = await connect(settings.need_postgres(), settings.need_postgres().schema_name)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def different(settings: Settings) -> list[str]:
+    return [c.table for c in await verify(settings) if not c.is_equal]
+
+
+async def esper(settings: Settings, *arguments: str) -> tuple[int, str]:
+    """The command line, in this process: exit code and all it printed."""
+    env = {
+        "ESPER_KAFKA__BOOTSTRAP_SERVERS": settings.need_kafka().bootstrap_servers,
+        "ESPER_POSTGRES__DSN": settings.need_postgres().dsn.get_secret_value(),
+        "COLUMNS": "200",
+    }
+    if settings.s3 is not None:
+        s3 = settings.s3
+        env |= {
+            "ESPER_S3__ENDPOINT_URL": s3.endpoint_url,
+            "ESPER_S3__ACCESS_KEY": s3.access_key.get_secret_value(),
+            "ESPER_S3__SECRET_KEY": s3.secret_key.get_secret_value(),
+        }
+    result = await asyncio.to_thread(CliRunner(env=env).invoke, app, list(arguments))
+    shown = f"{result.exception}" if result.exception and not isinstance(result.exception, SystemExit) else ""
+    return result.exit_code, result.output + shown

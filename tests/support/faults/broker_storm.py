@@ -1,0 +1,178 @@
+"""The fault suite's stage: a broker behind the proxy, a writer, readers, and what can be done to them."""
+
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.conditions import wait_until
+from support.faults.numbers_reader import Ledger
+from support.faults.numbers_writer import NEXT
+from support.paths import FAULT_SCRIPTS
+from support.proxies.tcp_proxy import FaultProxy
+
+from esper.config import KafkaSettings
+from esper.connection.settings import OUTBOX_FILE
+from esper.embedded.kafka import EmbeddedKafka
+from esper.embedded.processes import ChildProcess, free_port
+from esper.embedded.stack import inherited_environment
+from esper.schemas.topics import RUNS
+
+RUN, GROUP = "numbers", "ledger"
+PER_SECOND = 200.0
+RECOVERY_S = 30.0  # what the requirements allow
+FAULT_S = 3.0  # how long a connection stays slow, half-closed or stalled
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One round: what was done, and how long until a number that was there before was applied."""
+
+    fault: str
+    seconds: float
+
+
+class Storm:
+    """Everything runs between ``begin`` and ``settle``; use ``storm`` to make one."""
+
+    def __init__(self, folder: Path, kafka: EmbeddedKafka, proxy: FaultProxy, rng: random.Random) -> None:
+        self.folder, self.kafka, self.proxy, self.rng = folder, kafka, proxy, rng
+        self.settings = KafkaSettings(bootstrap_servers=f"127.0.0.1:{proxy.port}")
+        self.writer = self._process("writer", "numbers_writer.py", RUN, str(folder / "run"), str(PER_SECOND))
+        self.readers = [self.reader(0)]
+        self.faults: dict[str, Callable[[], None]] = {
+            "writer killed": lambda: self._killed(self.writer),
+            "reader killed": lambda: self._killed(self.readers[0]),
+            "broker killed": self._broker_killed,
+            "connections cut": self.proxy.cut,
+            "connections slow": lambda: self._for_a_while(lambda: self.proxy.slow(200_000)),
+            "half closed": lambda: self._for_a_while(self.proxy.half_close),
+            "network stalled": lambda: self._for_a_while(self.proxy.stall),
+            "broker killed in a rebalance": self._broker_killed_in_a_rebalance,
+        }
+
+    def reader(self, number: int) -> ChildProcess:
+        """A member of the group; all share one ledger."""
+        database = str(self.folder / "ledger.sqlite")
+        return self._process(f"reader-{number}", "numbers_reader.py", GROUP, str(number), database)
+
+    def begin(self) -> None:
+        """Start everybody, and wait until numbers flow."""
+        Ledger(self.folder / "ledger.sqlite").close()
+        self.writer.start()
+        self.readers[0].start()
+        wait_until(lambda: self.applied() > 0, 60, "the first number")
+
+    def round(self, fault: str) -> Recovery:
+        """Do one thing at a random moment, and wait until numbers flow again."""
+        time.sleep(self.rng.uniform(0, 1))
+        self.faults[fault]()
+        healed = time.monotonic()
+        reached = self.recorded()
+        wait_until(lambda: self.applied() > reached, 120, f"numbers after: {fault}\n{self.logs()}")
+        return Recovery(fault, time.monotonic() - healed)
+
+    def settle(self) -> int:
+        """End the writer, and wait for the reader; gives how many numbers were recorded."""
+        self.writer.stop(90)
+        assert self.writer.returncode == 0, self.writer.tail()
+        total = self.recorded()
+        wait_until(lambda: self.applied() >= total, 60, f"all {total} numbers\n{self.logs()}")
+        for reader in self.readers:
+            reader.stop(30)
+            assert reader.returncode == 0, reader.tail()
+        return total
+
+    def check(self, total: int) -> None:
+        """Every number once and in order; of telemetry, which may die in memory, none twice."""
+        numbers = [n for (n,) in self._ledger("SELECT number FROM applied WHERE topic = ? ORDER BY id", RUNS.name)]
+        assert numbers == list(range(total)), "lost, doubled or out of order"
+        twice = self._ledger(
+            "SELECT 1 FROM applied WHERE topic <> ? GROUP BY run, number HAVING count(*) > 1", RUNS.name
+        )
+        assert twice == [], "telemetry applied twice"
+
+    def recorded(self) -> int:
+        """How many numbers are in the outbox, or were."""
+        path = self.folder / "run" / OUTBOX_FILE
+        if not path.exists():
+            return 0
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as database:
+            found = database.execute("SELECT value FROM marks WHERE name = ?", (NEXT,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def applied(self) -> int:
+        """How many numbers the reader has applied."""
+        return int(self._ledger("SELECT count(*) FROM applied WHERE topic = ?", RUNS.name)[0][0])
+
+    def logs(self) -> str:
+        """The ends of everybody's logs."""
+        return "\n".join(f"{p.name}:\n{p.tail(30)}" for p in (self.writer, *self.readers) if p.log_path.exists())
+
+    def stop(self) -> None:
+        """End every process."""
+        for process in (self.writer, *self.readers):
+            process.kill()
+        self.kafka.kill()
+
+    def _process(self, name: str, script: str, *arguments: str) -> ChildProcess:
+        env = {
+            **inherited_environment(),
+            "ESPER_KAFKA__BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
+            "ESPER_STATE_DIR": str(self.folder),
+        }
+        command = [sys.executable, str(FAULT_SCRIPTS / script), *arguments]
+        return ChildProcess(name, command, env=env, log_path=self.folder / f"{name}.log", cwd=self.folder)
+
+    def _ledger(self, query: str, *arguments: object) -> list[tuple[int, ...]]:
+        with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=20)) as database:
+            return database.execute(query, arguments).fetchall()
+
+    def _killed(self, victim: ChildProcess) -> None:
+        victim.kill()
+        victim.start()
+
+    def _broker_killed(self) -> None:
+        self.kafka.kill()
+        self.kafka.start()
+
+    def _for_a_while(self, fault: Callable[[], None]) -> None:
+        fault()
+        time.sleep(FAULT_S)
+        self.proxy.heal()
+
+    def _broker_killed_in_a_rebalance(self) -> None:
+        if len(self.readers) == 1:
+            self.readers.append(self.reader(1))
+            self.readers[1].start()
+        else:
+            self.readers.pop().stop(30)
+        time.sleep(self.rng.uniform(0.5, 2.5))  # somewhere in joining or leaving
+        self._broker_killed()
+
+
+@contextmanager
+def storm(folder: Path, rng: random.Random) -> Iterator[Storm]:
+    """A stage with a fresh broker that clients reach through the proxy alone."""
+    import asyncio
+
+    from esper.oona.admin.topics import apply_topics
+
+    behind, before = free_port(), free_port()
+    kafka = EmbeddedKafka(folder / "kafka", port=behind)
+    own = kafka._own_properties()
+    advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{behind}"
+    assert advertised in own
+    kafka._properties = own.replace(advertised, advertised.replace(str(behind), str(before)))
+    with FaultProxy(before, behind) as proxy:
+        kafka.start()
+        stage = Storm(folder, kafka, proxy, rng)
+        try:
+            asyncio.run(apply_topics(stage.settings))
+            yield stage
+        finally:
+            stage.stop()

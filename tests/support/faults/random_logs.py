@@ -1,0 +1,134 @@
+"""Logs for the folding to read: events of several runs and blueprints, with everything among them that can lie there.
+
+A log is drawn as small recipes (so that hypothesis shrinks it) and made into records, partition by partition.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import strategies as st
+from support.events.event_examples import EXAMPLES
+
+from esper.oona.cloudevents import encode
+from esper.oona.dead_letters.dead_letter import ORIGIN
+from esper.oona.log_reader import StoredRecord
+from esper.oona.records import Position, partition_for
+from esper.schemas.events import Event, LayerHealthMeasured, TrainerEvent
+from esper.schemas.messages import OonaMessage
+from esper.schemas.operational import HealthSignal
+from esper.schemas.registry import registration
+from esper.schemas.topics import TELEMETRY
+
+Place = tuple[str, int]
+Log = Mapping[Place, Sequence[StoredRecord]]
+
+MIDNIGHT = datetime(2026, 3, 1, tzinfo=UTC)
+RUNS = ("run-1", "run-33", "run-2")  # the first two share a partition of twelve
+BLUEPRINTS = ("noop", "deep")  # one partition of six
+ODD_FLOATS = (0.1, 0.7, 1e-9, 1e15, -1e15, 3.3e-3, 7e22, -0.0)  # their sums depend on the order
+GARBAGE = (b"", b"\x00\xff", b"{}", b'{"type": 1}', None)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One record. ``kind``: event, resend, garbage or redriven; ``n`` varies it; ``hole`` offsets are missing before."""
+
+    kind: str
+    example: int
+    n: int
+    hole: int
+
+
+OF_TOPIC: dict[str, list[int]] = {}
+for _n, _event in enumerate(EXAMPLES):
+    OF_TOPIC.setdefault(registration(_event.type).topic.name, []).append(_n)
+
+
+def _recipes(examples: Sequence[int]) -> st.SearchStrategy[list[Recipe]]:
+    recipe = st.builds(
+        Recipe,
+        kind=st.sampled_from(["event"] * 6 + ["resend", "garbage", "redriven", "redriven"]),
+        example=st.sampled_from(examples),
+        n=st.integers(0, 40),
+        hole=st.sampled_from([0] * 9 + [1, 3]),
+    )
+    return st.lists(recipe, min_size=6, max_size=24)
+
+
+RECIPES = st.sampled_from([*[TELEMETRY.name] * 6, *OF_TOPIC]).flatmap(lambda topic: _recipes(OF_TOPIC[topic]))
+"""A log is of one topic: folds of two never meet. Most are of health reports, whose fold remembers most."""
+
+
+def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
+    """The example, of another run, seed, boundary and step, with the next sequence of its incarnation."""
+    fields: dict[str, Any] = {
+        "run_id": RUNS[n % 3],
+        "blueprint_id": BLUEPRINTS[n % 2],
+        "incarnation": 1 + n % 2,
+        "step": n * 3,
+        "seed_id": n % 2,
+        "boundary": 1 + n % 5,
+        "epoch": n % 4,
+        "expected_version": n % 4,
+        "activation_id": uuid.UUID(int=n % 7),
+    }
+    own = {name: value for name, value in fields.items() if name in type(event).model_fields}
+    if isinstance(event, TrainerEvent):
+        line = (own["run_id"], own["incarnation"])
+        own["sequence"] = sequences[line] = sequences.get(line, -1) + 1
+    if isinstance(event, LayerHealthMeasured):
+        values = [ODD_FLOATS[(n + k) % len(ODD_FLOATS)] for k in range(2)]
+        own["signals"] = tuple(
+            HealthSignal(
+                layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.1 + k / 2, activation_mean=value
+            )
+            if n % 5
+            else HealthSignal(layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.0, gradient_norm=None)
+            for k, value in enumerate(values)
+        )
+    if "kernel" in type(event).model_fields:
+        kernel: Any = event
+        own["kernel"] = kernel.kernel.model_copy(update={"blueprint_id": own["blueprint_id"]})
+    return event.model_copy(update=own)
+
+
+def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[Place, list[StoredRecord]]:
+    """The records of every partition that has some; each starts at offset ``first``."""
+    log: dict[Place, list[StoredRecord]] = {}
+    sequences: dict[Any, int] = {}
+    for number, recipe in enumerate(recipes):
+        at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut
+        record = event_record(recipe, number, sequences, at)
+        records = log.setdefault((record.position.topic, record.position.partition), [])
+        offset = (records[-1].position.offset + 1 if records else first) + recipe.hole
+        records.append(_placed(recipe, record, records, offset))
+    return log
+
+
+def event_record(recipe: Recipe, number: int, sequences: dict[Any, int], at: datetime) -> StoredRecord:
+    """What a recipe makes, without an offset yet."""
+    event = varied(EXAMPLES[recipe.example], recipe.n, sequences)
+    entry = registration(event.type)
+    made = encode(OonaMessage.of(event, id=uuid.UUID(int=number), source="test", time=at))
+    partition = partition_for(made.key or b"", entry.topic.num_partitions)
+    return StoredRecord(Position(made.topic, partition, 0), made.key, made.value, made.headers, made.timestamp_ms)
+
+
+def _placed(recipe: Recipe, record: StoredRecord, before: Sequence[StoredRecord], offset: int) -> StoredRecord:
+    position = record.position._replace(offset=offset)
+    earlier = before[recipe.n % len(before)] if before else None
+    match recipe.kind:
+        case "resend" if earlier is not None:
+            return earlier._replace(position=position, timestamp_ms=record.timestamp_ms)
+        case "redriven" if earlier is not None:
+            origin = f"{position.topic}/{position.partition}/{earlier.position.offset}".encode()
+            kept = tuple(h for h in earlier.headers if h[0] != ORIGIN)
+            return earlier._replace(
+                position=position, headers=(*kept, (ORIGIN, origin)), timestamp_ms=record.timestamp_ms
+            )
+        case "garbage":
+            return record._replace(position=position, value=GARBAGE[recipe.n % len(GARBAGE)])
+    return record._replace(position=position)

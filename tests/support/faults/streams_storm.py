@@ -1,0 +1,321 @@
+"""The streams' failure suite: real workers on a real log, what can be done to them, and the judge.
+
+After each fault everything that was written has to be folded, and the rows have to be those of a replay from
+zero. Workers reach Postgres through a proxy; the judge does not.
+"""
+
+import asyncio
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from support.conditions import wait_until
+from support.faults.log_writer import LogWriter
+from support.processes.esper_processes import log_of, worker
+from support.proxies.tcp_proxy import FaultProxy
+
+from esper.embedded.processes import ChildProcess, free_port
+from esper.embedded.stack import EmbeddedStack
+from esper.oona.producer import OonaProducer
+from esper.streams.database.connections import connect
+from esper.streams.read_models.projection_lag import lags
+from esper.streams.replay import rebuild, verify
+
+KILL_WITHIN_S = 2.0  # of some progress
+TORN = "with an open transaction"
+SESSION_S = 6.0  # the shortest that a broker allows
+FAULT_S = 3.0  # how long a fault lasts that is lifted again
+READY_S, RECOVERY_S = 90.0, 120.0
+READY = "worker.ready"
+RED, REFUSED = "partition.stopped", "worker.refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One round: what was done, and how long until everything that was written before was folded."""
+
+    fault: str
+    seconds: float
+    num_written: int
+
+
+class StreamsStorm:
+    """A stack, a writer, workers. Use ``streams_storm`` to make one."""
+
+    def __init__(self, stack: EmbeddedStack, folder: Path, rng: random.Random) -> None:
+        self.stack, self.folder, self.rng = stack, folder, rng
+        self.settings = stack.settings()
+        self.writer = LogWriter(self.settings.need_kafka(), random.Random(rng.random()))
+        self.proxy = FaultProxy(free_port(), stack.postgres.port)
+        self.workers: list[ChildProcess] = []
+        self._num_started = 0
+        self.faults: dict[str, Callable[[], None]] = {
+            "worker killed": self._worker_killed,
+            "worker joins, worker leaves": self._worker_changes,
+            "worker stopped past its session": self._worker_stale,
+            "Postgres killed": self._postgres_killed,
+            "Postgres slow": lambda: self._lifted(lambda: self.proxy.slow(20_000)),
+            "Postgres stalled": lambda: self._lifted(self.proxy.stall),
+            "Postgres connections cut": self.proxy.cut,
+            "backends terminated": lambda: self._sql(TERMINATE),
+            "Postgres read-only": lambda: self._with_option("default_transaction_read_only = on"),
+            "statements time out": lambda: self._with_option("statement_timeout = '1ms'"),
+            "too many connections": self._too_many_connections,
+            "disk full, as Postgres tells it": self._disk_full,
+            "table locked": self._table_locked,
+            "deadlock": self._deadlock,
+            "broker killed": self._broker_killed,
+            "broker silent": self._broker_silent,
+            "rebuild swapped in": lambda: print(
+                f"    rebuilt from {asyncio.run(rebuild(self.settings)).num_records:,} records"
+            ),
+            "many poisons in a big batch": self._poisons,
+        }
+
+    def begin(self, num_workers: int = 2) -> None:
+        """Start the workers."""
+        for _ in range(num_workers):
+            self.start_worker()
+        wait_until(lambda: all(READY in log_of(w) for w in self.workers), READY_S, "the workers")
+
+    def start_worker(self) -> ChildProcess:
+        """One more; not ready yet."""
+        self._num_started += 1
+        env = {
+            "ESPER_POSTGRES__DSN": self.stack.postgres.dsn.replace(str(self.stack.postgres.port), str(self.proxy.port)),
+            "ESPER_STREAMS__SESSION_TIMEOUT_S": str(SESSION_S),
+            "ESPER_STREAMS__MAX_BATCH_RECORDS": "200",
+            "ESPER_STREAMS__RETRY_MAX_DELAY_S": "1",
+            "ESPER_STREAMS__STALLED_AFTER_S": "2",
+        }
+        started = worker(self.stack, self.folder, f"worker-{self._num_started}", **env)
+        started.start()
+        self.workers.append(started)
+        return started
+
+    def round(self, fault: str) -> Recovery:
+        """Do one thing at a random moment while the writer writes, let everything be folded, and judge."""
+        before = self.writer.num_written
+        time.sleep(self.rng.uniform(0, 1))
+        self.faults[fault]()
+        seconds = self.settle(fault)
+        return Recovery(fault, seconds, self.writer.num_written - before)
+
+    def settle(self, after: str) -> float:
+        """Let everything that was written be folded, and judge; how many seconds the folding took."""
+        begun = time.monotonic()
+        self.writer.pause()
+        self._start_the_refused()
+        self.wait_until_folded(after)
+        seconds = time.monotonic() - begun
+        self.judge(after)
+        self.writer.go_on()
+        return seconds
+
+    def kill_amid_progress(self) -> None:
+        """Kill a worker at a random moment after something was folded since the last kill, and start another."""
+        before = self.num_folded()
+        wait_until(lambda: self.num_folded() > before or self._is_hopeless(), RECOVERY_S, "some progress")
+        assert not self.told(RED), self.logs()
+        time.sleep(self.rng.uniform(0, KILL_WITHIN_S))
+        self._worker_killed()
+
+    def num_folded(self) -> int:
+        """Records in the projections."""
+        with psycopg.connect(self.stack.postgres.dsn) as connection:
+            row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM esper.positions").fetchone()
+        return int(row[0]) if row else 0
+
+    def num_torn(self) -> int:
+        """Transactions so far whose worker went away; one may have several."""
+        return self.stack.postgres.log_path.read_text(errors="replace").count(TORN)
+
+    def wait_until_folded(self, after: str) -> None:
+        """Everything in the log is folded, and every worker lives."""
+        try:
+            wait_until(
+                lambda: self.lag() == 0 or self._is_hopeless(), RECOVERY_S, f"all that was written, after: {after}"
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def _is_hopeless(self) -> bool:
+        return any(RED in log_of(w) or not (w.is_alive or REFUSED in log_of(w)) for w in self.workers)
+
+    def _start_the_refused(self) -> None:
+        """What a supervisor does: whoever refused to start, since a fault was on, is started anew."""
+        while True:
+            wait_until(lambda: all(READY in log_of(w) or not w.is_alive for w in self.workers), READY_S, "the workers")
+            refused = [w for w in self.workers if not w.is_alive and REFUSED in log_of(w)]
+            if not refused:
+                return
+            for one in refused:
+                assert "Traceback" not in log_of(one), one.tail(40)
+                self.workers.remove(one)
+                self.start_worker()
+
+    def judge(self, after: str) -> None:
+        """Live rows are those of a replay, no worker died, no partition is red."""
+        for one in self.workers:
+            assert one.is_alive, f"{one.name} died after: {after}\n{one.tail(40)}"
+            assert RED not in log_of(one), f"{one.name} stopped a partition after: {after}\n{one.tail(40)}"
+        different = [c.table for c in asyncio.run(verify(self.settings)) if not c.is_equal]
+        assert different == [], f"rows differ from a replay after: {after}\n{self.logs()}"
+
+    def shares(self) -> list[int]:
+        """How many partitions each worker that is ready has."""
+        told = [re.findall(rf"{READY}.*partitions=(\d+)", log_of(w)) for w in self.workers]
+        return [int(counts[-1]) for counts in told if counts]
+
+    def logs(self) -> str:
+        """The ends of the workers' logs."""
+        return "\n".join(f"{w.name} (alive: {w.is_alive}):\n{w.tail(25)}" for w in self.workers)
+
+    def told(self, word: str) -> list[str]:
+        """The lines of the workers' logs with that word."""
+        return [line for w in self.workers for line in log_of(w).splitlines() if word in line]
+
+    def stop(self) -> None:
+        """End every worker."""
+        for one in self.workers:
+            one.kill()
+
+    def lag(self) -> int:
+        """Records that are not folded yet."""
+
+        async def total() -> int:
+            connection = await connect(self.settings.need_postgres())
+            try:
+                await connection.execute("SET search_path = esper")
+                return sum(t.lag for t in await lags(connection, self.settings.need_kafka()) if t.lag is not None)
+            finally:
+                await connection.close()
+
+        return asyncio.run(total())
+
+    def _sql(self, *statements: str) -> None:
+        with psycopg.connect(self.stack.postgres.dsn, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+    def _lifted(self, fault: Callable[[], None]) -> None:
+        fault()
+        time.sleep(FAULT_S)
+        self.proxy.heal()
+
+    def _worker_killed(self) -> None:
+        self.workers.pop(self.rng.randrange(len(self.workers))).kill()
+        self.start_worker()
+
+    def _worker_changes(self) -> None:
+        """In a rebalance another begins: nobody waits until the newcomer is ready."""
+        self.start_worker()
+        time.sleep(self.rng.uniform(0, 6))
+        leaving = self.workers.pop(self.rng.randrange(len(self.workers)))
+        leaving.stop(30)
+
+    def _worker_stale(self) -> None:
+        """Silent for longer than its session: others have its partitions when it comes to itself."""
+        stale = self.rng.choice(self.workers)
+        others = [w for w in self.workers if w is not stale] or [self.start_worker()]
+        counts = {w.name: log_of(w).count(READY) for w in others}
+        stale.send(signal.SIGSTOP)
+        try:
+            wait_until(
+                lambda: any(log_of(w).count(READY) > counts[w.name] for w in others), READY_S, "others taking over"
+            )
+            time.sleep(self.rng.uniform(0, 1))
+        finally:
+            stale.send(signal.SIGCONT)
+
+    def _postgres_killed(self) -> None:
+        self.stack.postgres.kill()
+        time.sleep(self.rng.uniform(0, FAULT_S))
+        self.stack.postgres.start()
+
+    def _with_option(self, option: str) -> None:
+        """For the connections made from now on, and everybody has to make new ones."""
+        self._sql(f"ALTER ROLE esper SET {option}", TERMINATE)
+        time.sleep(FAULT_S)
+        with psycopg.connect(self.stack.postgres.dsn, autocommit=True, options=f"-c {HARMLESS}") as connection:
+            connection.execute("ALTER ROLE esper RESET ALL")
+            connection.execute(TERMINATE)
+
+    def _too_many_connections(self) -> None:
+        with ExitStack() as held, suppress(psycopg.OperationalError):
+            self._sql(TERMINATE)
+            deadline = time.monotonic() + FAULT_S
+            while time.monotonic() < deadline:
+                with suppress(psycopg.OperationalError):
+                    while True:  # superusers may take the reserved ones too
+                        held.enter_context(psycopg.connect(self.stack.postgres.dsn))
+                time.sleep(0.1)
+
+    def _disk_full(self) -> None:
+        self._sql(DISK_FULL)
+        time.sleep(FAULT_S)
+        self._sql("DROP FUNCTION public.disk_full CASCADE")
+
+    def _table_locked(self) -> None:
+        with psycopg.connect(self.stack.postgres.dsn) as connection:
+            connection.execute("LOCK TABLE esper.health_windows, esper.progress IN ACCESS EXCLUSIVE MODE")
+            time.sleep(FAULT_S)
+
+    def _deadlock(self) -> None:
+        """What a worker takes last is taken first, and the other way round, until Postgres has to end one of both."""
+        for _ in range(20):
+            with suppress(psycopg.errors.DeadlockDetected), psycopg.connect(self.stack.postgres.dsn) as connection:
+                connection.execute("LOCK TABLE esper.progress IN ACCESS EXCLUSIVE MODE")
+                time.sleep(0.1)
+                connection.execute("SELECT FROM esper.positions FOR UPDATE")
+            if "deadlock detected" in self.stack.postgres.log_path.read_text(errors="replace"):
+                return
+
+    def _broker_killed(self) -> None:
+        self.stack.kafka.kill()
+        time.sleep(self.rng.uniform(0, FAULT_S))
+        self.stack.kafka.start()
+
+    def _broker_silent(self) -> None:
+        """For longer than a session."""
+        self.stack.kafka.pause()
+        time.sleep(self.rng.uniform(FAULT_S, 3 * SESSION_S))
+        self.stack.kafka.go_on()
+
+    def _poisons(self) -> None:
+        async def send() -> None:
+            async with OonaProducer(self.settings.need_kafka()) as producer:
+                await producer.send_records(poisoned)
+
+        self.writer.pause()
+        poisoned = self.writer.batch(1_500, garbage=0.2)
+        asyncio.run(send())
+        self.writer.go_on()
+
+
+DISK_FULL = """
+CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER disk_full BEFORE INSERT ON esper.progress EXECUTE FUNCTION public.disk_full()
+"""
+TERMINATE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+HARMLESS = "statement_timeout=0 -c default_transaction_read_only=off"
+
+
+@contextmanager
+def streams_storm(stack: EmbeddedStack, folder: Path, rng: random.Random) -> Iterator[StreamsStorm]:
+    """A stage on a stack that is its own."""
+    stage = StreamsStorm(stack, folder, rng)
+    with stage.proxy, stage.writer:
+        try:
+            yield stage
+        finally:
+            stage.stop()

@@ -1,0 +1,80 @@
+"""infra/stack.yml and infra/images, as tests read them without Docker."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support.paths import INFRA
+
+from esper.embedded.stack import EmbeddedStack
+
+PLACES = ("BOOTSTRAP_SERVERS", "DSN", "ENDPOINT_URL", "ACCESS_KEY", "SECRET_KEY")
+_REQUIRED = re.compile(r"\$\{\w+:\?[^}]+\}")
+_OPTIONAL = re.compile(r"\$\{\w+:-([^}]*)\}")
+
+
+def services() -> dict[str, dict[str, Any]]:
+    """Every service that `docker compose -f infra/stack.yml up` knows."""
+    stack = yaml.safe_load((INFRA / "stack.yml").read_text())
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("stack.yml", *stack["include"]):
+        found |= yaml.safe_load((INFRA / name).read_text())["services"]
+    return found
+
+
+def own_services() -> dict[str, dict[str, Any]]:
+    """Those that run an image of Esper."""
+    return {name: service for name, service in services().items() if "build" in service}
+
+
+def environment_of(service: Mapping[str, Any], required: str = "0123abcd") -> dict[str, str]:
+    """Its variables, with what infra/.env must give filled in."""
+    found = service.get("environment", {}).items()
+    return {name: _OPTIONAL.sub(r"\1", _REQUIRED.sub(required, value)) for name, value in found}
+
+
+def environment_here(name: str, stack: EmbeddedStack, folder: Path, **changes: str) -> dict[str, str]:
+    """A service's variables, with another stack's addresses for those that it is given, and no others."""
+    env, there = environment_of(own_services()[name]), stack.environment()
+    moved = {variable: there[variable] for variable in env if variable.endswith(PLACES)}
+    return {**env, **moved, "ESPER_STATE_DIR": str(folder / f"{name}-state"), **changes}
+
+
+def stages(dockerfile: str) -> dict[str, list[tuple[str, str]]]:
+    """Instructions of each stage of a Dockerfile, with those of the stages it stands on; the last has the name `last`."""
+    text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", (INFRA / "images" / dockerfile).read_text(), flags=re.M))
+    found: dict[str, list[tuple[str, str]]] = {}
+    current: list[tuple[str, str]] = []
+    for line in filter(None, text.splitlines()):
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            base, _, name = rest.partition(" AS ")
+            current = found[name or "last"] = list(found.get(base, []))
+        current.append((instruction, rest))
+    return found
+
+
+def image_of(service: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The instructions of the image that a service runs."""
+    build = service["build"]
+    return stages(Path(build["dockerfile"]).name)[build.get("target", "last")]
+
+
+def last(instructions: list[tuple[str, str]], wanted: str) -> str:
+    """What the last instruction of a kind says."""
+    return [rest for instruction, rest in instructions if instruction == wanted][-1]
+
+
+def image_environment(instructions: list[tuple[str, str]]) -> dict[str, str]:
+    """The variables that an image sets."""
+    pairs = [pair for instruction, rest in instructions if instruction == "ENV" for pair in shlex.split(rest)]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def image_check(instructions: list[tuple[str, str]]) -> list[str]:
+    """The command of an image's HEALTHCHECK."""
+    return list(json.loads(last(instructions, "HEALTHCHECK").partition(" CMD ")[2]))

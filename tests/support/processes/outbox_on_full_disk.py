@@ -1,0 +1,164 @@
+"""On a disk that is really full: a script for tests/support/processes/small_disk.py, run inside a small tmpfs of its own.
+
+``full_disk.py outbox FOLDER`` or ``full_disk.py training FOLDER RUN_ID SIGNALS``. The folder is the tmpfs;
+SIGNALS is a folder outside, where the test says how far it is by making files.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from support.conditions import wait_until
+
+from esper.errors import OutboxFullError
+from esper.oona.outbox.outbox_store import RESERVE_BYTES, Outbox
+from esper.oona.records import Record
+
+
+def say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+def record(number: int) -> Record:
+    return Record("t", b"k", str(number).encode().ljust(2_000), (("ce_id", b"x"),), number)
+
+
+def filled(outbox: Outbox, number: int) -> int:
+    """Append until the disk is full; the first number that is not in."""
+    try:
+        while True:
+            outbox.append([record(number), record(number + 1)])
+            number += 2
+    except OutboxFullError:
+        return number
+
+
+def use_up(filler: Path) -> None:
+    """Take what room is left."""
+    with filler.open("ab", buffering=0) as file:
+        for size in (65_536, 4_096):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+
+
+def try_outbox(folder: Path) -> None:
+    path, filler = folder / "outbox.sqlite", folder / "filler"
+    reserve = path.with_suffix(".reserve")
+    filler.write_bytes(bytes(12 * 1024 * 1024))
+    outbox = Outbox(path)
+    outbox.open()
+    assert reserve.stat().st_size == RESERVE_BYTES
+    appended, removed = filled(outbox, 0), 0
+    use_up(filler)
+    assert len(outbox) == appended > 500
+    say("full", appended)
+    lowest = RESERVE_BYTES
+    for _round in range(3):  # send, append into the room that this makes, and again
+        for _n in range(40):
+            waiting = outbox.oldest(5)
+            assert [int(r.value or b"") for _id, r in waiting] == list(range(removed, removed + 5))
+            outbox.remove_up_to(waiting[-1][0])
+            removed += 5
+            lowest = min(lowest, reserve.stat().st_size if reserve.exists() else 0)
+        before, appended = appended, filled(outbox, appended)
+        assert appended > before, "the room of what was removed is used again"
+        assert len(outbox) == appended - removed
+    outbox.close()
+    use_up(filler)
+    outbox = Outbox(path)  # what a next process finds
+    outbox.open()
+    for _n in range(40):
+        waiting = outbox.oldest(5)
+        outbox.remove_up_to(waiting[-1][0])
+        removed += 5
+        lowest = min(lowest, reserve.stat().st_size if reserve.exists() else 0)
+    assert lowest == 0, "the reserve was given up"
+    assert len(outbox) == appended - removed
+    filler.unlink()
+    while waiting := outbox.oldest(100):
+        assert [int(r.value or b"") for _id, r in waiting] == list(range(removed, removed + len(waiting)))
+        outbox.remove_up_to(waiting[-1][0])
+        removed += len(waiting)
+    assert removed == appended, "nothing lost, nothing doubled"
+    assert reserve.stat().st_size == RESERVE_BYTES, "taken again"
+    outbox.append([record(appended)], {"mark": "kept"})
+    assert outbox.marks() == {"mark": "kept"}
+    outbox.close()
+    say("whole")
+
+
+def train(folder: Path, run_id: str, signals: Path) -> None:
+    import torch
+    from torch import nn
+
+    import esper
+    from esper.connection.settings import LinkOptions
+    from esper.schemas.enums import SeedStage
+
+    model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = LinkOptions.model_validate({"boundary_steps": 5, "health_every_steps": 1, "folder": folder})
+    with esper.connect(model, optimizer, run_id=run_id, options=options) as run:
+
+        def steps(count: int) -> float:
+            slowest = 0.0
+            for _n in range(count):
+                optimizer.zero_grad()
+                model(torch.ones(4, 6)).sum().backward()
+                optimizer.step()
+                began = time.monotonic()
+                run.step()
+                slowest = max(slowest, time.monotonic() - began)
+            return slowest
+
+        def told(name: str) -> bool:
+            return (signals / name).exists()
+
+        steps(4)
+        say("send a command")
+        wait_until(lambda: told("sent") and has_command(run), 60, "the command")
+        say("stop the broker")
+        wait_until(lambda: told("stopped"), 60)
+        use_up(folder / "filler")
+        filled_up(run._outbox)
+        slowest = steps(16)  # boundaries 1 to 4
+        assert run.step_number == 20
+        assert model.seed("0", 0).stage is SeedStage.DORMANT, "growth without its event"
+        assert not run.checkpoint()
+        (folder / "filler").unlink()
+        steps(5)
+        assert model.seed("0", 0).stage is SeedStage.GERMINATED
+        say(f"slowest step {slowest:.3f} s")
+        say("start the broker")
+        wait_until(lambda: told("started"), 60)
+    say("whole")
+
+
+def has_command(run: Any) -> bool:
+    return bool(run._inbox._waiting)
+
+
+def filled_up(outbox: Outbox) -> None:
+    """No room in what the file has already, either."""
+    from esper.schemas.topics import RUNS
+
+    for size in (2_000, 1):
+        try:
+            while True:
+                outbox.append([Record(RUNS.dead_letters.name, b"junk", b"x" * size, (), 0)])
+        except OutboxFullError:
+            continue
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    match sys.argv[1:]:
+        case ["outbox", where]:
+            try_outbox(Path(where))
+        case ["training", where, run, signals_at]:
+            train(Path(where), run, Path(signals_at))

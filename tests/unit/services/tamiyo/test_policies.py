@@ -1,0 +1,125 @@
+"""Policies: legal choices only, chance in every one, the logged probability is the acting one."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.graph.graph_view import EpochView, GraphView, KernelView, LayerView, SeedView
+from esper.graph.health_windows import FIELDS
+from esper.schemas.enums import Action, LayerKind, SeedStage
+from esper.schemas.lifecycle import ACTIVE_STAGES
+from esper.services.tamiyo.control.legal_choices import legal_choices
+from esper.services.tamiyo.policies import EpsilonSoft
+from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
+from esper.services.tamiyo.policies.policy_sources import make_policy
+from esper.services.tamiyo.settings import HeuristicSettings, TamiyoSettings
+
+NO_HEALTH = dict.fromkeys(FIELDS)
+
+
+def layer(name: str, gradient: float | None = 0.1) -> LayerView:
+    health = {**NO_HEALTH, "gradient_norm": gradient, "dead_ratio": 0.0}
+    return LayerView(name, LayerKind.LINEAR, 8, 100, 2, health, 0.0)
+
+
+def seed(name: str, number: int, stage: SeedStage = SeedStage.DORMANT, germinated: int | None = None) -> SeedView:
+    return SeedView(name, number, stage, germinated or 0, None, 0, germinated, NO_HEALTH)
+
+
+def kernel(name: str, size: int) -> KernelView:
+    return KernelView(name, 3, "ab" * 32, 10, LayerKind.LINEAR, 8, size)
+
+
+def view(values: list[float], seeds: list[SeedView], **changed: Any) -> GraphView:
+    epochs = tuple(EpochView(n, 100 * (n + 1), {"val_accuracy": v}) for n, v in enumerate(values))
+    fields: dict[str, Any] = {
+        "run_id": "r", "incarnation": 1, "boundary": 7, "step": 100 * len(values), "epoch": len(values),
+        "layers": (layer("a"), layer("b", 0.5)), "edges": (("a", "b"),), "seeds": tuple(seeds), "epochs": epochs,
+        "kernels": (kernel("small", 50), kernel("large", 300), kernel("huge", 10_000)),
+    }  # fmt: skip
+    return GraphView(**{**fields, **changed})
+
+
+DORMANT = [seed(name, n) for name in ("a", "b") for n in range(2)]
+VIEWS = st.builds(
+    lambda values, stages, boundary: view(
+        values,
+        [seed(name, n, stages[2 * k + n], 1) for k, name in enumerate(("a", "b")) for n in range(2)],
+        boundary=boundary,
+    ),
+    st.lists(st.floats(0, 1), max_size=8),
+    st.lists(st.sampled_from(list(SeedStage)), min_size=4, max_size=4),
+    st.integers(1, 50),
+)
+POLICIES = st.sampled_from(["heuristic", "wait", "random", "schedule"])
+
+
+@given(view=VIEWS, policy=POLICIES, epsilon=st.floats(0.05, 1.0))
+def test_every_policy_acts_by_chance_among_the_legal_choices_and_says_how_likely(
+    view: GraphView, policy: str, epsilon: float
+) -> None:
+    settings = TamiyoSettings.model_validate({"policy": policy, "epsilon": epsilon})
+    acting = EpsilonSoft(make_policy(settings), epsilon, rng_seed=3)
+    choices, weights, _reason = acting.probabilities(view)
+    assert list(choices) == list(legal_choices(view))
+    assert math.isclose(sum(weights), 1.0, abs_tol=1e-9)
+    assert min(weights) >= epsilon / len(choices) - 1e-12
+    for choice in choices:
+        stage = choice.seed.stage if choice.seed else None
+        assert choice.action is not Action.GERMINATE or (stage is SeedStage.DORMANT and choice.kernel is not None)
+        assert choice.action is not Action.CULL or stage in ACTIVE_STAGES
+        assert choice.action is not Action.FOSSILIZE or stage is SeedStage.EVALUATING
+    chosen = acting.choose(view)
+    assert chosen.probability == weights[choices.index(chosen.choice)]
+    assert acting.choose(view) == chosen
+
+
+def test_a_policy_without_chance_is_refused() -> None:
+    with pytest.raises(ValueError, match="without chance"):
+        EpsilonSoft(make_policy(TamiyoSettings.model_validate({})), 0.01, 0)
+
+
+def favourite(view: GraphView, **thresholds: Any):
+    policy = HeuristicPolicy(HeuristicSettings.model_validate(thresholds))
+    choices = legal_choices(view)
+    found = policy.favour(view, choices)
+    return choices[max(found.weights, key=lambda n: found.weights[n])], found.reason
+
+
+def test_the_heuristic_waits_while_the_metric_rises() -> None:
+    choice, reason = favourite(view([0.1, 0.3, 0.5, 0.6, 0.7], DORMANT))
+    assert choice.action is Action.WAIT
+    assert "still learning" in reason
+
+
+def test_the_heuristic_grows_the_most_strained_layer_on_a_plateau() -> None:
+    choice, reason = favourite(view([0.6, 0.7, 0.70, 0.70, 0.705], DORMANT))
+    assert choice.action is Action.GERMINATE
+    assert choice.seed is not None
+    assert choice.kernel is not None
+    assert (choice.seed.layer_id, choice.seed.seed_id, choice.kernel.blueprint_id) == ("b", 0, "large")
+    assert "plateau" in reason
+
+
+def test_the_heuristic_does_one_thing_at_a_time() -> None:
+    busy = [seed("a", 0, SeedStage.TRAINING, 200), *DORMANT[1:]]
+    choice, reason = favourite(view([0.7] * 6, busy))
+    assert choice.action is Action.WAIT
+    assert "under way" in reason
+
+
+@pytest.mark.parametrize(("after", "action"), [(0.72, Action.FOSSILIZE), (0.69, Action.FOSSILIZE), (0.5, Action.CULL)])
+def test_the_heuristic_judges_a_seed_by_the_metric(after: float, action: Action) -> None:
+    judged = [SeedView("a", 0, SeedStage.EVALUATING, 450, "x", 9, 300, NO_HEALTH), *DORMANT[1:]]
+    choice, _reason = favourite(view([0.7, 0.7, 0.7, 0.71, after], judged))
+    assert choice.action is action
+
+
+def test_the_heuristic_waits_with_its_verdict_for_an_epoch_to_end() -> None:
+    judged = [SeedView("a", 0, SeedStage.EVALUATING, 500, "x", 9, 300, NO_HEALTH), *DORMANT[1:]]
+    choice, reason = favourite(view([0.7] * 5, judged))
+    assert choice.action is Action.WAIT
+    assert "no epoch ended" in reason

@@ -1,0 +1,62 @@
+"""The guard: a version that does harm goes, one that does none stays, however often it is looked at."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.events.event_examples import EXAMPLES
+
+from esper.schemas.enums import Action
+from esper.schemas.events import FieldReported
+from esper.services.tamiyo.evaluation.policy_guard import harm, mean_rewards
+from esper.services.tamiyo.settings import GuardSettings, RentSettings
+from esper.streams.read_models.policy_versions import ForkedDecision
+
+GUARD = GuardSettings.model_validate({})
+NO_RENT = RentSettings.model_validate({"parameters": 0, "flops": 0})
+
+
+def is_ever_rolled_back(rng: random.Random, mean: float, num_runs: int) -> bool:
+    rewards: list[float] = []
+    for _run in range(num_runs):
+        rewards.append(rng.gauss(mean, 0.03))
+        if harm(rewards, GUARD) is not None:
+            return True
+    return False
+
+
+def test_a_version_that_is_as_good_as_waiting_is_hardly_ever_rolled_back_over_all_looks() -> None:
+    rng = random.Random(1)
+    assert sum(is_ever_rolled_back(rng, 0.0, 80) for _n in range(400)) <= 0.05 * 400
+
+
+def test_a_version_that_is_clearly_worse_goes_soon() -> None:
+    rng = random.Random(2)
+    assert all(is_ever_rolled_back(rng, -0.03, 60) for _n in range(100))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=10, max_size=40), st.floats(0.001, 1))
+def test_better_rewards_never_make_it_worse(rewards: list[float], more: float) -> None:
+    if harm(rewards, GUARD) is None:
+        assert harm([r + more for r in rewards], GUARD) is None
+    if min(rewards) >= 0:
+        assert harm(rewards, GUARD) is None
+
+
+@given(st.lists(st.floats(-1, -0.5), max_size=9))
+def test_few_runs_say_nothing(rewards: list[float]) -> None:
+    assert harm(rewards, GUARD) is None
+
+
+def forked(run_id: str, gain: float, **fork: Any) -> ForkedDecision:
+    told = next(e for e in EXAMPLES if isinstance(e, FieldReported))
+    how = {"horizon_steps": 10, "num_draws": 1, "num_parameters_host": 10, "flops_added": 1, "flops_host": 10, **fork}
+    fields = {**told.model_dump(), "run_id": run_id, "before": 0.5, "after": 0.5 + gain, "method": "fork", "fork": how}
+    return ForkedDecision(Action.GERMINATE, FieldReported.model_validate(fields))
+
+
+def test_a_run_counts_once_and_placebos_not_at_all() -> None:
+    decided = [forked("a", 0.1), forked("a", 0.3), forked("b", -0.1), forked("c", 0.4, is_placebo=True)]
+    assert mean_rewards(decided, NO_RENT) == pytest.approx([0.2, -0.1])

@@ -1,0 +1,298 @@
+"""The gate, the way back, and the controller that follows the log: it always decides, and swaps to what was loaded."""
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.conditions import wait_until_async
+
+from esper.errors import ConfigError, ConflictError, ContractError
+from esper.schemas.enums import EvaluationVerdict
+from esper.schemas.events import PolicyActivated, PolicyRolledBack
+from esper.services.tamiyo.metrics import TamiyoMetrics
+from esper.services.tamiyo.policies import EpsilonSoft, Policy
+from esper.services.tamiyo.policies.active_policy import ActivePolicy
+from esper.services.tamiyo.policies.baselines import SchedulePolicy, WaitPolicy
+from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
+from esper.services.tamiyo.policies.policy_sources import BaselineSource, WeightsSource, settled
+from esper.services.tamiyo.settings import TamiyoSettings
+from esper.services.tamiyo.versions.activation import (
+    FORCED,
+    activation,
+    announcement,
+    known_version,
+    line,
+    refusal,
+    rollback,
+)
+from esper.services.tamiyo.versions.policy_follower import RETRY_S, PolicyFollower
+from esper.streams.read_models.policy_versions import Evaluation, PolicyChange, PolicyVersion, TrainedVersion, Weights
+
+DAY = datetime(2026, 1, 1, tzinfo=UTC)
+BETTER, NOT_BETTER, TOO_THIN = EvaluationVerdict
+TAMIYO = TamiyoSettings.model_validate({})
+
+
+def version(policy_id: str, number: int, kind: str = "wait", **parameters: Any) -> PolicyVersion:
+    return PolicyVersion(policy_id, number, kind, parameters)
+
+
+def change(n: int, of: PolicyVersion, gone_back_from: tuple[str, int] | None = None) -> PolicyChange:
+    return PolicyChange(uuid.UUID(int=n), of, DAY + timedelta(hours=n), "test", False, gone_back_from)
+
+
+def evaluation(verdict: EvaluationVerdict, number: int = 2, against: int = 1) -> Evaluation:
+    figures = (0.5, 0.2, 0.8, 0.95, 40.0, 200, ("run-1",))
+    return Evaluation("gnn", number, "heuristic", against, "doubly_robust", *figures, verdict, "so it is", DAY)
+
+
+ACTIVE = change(1, version("heuristic", 1, "heuristic"))
+GNN = version("gnn", 2, "gnn")
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([], "gnn v2 was not evaluated against heuristic v1, which is active"),
+        ([evaluation(BETTER, number=3)], "not evaluated"),
+        ([evaluation(BETTER, against=2)], "not evaluated"),
+        ([evaluation(BETTER), evaluation(NOT_BETTER)], "gnn v2 is not better than heuristic v1"),
+        ([evaluation(BETTER), evaluation(TOO_THIN)], "cannot be compared with heuristic v1"),
+        ([evaluation(NOT_BETTER), evaluation(BETTER)], None),
+    ],
+)
+def test_only_what_the_newest_evaluation_against_the_active_one_calls_better_passes(
+    found: list[Evaluation], told: str | None
+) -> None:
+    refused = refusal(GNN, ACTIVE, found)
+    if told is None:
+        assert refused is None
+    else:
+        assert refused is not None
+        assert told in refused
+
+
+def test_what_is_refused_is_activated_by_force_alone_and_the_event_says_so() -> None:
+    with pytest.raises(ConflictError, match="--force"):
+        activation(GNN, ACTIVE, "I like it", "test", refused="gnn v2 is not better")
+    message = activation(GNN, ACTIVE, "I like it", "test", refused="gnn v2 is not better", is_forced=True)
+    event = message.data
+    assert isinstance(event, PolicyActivated)
+    assert event.reason == "I like it (forced: gnn v2 is not better)"
+    assert (event.parameters[FORCED], message.causation_id) == (True, ACTIVE.id)
+    passed = activation(GNN, ACTIVE, "better", "test", is_forced=True).data
+    assert isinstance(passed, PolicyActivated)
+    assert (passed.reason, passed.parameters) == ("better", {}), "nothing was forced"
+
+
+def test_an_activation_needs_a_reason_and_something_to_change() -> None:
+    with pytest.raises(ConflictError, match="active already"):
+        activation(ACTIVE.version, ACTIVE, "again", "test")
+    with pytest.raises(ConfigError, match="--reason"):
+        activation(GNN, ACTIVE, "  ", "test")
+
+
+def test_a_version_is_known_from_its_training_from_its_activation_or_as_a_baseline() -> None:
+    weights = Weights("ab" * 32, 5)
+    trained = TrainedVersion(PolicyVersion("gnn", 2, "gnn", {"width": 8}, weights), 1, [], (None, None), 3, {}, "", DAY)
+    assert known_version("gnn", 2, [trained], [], TAMIYO) == trained.version
+    before = change(1, version("gnn", 1, "gnn", width=4, forced=True))
+    assert known_version("gnn", 1, [trained], [before], TAMIYO).parameters == {"width": 4}
+    assert known_version("schedule", 7, [], [], TAMIYO).parameters == {"every_epochs": 4, "epsilon": 0.05}
+    with pytest.raises(ConfigError, match=r"gnn v3 was never trained \(of this policy: v1, v2\)"):
+        known_version("gnn", 3, [trained], [before], TAMIYO)
+
+
+@given(st.lists(st.integers(1, 4) | st.just("back"), max_size=30))
+def test_rollbacks_go_back_along_the_activations_that_stand(steps: list[int | str]) -> None:
+    """Against a plain stack: an activation puts a version on it, a rollback takes one away."""
+    changes: list[PolicyChange] = []
+    stack: list[int] = []
+    for n, step in enumerate(steps):
+        if step == "back":
+            if len(stack) < 2:
+                with pytest.raises(ConflictError, match="nothing to go back"):
+                    rollback(changes, "test", "test")
+                continue
+            event = rollback(changes, "test", "test").data
+            assert isinstance(event, PolicyRolledBack)
+            assert event.policy_version == stack.pop()
+            assert event.to_version == stack[-1]
+            changes.insert(0, change(n, version("p", event.to_version), (event.policy_id, event.policy_version)))
+        elif not stack or stack[-1] != step:
+            stack.append(int(step))
+            changes.insert(0, change(n, version("p", int(step))))
+    assert [one.version.version for one in line(changes)] == stack
+
+
+def test_a_controller_announces_itself_once_and_one_that_follows_only_where_nobody_is_named() -> None:
+    own = settled(TAMIYO)
+    for is_fixed in (True, False):
+        first, again = (announcement(own, [], "tamiyo", is_fixed=is_fixed) for _n in range(2))
+        assert first is not None
+        assert again is not None
+        assert first.id == again.id, "two that start at once say it with one id"
+        assert isinstance(first.data, PolicyActivated)
+        assert ("named_by" in first.data.parameters) == is_fixed
+    assert announcement(own, [ACTIVE], "tamiyo", is_fixed=True) is None
+    assert announcement(own, [change(2, GNN)], "tamiyo", is_fixed=False) is None
+    other = announcement(version("heuristic", 2, "heuristic"), [ACTIVE], "tamiyo", is_fixed=True)
+    assert other is not None
+
+
+async def test_thresholds_of_an_activation_go_before_those_of_the_settings() -> None:
+    source = BaselineSource(TAMIYO)
+    schedule = await source.load(version("schedule", 1, "schedule", every_epochs=9))
+    heuristic = await source.load(version("heuristic", 1, "heuristic", patience=7, epsilon=0.5, unknown=1))
+    assert isinstance(schedule, SchedulePolicy)
+    assert isinstance(heuristic, HeuristicPolicy)
+    assert vars(schedule) == {"_every": 9}
+    assert (heuristic._t.patience, heuristic._t.min_gain) == (7, TAMIYO.heuristic.min_gain)
+    with pytest.raises(ConfigError, match="no policy of kind 'gnn'"):
+        await source.load(GNN)
+
+
+async def test_a_version_without_weights_is_refused_before_anything_is_fetched() -> None:
+    nothing: Any = None
+    with pytest.raises(ContractError, match="no training of gnn v2"):
+        await WeightsSource(nothing, nothing).load(GNN)
+
+
+class FakeWeightStore:
+    """Gives policies when it is told to."""
+
+    def __init__(self) -> None:
+        self.gates: dict[int, asyncio.Future[Policy]] = {}
+        self.asked: list[int] = []
+
+    async def load(self, version: PolicyVersion) -> Policy:
+        self.asked.append(version.version)
+        self.gates[version.version] = asyncio.get_running_loop().create_future()
+        return await self.gates[version.version]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def follower_of(shelf: FakeWeightStore, clock: Clock) -> tuple[PolicyFollower, TamiyoMetrics]:
+    metrics = TamiyoMetrics("wait", 1)
+    metrics.looked()
+
+    def soften(policy: Policy) -> EpsilonSoft:
+        return EpsilonSoft(policy, 0.05, 0)
+
+    start = ActivePolicy(version("wait", 1), soften(WaitPolicy()))
+    return PolicyFollower(start, {"gnn": shelf}, soften, metrics, clock), metrics
+
+
+async def asked(shelf: FakeWeightStore, *numbers: int) -> None:
+    async def is_so() -> bool:
+        return shelf.asked == list(numbers)
+
+    await wait_until_async(is_so, 5, f"loads of {numbers}")
+
+
+async def done(follower: PolicyFollower) -> None:
+    assert follower._loading is not None
+    await asyncio.wait([follower._loading])
+
+
+async def test_who_decides_goes_on_until_the_next_is_loaded() -> None:
+    shelf = FakeWeightStore()
+    follower, metrics = follower_of(shelf, Clock())
+    follower.look(change(1, GNN))
+    await asked(shelf, 2)
+    follower.look(change(1, GNN))
+    assert follower.acting.policy_id == "wait"
+    shelf.gates[2].set_result(WaitPolicy())
+    await done(follower)
+    assert follower.acting.policy_id == "wait", "nothing changes but by a look, between two batches"
+    follower.look(change(1, GNN))
+    assert follower.acting.of == GNN
+    follower.look(change(1, GNN))
+    await asked(shelf, 2)
+    assert metrics.health.problems() == []
+
+
+async def test_what_cannot_be_loaded_is_told_and_tried_again_and_the_one_before_decides() -> None:
+    shelf, clock = FakeWeightStore(), Clock()
+    follower, metrics = follower_of(shelf, clock)
+    follower.look(change(1, GNN))
+    await asked(shelf, 2)
+    shelf.gates[2].set_exception(RuntimeError("no such tensor"))
+    await done(follower)
+    follower.look(change(1, GNN))
+    assert follower.acting.policy_id == "wait"
+    (problem,) = metrics.health.problems()
+    assert "gnn v2" in problem.reason
+    assert "no such tensor" in problem.reason
+    assert "wait v1 still decides" in problem.reason
+    follower.look(change(1, GNN))
+    await asked(shelf, 2)
+    clock.now += RETRY_S[0]
+    follower.look(change(1, GNN))
+    await asked(shelf, 2, 2)
+    shelf.gates[2].set_result(WaitPolicy())
+    await done(follower)
+    follower.look(change(1, GNN))
+    assert follower.acting.of == GNN
+    assert metrics.health.problems() == []
+
+
+async def test_a_change_that_is_taken_back_while_it_loads_never_decides() -> None:
+    shelf = FakeWeightStore()
+    follower, _metrics = follower_of(shelf, Clock())
+    follower.look(change(1, GNN))
+    await asked(shelf, 2)
+    follower.look(change(2, version("wait", 1), ("gnn", 2)))
+    shelf.gates[2].cancel()
+    follower.look(change(2, version("wait", 1), ("gnn", 2)))
+    assert follower.acting.policy_id == "wait"
+    follower.look(change(3, version("gnn", 3, "gnn")))
+    await asked(shelf, 2, 3)
+    await follower.aclose()
+
+
+async def test_an_unknown_kind_is_a_problem_that_names_those_that_are_known() -> None:
+    follower, metrics = follower_of(FakeWeightStore(), Clock())
+    await follower.start(change(1, version("tree", 1, "tree")))
+    (problem,) = metrics.health.problems()
+    assert "no source of kind 'tree': gnn" in problem.reason
+    assert follower.acting.policy_id == "wait"
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["load", "fail", "wait"])), max_size=20))
+def test_whatever_the_log_says_somebody_decides_and_it_is_one_that_was_loaded(
+    steps: Sequence[tuple[int, str]],
+) -> None:
+    async def follow() -> None:
+        shelf, clock = FakeWeightStore(), Clock()
+        follower, _metrics = follower_of(shelf, clock)
+        loaded = {("wait", 1)}
+        for n, (number, outcome) in zip(itertools.count(1), steps, strict=False):
+            follower.look(change(n, version("gnn", number, "gnn")))
+            clock.now += RETRY_S[1]
+            for _turn in range(3):
+                await asyncio.sleep(0)
+            gate = shelf.gates.get(number)
+            if gate is not None and not gate.done() and outcome != "wait":
+                gate.set_result(WaitPolicy()) if outcome == "load" else gate.set_exception(RuntimeError("x"))
+                if outcome == "load":
+                    loaded.add(("gnn", number))
+                if follower._loading is not None:
+                    await asyncio.wait([follower._loading])
+            follower.look(change(n, version("gnn", number, "gnn")))
+            assert (follower.acting.policy_id, follower.acting.version) in loaded
+        await follower.aclose()
+
+    asyncio.run(follow())

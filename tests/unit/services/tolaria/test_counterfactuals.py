@@ -1,0 +1,216 @@
+"""Forks, without a bus: a branch is the run that decided otherwise, to the bit."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.models.growing_model import loaded_kernel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.kasmina.kernels import LoadedKernel
+from esper.schemas.enums import Action, LayerKind, SeedStage
+from esper.services.tolaria.counterfactuals.branch_measurement import (
+    ForkJob,
+    measure,
+    measure_packed,
+    otherwise,
+    pack_job,
+)
+from esper.services.tolaria.counterfactuals.branch_trainer import Applied, BranchTrainer, Snapshot, follow
+from esper.services.tolaria.settings import TrainerSettings
+from esper.services.tolaria.training.run_costs import host_cost
+from esper.services.tolaria.training.training_loop import make_model
+
+STEPS = 10  # in an epoch
+BOUNDARY = 3
+
+
+def trainer_of(**changed: Any) -> TrainerSettings:
+    schedule = {"germinated": 1, "training": 1, "grafting": 2, "stabilizing": 1, "evaluating": 4, "embargo": 1}
+    fields = {
+        "network": "mlp", "hidden": 6, "depth": 2, "batch_size": 128, "copies": 1, "epochs": 4, "threads": 1,
+        "seeds_per_layer": 2, "link": {"boundary_steps": BOUNDARY}, "schedule": schedule,
+    }  # fmt: skip
+    return TrainerSettings.model_validate({**fields, **changed})
+
+
+def kernel(module: str = "low_rank") -> LoadedKernel:
+    return loaded_kernel(LayerKind.LINEAR, 6, module)
+
+
+def germinate(step: int, seed_id: int = 0, module: str = "low_rank", layer_id: str = "hidden.1") -> Applied:
+    return Applied(step, Action.GERMINATE, layer_id, seed_id, kernel(module))
+
+
+def forked(trainer: TrainerSettings, commands: list[Applied], decided: Applied, end_of_epoch: int) -> ForkJob:
+    """Train a run that does ``commands``, and fork it where it did ``decided``."""
+    line, taken = BranchTrainer(trainer), list[Snapshot]()
+
+    def steer(line: BranchTrainer) -> Iterable[Applied]:
+        if line.step == decided.step:
+            taken.append(line.snapshot())
+        return follow(commands)(line)
+
+    value = line.train(end_of_epoch, steer)
+    later = [c for c in commands if c.step >= decided.step]
+    return ForkJob(taken[0], decided, decided.kernel or kernel(), end_of_epoch, later, value, line.step)
+
+
+def state_of(line: BranchTrainer) -> dict[str, Any]:
+    """Weights, seeds, optimizer and chance of a line."""
+    return dict(line.snapshot())
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for n, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{n}]")
+    else:
+        assert a == b, where
+
+
+OTHERS = st.lists(
+    st.tuples(st.integers(1, 9), st.sampled_from(["low_rank", "bottleneck", "noop"]), st.sampled_from([0, 1])),
+    max_size=3,
+)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    at=st.integers(1, 9), others=OTHERS, optimizer=st.sampled_from(["sgd", "adamw"]), module=st.sampled_from(["low_rank", "mlp"])
+)  # fmt: skip
+def test_the_branch_without_is_a_run_that_never_germinated_to_the_bit(
+    at: int, others: list[tuple[int, str, int]], optimizer: str, module: str
+) -> None:
+    trainer = trainer_of(optimizer=optimizer, learning_rate=0.02)
+    decided = germinate(BOUNDARY * at, module=module)
+    first = {seed_id: (number, name) for number, name, seed_id in reversed(others)}  # a seed germinates once
+    rest = [germinate(BOUNDARY * n, seed_id, name, "hidden.0") for seed_id, (n, name) in first.items()]
+    commands = sorted([decided, *rest], key=lambda c: c.step)
+    job = forked(trainer, commands, decided, 3)
+
+    again = BranchTrainer.from_snapshot(trainer, job.snapshot)
+    assert again.train(3, follow(job.commands)) == job.own_value
+    without = BranchTrainer.from_snapshot(trainer, job.snapshot)
+    without.train(3, otherwise(job))
+    never, whole = BranchTrainer(trainer), BranchTrainer(trainer)
+    never.train(3, follow(rest))
+    whole.train(3, follow(commands))
+    assert_same(state_of(without), state_of(never))
+    assert_same(state_of(again), state_of(whole))
+    assert never.metrics[3] == without.metrics[3]
+
+
+@settings(max_examples=6, deadline=None)
+@given(at=st.integers(1, 9), layer_id=st.sampled_from(["hidden.0", "hidden.1"]))
+def test_a_fork_of_what_adds_nothing_is_exactly_zero_on_the_same_batches(at: int, layer_id: str) -> None:
+    trainer = trainer_of()
+    decided = germinate(BOUNDARY * at, module="noop", layer_id=layer_id)
+    job = forked(trainer, [decided], decided, 3)
+    without = BranchTrainer.from_snapshot(trainer, job.snapshot)
+    assert without.train(3, otherwise(job)) - job.own_value == 0.0
+    grown = BranchTrainer.from_snapshot(trainer, job.snapshot)
+    grown.train(3, follow(job.commands))
+    assert_same(state_of(grown)["model"], state_of(without)["model"])
+    assert grown.moves != without.moves
+
+
+def test_a_placebo_is_compared_on_other_batches_and_a_real_one_on_the_same() -> None:
+    trainer = trainer_of(fork={"draws": 3})
+    placebo, real = germinate(6, module="noop"), germinate(6, module="mlp")
+    told = {c.kernel.spec.module: measure(trainer, forked(trainer, [c], c, 3)) for c in (placebo, real) if c.kernel}
+    assert told["noop"].fork.is_placebo
+    assert told["noop"].after != told["noop"].before
+    assert not told["mlp"].fork.is_placebo
+    for measured in told.values():
+        assert (measured.fork.num_draws, measured.fork.horizon_steps) == (3, 4 * STEPS - 6)
+        assert measured.fork.variance is not None
+    assert measure(trainer_of(), forked(trainer_of(), [real], real, 3)).fork.variance is None
+
+
+def test_variance_is_that_of_the_mean_of_the_draws() -> None:
+    trainer = trainer_of(fork={"draws": 4})
+    decided = germinate(6, module="mlp")
+    job = forked(trainer, [decided], decided, 2)
+    measured = measure(trainer, job)
+    differences = []
+    for draw in range(4):
+        values = [
+            BranchTrainer.from_snapshot(trainer, job.snapshot, draw=draw).train(2, steer)
+            for steer in (follow(job.commands), otherwise(job))
+        ]
+        differences.append(values[0] - values[1])
+    drawn = torch.tensor(differences, dtype=torch.float64)
+    assert measured.after - measured.before == pytest.approx(float(drawn.mean()))
+    assert measured.fork.variance == pytest.approx(float(drawn.var() / 4))
+    assert len(set(differences)) > 1, "the draws have batches of their own"
+
+
+def test_a_cull_is_compared_with_keeping_and_a_fossilization_with_culling() -> None:
+    trainer = trainer_of(epochs=6)
+    begun = germinate(3, module="mlp")
+    for action, other in ((Action.CULL, SeedStage.FOSSILIZED), (Action.FOSSILIZE, SeedStage.CULLED)):
+        decided = Applied(21, action, *begun.seed)  # it came to EVALUATING at step 18
+        job = forked(trainer, [begun, decided], decided, 5)
+        branch = BranchTrainer.from_snapshot(trainer, job.snapshot)
+        value = branch.train(5, otherwise(job))
+        assert (21, other) in [(step, move.to_stage) for step, move in branch.moves]
+        measured = measure(trainer, job)
+        own, opposite = ("before", "after") if action is Action.CULL else ("after", "before")
+        assert (getattr(measured, own), getattr(measured, opposite)) == (job.own_value, value)
+
+
+def test_an_early_cull_is_compared_with_a_seed_that_goes_on_and_becomes_permanent() -> None:
+    trainer = trainer_of(epochs=6)
+    begun = germinate(3, module="mlp")
+    decided = Applied(9, Action.CULL, *begun.seed)
+    branch_job = forked(trainer, [begun, decided], decided, 5)
+    branch = BranchTrainer.from_snapshot(trainer, branch_job.snapshot)
+    branch.train(5, otherwise(branch_job))
+    assert branch.model.seed(*begun.seed).stage is SeedStage.FOSSILIZED
+
+
+def test_a_job_crosses_to_another_process_whole() -> None:
+    trainer = trainer_of()
+    decided = germinate(6, module="mlp")
+    job = forked(trainer, [decided, germinate(9, 1, layer_id="hidden.0")], decided, 2)
+    assert measure_packed(trainer, pack_job(job)) == measure(trainer, copy.copy(job))
+
+
+@pytest.mark.parametrize("network", ["digits", "mlp", "cnn"])
+@pytest.mark.parametrize("module", ["low_rank", "bottleneck", "mlp", "noop"])
+def test_flops_are_those_that_torch_counts(network: str, module: str) -> None:
+    trainer = trainer_of(network=network, channels=4)
+    model = make_model(trainer, (1, 8))
+    layer_id, handle = list(model.layers.items())[-2]
+    loaded = loaded_kernel(handle.kind, handle.num_features, module)
+    host = host_cost(trainer)
+    assert host.num_parameters == sum(p.numel() for p in model.host.parameters())
+    x = torch.zeros(1, 1, 8, 8)
+    with torch.no_grad(), FlopCounterMode(display=False) as bare:
+        model(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan = model.plan_germinate(layer_id, 0, loaded)
+    model.apply_transition(plan, step=0, boundary=0, kernel=loaded, optimizer=optimizer)
+    for boundary in range(1, 5):
+        for seed in model.awake.values():
+            seed.has_run = True
+        for move in model.plan_advance(boundary):
+            model.apply_transition(move, step=BOUNDARY * boundary, boundary=boundary, optimizer=optimizer)
+    model.on_step(4 * BOUNDARY + 2)
+    with torch.no_grad(), FlopCounterMode(display=False) as grown:
+        model(x)
+    added = grown.get_total_flops() - bare.get_total_flops()
+    assert (host.flops, host.flops_of(layer_id, loaded)) == (bare.get_total_flops(), added)

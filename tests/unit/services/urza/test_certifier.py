@@ -1,0 +1,227 @@
+"""Urza's answers, whoever else answers at the same time, and kernels of which some cannot be built."""
+
+import random
+import uuid
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.errors import KernelError, UnavailableError
+from esper.kasmina.catalogue import CATALOGUE, cost_of
+from esper.logging import trace_id_of
+from esper.schemas.assets import Blueprint, BlueprintSpec, Measurement
+from esper.schemas.change_verdicts import judge
+from esper.schemas.enums import BlueprintStatus, LayerKind, Verdict
+from esper.schemas.events import BlueprintChangeRequested, CertificateIssued, KernelRefused, KernelRegistered
+from esper.schemas.messages import OonaMessage, child_of
+from esper.services.urza.certification.certifier import answers_to
+from esper.services.urza.certification.sandbox_jobs import (
+    Build,
+    BuiltKernel,
+    Examination,
+    KernelHeader,
+    frame,
+    frames,
+    reason_of,
+)
+from esper.services.urza.kernels.kernel_builder import Compiler
+from esper.services.urza.library_queries import Cause
+from esper.services.urza.settings import UrzaSettings
+
+SPEC = BlueprintSpec(module="affine", targets=("linear",))
+CAUSE = Cause(uuid.UUID(int=7), child_of(None))
+MEASURED = Measurement(
+    target="linear", num_features=8, num_parameters=16, positions=16, flops=0, batch_size=16, latency_p50_ms=0.1,
+    latency_p95_ms=0.2, peak_memory_bytes=100,
+)  # fmt: skip
+PASSED = Examination(examiner="test", checks=("identity",), measurements=(MEASURED,))
+examinations = st.sampled_from(
+    [
+        PASSED,
+        Examination(not_built="x" * 2000),
+        Examination(not_passed="identity: no"),
+        Examination(not_built="\u2028\n"),
+    ]
+)
+
+
+def folded(blueprint: Blueprint, messages: list[OonaMessage]) -> tuple[Blueprint, list[Verdict]]:
+    """The log's own verdicts: a known id keeps its first."""
+    verdicts: dict[uuid.UUID, Verdict] = {}
+    for message in messages:
+        if isinstance(message.data, BlueprintChangeRequested) and message.id not in verdicts:
+            verdicts[message.id], after = judge(blueprint, message.data)
+            blueprint = after or blueprint
+    return blueprint, list(verdicts.values())
+
+
+@given(
+    found=st.lists(examinations, min_size=1, max_size=4),
+    status=st.sampled_from(["proposed", "compiled"]),
+    version=st.integers(1, 9),
+    order=st.randoms(use_true_random=False),
+)
+def test_however_many_urzas_answer_a_blueprint_comes_to_one_end(
+    found: list[Examination], status: str, version: int, order: random.Random
+) -> None:
+    begun = Blueprint(blueprint_id="b", version=version, status=status, spec=SPEC)
+    left = [list(answers_to("b", version, status, f)) for f in found]
+    mixed = []
+    while any(left):
+        mixed.append(order.choice([queue for queue in left if queue]).pop(0))
+    ended, verdicts = folded(begun, mixed)
+    ends = {BlueprintStatus.CERTIFIED if f is PASSED else BlueprintStatus.REJECTED for f in found}
+    assert ended.status in ends
+    assert ended.version == version + verdicts.count(Verdict.ACCEPTED)
+    if ended.status is BlueprintStatus.CERTIFIED:
+        told = [m.data for m in mixed if isinstance(m.data, CertificateIssued)]
+        assert ended.version - 1 in {c.blueprint_version for c in told}
+
+
+def test_a_certificate_is_the_cause_of_what_it_certifies() -> None:
+    compiled, certificate, certified = answers_to("b", 1, "proposed", PASSED, CAUSE)
+    assert [m.data.expected_version for m in (compiled, certified)] == [1, 2]
+    assert isinstance(certificate.data, CertificateIssued)
+    assert certificate.data.blueprint_version == 2
+    causes = [m.causation_id for m in (compiled, certificate, certified)]
+    assert causes == [CAUSE.id, compiled.id, certificate.id]
+    assert {trace_id_of(m.traceparent) for m in (compiled, certificate, certified)} == {trace_id_of(CAUSE.traceparent)}
+    assert [m.id for m in answers_to("b", 1, "proposed", PASSED)] == [compiled.id, certificate.id, certified.id]
+
+
+@given(st.text())
+def test_a_reason_is_one_printable_line(text: str) -> None:
+    assert reason_of(text).isprintable()
+    assert len(reason_of(text)) <= 500
+    BlueprintChangeRequested(blueprint_id="b", change="reject", expected_version=1, reason=reason_of(text))
+
+
+@given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 400))
+def test_kernels_in_an_answer_that_is_cut_off_are_read_as_far_as_they_are_whole(datas: list[bytes], end: int) -> None:
+    answer = b"".join(frame(KernelHeader(size=len(d)), d) for d in datas)
+    read = [k.data for k in frames(answer[:end])]
+    assert read == datas[: len(read)]
+    assert len(read) == len(datas) or end < len(answer)
+
+
+class FakeSandbox:
+    """Builds kernels of one byte each; a job that comes to a culprit ends there."""
+
+    def __init__(self, culprits: set[int], refused: set[int]) -> None:
+        self.culprits, self.refused = culprits, refused
+
+    async def build(self, job: Build) -> tuple[list[BuiltKernel], str | None]:
+        built = []
+        for kernel in job.kernels:
+            if kernel.num_features in self.culprits:
+                return built, "contained"
+            if kernel.num_features in self.refused:
+                built.append(BuiltKernel(KernelHeader(refusal="no"), b""))
+            else:
+                built.append(BuiltKernel(KernelHeader(size=1), kernel.num_features.to_bytes(4, "big")))
+        return built, None
+
+
+class FakeParts:
+    """Pool, producer and blobs in one. ``fails`` are the uploads that fail, once each."""
+
+    def __init__(self, fails: set[bytes]) -> None:
+        self.fails, self.stored, self.sent = fails, dict[str, bytes](), list[OonaMessage]()
+        self.at_once = self.most_at_once = 0
+
+    @asynccontextmanager
+    async def acquire(self) -> Any:
+        yield self
+
+    async def put(self, data: bytes) -> str:
+        if data in self.fails:
+            self.fails.discard(data)
+            raise UnavailableError("S3 is away")
+        self.stored[data.hex()] = data
+        return data.hex().rjust(64, "0")
+
+    async def get(self, digest: str, *, max_bytes: int) -> bytes:
+        return self.stored[digest.lstrip("0").rjust(8, "0")]
+
+    async def send(self, message: OonaMessage) -> None:
+        self.sent.append(message)
+
+    async def send_batch(self, messages: list[OonaMessage]) -> None:
+        self.sent += messages
+
+
+@given(
+    widths=st.sets(st.integers(1, 200), max_size=120),
+    culprits=st.sets(st.integers(1, 200), max_size=20),
+    refused=st.sets(st.integers(1, 200), max_size=20),
+    fails=st.sets(st.integers(1, 200), max_size=10),
+)
+def test_every_wanted_kernel_is_registered_or_refused_once(
+    widths: set[int], culprits: set[int], refused: set[int], fails: set[int]
+) -> None:
+    import asyncio
+    from unittest.mock import patch
+
+    rows = [
+        {
+            "blueprint_id": "b",
+            "version": 3,
+            "spec": SPEC.model_dump_json(),
+            "kind": "linear",
+            "num_features": n,
+            "cause_id": CAUSE.id,
+            "traceparent": CAUSE.traceparent,
+        }
+        for n in sorted(widths)
+    ]
+    parts = FakeParts({n.to_bytes(4, "big") for n in fails})
+
+    async def compile_all() -> None:
+        sandbox: Any = FakeSandbox(culprits, refused)
+        compiler = Compiler(parts, parts, parts, sandbox, UrzaSettings())  # type: ignore[arg-type]
+        while True:
+            try:
+                await compiler.compile_wanted()
+            except UnavailableError:
+                continue
+            break
+        assert await compiler.compile_wanted() == 0, "what the projection does not show yet is not built again"
+
+    async def wanted(*_args: Any, **_options: Any) -> Any:
+        for row in rows:
+            yield row
+
+    with patch(
+        "esper.services.urza.kernels.kernel_builder.queries", lambda _name: type("Sql", (), {"wanted_kernels": wanted})
+    ):
+        asyncio.run(compile_all())
+    registered = [m.data.kernel.num_features for m in parts.sent if isinstance(m.data, KernelRegistered)]
+    told = [m.data.num_features for m in parts.sent if isinstance(m.data, KernelRefused)]
+    assert sorted(registered) == sorted(widths - culprits - refused)
+    assert set(told) == widths & (culprits | refused)
+    assert len({m.id for m in parts.sent}) == len(widths), "asked again, it is the same event"
+    assert {m.causation_id for m in parts.sent} <= {CAUSE.id}
+    assert {trace_id_of(m.traceparent) for m in parts.sent} <= {trace_id_of(CAUSE.traceparent)}
+
+
+@given(
+    spec=st.builds(
+        BlueprintSpec,
+        module=st.sampled_from([*CATALOGUE, "nothing_known"]),
+        parameters=st.dictionaries(
+            st.sampled_from(["rank", "expansion", "width", "reduction", "other"]),
+            st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30),
+            max_size=2,
+        ),
+        targets=st.just(("linear",)),
+    ),
+    target=st.sampled_from(LayerKind),
+    width=st.integers(1, 2**31 - 1),
+)
+def test_arithmetic_answers_for_every_spec_that_the_log_can_hold(
+    spec: BlueprintSpec, target: LayerKind, width: int
+) -> None:
+    with suppress(KernelError):
+        assert cost_of(spec, target, width).num_parameters <= 50_000_000
