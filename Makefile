@@ -69,7 +69,7 @@ wheel-check: install ## build the wheel, run the worker's help from it in an emp
 	@exec $(BIN)/python scripts/wheel_check.py
 
 bench: install ## the benchmarks: they print, they judge nothing
-	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || failed="$$failed $$b"; done; \
+	@for b in tests/benchmarks/*/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || failed="$$failed $$b"; done; \
 		test -z "$$failed" || { echo "these did not run to their end:$$failed"; exit 1; }
 
 bench-bus: install ## Oona beside aiokafka and confluent-kafka; HOLD=300 s of 10,000 events a second
@@ -88,7 +88,7 @@ bench-compile: install ## what a certificate and a kernel cost, beside one after
 	@exec $(BIN)/python tests/benchmarks/services/bench_kernel_builder.py
 
 bench-tamiyo: install ## what Tamiyo costs: the policy by nodes, runs in one pass, pooling; the service; the replay
-	@for b in tamiyo decisions replay; do echo "== bench_$$b"; $(BIN)/python tests/benchmarks/bench_$$b.py || exit 1; done
+	@for b in tamiyo decisions replay; do echo "== bench_$$b"; $(BIN)/python tests/benchmarks/services/bench_$$b.py || exit 1; done
 
 catalogues: install ## torchvision, timm, transformers, peft: models that nobody here wrote
 	@exec $(PYTHON) scripts/setup.py catalogues
@@ -97,7 +97,7 @@ compat: catalogues ## wrap, train, grow, save, load, unwrap every model of the c
 	@exec $(BIN)/python tests/benchmarks/compatibility/compatibility.py --models "$(MODELS)"
 
 bench-kasmina: catalogues ## what seeds cost, beside PEFT; what a cache, a transition and a signal cost
-	@for b in tests/benchmarks/bench_kasmina*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in tests/benchmarks/kasmina/bench_kasmina*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 train-tamiyo: install ## a policy for Tamiyo from nothing: GROUND_MINUTES=18 of small runs, a fit, a verdict; into INTO=policy
 	@exec $(BIN)/python scripts/on_a_stack.py --new "$(INTO)" \
