@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+import aiokafka
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.oona.client_options import client_options, kafka_error, started
 from esper.oona.cloudevents import decode
-from esper.oona.records import Headers, Position, partition_for
+from esper.oona.records import Headers, Position, TopicPartition, partition_for
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import TopicSpec
 
@@ -46,7 +47,7 @@ def partition_of(key: str, topic: TopicSpec) -> int:
 
 @asynccontextmanager
 async def assigned_consumer(
-    kafka: KafkaSettings, partitions: Sequence[tuple[str, int]]
+    kafka: KafkaSettings, partitions: Sequence[TopicPartition]
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer that is assigned these (topic, partition) pairs, with no group.
 
@@ -58,26 +59,26 @@ async def assigned_consumer(
         **client_options(kafka), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
     )
     async with started(consumer, kafka, topics={topic for topic, _partition in partitions}):
-        consumer.assign([TopicPartition(topic, partition) for topic, partition in partitions])
+        consumer.assign([aiokafka.TopicPartition(topic, partition) for topic, partition in partitions])
         try:
             yield consumer
         except KafkaError as error:
             raise kafka_error(error, kafka) from error
 
 
-async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[tuple[str, int], int]:
+async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
     """The offset that the next record of each partition will have."""
     pairs = [(t.name, p) for t in topics for p in range(t.num_partitions)]
     async with assigned_consumer(kafka, pairs) as consumer:
-        found = await consumer.end_offsets([TopicPartition(*pair) for pair in pairs])
+        found = await consumer.end_offsets([aiokafka.TopicPartition(*pair) for pair in pairs])
         return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
 
-async def beginning_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[tuple[str, int], int]:
+async def beginning_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
     """The offset of the oldest record that each partition still has."""
     pairs = [(t.name, p) for t in topics for p in range(t.num_partitions)]
     async with assigned_consumer(kafka, pairs) as consumer:
-        found = await consumer.beginning_offsets([TopicPartition(*pair) for pair in pairs])
+        found = await consumer.beginning_offsets([aiokafka.TopicPartition(*pair) for pair in pairs])
         return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
 
@@ -99,7 +100,7 @@ async def read_range(
     numbers = range(topic.num_partitions) if partition is None else (partition,)
     pairs = [(topic.name, n) for n in numbers]
     async with assigned_consumer(kafka, pairs) as consumer:
-        assigned = [TopicPartition(*pair) for pair in pairs]
+        assigned = [aiokafka.TopicPartition(*pair) for pair in pairs]
         first = await consumer.beginning_offsets(assigned)
         last = await consumer.end_offsets(assigned)
         remaining = set()
@@ -134,7 +135,7 @@ async def follow(
     pairs = [(topic.name, n) for n in numbers]
     async with assigned_consumer(kafka, pairs) as consumer:
         for pair in pairs:
-            tp = TopicPartition(*pair)
+            tp = aiokafka.TopicPartition(*pair)
             if start is None:
                 await consumer.seek_to_end(tp)
             else:
@@ -144,7 +145,7 @@ async def follow(
                 yield record
 
 
-async def _fetch(consumer: Any) -> AsyncIterator[tuple[TopicPartition, StoredRecord]]:
+async def _fetch(consumer: Any) -> AsyncIterator[tuple[aiokafka.TopicPartition, StoredRecord]]:
     fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
     for tp, records in fetched.items():
         for r in records:

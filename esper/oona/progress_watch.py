@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from esper.logging import get_logger
+from esper.oona.records import TopicPartition
 
 STALLED_AFTER_S = 30.0  # longer than a rebalance and one long transaction; a stall is known this late
 NO_PROGRESS = "no progress"
 
 _log = get_logger(__name__)
-
-Place = tuple[str, int]
-"""(topic, partition)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +51,26 @@ class ProgressWatch:
     def __init__(self, stalled_after_s: float = STALLED_AFTER_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._stalled_after_s = stalled_after_s
         self._clock = clock
-        self._standings: dict[Place, _Standing] = {}
+        self._standings: dict[TopicPartition, _Standing] = {}
 
     @property
-    def places(self) -> frozenset[Place]:
+    def places(self) -> frozenset[TopicPartition]:
         """The partitions that are watched."""
         return frozenset(self._standings)
 
-    def offsets(self) -> dict[Place, int]:
+    def offsets(self) -> dict[TopicPartition, int]:
         """How far each of them is."""
         return {place: standing.offset for place, standing in self._standings.items()}
 
-    def begin(self, place: Place, offset: int = 0) -> None:
+    def begin(self, place: TopicPartition, offset: int = 0) -> None:
         """A partition was assigned, to be read from this offset (0 until that is known)."""
         self._standings[place] = _Standing(offset, self._clock())
 
-    def end(self, place: Place) -> None:
+    def end(self, place: TopicPartition) -> None:
         """A partition went to somebody else."""
         self._standings.pop(place, None)
 
-    def reached(self, place: Place, offset: int) -> None:
+    def reached(self, place: TopicPartition, offset: int) -> None:
         """Everything below ``offset`` is done with. A partition that was stopped stays so."""
         standing = self._standings.get(place)
         if standing is None or offset <= standing.offset:
@@ -81,18 +79,18 @@ class ProgressWatch:
         if not standing.is_red:
             standing.reason = NO_PROGRESS
 
-    def troubled(self, place: Place, reason: str) -> None:
+    def troubled(self, place: TopicPartition, reason: str) -> None:
         """What keeps a partition from getting on, for now."""
         if place in self._standings:
             self._standings[place].reason = reason
 
-    def stopped(self, place: Place, reason: str) -> None:
+    def stopped(self, place: TopicPartition, reason: str) -> None:
         """A partition that will not get on without somebody's help: unhealthy at once."""
         if place in self._standings:
             self._standings[place].reason = reason
             self._standings[place].is_red = True
 
-    def stalls(self, ends: Mapping[Place, int | None]) -> list[Stall]:
+    def stalls(self, ends: Mapping[TopicPartition, int | None]) -> list[Stall]:
         """The partitions that do not get on.
 
         Args:
@@ -122,7 +120,7 @@ class StallReporter:
 
     def __init__(self, reader: str, **fields: str) -> None:
         self._reader, self._fields = reader, fields
-        self._told: set[Place] = set()
+        self._told: set[TopicPartition] = set()
 
     def tell(self, stalls: Iterable[Stall]) -> None:
         """Log what is new since the last call."""

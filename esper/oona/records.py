@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from aiokafka.partitioner import murmur2
 
+TopicPartition = tuple[str, int]
+"""A topic's name and the number of one of its partitions. A plain tuple: it equals aiokafka's class of this name."""
+
 Headers = tuple[tuple[str, bytes | None], ...]
 
 RECORD_LIMIT_BYTES = 4 * 1024 * 1024

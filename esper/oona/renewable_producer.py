@@ -23,7 +23,7 @@ from esper.errors import ContractError, EsperError, InvariantError, UnavailableE
 from esper.logging import get_logger
 from esper.oona.client_options import client_options, kafka_error, started
 from esper.oona.deliveries import Deliveries
-from esper.oona.records import RECORD_LIMIT_BYTES, Record, partition_for
+from esper.oona.records import RECORD_LIMIT_BYTES, Record, TopicPartition, partition_for
 from esper.schemas.topics import DEAD_LETTER_SUFFIX
 
 LETTER_VALUE_BYTES = RECORD_LIMIT_BYTES + 65_536  # other clients write values as large as their topic takes
@@ -35,9 +35,6 @@ METADATA_S = 3.0  # for a broker to say how many partitions a topic has
 REQUEST_TIMEOUT_MS = 10_000  # a request that a broker did not answer by then is sent again
 
 _log = get_logger(__name__)
-
-Place = tuple[str, int]
-"""(topic, partition)."""
 
 
 class RenewableProducer:
@@ -54,7 +51,7 @@ class RenewableProducer:
         self._kafka = kafka
         self._options = {"client_id": client_id, "linger_ms": linger_ms, "compression_type": compression}
         self._exits = AsyncExitStack()
-        self._turns: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: defaultdict[TopicPartition, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._producer: Any = None
         self._renewal: asyncio.Task[Any] | None = None
         self._is_closed = False
@@ -110,7 +107,9 @@ class RenewableProducer:
         if not is_sound and producer is not None:
             await self._retire(producer)
 
-    async def _send_group(self, producer: Any, place: Place, numbers: list[int], deliveries: Deliveries) -> bool:
+    async def _send_group(
+        self, producer: Any, place: TopicPartition, numbers: list[int], deliveries: Deliveries
+    ) -> bool:
         """Send one partition's records. From the first batch that fails none counts as sent.
 
         Returns:
@@ -142,7 +141,7 @@ class RenewableProducer:
         return is_sound
 
     async def _submit_few(
-        self, producer: Any, place: Place, numbers: list[int], records: Sequence[Record], under_way: list[Any]
+        self, producer: Any, place: TopicPartition, numbers: list[int], records: Sequence[Record], under_way: list[Any]
     ) -> None:
         """Hand records over one by one: they share batches with those of other callers."""
         for number in numbers:
@@ -153,7 +152,7 @@ class RenewableProducer:
             under_way.append(([number], _noted(future)))
 
     async def _submit_batches(
-        self, producer: Any, place: Place, numbers: list[int], records: Sequence[Record], under_way: list[Any]
+        self, producer: Any, place: TopicPartition, numbers: list[int], records: Sequence[Record], under_way: list[Any]
     ) -> None:
         """Hand records over in batches of their own, which costs a tenth for each."""
         builder, members = producer.create_batch(), list[int]()
@@ -215,10 +214,10 @@ def _note_failed(deliveries: Deliveries, numbers: Sequence[int], culprits: Seque
     deliveries.failed([n for n in numbers if n not in refused], error)
 
 
-async def _grouped(producer: Any, deliveries: Deliveries, numbers: Iterable[int]) -> dict[Place, list[int]]:
+async def _grouped(producer: Any, deliveries: Deliveries, numbers: Iterable[int]) -> dict[TopicPartition, list[int]]:
     """The records of each partition, in order; those that no broker would take are noted as failed."""
     counts: dict[str, int] = {}
-    groups: dict[Place, list[int]] = {}
+    groups: dict[TopicPartition, list[int]] = {}
     records = deliveries.records
     for number in numbers:
         topic, key, value, _headers, _time, partition = records[number]

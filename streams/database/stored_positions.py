@@ -1,25 +1,26 @@
 """Where to read from: the stored positions against the log, checked before anything is read."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from esper.config import KafkaSettings
 from esper.errors import PositionError
 from esper.oona.admin.topics import cluster_id
 from esper.oona.log_reader import beginning_offsets, end_offsets
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
 REBUILD = "if the projections may be thrown away, run `esper projections rebuild`, then restart the worker"
 
 
-async def stored_positions(connection: Any) -> dict[tuple[str, int], int]:
+async def stored_positions(connection: Connection) -> dict[TopicPartition, int]:
     """(topic, partition) -> the offset to go on from."""
     rows = queries("positions").all_positions(connection)
     return {(r["topic"], r["log_partition"]): r["next_offset"] async for r in rows}
 
 
-async def verify_log(connection: Any, kafka: KafkaSettings) -> None:
+async def verify_log(connection: Connection, kafka: KafkaSettings) -> None:
     """Make sure that this log is the one that the projections were folded from.
 
     Raises:
@@ -34,7 +35,7 @@ async def verify_log(connection: Any, kafka: KafkaSettings) -> None:
         check_position(place, offset, first, last)
 
 
-async def claim_cluster(connection: Any, found: str, kafka: KafkaSettings) -> None:
+async def claim_cluster(connection: Connection, found: str, kafka: KafkaSettings) -> None:
     """Remember the cluster at the first start, and refuse another one later.
 
     Raises:
@@ -44,7 +45,7 @@ async def claim_cluster(connection: Any, found: str, kafka: KafkaSettings) -> No
     await check_cluster(connection, found, kafka)
 
 
-async def check_cluster(connection: Any, found: str, kafka: KafkaSettings) -> None:
+async def check_cluster(connection: Connection, found: str, kafka: KafkaSettings) -> None:
     """The same without remembering: projections of no cluster yet may become anyone's.
 
     Raises:
@@ -63,10 +64,10 @@ def check_cluster_id(known: str | None, found: str, kafka: KafkaSettings) -> Non
 
 
 def check_position(
-    place: tuple[str, int],
+    place: TopicPartition,
     offset: int,
-    first: Mapping[tuple[str, int], int],
-    last: Mapping[tuple[str, int], int],
+    first: Mapping[TopicPartition, int],
+    last: Mapping[TopicPartition, int],
 ) -> None:
     """Raise ``PositionError`` where the log does not hold ``offset`` any more, or not yet."""
     topic, partition = place
@@ -82,7 +83,7 @@ def check_position(
         )
 
 
-def check_order(place: tuple[str, int], offset: int, fetched: int) -> None:
+def check_order(place: TopicPartition, offset: int, fetched: int) -> None:
     """Raise ``PositionError`` where the log gave records of before ``offset``."""
     topic, partition = place
     if fetched < offset:

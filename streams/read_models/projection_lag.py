@@ -8,15 +8,16 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from aiokafka import TopicPartition
+import aiokafka
 
 from esper.config import KafkaSettings, Settings
 from esper.errors import DecodeError, NewerVersionError, PositionError, UnavailableError
 from esper.oona.admin.topics import cluster_id
 from esper.oona.log_reader import StoredRecord, assigned_consumer, beginning_offsets, end_offsets, stored
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS, TopicSpec, all_topics
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
 from esper.streams.database.sql_queries import queries
@@ -24,9 +25,6 @@ from esper.streams.database.stored_positions import check_cluster_id, check_posi
 
 LOOK_S = 5.0  # for the first records that are not folded; what did not come by then stays unknown
 POLL_MS = 100
-
-Place = tuple[str, int]
-"""(topic, partition)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ class Standing:
 class _Rows:
     """What Postgres says."""
 
-    positions: dict[Place, int] = field(default_factory=dict)
+    positions: dict[TopicPartition, int] = field(default_factory=dict)
     letters: dict[str, DeadLetterCounts] = field(default_factory=dict)
     refused: tuple[RefusedDeadLetter, ...] = ()
     cluster: str | None = None
@@ -119,13 +117,13 @@ class _Rows:
 class _Log:
     """What Kafka says."""
 
-    first: dict[Place, int] = field(default_factory=dict)
-    end: dict[Place, int] = field(default_factory=dict)
+    first: dict[TopicPartition, int] = field(default_factory=dict)
+    end: dict[TopicPartition, int] = field(default_factory=dict)
     cluster: str | None = None
-    unfolded: dict[Place, StoredRecord] = field(default_factory=dict)
+    unfolded: dict[TopicPartition, StoredRecord] = field(default_factory=dict)
 
 
-async def lags(connection: Any, kafka: KafkaSettings) -> list[TopicLag]:
+async def lags(connection: Connection, kafka: KafkaSettings) -> list[TopicLag]:
     """Every topic and its dead letters."""
     positions = await stored_positions(connection)
     first, last = await beginning_offsets(kafka, all_topics()), await end_offsets(kafka, all_topics())
@@ -160,7 +158,7 @@ async def standing(settings: Settings) -> Standing:
     return Standing(partitions, rows.letters, rows.refused, log_trouble, rows_trouble)
 
 
-def _places(spec: TopicSpec) -> list[Place]:
+def _places(spec: TopicSpec) -> list[TopicPartition]:
     return [(spec.name, n) for n in range(spec.num_partitions)]
 
 
@@ -179,7 +177,7 @@ async def _ask_postgres(settings: Settings) -> _Rows:
         raise postgres_error(error, postgres) from error
 
 
-async def _ask_kafka(kafka: KafkaSettings, positions: Mapping[Place, int], *, is_known: bool) -> _Log:
+async def _ask_kafka(kafka: KafkaSettings, positions: Mapping[TopicPartition, int], *, is_known: bool) -> _Log:
     log = _Log(await beginning_offsets(kafka, TOPICS), await end_offsets(kafka, TOPICS), await cluster_id(kafka))
     if is_known:
         starts = {place: max(positions.get(place, 0), log.first[place]) for place in log.first}
@@ -188,12 +186,14 @@ async def _ask_kafka(kafka: KafkaSettings, positions: Mapping[Place, int], *, is
     return log
 
 
-async def _first_records(kafka: KafkaSettings, starts: Mapping[Place, int]) -> dict[Place, StoredRecord]:
+async def _first_records(
+    kafka: KafkaSettings, starts: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, StoredRecord]:
     """The first record of each partition from an offset on, as far as they come soon."""
-    found: dict[Place, StoredRecord] = {}
+    found: dict[TopicPartition, StoredRecord] = {}
     async with assigned_consumer(kafka, list(starts)) as consumer:
         for place, start in starts.items():
-            consumer.seek(TopicPartition(*place), start)
+            consumer.seek(aiokafka.TopicPartition(*place), start)
         end = time.monotonic() + LOOK_S
         while len(found) < len(starts) and time.monotonic() < end:
             fetched = await consumer.getmany(timeout_ms=POLL_MS)
@@ -204,7 +204,7 @@ async def _first_records(kafka: KafkaSettings, starts: Mapping[Place, int]) -> d
     return found
 
 
-def _partition(place: Place, rows: _Rows, log: _Log, kafka: KafkaSettings) -> PartitionStanding:
+def _partition(place: TopicPartition, rows: _Rows, log: _Log, kafka: KafkaSettings) -> PartitionStanding:
     first = log.unfolded.get(place)
     return PartitionStanding(
         *place,
@@ -216,7 +216,7 @@ def _partition(place: Place, rows: _Rows, log: _Log, kafka: KafkaSettings) -> Pa
     )
 
 
-def _red(place: Place, rows: _Rows, log: _Log, kafka: KafkaSettings) -> str | None:
+def _red(place: TopicPartition, rows: _Rows, log: _Log, kafka: KafkaSettings) -> str | None:
     if place not in rows.positions and place not in log.unfolded:
         return None
     try:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from esper.errors import ConfigError
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS
-from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place
+from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 _PLACE = re.compile(r"(?P<topic>[^\[\]@]+)\[(?P<partition>[0-9]{1,9})\]@(?P<offset>[0-9]{1,18})")
 FORMS = "write TOPIC[PARTITION]@OFFSET, e.g. system.runs[3]@120, or a time with its zone, e.g. 2026-11-25T20:15:00Z"
@@ -23,7 +24,7 @@ class Until:
     """``at`` counts for every partition that ``offsets`` does not name; the log's end where it is None."""
 
     at: datetime | None = None
-    offsets: Mapping[Place, int] = field(default_factory=dict)
+    offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, texts: Sequence[str], option: str = "--until") -> "Until":
@@ -33,7 +34,7 @@ class Until:
             ConfigError: it is neither an offset nor a time, or names an unknown partition, or two times.
         """
         at: datetime | None = None
-        offsets: dict[Place, int] = {}
+        offsets: dict[TopicPartition, int] = {}
         for text in texts:
             if (found := _PLACE.fullmatch(text)) is not None:
                 offsets[_place(found["topic"], int(found["partition"]), text, option)] = int(found["offset"])
@@ -70,7 +71,7 @@ class Until:
         }
 
 
-def _place(topic: str, partition: int, text: str, option: str) -> Place:
+def _place(topic: str, partition: int, text: str, option: str) -> TopicPartition:
     known = {t.name: t.num_partitions for t in TOPICS}
     if topic not in known:
         raise ConfigError(f"{option} {text}: there is no topic {topic!r}; there are {', '.join(known)}")

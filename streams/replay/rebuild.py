@@ -19,21 +19,22 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import asyncpg
 
 from esper.config import PostgresSettings, Settings
 from esper.errors import ConflictError
 from esper.oona.admin.topics import cluster_id
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TELEMETRY, TOPICS
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import missing_migrations
 from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import claim_cluster, stored_positions
 from esper.streams.replay.expired_ranges import comparable_rows, take_over
-from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place, open_log
+from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
 from esper.streams.replay.replay_projection import ReplayProjector, Tell, open_replay_projector, say_nothing
 from esper.streams.replay.replay_schemas import (
     BEFORE,
@@ -123,7 +124,7 @@ class _Rebuilding:
     """One rebuild under way. ``live`` is the connection that holds the right to it."""
 
     postgres: PostgresSettings
-    live: Any
+    live: Connection
     reader: LogReader
     refolder: ReplayProjector
     schema: str
@@ -164,7 +165,7 @@ class _Rebuilding:
             kept_as=kept_as,
         )
 
-    async def _covered(self, connection: Any) -> Offsets:
+    async def _covered(self, connection: Connection) -> Offsets:
         """How far the live projections are in this cluster's log; nowhere where they are of another one."""
         return await stored_positions(connection) if self.is_same else {}
 
@@ -192,7 +193,7 @@ class _Rebuilding:
             )
         self.taken_over_at = positions
 
-    def _moved(self, positions: Offsets) -> set[Place]:
+    def _moved(self, positions: Offsets) -> set[TopicPartition]:
         """Telemetry partitions that were folded on since rows were last taken over."""
         return {
             place
@@ -292,7 +293,7 @@ class _Rebuilding:
 
 
 @asynccontextmanager
-async def frozen(postgres: PostgresSettings) -> AsyncIterator[Any]:
+async def frozen(postgres: PostgresSettings) -> AsyncIterator[Connection]:
     """A connection that sees the live rows as they are at its first query, however long it takes."""
     connection = await connect(postgres, postgres.schema_name)
     try:
@@ -304,7 +305,7 @@ async def frozen(postgres: PostgresSettings) -> AsyncIterator[Any]:
 
 
 async def compare_at(
-    seen: Any, live_schema: str, refolder: ReplayProjector, schema: str, reader: LogReader, num_shown: int
+    seen: Connection, live_schema: str, refolder: ReplayProjector, schema: str, reader: LogReader, num_shown: int
 ) -> tuple[TableComparison, ...]:
     """Compare live, as ``seen`` sees it, with what was folded up to the same positions."""
     rebuilt = refolder.connection

@@ -10,13 +10,15 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+import aiokafka
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
 from esper.oona.client_options import kafka_error
 from esper.oona.log_reader import StoredRecord, assigned_consumer, stored
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TopicSpec, all_topics
 from esper.streams.worker.batch_projection import Batch
 
@@ -27,10 +29,7 @@ POLL_MS = 200
 FETCHED_RECORDS = 5_000
 SILENT_S = 30.0  # a broker that gives nothing for so long, though there is something left, is away
 
-Place = tuple[str, int]
-"""(topic, partition)."""
-
-Offsets = Mapping[Place, int]
+Offsets = Mapping[TopicPartition, int]
 
 
 class LogReader:
@@ -40,17 +39,17 @@ class LogReader:
         self.topics = tuple(topics)
         self._consumer = consumer
         self._kafka = kafka
-        self._partitions = [TopicPartition(t.name, n) for t in topics for n in range(t.num_partitions)]
+        self._partitions = [aiokafka.TopicPartition(t.name, n) for t in topics for n in range(t.num_partitions)]
 
-    async def first_offsets(self) -> dict[Place, int]:
+    async def first_offsets(self) -> dict[TopicPartition, int]:
         """The oldest record that each partition still has, of all its topics; so too below."""
         return _by_place(await self._asked(self._consumer.beginning_offsets(self._partitions)))
 
-    async def end_offsets(self) -> dict[Place, int]:
+    async def end_offsets(self) -> dict[TopicPartition, int]:
         """The offset that the next record of each partition will have."""
         return _by_place(await self._asked(self._consumer.end_offsets(self._partitions)))
 
-    async def offsets_at(self, at: datetime) -> dict[Place, int]:
+    async def offsets_at(self, at: datetime) -> dict[TopicPartition, int]:
         """Per partition the first record that the broker took at ``at`` or later; the end where there is none."""
         ends = await self.end_offsets()
         asked = dict.fromkeys(self._partitions, int(at.timestamp() * 1000))
@@ -68,8 +67,8 @@ class LogReader:
         """
         left = {place: end for place, end in ends.items() if starts[place] < end}
         for place in left:
-            self._consumer.seek(TopicPartition(*place), starts[place])
-            self._consumer.resume(TopicPartition(*place))
+            self._consumer.seek(aiokafka.TopicPartition(*place), starts[place])
+            self._consumer.resume(aiokafka.TopicPartition(*place))
         gathered, heard_at = _Gathered(starts), time.monotonic()
         try:
             while left:
@@ -79,7 +78,7 @@ class LogReader:
                     gathered.add((tp.topic, tp.partition), [stored(r) for r in records if r.offset < end])
                 done = [place for place in left if await self._is_past(place, left[place])]
                 for place in done:
-                    self._consumer.pause(TopicPartition(*place))
+                    self._consumer.pause(aiokafka.TopicPartition(*place))
                     del left[place]
                 for batch in gathered.taken(done):
                     yield batch
@@ -88,12 +87,12 @@ class LogReader:
                 elif time.monotonic() - heard_at > SILENT_S:
                     raise UnavailableError(self._silence(left))
         finally:
-            self._consumer.pause(*(TopicPartition(*place) for place in left))
+            self._consumer.pause(*(aiokafka.TopicPartition(*place) for place in left))
 
-    async def _is_past(self, place: Place, end: int) -> bool:
-        return int(await self._consumer.position(TopicPartition(*place))) >= end
+    async def _is_past(self, place: TopicPartition, end: int) -> bool:
+        return int(await self._consumer.position(aiokafka.TopicPartition(*place))) >= end
 
-    def _silence(self, left: Mapping[Place, int]) -> str:
+    def _silence(self, left: Mapping[TopicPartition, int]) -> str:
         (topic, partition), *others = sorted(left)
         return (
             f"{self._kafka.bootstrap_servers} gave no record of {topic}[{partition}] (and {len(others)} more "
@@ -127,15 +126,15 @@ class _Gathered:
 
     def __init__(self, starts: Offsets) -> None:
         self._starts = dict(starts)
-        self._records: dict[Place, list[StoredRecord]] = {}
-        self._bytes: dict[Place, int] = {}
+        self._records: dict[TopicPartition, list[StoredRecord]] = {}
+        self._bytes: dict[TopicPartition, int] = {}
 
-    def add(self, place: Place, records: list[StoredRecord]) -> None:
+    def add(self, place: TopicPartition, records: list[StoredRecord]) -> None:
         if records:
             self._records.setdefault(place, []).extend(records)
             self._bytes[place] = self._bytes.get(place, 0) + sum(len(r.value or b"") for r in records)
 
-    def taken(self, done: Iterable[Place]) -> list[Batch]:
+    def taken(self, done: Iterable[TopicPartition]) -> list[Batch]:
         """What is full, what will not grow any more, and the largest ones where all are too much together."""
         ready = [p for p in done if p in self._records]
         full = {p for p, r in self._records.items() if len(r) >= BATCH_RECORDS or self._bytes[p] >= BATCH_BYTES}
@@ -149,12 +148,12 @@ class _Gathered:
                 rest -= self._bytes[place]
         return [self._batch(place) for place in ready]
 
-    def _batch(self, place: Place) -> Batch:
+    def _batch(self, place: TopicPartition) -> Batch:
         del self._bytes[place]
         batch = Batch(*place, self._starts[place], tuple(self._records.pop(place)))
         self._starts[place] = batch.end
         return batch
 
 
-def _by_place(offsets: Mapping[TopicPartition, int]) -> dict[Place, int]:
+def _by_place(offsets: Mapping[aiokafka.TopicPartition, int]) -> dict[TopicPartition, int]:
     return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}

@@ -8,14 +8,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from esper.config import PostgresSettings
 from esper.errors import DecodeError
-from esper.oona.records import Position
+from esper.oona.records import Position, TopicPartition
 from esper.schemas.topics import TOPICS
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
-from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place
+from esper.streams.replay.replay_log_reader import LogReader, Offsets
 from esper.streams.worker.batch_projection import Batch, fold
 from esper.streams.worker.partition_memory import PartitionMemory
 
@@ -44,7 +44,7 @@ def say_nothing(_told: Told) -> None:
 class ReplayProjector:
     """Made by ``open_replay_projector``: folds on and on from the start of the log, round by round."""
 
-    def __init__(self, connections: list[Any], reader: LogReader, first: Offsets, tell: Tell) -> None:
+    def __init__(self, connections: list[Connection], reader: LogReader, first: Offsets, tell: Tell) -> None:
         self.num_records = 0
         self.first = first
         self._connections = connections
@@ -52,12 +52,12 @@ class ReplayProjector:
         self._tell = tell
         self._reached = {(t.name, n): first[t.name, n] for t in TOPICS for n in range(t.num_partitions)}
         self._lanes = {(t.name, n): i + n for i, t in enumerate(TOPICS) for n in range(t.num_partitions)}
-        self._memories: dict[Place, PartitionMemory] = {}
+        self._memories: dict[TopicPartition, PartitionMemory] = {}
         self._expected = 0
         self._phase = "folding"
 
     @property
-    def connection(self) -> Any:
+    def connection(self) -> Connection:
         """One that sees the schema; free between two rounds."""
         return self._connections[0]
 
@@ -95,7 +95,7 @@ class ReplayProjector:
             raise group_error.exceptions[0] from None
         await self._note_positions(goals)
 
-    async def _fold_lane(self, connection: Any, queue: "asyncio.Queue[Batch | None]", letters: Letters) -> None:
+    async def _fold_lane(self, connection: Connection, queue: "asyncio.Queue[Batch | None]", letters: Letters) -> None:
         while (batch := await queue.get()) is not None:
             place = (batch.topic, batch.partition)
             memory = self._memories.setdefault(place, PartitionMemory())
@@ -104,7 +104,7 @@ class ReplayProjector:
             self.num_records += len(batch.records)
             self._tell(Told(self._phase, self.num_records, self._expected))
 
-    async def _note_positions(self, goals: Mapping[Place, int]) -> None:
+    async def _note_positions(self, goals: Mapping[TopicPartition, int]) -> None:
         """Offsets at the end of a range may hold no record; the position goes past them all the same."""
         await self.connection.executemany(
             "INSERT INTO positions (topic, log_partition, next_offset) VALUES ($1, $2, $3)"

@@ -4,14 +4,13 @@ Invariant: read after the positions that a fold goes up to. A letter lies in Pos
 (esper.streams.dead_letters), so Postgres is asked first.
 """
 
-from typing import Any
-
 from esper.errors import DecodeError
 from esper.oona.log_reader import StoredRecord
-from esper.oona.records import Position
+from esper.oona.records import Position, TopicPartition
 from esper.schemas.topics import TOPICS
+from esper.streams.database.connection_types import Connection
 from esper.streams.dead_letters import pending_dead_letters, record_dead_letters, skipped_record
-from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place
+from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 
 class SkippedRecords:
@@ -22,9 +21,9 @@ class SkippedRecords:
         self._expired: list[tuple[StoredRecord, DecodeError]] = []
         self._reader = reader
         self._first = first
-        self._next: dict[Place, int] = {}
+        self._next: dict[TopicPartition, int] = {}
 
-    async def read_on(self, live: Any) -> None:
+    async def read_on(self, live: Connection) -> None:
         """Learn the letters that were written since.
 
         Args:
@@ -40,7 +39,7 @@ class SkippedRecords:
                 self._learn(record)
         self._next.update(letters)
 
-    async def note_expired(self, connection: Any) -> None:
+    async def note_expired(self, connection: Connection) -> None:
         """Note the letters whose records the log does not hold any more: no fold will meet them.
 
         Those that are redriven later are folded by their letters.
@@ -56,5 +55,5 @@ class SkippedRecords:
             self._expired.append((letter.record, error))
 
 
-def _letter_places() -> list[Place]:
+def _letter_places() -> list[TopicPartition]:
     return [(t.dead_letters.name, n) for t in TOPICS for n in range(t.num_partitions)]

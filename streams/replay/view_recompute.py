@@ -7,7 +7,6 @@ Only the partitions of the runs that are asked for are folded, and only the topi
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from esper.config import Settings
 from esper.errors import UnavailableError
@@ -16,11 +15,13 @@ from esper.graph.graph_view import GraphView
 from esper.graph.health_windows import WINDOW_STEPS
 from esper.oona.admin.topics import cluster_id
 from esper.oona.log_reader import partition_of
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, RUNS, TELEMETRY
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
 from esper.streams.database.stored_positions import claim_cluster
 from esper.streams.read_models.pending_boundaries import read_view_rows
-from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place, open_log
+from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
 from esper.streams.replay.replay_projection import ReplayProjector, Tell, Told, open_replay_projector, say_nothing
 from esper.streams.replay.replay_schemas import only_replay, scratch_schema
 from esper.streams.replay.skipped_records import SkippedRecords
@@ -80,7 +81,7 @@ async def recompute_views(
 
 async def _ends(reader: LogReader, runs: Iterable[str]) -> Offsets:
     last = await reader.end_offsets()
-    places: set[Place] = {(BLUEPRINTS.name, n) for n in range(BLUEPRINTS.num_partitions)}
+    places: set[TopicPartition] = {(BLUEPRINTS.name, n) for n in range(BLUEPRINTS.num_partitions)}
     places |= {(topic.name, partition_of(run_id, topic)) for run_id in runs for topic in OF_RUNS}
     return {place: last[place] for place in places}
 
@@ -100,7 +101,7 @@ async def _see(refolder: ReplayProjector, key: BoundaryKey, offsets: Sequence[in
     return ViewRecompute(key, view, is_kept and is_measured)
 
 
-async def _is_measured(connection: Any, run_id: str, incarnation: int, window_step: int | None) -> bool:
+async def _is_measured(connection: Connection, run_id: str, incarnation: int, window_step: int | None) -> bool:
     """Whether the windows that a view is made of lie wholly inside a log that has lost its start.
 
     A run's telemetry lies in one partition, in order: if an earlier window is there, all of the later ones is.

@@ -19,6 +19,7 @@ from esper.config import KafkaSettings, Settings, load_settings
 from esper.errors import EsperError
 from esper.logging import configure_logging, get_logger
 from esper.oona.client_options import tls_context
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS
 from esper.streams.settings import StreamsSettings
 from esper.streams.worker.faust_batches import BatchSchema, BatchTransport
@@ -181,7 +182,7 @@ async def _keep_watching(app: Any) -> None:
             await app.folder.verify_cluster()
         assigned = app.consumer.assignment()
         reached = app.folder.reached()
-        ends: dict[tuple[str, int], int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
+        ends: dict[TopicPartition, int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
         first: Mapping[TP, int] = {}
         try:
             async with asyncio.timeout(WATCH_S):
@@ -204,5 +205,5 @@ async def _say_ready(app: Any, **_fields: Any) -> None:
     _log.info("worker.ready", instance=app.folder.instance_id, partitions=len(app.consumer.assignment()))
 
 
-def _by_place(offsets: Mapping[Any, int]) -> dict[tuple[str, int], int]:
+def _by_place(offsets: Mapping[Any, int]) -> dict[TopicPartition, int]:
     return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}

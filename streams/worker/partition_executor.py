@@ -7,9 +7,9 @@ it counts, within a partition, and a partition that waits for long holds up only
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from esper.oona.records import TopicPartition
+
 Job = Callable[[], Awaitable[None]]
-Place = tuple[str, int]
-"""(topic, partition)."""
 
 
 class PartitionExecutor:
@@ -24,9 +24,9 @@ class PartitionExecutor:
         self._depth = depth
         self._free = asyncio.Semaphore(width)
         self._room: dict[str, asyncio.Semaphore] = {}
-        self._tails: dict[Place, asyncio.Task[None]] = {}
+        self._tails: dict[TopicPartition, asyncio.Task[None]] = {}
 
-    async def put(self, place: Place, job: Job) -> None:
+    async def put(self, place: TopicPartition, job: Job) -> None:
         """Have a job run after all that were put at this place; wait where its topic has enough of them."""
         topic, _partition = place
         room = self._room.setdefault(topic, asyncio.Semaphore(self._depth))
@@ -50,6 +50,6 @@ class PartitionExecutor:
         finally:
             room.release()
 
-    def _forget(self, place: Place, done: asyncio.Task[None]) -> None:
+    def _forget(self, place: TopicPartition, done: asyncio.Task[None]) -> None:
         if self._tails.get(place) is done:
             del self._tails[place]

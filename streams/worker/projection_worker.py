@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import stamina
@@ -22,7 +21,9 @@ from esper.oona.admin.read_access import verify_group, verify_readable
 from esper.oona.admin.topics import cluster_id, verify_topics
 from esper.oona.producer import OonaProducer
 from esper.oona.progress_watch import ProgressWatch, StallReporter
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS
+from esper.streams.database.connection_types import Connection, Pool
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.health_window_partitions import drop_expired
 from esper.streams.database.postgres_errors import postgres_error
@@ -40,9 +41,6 @@ from esper.streams.worker.batch_projection import Batch, fold
 from esper.streams.worker.member_ids import take_slot
 from esper.streams.worker.partition_memory import PartitionMemory
 from esper.streams.worker.worker_metrics import WorkerMetrics
-
-Place = tuple[str, int]
-"""(topic, partition)."""
 
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
@@ -77,13 +75,13 @@ class ProjectionWorker:
         self._settings = settings
         self._streams = streams
         self._exits = AsyncExitStack()
-        self._red: dict[Place, str] = {}
-        self._memories: dict[Place, PartitionMemory] = {}
-        self._begins: dict[Place, int] = {}
-        self._misfits: set[Place] = set()
+        self._red: dict[TopicPartition, str] = {}
+        self._memories: dict[TopicPartition, PartitionMemory] = {}
+        self._begins: dict[TopicPartition, int] = {}
+        self._misfits: set[TopicPartition] = set()
         self._watch = ProgressWatch(streams.stalled_after_s)
         self._teller = StallReporter("worker")
-        self._pool: Any = None
+        self._pool: Pool
         self._producer: OonaProducer | None = None
 
     async def open(self) -> None:
@@ -152,12 +150,17 @@ class ProjectionWorker:
             stamina.retry_context(on=on, attempts=None, timeout=None, wait_max=self._streams.retry_max_delay_s)
         )
 
-    def is_red(self, place: Place) -> bool:
+    def is_red(self, place: TopicPartition) -> bool:
         """Whether a partition was stopped."""
         return place in self._red
 
     def verify_fetched(
-        self, place: Place, start: int, fetched: int, first: Mapping[Place, int], last: Mapping[Place, int]
+        self,
+        place: TopicPartition,
+        start: int,
+        fetched: int,
+        first: Mapping[TopicPartition, int],
+        last: Mapping[TopicPartition, int],
     ) -> bool:
         """Stop a partition whose log does not hold ``start`` any more, where ``fetched`` was read instead.
 
@@ -183,13 +186,13 @@ class ProjectionWorker:
         except (*TRANSIENT, EsperError) as error:
             _log.info("cluster.unknown", error=repr(error))
 
-    async def _claim_cluster(self, connection: Any) -> None:
+    async def _claim_cluster(self, connection: Connection) -> None:
         kafka = self._settings.need_kafka()
         await claim_cluster(connection, await cluster_id(kafka), kafka)
 
     async def positions(
-        self, assigned: set[Place], first: Mapping[Place, int], last: Mapping[Place, int]
-    ) -> dict[Place, int]:
+        self, assigned: set[TopicPartition], first: Mapping[TopicPartition, int], last: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
         """The offset to read each partition from, checked against the log as it is now.
 
         Args:
@@ -230,11 +233,16 @@ class ProjectionWorker:
         except (*TRANSIENT, asyncpg.PostgresError) as error:  # not the owner's right, say: no reason to stop folding
             _log.warning("windows.kept", reason=f"{error!r:.200}")
 
-    def reached(self) -> Mapping[Place, int]:
+    def reached(self) -> Mapping[TopicPartition, int]:
         """How far each partition of this worker is."""
         return self._watch.offsets()
 
-    def watch(self, ends: Mapping[Place, int | None], reached: Mapping[Place, int], first: Mapping[Place, int]) -> None:
+    def watch(
+        self,
+        ends: Mapping[TopicPartition, int | None],
+        reached: Mapping[TopicPartition, int],
+        first: Mapping[TopicPartition, int],
+    ) -> None:
         """Tell of the partitions that do not get on: in the log, and to Prometheus.
 
         Args:
@@ -256,7 +264,7 @@ class ProjectionWorker:
         self._teller.tell(stalls)
         self.metrics.watched(ends, stalls)
 
-    async def _send_left_letters(self, connection: Any, assigned: set[Place]) -> None:
+    async def _send_left_letters(self, connection: Connection, assigned: set[TopicPartition]) -> None:
         """Send what an earlier owner of these partitions decided on and did not get to send."""
         assert self._producer is not None
         rows = [row async for row in queries("letters").all_pending(connection)]
@@ -283,7 +291,7 @@ class ProjectionWorker:
             raise
         self.metrics.folded(batch, folded.num_events, folded.transaction_s)
 
-    def _stop(self, place: Place, reason: str) -> None:
+    def _stop(self, place: TopicPartition, reason: str) -> None:
         topic, partition = place
         self._red[place] = reason
         self._watch.stopped(place, reason)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import asyncpg
 
 from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, client_metrics
-from esper.oona.progress_watch import Place, Stall
+from esper.oona.progress_watch import Stall
+from esper.oona.records import TopicPartition
 from esper.streams.worker.batch_projection import Batch
 
 BATCH_RECORDS = (1, 10, 50, 100, 500, 1_000, 2_500, 5_000, 10_000)
@@ -47,8 +48,8 @@ class WorkerMetrics(ShownMetrics):
 
     def __init__(self, now_s: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic) -> None:
         self._now_s, self._clock = now_s, clock
-        self._partitions: dict[Place, _Partition] = {}
-        self._red: dict[Place, str] = {}
+        self._partitions: dict[TopicPartition, _Partition] = {}
+        self._red: dict[TopicPartition, str] = {}
         self._stalls: tuple[Stall, ...] = ()
         self._behind_s = 0.0
         self.health = Health(self._problems)
@@ -89,7 +90,7 @@ class WorkerMetrics(ShownMetrics):
 
     # -- the process's side -----------------------------------------------------------------
 
-    def assigned(self, positions: Mapping[Place, int]) -> None:
+    def assigned(self, positions: Mapping[TopicPartition, int]) -> None:
         """These partitions are this worker's from now on, each from this offset, and no others."""
         for place in [p for p in self._partitions if p not in positions]:
             del self._partitions[place]
@@ -123,11 +124,11 @@ class WorkerMetrics(ShownMetrics):
         """Counts a batch that has to be tried again."""
         self._retries.labels(topic, "postgres" if isinstance(error, POSTGRES) else "kafka").inc()
 
-    def red(self, place: Place, reason: str) -> None:
+    def red(self, place: TopicPartition, reason: str) -> None:
         """A partition stopped."""
         self._red[place] = reason
 
-    def watched(self, ends: Mapping[Place, int | None], stalls: Iterable[Stall]) -> None:
+    def watched(self, ends: Mapping[TopicPartition, int | None], stalls: Iterable[Stall]) -> None:
         """Takes a look at how far each partition is: the ends of the log, and what does not get on."""
         self._stalls = tuple(stalls)
         stuck = {(s.topic, s.partition) for s in self._stalls}

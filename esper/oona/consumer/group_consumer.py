@@ -14,8 +14,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import aiokafka
 import stamina
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
@@ -25,7 +26,8 @@ from esper.oona.client_options import CONNECT_TIMEOUT_S, client_options, kafka_e
 from esper.oona.consumer.offset_commits import Commits
 from esper.oona.consumer.partition_reader import Handler, PartitionReader, SendRecords
 from esper.oona.log_reader import StoredRecord, stored
-from esper.oona.progress_watch import STALLED_AFTER_S, Place, ProgressWatch, Stall, StallReporter
+from esper.oona.progress_watch import STALLED_AFTER_S, ProgressWatch, Stall, StallReporter
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import TopicSpec
 
 POLL_MS = 200
@@ -43,7 +45,7 @@ LOST = "offsets {} to {} expired before they were read and are lost"
 SHRUNK = "the log ends at {}, before the position {}: a wiped broker, or the wrong one"
 WENT_BACK = "the log gave offset {} where {} was due: it was wiped, and filled anew"
 
-LoadPositions = Callable[[Sequence[Place]], Awaitable[Mapping[Place, int]]]
+LoadPositions = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ class GroupConsumer:
         self._handler, self._load_positions, self._dead_letters = handler, load_positions, dead_letters
         self._options = options or GroupConsumerOptions()
         self._watch = ProgressWatch(self._options.stalled_after_s)
-        self._readers: dict[TopicPartition, PartitionReader] = {}
-        self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._readers: dict[aiokafka.TopicPartition, PartitionReader] = {}
+        self._tasks: dict[aiokafka.TopicPartition, asyncio.Task[None]] = {}
         self._unassigned_since: float | None = time.monotonic()
         self._commits = Commits(lambda offsets: self._consumer.commit(offsets), group)
         self._is_stopping = asyncio.Event()
@@ -173,11 +175,11 @@ class GroupConsumer:
 
     # -- the group's side -------------------------------------------------------------------
 
-    async def _revoked(self, revoked: Sequence[TopicPartition]) -> None:
+    async def _revoked(self, revoked: Sequence[aiokafka.TopicPartition]) -> None:
         """Finish what is under way; after this another member may read on."""
         await self._finish(revoked)
 
-    async def _assigned(self, assigned: Sequence[TopicPartition]) -> None:
+    async def _assigned(self, assigned: Sequence[aiokafka.TopicPartition]) -> None:
         """Begin to read each partition; nothing is waited for here, so that the group can go on."""
         self._unassigned_since = None
         for tp in assigned:
@@ -189,7 +191,7 @@ class GroupConsumer:
             self._tasks[tp] = task
         _log.info("subscriber.assigned", group=self._group, partitions=len(assigned))
 
-    async def _read(self, tp: TopicPartition, place: Place) -> None:
+    async def _read(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> None:
         while True:
             start, first, last = await self._tried_start_of(tp, place)
             reader = PartitionReader(
@@ -218,12 +220,12 @@ class GroupConsumer:
             self._readers.pop(tp, None)
             await asyncio.sleep(MOVED_S)
 
-    def _look_at_end(self, place: Place, task: asyncio.Task[None]) -> None:
+    def _look_at_end(self, place: TopicPartition, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._watch.stopped(place, f"its reader broke: {error!r:.200}")
             _log.error("subscriber.broke", topic=place[0], partition=place[1], exc_info=error)
 
-    async def _tried_start_of(self, tp: TopicPartition, place: Place) -> tuple[int, int, int]:
+    async def _tried_start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
         retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
         async for attempt in retries:
             with attempt:
@@ -234,7 +236,7 @@ class GroupConsumer:
                     raise
         raise AssertionError("stamina gives up never")
 
-    async def _start_of(self, tp: TopicPartition, place: Place) -> tuple[int, int, int]:
+    async def _start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
         """Where to start, where the log starts, where it ends."""
         own = await self._load_positions([place]) if self._load_positions else {}
         first = (await self._consumer.beginning_offsets([tp]))[tp]
@@ -242,7 +244,9 @@ class GroupConsumer:
         committed = None if place in own else await self._consumer.committed(tp)
         return own.get(place, first if committed is None else committed), first, last
 
-    async def _offer(self, tp: TopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]) -> None:
+    async def _offer(
+        self, tp: aiokafka.TopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]
+    ) -> None:
         if reader.is_finishing:
             return
         if records[0].position.offset == reader.expected:
@@ -263,7 +267,7 @@ class GroupConsumer:
         else:
             reader.offer(records)
 
-    async def _finish(self, partitions: Sequence[TopicPartition]) -> None:
+    async def _finish(self, partitions: Sequence[aiokafka.TopicPartition]) -> None:
         self._unassigned_since = time.monotonic()
         for tp in partitions:
             if tp in self._readers:
@@ -291,7 +295,7 @@ class GroupConsumer:
             elif reader.has_room and not reader.is_finishing and tp in paused:
                 self._consumer.resume(tp)
 
-    def _end_of(self, tp: TopicPartition) -> int | None:
+    def _end_of(self, tp: aiokafka.TopicPartition) -> int | None:
         heard_ms = self._consumer.last_poll_timestamp(tp)
         is_old = heard_ms is None or time.time() - heard_ms / 1000 > HEARD_S
         end: int | None = self._consumer.highwater(tp)
@@ -304,7 +308,7 @@ class GroupConsumer:
             teller.tell(self.stalls())
 
 
-OnPartitions = Callable[[Sequence[TopicPartition]], Awaitable[None]]
+OnPartitions = Callable[[Sequence[aiokafka.TopicPartition]], Awaitable[None]]
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -313,8 +317,8 @@ class _Listener(ConsumerRebalanceListener):
     def __init__(self, revoked: OnPartitions, assigned: OnPartitions) -> None:
         self._revoked, self._assigned = revoked, assigned
 
-    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+    async def on_partitions_revoked(self, revoked: Sequence[aiokafka.TopicPartition]) -> None:
         await self._revoked(revoked)
 
-    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+    async def on_partitions_assigned(self, assigned: Sequence[aiokafka.TopicPartition]) -> None:
         await self._assigned(assigned)

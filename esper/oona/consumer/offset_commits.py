@@ -8,11 +8,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from aiokafka import TopicPartition
+import aiokafka
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from esper.logging import get_logger
-from esper.oona.progress_watch import Place
+from esper.oona.records import TopicPartition
 
 COMMIT_EVERY_S = 0.2  # so much work at most is handled again after a kill
 
@@ -26,9 +26,9 @@ class Commits:
         commit: tells the group: partition -> the next offset.
     """
 
-    def __init__(self, commit: Callable[[dict[TopicPartition, int]], Awaitable[None]], group: str) -> None:
+    def __init__(self, commit: Callable[[dict[aiokafka.TopicPartition, int]], Awaitable[None]], group: str) -> None:
         self._commit, self._group = commit, group
-        self._waiting: dict[Place, int] = {}
+        self._waiting: dict[TopicPartition, int] = {}
         self._failing_since: float | None = None
 
     @property
@@ -36,7 +36,7 @@ class Commits:
         """For how long the group has taken no position; 0 where it takes them."""
         return time.monotonic() - self._failing_since if self._failing_since is not None else 0.0
 
-    def done(self, place: Place, offset: int) -> None:
+    def done(self, place: TopicPartition, offset: int) -> None:
         """Everything below ``offset`` is handled."""
         self._waiting[place] = offset
 
@@ -52,7 +52,7 @@ class Commits:
         if not waiting:
             return
         try:
-            await self._commit({TopicPartition(*place): offset for place, offset in waiting.items()})
+            await self._commit({aiokafka.TopicPartition(*place): offset for place, offset in waiting.items()})
             self._failing_since = None
         except (KafkaError, IllegalStateError) as error:
             self._waiting = {**waiting, **self._waiting}
@@ -60,7 +60,7 @@ class Commits:
                 self._failing_since = time.monotonic()
                 _log.warning("commit.waiting", group=self._group, partitions=len(waiting), error=repr(error))
 
-    async def leave(self, places: Iterable[Place]) -> None:
+    async def leave(self, places: Iterable[TopicPartition]) -> None:
         """Partitions are given away: commit once more, and forget them."""
         await self.commit()
         for place in places:

@@ -21,8 +21,8 @@ from esper.errors import ConflictError, ContractError, DecodeError, NewerVersion
 from esper.logging import get_logger
 from esper.oona.dead_letters.dead_letter import dead_letter
 from esper.oona.log_reader import StoredRecord
-from esper.oona.progress_watch import Place, ProgressWatch
-from esper.oona.records import Position, Record
+from esper.oona.progress_watch import ProgressWatch
+from esper.oona.records import Position, Record, TopicPartition
 from esper.retry import retry_forever
 from esper.schemas.messages import OonaMessage
 
@@ -56,7 +56,7 @@ class ReceivedBatch:
 
 Handler = Callable[[ReceivedBatch], Awaitable[object]]
 SendRecords = Callable[[Sequence[Record]], Awaitable[object]]
-Done = Callable[[Place, int], None]
+Done = Callable[[TopicPartition, int], None]
 
 
 class PartitionReader:
@@ -70,7 +70,7 @@ class PartitionReader:
 
     def __init__(
         self,
-        place: Place,
+        place: TopicPartition,
         start: int,
         handler: Handler,
         done: Done,

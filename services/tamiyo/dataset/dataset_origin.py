@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.errors import ContractError
+from esper.oona.records import TopicPartition
 from esper.services.tamiyo.dataset.exclusions import counted
 from esper.services.tamiyo.dataset.experience_files import read_manifest
 from esper.services.tamiyo.dataset.log_ranges import Bounds, Range
@@ -74,7 +75,7 @@ def _told(offsets: Offsets) -> dict[str, int]:
     return {f"{topic}[{n}]": offset for (topic, n), offset in sorted(offsets.items())}
 
 
-def _offsets(told: Mapping[str, int]) -> dict[tuple[str, int], int]:
+def _offsets(told: Mapping[str, int]) -> dict[TopicPartition, int]:
     found = {}
     for place, offset in told.items():
         topic, _bracket, number = place.partition("[")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from esper.errors import ConfigError
-from esper.oona.records import Position
+from esper.oona.records import Position, TopicPartition
 from esper.schemas.topics import DECISIONS, FIELD_REPORTS, LIFECYCLE, VIEWS
 from esper.streams.replay import Until
-from esper.streams.replay.replay_log_reader import LogReader, Offsets, Place
+from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 EARLIEST = "EARLIEST"
 READ = (DECISIONS, VIEWS, FIELD_REPORTS, LIFECYCLE)
@@ -71,7 +71,7 @@ class Range:
         )
 
 
-def lost(first: Offsets) -> dict[Place, int]:
+def lost(first: Offsets) -> dict[TopicPartition, int]:
     """Where what was written is gone, by the log's first offsets: these topics are kept for ever."""
     return {(t.name, n): first[t.name, n] for t in READ for n in range(t.num_partitions) if first[t.name, n]}
 
@@ -87,7 +87,7 @@ class Bounds:
             passed over, so those of dead letters are today's.
     """
 
-    lost: Mapping[Place, int]
+    lost: Mapping[TopicPartition, int]
     begins: Offsets
     ends: Offsets
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from esper.errors import ConfigError
 from esper.graph.graph_view import GraphView
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.dataset.experiences import Experiences
@@ -158,7 +159,7 @@ def card_of(
     return {**sides, "seed": rng_seed, "data": list(data), **told, **outcomes}
 
 
-def data_of(begins: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:
+def data_of(begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> list[dict[str, Any]]:
     """Which decisions were learnt from, for a card: by partition, from and until an offset."""
     topic = DECISIONS.name
     return [

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiokafka
 import pytest
-from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from support.conditions import wait_until_async
 from support.processes.test_broker import make_topics, numbered, running_broker, settings_of
@@ -23,8 +23,8 @@ from esper.oona.consumer.partition_reader import ReceivedBatch
 from esper.oona.dead_letters.dead_letter import read_letter
 from esper.oona.log_reader import read_range
 from esper.oona.producer import OonaProducer
-from esper.oona.progress_watch import Place, Stall
-from esper.oona.records import Record
+from esper.oona.progress_watch import Stall
+from esper.oona.records import Record, TopicPartition
 from esper.schemas.topics import (
     BLUEPRINTS,
     COMMANDS,
@@ -113,7 +113,7 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = 30.
 async def delete_before(kafka: KafkaSettings, topic: TopicSpec, offset: int) -> None:
     """What retention does, at once."""
     async with admin_client(kafka) as client:
-        await client.delete_records({TopicPartition(topic.name, 0): RecordsToDelete(before_offset=offset)})
+        await client.delete_records({aiokafka.TopicPartition(topic.name, 0): RecordsToDelete(before_offset=offset)})
 
 
 async def test_a_batch_is_committed_after_its_handler_and_comes_again_when_that_fails(kafka: KafkaSettings) -> None:
@@ -153,7 +153,7 @@ async def test_a_slow_handler_holds_fetching_up_and_loses_nothing(kafka: KafkaSe
     await write(kafka, records)
     options = GroupConsumerOptions(max_batch_records=100, finish_s=5, session_timeout_s=6)
     async with reading(kafka, LIFECYCLE, handler, options=options) as subscriber:
-        tp = TopicPartition(LIFECYCLE.name, 0)
+        tp = aiokafka.TopicPartition(LIFECYCLE.name, 0)
         await until(lambda: tp in subscriber._readers and tp in subscriber._consumer.paused(), "the pause")
         held = len(subscriber._readers[tp]._waiting)
         assert 300 <= held <= 300 + FETCH_BYTES // records[0].size_bytes + 1
@@ -228,7 +228,7 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
 
     handler = Recorder(wait)
     async with reading(kafka, FIELD_REPORTS, handler) as subscriber:  # under the eyes of a living reader
-        tp = TopicPartition(FIELD_REPORTS.name, 0)
+        tp = aiokafka.TopicPartition(FIELD_REPORTS.name, 0)
         await until(lambda: tp in subscriber._readers and tp in subscriber._consumer.paused(), "the pause")
         await delete_before(kafka, FIELD_REPORTS, 90)
         gate.set()
@@ -251,9 +251,9 @@ class Ledger(Recorder):
 
     def __init__(self, before: Callable[[ReceivedBatch], Any] | None = None) -> None:
         super().__init__(before)
-        self.positions: dict[Place, int] = {}
+        self.positions: dict[TopicPartition, int] = {}
 
-    async def load(self, places: Sequence[Place]) -> Mapping[Place, int]:
+    async def load(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return {p: self.positions[p] for p in places if p in self.positions}
 
     async def __call__(self, batch: ReceivedBatch) -> None:

@@ -15,7 +15,7 @@ from esper.config import KafkaSettings
 from esper.embedded.kafka import EmbeddedKafka
 from esper.errors import ContractError, InvariantError, UnavailableError
 from esper.oona.producer import OonaProducer
-from esper.oona.records import RECORD_LIMIT_BYTES, Position, Record
+from esper.oona.records import RECORD_LIMIT_BYTES, Position, Record, TopicPartition
 from esper.oona.renewable_producer import BATCH_BYTES
 from esper.schemas.topics import TELEMETRY, TopicSpec
 
@@ -58,7 +58,7 @@ async def test_whatever_is_sent_comes_back_equal_and_in_order(broker: EmbeddedKa
     first, second = await new_topic(kafka), await new_topic(kafka, 1)
     await make_topics(kafka, TELEMETRY)
     topics = (first, second, TELEMETRY)  # the last has a lane of its own
-    written: dict[tuple[str, int], list[Record]] = {}
+    written: dict[TopicPartition, list[Record]] = {}
     async with OonaProducer(kafka) as producer:
 
         async def check(lots: list[tuple[int, bytes | None, bytes | None, tuple[()], int | None, int]]) -> None:

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.data.reference_health_windows import HealthWindow
-from support.events.log_strategies import BoundaryKey, Log, Place, tell_story
+from support.events.log_strategies import BoundaryKey, Log, tell_story
 
 from esper.config import PostgresSettings
 from esper.graph.assembly import assemble
 from esper.graph.graph_view import GraphView
+from esper.oona.records import TopicPartition
 from esper.streams.read_models.pending_boundaries import is_complete, pending_boundaries, read_view_rows
 from esper.streams.read_models.view_row_reader import read_many_view_rows
 from esper.streams.worker.batch_projection import Batch, fold
@@ -56,7 +57,7 @@ class Reader:
         self.views: dict[BoundaryKey, Read] = {}
         self._connection, self._log, self._rng = connection, log, rng
         self._next = dict.fromkeys(log.partitions, 0)
-        self._memories: dict[Place, PartitionMemory] = {}
+        self._memories: dict[TopicPartition, PartitionMemory] = {}
         self._sizes = rng.choice(((1,), (1, 2, 5), (50,), (1, 3, 200)))
 
     async def fold_all(self, boundaries: list[BoundaryKey]) -> None:
@@ -65,7 +66,7 @@ class Reader:
             await self._fold_some(self._rng.choice(open_places))
             await self._look(boundaries)
 
-    async def _fold_some(self, place: Place) -> None:
+    async def _fold_some(self, place: TopicPartition) -> None:
         if self._rng.random() < 0.1:  # a restart, or another worker
             self._memories.clear()
         begin = max(0, self._next[place] - self._rng.choice((0, 0, 0, 3)))  # a stale fetch reads some again

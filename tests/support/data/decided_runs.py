@@ -16,7 +16,7 @@ from esper.graph.features import VIEW_VERSION
 from esper.graph.graph_view import NO_HEALTH, EpochView, GraphView, KernelView, LayerView, SeedView
 from esper.oona.cloudevents import encode
 from esper.oona.log_reader import StoredRecord
-from esper.oona.records import Position, partition_for
+from esper.oona.records import Position, TopicPartition, partition_for
 from esper.schemas import events, ids
 from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.schemas.messages import OonaMessage
@@ -207,7 +207,7 @@ def _tell_outcome(
 
 def lay_out(stories: list[Story], rng: random.Random, share_resent: float = 0.0) -> list[StoredRecord]:
     """The records of a log, partition by partition."""
-    offsets: dict[tuple[str, int], int] = {}
+    offsets: dict[TopicPartition, int] = {}
     records: list[StoredRecord] = []
     for topic in sorted({name for story in stories for name in story.told}):
         waiting = [list(story.told.get(topic, [])) for story in stories]
@@ -221,7 +221,7 @@ def lay_out(stories: list[Story], rng: random.Random, share_resent: float = 0.0)
     return records
 
 
-def _record(message: OonaMessage, offsets: dict[tuple[str, int], int], rng: random.Random) -> StoredRecord:
+def _record(message: OonaMessage, offsets: dict[TopicPartition, int], rng: random.Random) -> StoredRecord:
     topic, record = message.registration.topic, encode(message)
     assert record.key is not None
     place = (topic.name, partition_for(record.key, topic.num_partitions))

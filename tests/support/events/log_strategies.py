@@ -20,7 +20,7 @@ from esper.graph.health_windows import WINDOW_STEPS, add_signal, last_complete_w
 from esper.oona.cloudevents import encode
 from esper.oona.dead_letters.dead_letter import ORIGIN
 from esper.oona.log_reader import StoredRecord
-from esper.oona.records import Position, partition_for
+from esper.oona.records import Position, TopicPartition, partition_for
 from esper.schemas import events, ids
 from esper.schemas.assets import BlueprintSpec, Kernel, LayerEdge, LayerNode, Seed
 from esper.schemas.enums import BlueprintChange, SeedStage
@@ -33,7 +33,6 @@ WIDTH = 8
 BLUEPRINTS = ("affine", "norm", "thin")
 ODD_NUMBERS = (0.0, -0.0, 1e308, -1e308, 5e-324, float("nan"), 0.1, -3.5)
 BoundaryKey = tuple[str, int, int]
-Place = tuple[str, int]
 
 
 @dataclass
@@ -239,12 +238,12 @@ class Log:
     """Partitions of records, as a broker would hold them. ``is_spoilt`` once a record could not be decoded."""
 
     def __init__(self, rng: random.Random, share_broken: float, share_resent: float) -> None:
-        self.partitions: dict[Place, list[StoredRecord]] = {}
+        self.partitions: dict[TopicPartition, list[StoredRecord]] = {}
         self.is_spoilt = False
         self._rng = rng
         self.share_broken, self.share_resent = share_broken, share_resent
-        self._sent: dict[Place, list[OonaMessage]] = {}
-        self._letters: list[tuple[Place, Position, OonaMessage]] = []
+        self._sent: dict[TopicPartition, list[OonaMessage]] = {}
+        self._letters: list[tuple[TopicPartition, Position, OonaMessage]] = []
 
     def add(self, message: OonaMessage) -> None:
         """Append a message; spoil now and then."""
@@ -268,7 +267,7 @@ class Log:
             self._append(place, message, origin=origin)
 
     def _append(
-        self, place: Place, message: OonaMessage, *, is_broken: bool = False, origin: Position | None = None
+        self, place: TopicPartition, message: OonaMessage, *, is_broken: bool = False, origin: Position | None = None
     ) -> Position:
         records = self.partitions.setdefault(place, [])
         offset = records[-1].position.offset + self._rng.choice((1, 1, 1, 3)) if records else self._rng.randrange(3)

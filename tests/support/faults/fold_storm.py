@@ -12,12 +12,12 @@ from typing import Any
 import asyncpg
 from hypothesis import strategies as st
 from support.faults.faulty_connection import Crash, FaultyConnection
-from support.faults.random_logs import Log, Place
+from support.faults.random_logs import Log
 
 from esper.config import PostgresSettings
 from esper.errors import DecodeError, PositionError
 from esper.oona.log_reader import StoredRecord
-from esper.oona.records import Position
+from esper.oona.records import Position, TopicPartition
 from esper.streams.database.stored_positions import stored_positions
 from esper.streams.worker.batch_projection import Batch, fold
 from esper.streams.worker.partition_memory import PartitionMemory
@@ -91,8 +91,8 @@ class Workers:
         """Another log, which starts at offset ``first``."""
         self._log, self._first = log, first
         self._places = sorted(log)
-        self._stands: list[dict[Place, int]] = [{} for _ in range(NUM_WORKERS)]
-        self._memories: dict[tuple[int, Place], PartitionMemory] = {}
+        self._stands: list[dict[TopicPartition, int]] = [{} for _ in range(NUM_WORKERS)]
+        self._memories: dict[tuple[int, TopicPartition], PartitionMemory] = {}
 
     async def close(self) -> None:
         """Leave."""
@@ -144,10 +144,10 @@ class Workers:
             if connection.is_closed():
                 self._connections[worker] = await connected(self._postgres)
 
-    async def _stored(self, worker: int, place: Place) -> int:
+    async def _stored(self, worker: int, place: TopicPartition) -> int:
         return (await stored_positions(self._connections[worker])).get(place, self._first)
 
-    def _batch(self, place: Place, start: int, num_records: int, buggy: int) -> Batch:
+    def _batch(self, place: TopicPartition, start: int, num_records: int, buggy: int) -> Batch:
         records = [r for r in self._log[place] if r.position.offset >= start][:num_records]
         misread = [_misread(r) if _is_misread(r, buggy) else r for r in records]
         return Batch(*place, start, tuple(misread), may_begin=start == self._first)

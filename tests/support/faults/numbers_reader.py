@@ -17,7 +17,7 @@ from esper.errors import ConflictError, UnavailableError
 from esper.logging import configure_logging
 from esper.oona.consumer.group_consumer import GroupConsumer, GroupConsumerOptions
 from esper.oona.consumer.partition_reader import ReceivedBatch
-from esper.oona.progress_watch import Place
+from esper.oona.records import TopicPartition
 from esper.schemas.events import EpochCompleted, TrainerEvent
 from esper.schemas.topics import RUNS, TELEMETRY
 
@@ -41,7 +41,7 @@ class Ledger:
     def close(self) -> None:
         self._database.close()
 
-    async def positions(self, places: Sequence[Place]) -> Mapping[Place, int]:
+    async def positions(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         rows = self._database.execute("SELECT topic, log_partition, next_offset FROM positions").fetchall()
         return {(t, p): offset for t, p, offset in rows if (t, p) in places}
 

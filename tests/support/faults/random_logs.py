@@ -15,15 +15,14 @@ from support.events.event_examples import EXAMPLES
 from esper.oona.cloudevents import encode
 from esper.oona.dead_letters.dead_letter import ORIGIN
 from esper.oona.log_reader import StoredRecord
-from esper.oona.records import Position, partition_for
+from esper.oona.records import Position, TopicPartition, partition_for
 from esper.schemas.events import Event, LayerHealthMeasured, TrainerEvent
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
 from esper.schemas.registry import registration
 from esper.schemas.topics import TELEMETRY
 
-Place = tuple[str, int]
-Log = Mapping[Place, Sequence[StoredRecord]]
+Log = Mapping[TopicPartition, Sequence[StoredRecord]]
 
 MIDNIGHT = datetime(2026, 3, 1, tzinfo=UTC)
 RUNS = ("run-1", "run-33", "run-2")  # the first two share a partition of twelve
@@ -95,9 +94,9 @@ def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
     return event.model_copy(update=own)
 
 
-def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[Place, list[StoredRecord]]:
+def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[TopicPartition, list[StoredRecord]]:
     """The records of every partition that has some; each starts at offset ``first``."""
-    log: dict[Place, list[StoredRecord]] = {}
+    log: dict[TopicPartition, list[StoredRecord]] = {}
     sequences: dict[Any, int] = {}
     for number, recipe in enumerate(recipes):
         at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut

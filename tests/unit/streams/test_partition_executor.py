@@ -7,7 +7,8 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.streams.worker.partition_executor import PartitionExecutor, Place
+from esper.oona.records import TopicPartition
+from esper.streams.worker.partition_executor import PartitionExecutor
 
 WIDTH = 3
 
@@ -21,9 +22,9 @@ def test_a_partition_is_worked_on_in_order_and_alone(jobs: list[tuple[int, int]]
 
 
 async def run_jobs(jobs: list[tuple[int, int]], depth: int) -> None:
-    lanes, order, running = PartitionExecutor(WIDTH, depth), defaultdict[int, list[int]](list), set[Place]()
+    lanes, order, running = PartitionExecutor(WIDTH, depth), defaultdict[int, list[int]](list), set[TopicPartition]()
 
-    async def job(place: Place, number: int, pauses: int) -> None:
+    async def job(place: TopicPartition, number: int, pauses: int) -> None:
         assert place not in running
         assert len(running) < WIDTH
         running.add(place)
