@@ -17,6 +17,7 @@ from esper.oona.log_reader import StoredRecord
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Headers, Position, Record
 from esper.schemas.topics import DEAD_LETTER_SUFFIX
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import by_column, queries
 
 SEND_AT_ONCE = 100
@@ -27,7 +28,7 @@ _log = get_logger(__name__)
 Broken = tuple[StoredRecord, DecodeError]
 
 
-async def record_dead_letters(connection: Any, broken: Sequence[Broken], *, to_be_sent: bool) -> None:
+async def record_dead_letters(connection: Connection, broken: Sequence[Broken], *, to_be_sent: bool) -> None:
     """Note records that were passed over, in the transaction that passes over them."""
     sql = queries("letters")
     rows = [
@@ -39,7 +40,7 @@ async def record_dead_letters(connection: Any, broken: Sequence[Broken], *, to_b
         await sql.add_pending(connection, **by_column([_pending_row(record, error) for record, error in broken]))
 
 
-async def send_pending_dead_letters(connection: Any, topic: str, partition: int, producer: OonaProducer) -> None:
+async def send_pending_dead_letters(connection: Connection, topic: str, partition: int, producer: OonaProducer) -> None:
     """Send the letters of a partition that wait. Sending one twice does no harm: its origin tells.
 
     One that Kafka will never take (another client's record can be larger than any of ours) stays in
@@ -69,7 +70,7 @@ def event_id_of(record: StoredRecord) -> str | None:
     return text if 0 < len(text) <= MAX_ID_CHARS and text.isprintable() else None
 
 
-async def pending_dead_letters(connection: Any) -> list[StoredRecord]:
+async def pending_dead_letters(connection: Connection) -> list[StoredRecord]:
     """The letters that are not in Kafka yet, in the form that they will have there (without an offset)."""
     return [
         StoredRecord(

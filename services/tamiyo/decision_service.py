@@ -28,6 +28,7 @@ from esper.services.tamiyo.policies.policy_sources import PolicySource, make_pol
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.services.tamiyo.versions.activation import announcement
 from esper.services.tamiyo.versions.policy_follower import PolicyFollower
+from esper.streams.database.connection_types import Pool
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.stored_positions import stored_positions
 from esper.streams.read_models.pending_boundaries import (
@@ -66,7 +67,7 @@ class DecisionService:
         self._guard = PolicyGuard(tamiyo.guard, tamiyo.rent, decision_events.SOURCE)
         self._room = PendingBoundaryQueue(tamiyo.stale_after_s)
         self._exits = AsyncExitStack()
-        self._pool: Any = None
+        self._pool: Pool
         self._producer: Any = None
         self._first: Any = None
         self._decider: Any = None

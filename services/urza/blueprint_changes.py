@@ -16,6 +16,7 @@ from esper.schemas import ids
 from esper.schemas.enums import BlueprintChange, Verdict
 from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
+from esper.streams.database.connection_types import Pool
 from esper.streams.database.sql_queries import queries
 
 MAX_CHANGES = 500  # of one call
@@ -34,7 +35,7 @@ class ChangeOutcome:
 
 
 async def changes_of(
-    pool: Any, change: BlueprintChange, blueprint_ids: Sequence[str], reason: str
+    pool: Pool, change: BlueprintChange, blueprint_ids: Sequence[str], reason: str
 ) -> list[BlueprintChangeRequested]:
     """The same change of many blueprints, each at the version that the projection has now.
 
@@ -56,7 +57,7 @@ async def changes_of(
 
 
 async def request_changes(
-    producer: Any, pool: Any, changes: Sequence[BlueprintChangeRequested], *, key: str, source: str, timeout_s: float
+    producer: Any, pool: Pool, changes: Sequence[BlueprintChangeRequested], *, key: str, source: str, timeout_s: float
 ) -> list[ChangeOutcome]:
     """Ask for changes, and wait for their verdicts; in the same order.
 
@@ -81,7 +82,7 @@ async def request_changes(
 
 
 async def verdicts_of(
-    pool: Any, event_ids: Sequence[UUID], *, timeout_s: float
+    pool: Pool, event_ids: Sequence[UUID], *, timeout_s: float
 ) -> dict[UUID, tuple[Verdict, int | None]]:
     """Event id -> (verdict, version after it), once the projection has all of them, or what it has by then."""
     deadline = time.monotonic() + timeout_s

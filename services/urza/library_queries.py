@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from esper.schemas.enums import BlueprintStatus
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
 JSON_COLUMNS = frozenset({"spec", "checks", "measurements"})
@@ -41,33 +42,33 @@ def cause_of(row: Any) -> Cause:
     return Cause(row["cause_id"], row["traceparent"])
 
 
-async def unvalidated(connection: Any, *, limit: int = 100) -> list[Row]:
+async def unvalidated(connection: Connection, *, limit: int = 100) -> list[Row]:
     """The blueprints that wait to be examined, those that wait longest first."""
     found = queries("library").not_validated(connection, answered_ids=[], answered_versions=[], limit=limit)
     return [_plain(r) async for r in found]
 
 
 async def blueprints(
-    connection: Any, *, status: BlueprintStatus | None = None, limit: int = 100, offset: int = 0
+    connection: Connection, *, status: BlueprintStatus | None = None, limit: int = 100, offset: int = 0
 ) -> list[Row]:
     """Blueprints by id; of one status, or all."""
     found = queries("library").by_status(connection, status=status, limit=limit, offset=offset)
     return [_plain(r) async for r in found]
 
 
-async def versions(connection: Any, blueprint_ids: Sequence[str]) -> list[Row]:
+async def versions(connection: Connection, blueprint_ids: Sequence[str]) -> list[Row]:
     """Id, version and status of those of them that there are, by id."""
     rows = queries("library").versions(connection, blueprint_ids=list(blueprint_ids))
     return sorted([_plain(r) async for r in rows], key=lambda row: str(row["blueprint_id"]))
 
 
-async def certificates(connection: Any, blueprint_id: str) -> list[Row]:
+async def certificates(connection: Connection, blueprint_id: str) -> list[Row]:
     """Its certificates, by the version that each is of."""
     found = queries("library").certificates(connection, blueprint_id=blueprint_id, after_version=-1, limit=None)
     return [_plain(r) async for r in found]
 
 
-async def refusals(connection: Any, blueprint_id: str) -> list[Row]:
+async def refusals(connection: Connection, blueprint_id: str) -> list[Row]:
     """Its kernels that cannot be built, with the reasons, by kind of layer and width."""
     found = queries("library").refusals(
         connection, blueprint_id=blueprint_id, after_target="", after_features=-1, after_version=-1, limit=None
@@ -75,7 +76,7 @@ async def refusals(connection: Any, blueprint_id: str) -> list[Row]:
     return [_plain(r) async for r in found]
 
 
-async def lineage(connection: Any, blueprint_id: str, *, uses: int = 100, offset: int = 0) -> Lineage | None:
+async def lineage(connection: Connection, blueprint_id: str, *, uses: int = 100, offset: int = 0) -> Lineage | None:
     """All that the projections know of a blueprint, and ``uses`` of its uses, newest first; None: there is none."""
     sql = queries("library")
     row = await sql.blueprint(connection, blueprint_id=blueprint_id)

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import asyncpg
 
@@ -26,6 +25,7 @@ from esper.services.urza.kernels.shipped_blueprints import is_shipped, ship
 from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
+from esper.streams.database.connection_types import Pool
 from esper.streams.database.connections import connect_pool
 
 RETRY_S = (0.2, 5.0)
@@ -42,7 +42,7 @@ Step = Callable[[], Awaitable[bool]]
 class Urza:
     """What the process holds open."""
 
-    pool: Any
+    pool: Pool
     producer: OonaProducer
     blobs: BlobStore
     sandbox: Sandbox

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import asyncpg
 
 from esper.config import PostgresSettings
 from esper.errors import ConfigError
+from esper.streams.database.connection_types import Connection, Pool
 from esper.streams.database.migrations import missing_migrations
 from esper.streams.database.postgres_errors import CONNECT_ERRORS, database_address, postgres_error
 
@@ -20,7 +20,7 @@ IDLE_IN_TRANSACTION_S = 20.0  # then Postgres takes its locks from a process tha
 @asynccontextmanager
 async def connect_pool(
     postgres: PostgresSettings, schema: str | None = None, *, transaction_timeout_s: float | None = None
-) -> AsyncIterator[Any]:
+) -> AsyncIterator[Pool]:
     """A pool whose connections see one schema of projections.
 
     Args:
@@ -55,7 +55,7 @@ async def connect_pool(
         pool.terminate() if _is_cancelled() else await pool.close()
 
 
-async def connect(postgres: PostgresSettings, schema: str | None = None) -> Any:
+async def connect(postgres: PostgresSettings, schema: str | None = None) -> Connection:
     """One connection without a time limit, for work on whole schemas. The caller closes it.
 
     Args:

@@ -6,11 +6,11 @@ dropping gives up rather than make writers wait.
 
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
 import asyncpg
 
 from esper.logging import get_logger
+from esper.streams.database.connection_types import Connection
 
 TABLE = "health_windows"
 DAY = timedelta(days=1)
@@ -24,7 +24,7 @@ def partition_name(day: date) -> str:
     return f"{TABLE}_{day:%Y%m%d}"
 
 
-async def make_partitions(connection: Any, days: Iterable[date]) -> None:
+async def make_partitions(connection: Connection, days: Iterable[date]) -> None:
     """Make what is missing, in the transaction of ``connection``. Another worker may do the same meanwhile."""
     for day in sorted(set(days)):
         name = partition_name(day)
@@ -40,7 +40,7 @@ async def make_partitions(connection: Any, days: Iterable[date]) -> None:
         )
 
 
-async def drop_expired(connection: Any, before: datetime) -> list[str]:
+async def drop_expired(connection: Connection, before: datetime) -> list[str]:
     """Drop the partitions all of whose windows began before ``before``; gives their names. Late signals go with them.
 
     One that is in use for long is left for the next time.
@@ -69,7 +69,7 @@ async def drop_expired(connection: Any, before: datetime) -> list[str]:
     return dropped
 
 
-async def _exists(connection: Any, name: str) -> bool:
+async def _exists(connection: Connection, name: str) -> bool:
     # asks the catalog's rows: to_regclass may answer from a cache that is older than another worker's commit
     query = (
         "SELECT 1 FROM pg_class WHERE relname = $1 AND relnamespace = to_regnamespace(quote_ident(current_schema()))"

@@ -2,12 +2,12 @@
 
 import logging
 from importlib.resources import as_file, files
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from esper.config import PostgresSettings
+from esper.streams.database.connection_types import Connection, Pool
 from esper.streams.database.postgres_errors import database_address, postgres_error
 from esper.streams.database.roles import grant
 
@@ -48,7 +48,7 @@ def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
         raise postgres_error(error, postgres) from error
 
 
-async def missing_migrations(connection: Any) -> list[str]:
+async def missing_migrations(connection: Connection | Pool) -> list[str]:
     """The migrations that the schema of an asyncpg connection lacks, in order; all where it is empty."""
     folder = files("esper.streams").joinpath("migrations_sql")
     wanted = sorted(f.name.removesuffix(".sql") for f in folder.iterdir() if f.name.endswith(".sql"))

@@ -7,14 +7,14 @@ is the partition's; what a projector puts there is dropped when the transaction 
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from esper.schemas import topics
+from esper.streams.database.connection_types import Connection
 from esper.streams.projectors import blueprints, policies, redrives, runs, seeds, tamiyo, telemetry
 from esper.streams.projectors.projected_event import Projected
 from esper.streams.worker.partition_memory import PartitionMemory
 
-Projector = Callable[[Any, Sequence[Projected], PartitionMemory], Awaitable[None]]
+Projector = Callable[[Connection, Sequence[Projected], PartitionMemory], Awaitable[None]]
 
 PROJECTORS: Mapping[str, Projector] = MappingProxyType(
     {

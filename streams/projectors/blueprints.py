@@ -9,6 +9,7 @@ from esper.schemas import events
 from esper.schemas.assets import Blueprint
 from esper.schemas.change_verdicts import judge
 from esper.schemas.enums import Verdict
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.projectors.projected_event import Projected
@@ -20,7 +21,7 @@ Request = tuple[UUID, str]
 """(event, blueprint): one id in two partitions is two requests, since no row is fed by two."""
 
 
-async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Fold changes by their verdict; a request that was judged before keeps its first verdict."""
     sql, facts = queries("blueprints"), Facts()
     blueprints, judged = await _load(connection, batch)
@@ -55,7 +56,7 @@ def _request(projected: Projected) -> Request:
     return UUID(projected.event_id), event.blueprint_id
 
 
-async def _load(connection: Any, batch: Sequence[Projected]) -> tuple[dict[str, Blueprint], set[Request]]:
+async def _load(connection: Connection, batch: Sequence[Projected]) -> tuple[dict[str, Blueprint], set[Request]]:
     """The blueprints that the batch is about, and which of its requests were judged before."""
     sql = queries("blueprints")
     changes = [p for p in batch if isinstance(p.data, events.BlueprintChangeRequested)]

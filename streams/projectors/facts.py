@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import by_column
 
 
@@ -19,13 +20,13 @@ class Facts:
         """Rows for ``query``; each has the same columns as the others of that query."""
         self._rows.setdefault(query, []).extend(rows)
 
-    async def write(self, connection: Any, sql: Any) -> None:
+    async def write(self, connection: Connection, sql: Any) -> None:
         """Write everything; ``sql`` are the queries of one file."""
         for query, rows in self._rows.items():
             await write_rows(connection, sql, query, rows)
 
 
-async def write_rows(connection: Any, sql: Any, query: str, rows: Sequence[Mapping[str, Any]]) -> None:
+async def write_rows(connection: Connection, sql: Any, query: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """One statement for all rows, none where there are none."""
     if rows:
         await getattr(sql, query)(connection, **by_column(rows))

@@ -11,13 +11,14 @@ from typing import Any
 from esper.graph.health_windows import FIELDS, WINDOW_STEPS
 from esper.schemas.events import LayerHealthMeasured
 from esper.schemas.operational import HealthSignal
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import write_rows
 from esper.streams.projectors.health_report_decoder import HealthReport, Signal
 from esper.streams.projectors.projected_event import Projected
 
 
-async def project(connection: Any, batch: Sequence[Projected]) -> None:
+async def project(connection: Connection, batch: Sequence[Projected]) -> None:
     """Record late signals."""
     await write_rows(connection, queries("telemetry"), "insert_late_signals", list(_rows(batch)))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.events.policies import BY_SETTINGS, NAMED_BY
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts
 from esper.streams.projectors.projected_event import Projected
@@ -14,7 +15,7 @@ from esper.streams.worker.partition_memory import PartitionMemory
 Row = dict[str, Any]
 
 
-async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record what is told of the versions, in the order of the log. What came late is of its own time."""
     facts = Facts()
     for projected in batch:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper.schemas import events
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import write_rows
 from esper.streams.projectors.projected_event import Projected
 from esper.streams.worker.partition_memory import PartitionMemory
 
 
-async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record what was sent again, and why."""
     await write_rows(connection, queries("letters"), "insert_redrives", [_row(projected) for projected in batch])
 

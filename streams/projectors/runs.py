@@ -6,6 +6,7 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.enums import RunStatus
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.projectors.projected_event import Projected
@@ -15,7 +16,7 @@ Row = dict[str, Any]
 FIRST = {"from_incarnation": None, "from_step": 0, "from_epoch": 0}
 
 
-async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record the facts, and follow each run to where its newest incarnation stands."""
     sql, facts = queries("runs"), Facts()
     run_ids = sorted({p.data.run_id for p in batch if isinstance(p.data, events.RunEvent)})

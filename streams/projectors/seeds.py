@@ -5,6 +5,7 @@ from typing import Any
 
 from esper.schemas import events
 from esper.schemas.lifecycle import is_allowed
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts, write_rows
 from esper.streams.projectors.projected_event import Projected
@@ -28,7 +29,7 @@ COMMANDED = (
 )
 
 
-async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record facts in their order. An impossible transition is recorded and flagged, not refused."""
     sql, facts, moved = queries("seeds"), Facts(), dict[tuple[Any, ...], dict[str, Any]]()
     for projected in batch:

@@ -1,16 +1,16 @@
 """control.tamiyo.views and .decisions -> views, decisions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from esper.schemas import events
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors.facts import Facts
 from esper.streams.projectors.projected_event import Projected
 from esper.streams.worker.partition_memory import PartitionMemory
 
 
-async def project(connection: Any, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
     """Record what Tamiyo saw and chose, in the order of the log."""
     facts = Facts()
     for projected in batch:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from esper.graph.health_windows import COLUMNS, FIELDS, WINDOW_STEPS, add_signal, new_sums
 from esper.schemas.events import LayerHealthMeasured
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.health_window_partitions import TABLE, make_partitions
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors import late_health
@@ -29,7 +30,7 @@ Report = HealthReport | LayerHealthMeasured
 Grown = dict[LayerKey, dict[int, OpenWindow]]
 
 
-async def project(connection: Any, batch: Sequence[Projected], memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[Projected], memory: PartitionMemory) -> None:
     """Fold the reports of one partition, in their order."""
     late = [p for p in batch if p.late_from]
     if late:
@@ -53,7 +54,7 @@ async def project(connection: Any, batch: Sequence[Projected], memory: Partition
         window.is_stored = True
 
 
-async def _recall(connection: Any, reports: Sequence[Report], memory: PartitionMemory) -> None:
+async def _recall(connection: Connection, reports: Sequence[Report], memory: PartitionMemory) -> None:
     """Read the windows of each layer that may have some stored and is not remembered."""
     wanted: dict[LayerKey, None] = {}
     for report in reports:
@@ -108,7 +109,7 @@ def _opened(first: Projected) -> OpenWindow:
     return OpenWindow(new_sums(), logged_at, first.position.partition, first.position.offset, is_stored=False)
 
 
-async def _grow(connection: Any, rows: Sequence[tuple[Any, ...]]) -> None:
+async def _grow(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     names: Iterable[str] = chain(
         ("run_ids", "incarnations", "steps", "layer_ids", "seed_ids", "logged_ats", "num_signals", "num_non_finites"),
         (f"sums_{n}" for n in range(len(FIELDS))),

@@ -8,7 +8,6 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from esper.config import KafkaSettings
 from esper.errors import PositionError, UnavailableError
@@ -18,6 +17,7 @@ from esper.oona.log_reader import beginning_offsets, end_offsets
 from esper.schemas.topics import TELEMETRY, TOPICS, VIEWS
 from esper.storage.blob_keys import SHA256, BlobKind
 from esper.storage.inventory import Name
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import REBUILD, check_position, stored_positions
 
@@ -32,7 +32,7 @@ _KINDS: Mapping[str, BlobKind] = {
 }
 
 
-async def referenced_blobs(connection: Any) -> dict[Name, set[str]]:
+async def referenced_blobs(connection: Connection) -> dict[Name, set[str]]:
     """Every blob that the projections name, and the columns that name it (``table.column``)."""
     found: dict[Name, set[str]] = {}
     for table, column in await _columns(connection, "sha256"):
@@ -43,7 +43,7 @@ async def referenced_blobs(connection: Any) -> dict[Name, set[str]]:
     return found
 
 
-async def mentioned_digests(connection: Any, kafka: KafkaSettings) -> set[str]:
+async def mentioned_digests(connection: Connection, kafka: KafkaSettings) -> set[str]:
     """Whatever looks like a SHA-256 in the projections' JSON, and in the records that nobody could read."""
     found: set[str] = set()
     for table, column in await _columns(connection, "jsonb"):
@@ -58,7 +58,7 @@ async def mentioned_digests(connection: Any, kafka: KafkaSettings) -> set[str]:
     return found
 
 
-async def wait_until_folded(connection: Any, kafka: KafkaSettings, patience_s: float) -> None:
+async def wait_until_folded(connection: Connection, kafka: KafkaSettings, patience_s: float) -> None:
     """Wait until the projections hold every event that was in the log when this was called.
 
     Raises:
@@ -93,7 +93,7 @@ async def wait_until_folded(connection: Any, kafka: KafkaSettings, patience_s: f
         stored = await stored_positions(connection)
 
 
-async def _columns(connection: Any, what: str) -> list[tuple[str, str]]:
+async def _columns(connection: Connection, what: str) -> list[tuple[str, str]]:
     """(table, column) of the live schema: those named ``sha256``, or those of type ``jsonb``."""
     condition = "data_type = 'jsonb'" if what == "jsonb" else "data_type = 'text' AND column_name LIKE '%sha256%'"
     rows = await connection.fetch(

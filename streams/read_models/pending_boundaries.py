@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from esper.schemas.topics import LIFECYCLE
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.read_models.view_row_reader import boundary_rows
 from esper.streams.read_models.view_row_reader import (
@@ -57,20 +58,20 @@ class UncommandedDecision:
     view_offset: int
 
 
-async def decisions_without_command(connection: Any) -> list[UncommandedDecision]:
+async def decisions_without_command(connection: Connection) -> list[UncommandedDecision]:
     """Decisions of runs under way that no command followed, by run and boundary; their views are folded."""
     found = queries("views").decisions_without_command(connection, abandoned_after=ABANDONED_AFTER, look_back=LOOK_BACK)
     return [UncommandedDecision(**dict(r)) async for r in found]
 
 
-async def pending_boundaries(connection: Any) -> list[PendingBoundary]:
+async def pending_boundaries(connection: Connection) -> list[PendingBoundary]:
     """The newest boundary of each run under way, where it has no decision; by run."""
     found = queries("views").newest_boundaries(connection, abandoned_after=ABANDONED_AFTER)
     pending = [PendingBoundary(**dict(r)) async for r in found]
     return [replace(p, is_complete=p.is_complete and await _is_line_complete(connection, p)) for p in pending]
 
 
-async def _is_line_complete(connection: Any, pending: PendingBoundary) -> bool:
+async def _is_line_complete(connection: Connection, pending: PendingBoundary) -> bool:
     """Whether what older incarnations told of their seeds is folded as far as it counts."""
     if pending.incarnation == 1:
         return True
@@ -79,7 +80,7 @@ async def _is_line_complete(connection: Any, pending: PendingBoundary) -> bool:
     return not await _is_behind(connection, pending.run_id, sent)
 
 
-async def is_complete(connection: Any, run_id: str, incarnation: int, boundary: int) -> bool:
+async def is_complete(connection: Connection, run_id: str, incarnation: int, boundary: int) -> bool:
     """Whether all that a boundary's view depends on is folded. False where the boundary itself is not."""
     found = await boundary_rows(connection, [(run_id, incarnation, boundary)])
     if not found:
@@ -91,14 +92,14 @@ async def is_complete(connection: Any, run_id: str, incarnation: int, boundary: 
     return not await _is_behind(connection, run_id, sent)
 
 
-async def _older_line(connection: Any, run_id: str, incarnation: int, log_offset: int) -> list[Any]:
+async def _older_line(connection: Connection, run_id: str, incarnation: int, log_offset: int) -> list[Any]:
     if incarnation == 1:
         return []
     line = {"run_ids": [run_id], "incarnations": [incarnation], "log_offsets": [log_offset]}
     return [r async for r in queries("views").older_lines(connection, **line)]
 
 
-async def _is_behind(connection: Any, run_id: str, sent: Sequence[tuple[int, str, int]]) -> bool:
+async def _is_behind(connection: Connection, run_id: str, sent: Sequence[tuple[int, str, int]]) -> bool:
     incarnations, topics, sequences = (list(column) for column in zip(*sent, strict=True)) if sent else ([], [], [])
     behind = {"run_id": run_id, "incarnations": incarnations, "topics": topics, "sequences": sequences}
     return bool(await queries("views").is_behind(connection, **behind))

@@ -13,6 +13,7 @@ from uuid import UUID
 from esper.schemas.base import Scalar
 from esper.schemas.enums import Action, EvaluationVerdict
 from esper.schemas.events.seeds import FieldReported, ForkedPair
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
 MANY = 1_000
@@ -104,7 +105,7 @@ class ForkedDecision:
         return self.report.fork is not None and self.report.fork.is_placebo
 
 
-async def forked_decisions(connection: Any, change: PolicyChange) -> list[ForkedDecision]:
+async def forked_decisions(connection: Connection, change: PolicyChange) -> list[ForkedDecision]:
     """What the version of a change decided since, as far as forks have measured it; by run."""
     version = change.version
     of = {"policy_id": version.policy_id, "policy_version": version.version, "since": change.since}
@@ -117,24 +118,26 @@ async def forked_decisions(connection: Any, change: PolicyChange) -> list[Forked
     return found
 
 
-async def active_policy(connection: Any) -> PolicyChange | None:
+async def active_policy(connection: Connection) -> PolicyChange | None:
     """The newest change that others follow; None where nothing was ever activated."""
     found = await policy_changes(connection, num=1)
     return found[0] if found else None
 
 
-async def policy_changes(connection: Any, *, num: int = MANY, by_settings_too: bool = False) -> list[PolicyChange]:
+async def policy_changes(
+    connection: Connection, *, num: int = MANY, by_settings_too: bool = False
+) -> list[PolicyChange]:
     """Who decided, the newest first."""
     found = queries("policies").changes(connection, num=num, by_settings_too=by_settings_too)
     return [_change(r) async for r in found]
 
 
-async def trained_versions(connection: Any) -> list[TrainedVersion]:
+async def trained_versions(connection: Connection) -> list[TrainedVersion]:
     """Every version that was trained, by policy and number."""
     return [_trained(r) async for r in queries("policies").versions(connection)]
 
 
-async def evaluations(connection: Any) -> list[Evaluation]:
+async def evaluations(connection: Connection) -> list[Evaluation]:
     """Everything that was found of versions; those of one policy in the order of the log."""
     found = [dict(r) async for r in queries("policies").evaluations(connection)]
     return [

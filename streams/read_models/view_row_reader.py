@@ -13,6 +13,7 @@ from esper.graph.features import MAX_EPOCHS, RECENT_STEPS
 from esper.graph.health_windows import WINDOW_STEPS, last_complete_window
 from esper.graph.view_rows import Row, ViewRows
 from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, TELEMETRY
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
 BoundaryName = tuple[str, int, int]
@@ -23,7 +24,7 @@ Numbered = Mapping[int, Sequence[Row]]
 
 
 async def read_view_rows(
-    connection: Any, run_id: str, incarnation: int, boundary: int, blueprint_offsets: Sequence[int] | None = None
+    connection: Connection, run_id: str, incarnation: int, boundary: int, blueprint_offsets: Sequence[int] | None = None
 ) -> ViewRows:
     """The rows of one boundary's view. Call it inside a REPEATABLE READ transaction.
 
@@ -43,7 +44,7 @@ async def read_view_rows(
 
 
 async def read_many_view_rows(
-    connection: Any, names: Sequence[BoundaryName], blueprint_offsets: Sequence[int] | None = None
+    connection: Connection, names: Sequence[BoundaryName], blueprint_offsets: Sequence[int] | None = None
 ) -> list[ViewRows | None]:
     """The rows of many views, in their order, as ``read_view_rows``; None where a boundary is not folded (yet)."""
     at_of = await boundary_rows(connection, names)
@@ -56,7 +57,7 @@ async def read_many_view_rows(
     return [found.get(n) for n in range(len(names))]
 
 
-async def boundary_rows(connection: Any, names: Sequence[BoundaryName]) -> dict[int, dict[str, Any]]:
+async def boundary_rows(connection: Connection, names: Sequence[BoundaryName]) -> dict[int, dict[str, Any]]:
     """Place in ``names`` -> the boundary's own row, where it is folded."""
     run_ids, incarnations, boundaries = (list(column) for column in zip(*names, strict=True))
     rows = queries("views").boundaries(connection, run_ids=run_ids, incarnations=incarnations, boundaries=boundaries)
@@ -66,7 +67,7 @@ async def boundary_rows(connection: Any, names: Sequence[BoundaryName]) -> dict[
 class _Reader:
     """Asks for the rows of some boundaries, a table at a time."""
 
-    def __init__(self, connection: Any, ats: Sequence[Row]) -> None:
+    def __init__(self, connection: Connection, ats: Sequence[Row]) -> None:
         self._connection, self._ats, self._sql = connection, ats, queries("views")
         self._told = [at["last_sequences"].get(LIFECYCLE.name, -1) for at in ats]
         self._window = [last_complete_window(at["step"]) for at in ats]
@@ -161,7 +162,7 @@ async def _by_number(rows: AsyncIterator[Row]) -> dict[int, list[Row]]:
     return found
 
 
-async def _blueprint_offsets(connection: Any) -> tuple[int, ...]:
+async def _blueprint_offsets(connection: Connection) -> tuple[int, ...]:
     rows = queries("views").blueprint_positions(connection)
     found = {r["log_partition"]: r["next_offset"] async for r in rows}
     return tuple(found.get(n, 0) for n in range(BLUEPRINTS.num_partitions))

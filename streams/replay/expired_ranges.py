@@ -23,6 +23,7 @@ from typing import Any
 
 from esper.oona.log_reader import partition_of
 from esper.schemas.topics import TELEMETRY
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.health_window_partitions import TABLE as WINDOWS
 from esper.streams.database.health_window_partitions import make_partitions
 from esper.streams.database.sql_queries import queries
@@ -54,7 +55,9 @@ class Compared:
     rebuilt: Mapping[str, Rows]
 
 
-async def comparable_rows(live: Any, live_schema: str, rebuilt: Any, rebuilt_schema: str, first: Offsets) -> Compared:
+async def comparable_rows(
+    live: Connection, live_schema: str, rebuilt: Connection, rebuilt_schema: str, first: Offsets
+) -> Compared:
     """The rules above, for two schemas of one database.
 
     Args:
@@ -86,7 +89,7 @@ async def comparable_rows(live: Any, live_schema: str, rebuilt: Any, rebuilt_sch
     return Compared({WINDOWS: inside, **same}, {WINDOWS: young, **same})
 
 
-async def oldest_day(connection: Any, schema: str) -> datetime | None:
+async def oldest_day(connection: Connection, schema: str) -> datetime | None:
     """Where the oldest partition of a schema's health windows begins; None where there is none."""
     await connection.execute("SET timezone = 'UTC'")
     bounds = [
@@ -97,7 +100,7 @@ async def oldest_day(connection: Any, schema: str) -> datetime | None:
 
 
 async def take_over(
-    connection: Any, live_schema: str, rebuilt_schema: str, first: Offsets, partitions: Sequence[int]
+    connection: Connection, live_schema: str, rebuilt_schema: str, first: Offsets, partitions: Sequence[int]
 ) -> int:
     """Put into the rebuilt rows what only the live ones know: windows whose first records have expired, and how far
     telemetry had come. Doing it again takes what changed meanwhile. Gives the number of windows.
@@ -140,7 +143,7 @@ async def take_over(
     return int(await connection.fetchval("SELECT count(*) FROM taken_over"))
 
 
-async def _take_over_progress(connection: Any, live: str, rebuilt: str, lost_start: set[int]) -> None:
+async def _take_over_progress(connection: Connection, live: str, rebuilt: str, lost_start: set[int]) -> None:
     rows = await connection.fetch(f"SELECT run_id FROM {live}.progress WHERE topic = $1", TELEMETRY.name)
     runs = [run_id for (run_id,) in rows if partition_of(run_id, TELEMETRY) in lost_start]
     await connection.execute(
@@ -155,7 +158,7 @@ async def _take_over_progress(connection: Any, live: str, rebuilt: str, lost_sta
 
 
 async def _windows_apart(
-    connection: Any, live: str, rebuilt: str, firsts: Sequence[int], oldest: datetime | None
+    connection: Connection, live: str, rebuilt: str, firsts: Sequence[int], oldest: datetime | None
 ) -> tuple[list[Any], ...]:
     """The keys of windows that both sides have from different first records, column by column."""
     rows = await connection.fetch(
@@ -170,7 +173,7 @@ async def _windows_apart(
 
 
 async def _runs_ahead(
-    live: Any, live_schema: str, rebuilt: Any, rebuilt_schema: str, firsts: Sequence[int]
+    live: Connection, live_schema: str, rebuilt: Connection, rebuilt_schema: str, firsts: Sequence[int]
 ) -> list[tuple[str, int]]:
     """(run, incarnation) whose telemetry is further in live, in partitions whose log has lost its start."""
     query = "SELECT run_id, incarnation, last_sequence FROM {}.progress WHERE topic = $1"

@@ -9,12 +9,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 
 from esper.config import PostgresSettings
 from esper.errors import ConfigError, ConflictError
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import migrate, missing_migrations
 from esper.streams.database.sql_queries import queries
@@ -47,7 +47,7 @@ def quoted(name: str) -> str:
 
 
 @asynccontextmanager
-async def only_replay(postgres: PostgresSettings) -> AsyncIterator[Any]:
+async def only_replay(postgres: PostgresSettings) -> AsyncIterator[Connection]:
     """A connection to the live schema that holds the right to replay; the right ends with the process.
 
     Raises:
@@ -68,7 +68,7 @@ async def only_replay(postgres: PostgresSettings) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def scratch_schema(postgres: PostgresSettings, connection: Any) -> AsyncIterator[str]:
+async def scratch_schema(postgres: PostgresSettings, connection: Connection) -> AsyncIterator[str]:
     """An empty, migrated schema, gone at the end unless it was renamed. What a killed replay left goes first."""
     name = f"{postgres.schema_name}_rebuild"
     for left in (name, f"{postgres.schema_name}_verify", f"{postgres.schema_name}_{REPLACED}"):
@@ -81,18 +81,18 @@ async def scratch_schema(postgres: PostgresSettings, connection: Any) -> AsyncIt
         await drop_schema(connection, name)
 
 
-async def mark_schema(connection: Any, schema: str, mark: Mark) -> None:
+async def mark_schema(connection: Connection, schema: str, mark: Mark) -> None:
     """Write what a schema is."""
     told = {"is": MARK, "kind": mark.kind, "live": mark.live, "told": mark.told, "complete": mark.is_complete}
     await _comment(connection, schema, json.dumps(told))
 
 
-async def unmark_schema(connection: Any, schema: str) -> None:
+async def unmark_schema(connection: Connection, schema: str) -> None:
     """Make it a schema like any other."""
     await _comment(connection, schema, None)
 
 
-async def marked_schemas(connection: Any) -> dict[str, Mark]:
+async def marked_schemas(connection: Connection) -> dict[str, Mark]:
     """Every schema of the database that carries a mark, by name."""
     rows = await connection.fetch(
         "SELECT nspname, obj_description(oid, 'pg_namespace') AS told FROM pg_namespace ORDER BY nspname"
@@ -100,12 +100,12 @@ async def marked_schemas(connection: Any) -> dict[str, Mark]:
     return {row["nspname"]: mark for row in rows if (mark := _read_mark(row["told"])) is not None}
 
 
-async def exists(connection: Any, schema: str) -> bool:
+async def exists(connection: Connection, schema: str) -> bool:
     """Whether there is a schema of that name, whoever's it is."""
     return await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", schema) is not None
 
 
-async def drop_schema(connection: Any, schema: str) -> None:
+async def drop_schema(connection: Connection, schema: str) -> None:
     """Drop it if it is there, without ever making a reader wait for long.
 
     Raises:
@@ -125,7 +125,7 @@ async def drop_schema(connection: Any, schema: str) -> None:
     )
 
 
-async def copy_rights(connection: Any, source: str, target: str) -> None:
+async def copy_rights(connection: Connection, source: str, target: str) -> None:
     """Give ``target`` and its tables the owners and the grants of ``source``, so that a swap changes no one's rights.
 
     Raises:
@@ -136,7 +136,7 @@ async def copy_rights(connection: Any, source: str, target: str) -> None:
         await connection.execute(statement)
 
 
-async def _comment(connection: Any, schema: str, text: str | None) -> None:
+async def _comment(connection: Connection, schema: str, text: str | None) -> None:
     statement = await connection.fetchval(
         "SELECT format('COMMENT ON SCHEMA %I IS %L', $1::text, $2::text)", schema, text
     )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.replay.expired_ranges import ALL_ROWS, Compared, Rows
 from esper.streams.replay.replay_schemas import quoted
@@ -57,7 +58,7 @@ class TableComparison:
 class Side:
     """Rows to compare: a connection, inside the transaction whose view counts, and the schema they are in."""
 
-    connection: Any
+    connection: Connection
     schema: str
 
     def select(self, table: str, columns: str, rows: Rows) -> str:
@@ -92,11 +93,12 @@ async def _digest(side: Side, table: str, rows: Rows) -> tuple[int, str]:
         'count(*), coalesce(sum(hashtextextended(t::text COLLATE "C", 0)), 0),'
         ' coalesce(sum(hashtextextended(t::text COLLATE "C", 1)), 0)'
     )
-    number, first, second = await side.connection.fetchrow(side.select(table, hashes, rows), *rows.arguments)
+    (found,) = await side.connection.fetch(side.select(table, hashes, rows), *rows.arguments)
+    number, first, second = found
     return number, f"{first}:{second}"
 
 
-async def _set_forms(connection: Any) -> None:
+async def _set_forms(connection: Connection) -> None:
     """Rows are compared as text: the same settings give the same text on both sides."""
     await connection.execute(
         "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'hex';"

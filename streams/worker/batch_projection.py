@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 from esper.errors import DecodeError, NewerVersionError, PositionError
 from esper.oona.dead_letters.dead_letter import first_origin
 from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position
 from esper.schemas.events import TrainerEvent
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.dead_letters import Broken, record_dead_letters
 from esper.streams.projectors import PROJECTORS
@@ -92,7 +93,7 @@ def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETT
 
 
 async def fold(
-    connection: Any,
+    connection: Connection,
     batch: Batch,
     replayed: Mapping[Position, DecodeError] | None = None,
     memory: PartitionMemory | None = None,
@@ -121,7 +122,7 @@ async def fold(
 
 
 async def _fold_decoded(
-    connection: Any, batch: Batch, decoded: Decoded, memory: PartitionMemory, *, to_be_sent: bool
+    connection: Connection, batch: Batch, decoded: Decoded, memory: PartitionMemory, *, to_be_sent: bool
 ) -> int:
     """The transaction; gives the number of events that were new."""
     stored = await _lock_position(connection, batch, memory)
@@ -160,7 +161,7 @@ def _projected(record: StoredRecord) -> Projected:
     )
 
 
-async def _lock_position(connection: Any, batch: Batch, memory: PartitionMemory) -> int:
+async def _lock_position(connection: Connection, batch: Batch, memory: PartitionMemory) -> int:
     sql, where = queries("positions"), {"topic": batch.topic, "log_partition": batch.partition}
     row = await sql.lock_position(connection, **where)
     if row is None and batch.may_begin:
@@ -182,7 +183,7 @@ async def _lock_position(connection: Any, batch: Batch, memory: PartitionMemory)
 
 
 async def _without_redriven(
-    connection: Any, batch: Batch, events: Sequence[Projected], memory: PartitionMemory
+    connection: Connection, batch: Batch, events: Sequence[Projected], memory: PartitionMemory
 ) -> Sequence[Projected]:
     """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
 
@@ -220,7 +221,7 @@ async def _without_redriven(
 
 
 async def _load_progress(
-    connection: Any, topic: str, events: Sequence[Projected], memory: PartitionMemory
+    connection: Connection, topic: str, events: Sequence[Projected], memory: PartitionMemory
 ) -> set[RunKey]:
     """How far the trainers' runs in these events are, as far as it is not remembered; gives the runs."""
     of_trainers = cast("Iterable[TrainerEvent | HealthReport]", [e.data for e in events if e.is_trainers])
@@ -256,7 +257,7 @@ def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> li
     return fresh
 
 
-async def _note_progress(connection: Any, topic: str, runs: set[RunKey], memory: PartitionMemory) -> None:
+async def _note_progress(connection: Connection, topic: str, runs: set[RunKey], memory: PartitionMemory) -> None:
     if not runs:
         return
     rows = sorted((run_id, n, memory.progress[run_id, n]) for run_id, n in runs)

@@ -14,7 +14,6 @@ reason; one on whose view the policy fails gets it at once; the others go on.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 
@@ -35,6 +34,7 @@ from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundary
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import Chosen
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
+from esper.streams.database.connection_types import Pool
 from esper.streams.read_models.pending_boundaries import PendingBoundary
 from esper.streams.read_models.view_row_reader import read_many_view_rows
 
@@ -74,7 +74,7 @@ class Decider:
 
     def __init__(
         self,
-        pool: Any,
+        pool: Pool,
         producer: OonaProducer,
         first: DecisionArbiter,
         room: PendingBoundaryQueue,

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
-from typing import Any
 
 from esper.errors import ConflictError
 from esper.logging import get_logger
@@ -23,6 +22,7 @@ from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.evaluation.reward import reward_of, student_t
 from esper.services.tamiyo.settings import GuardSettings, RentSettings
 from esper.services.tamiyo.versions.activation import rollback
+from esper.streams.database.connection_types import Connection
 from esper.streams.read_models.policy_versions import ForkedDecision, PolicyChange, forked_decisions, policy_changes
 
 _log = get_logger(__name__)
@@ -65,7 +65,7 @@ class PolicyGuard:
         self._looked_at = -math.inf
         self._done: set[uuid.UUID] = set()
 
-    async def look(self, connection: Any, active: PolicyChange | None) -> OonaMessage | None:
+    async def look(self, connection: Connection, active: PolicyChange | None) -> OonaMessage | None:
         """The event that rolls ``active`` back, if it does harm. Several controllers that find so write one event."""
         now = self._clock()
         if active is None or active.id in self._done or now - self._looked_at < self._guard.every_s:

@@ -16,6 +16,7 @@ import asyncpg
 
 from esper.config import PostgresSettings
 from esper.errors import UnavailableError
+from esper.streams.database.connection_types import Pool
 from esper.streams.database.postgres_errors import postgres_error
 from esper.streams.database.sql_queries import queries
 
@@ -48,7 +49,7 @@ def _statement(room: str, name: str) -> tuple[str, tuple[str, ...]]:
 class Rows:
     """Named statements of ``streams/sql``, on a pool that somebody else opened."""
 
-    def __init__(self, pool: Any, postgres: PostgresSettings) -> None:
+    def __init__(self, pool: Pool, postgres: PostgresSettings) -> None:
         self._pool = pool
         self._postgres = postgres
 

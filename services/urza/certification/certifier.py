@@ -22,6 +22,7 @@ from esper.services.urza.certification.sandbox_jobs import Examination, Examine,
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
 from esper.services.urza.settings import UrzaSettings
+from esper.streams.database.connection_types import Pool
 from esper.streams.database.sql_queries import queries
 
 MAX_WAITING = 50  # of one look
@@ -32,7 +33,7 @@ _log = get_logger(__name__)
 class Certifier:
     """Examines each version of a blueprint once. ``pool`` has the projections."""
 
-    def __init__(self, pool: Any, producer: Any, sandbox: Sandbox, settings: UrzaSettings) -> None:
+    def __init__(self, pool: Pool, producer: Any, sandbox: Sandbox, settings: UrzaSettings) -> None:
         self._pool = pool
         self._producer = producer
         self._sandbox = sandbox

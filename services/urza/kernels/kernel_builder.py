@@ -25,6 +25,7 @@ from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
+from esper.streams.database.connection_types import Pool
 from esper.streams.database.sql_queries import queries
 
 MAX_WANTED = 1000  # of one look; the rest comes at the next
@@ -39,7 +40,7 @@ KernelKey = tuple[str, str, int]
 class Compiler:
     """Builds each wanted kernel once. ``pool`` has the projections."""
 
-    def __init__(self, pool: Any, producer: Any, blobs: BlobStore, sandbox: Sandbox, settings: UrzaSettings) -> None:
+    def __init__(self, pool: Pool, producer: Any, blobs: BlobStore, sandbox: Sandbox, settings: UrzaSettings) -> None:
         self._pool = pool
         self._producer = producer
         self._blobs = blobs

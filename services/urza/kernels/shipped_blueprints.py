@@ -7,6 +7,7 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
 SOURCE = "urza"
@@ -58,7 +59,7 @@ def shipping_proposals() -> list[OonaMessage]:
     ]
 
 
-async def ship(producer: Any, connection: Any) -> int:
+async def ship(producer: Any, connection: Connection) -> int:
     """Propose what the projections do not have yet; gives the number of proposals sent."""
     proposals = shipping_proposals()
     wanted = [m.id for m in proposals]
@@ -68,7 +69,7 @@ async def ship(producer: Any, connection: Any) -> int:
     return len(missing)
 
 
-async def is_shipped(connection: Any) -> bool:
+async def is_shipped(connection: Connection) -> bool:
     """Whether the life of every shipped blueprint has come to a verdict: certified, as a rule."""
     judged = await queries("library").num_validated(connection, blueprint_ids=list(SHIPPED))
     return bool(judged == len(SHIPPED))
