@@ -14,7 +14,7 @@ from esper.schemas.registry import REGISTRY, Registry
 from esper.schemas.specs.json_schema import schema_of
 from esper.schemas.topics import TOPICS, TopicSpec
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 PUBLISHED = FOLDER / "json"
 RELEASED = FOLDER / "released"
 MANIFEST = "manifest.json"
