@@ -58,7 +58,7 @@ async def send_pending_dead_letters(connection: Connection, topic: str, partitio
             if isinstance(delivery.error, ContractError):
                 told_why = str(delivery.error)
                 await sql.refuse_pending(connection, **where, log_offset=row["log_offset"], reason=told_why)
-                _log.error("letter.refused", **where, offset=row["log_offset"], reason=told_why)
+                _log.error("dead_letter.refused", **where, offset=row["log_offset"], reason=told_why)
             elif delivery.error is not None:
                 raise delivery.error
 

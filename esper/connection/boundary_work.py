@@ -98,7 +98,7 @@ class BoundaryWork:
                 last_sequences=dict(self._journal.last_sequences),
             )
         except OutboxFullError as error:
-            _log.error("boundary.disk_full", boundary=boundary, error=str(error))
+            _log.error("boundary.write_failed", boundary=boundary, error=str(error))
         for observer in self.observers:
             observer.boundary_passed(self._moves)
         return self._moves
@@ -133,7 +133,7 @@ class BoundaryWork:
             )
             self._model.breaker_told(change)
             _log.warning(
-                "seed.breaker",
+                "breaker.changed",
                 seed=f"{change.layer_id}:{change.seed_id}",
                 state=change.to_state,
                 detail=change.detail,
@@ -244,7 +244,7 @@ class BoundaryWork:
         if report is not None:
             self._untold.append((told, report))
         _log.info(
-            "seed.moved",
+            "seed.transitioned",
             seed=f"{plan.layer_id}:{plan.seed_id}",
             stage=plan.to_stage,
             reason=plan.reason,
@@ -260,6 +260,6 @@ class BoundaryWork:
             cache.pin(kernel)
             self._pinned[seed] = kernel.kernel_sha256
             if cache.is_full_of_pins:
-                _log.warning("kernels.pinned_beyond_capacity", **asdict(cache.stats), capacity=cache.capacity_bytes)
+                _log.warning("kernel_cache.exceeded", **asdict(cache.stats), capacity=cache.capacity_bytes)
         elif plan.to_stage not in ACTIVE_STAGES and seed in self._pinned:
             cache.unpin(self._pinned.pop(seed))

@@ -87,6 +87,6 @@ def restore_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """Load what a rank had for itself, and give its ``extra``; a rank that was not there gets rank 0's."""
     if rank < len(saved["ranks"]):
         return load_own_state(saved["ranks"][rank])
-    _log.warning("resume.new_rank", rank=rank, ranks_before=len(saved["ranks"]), seed=torch.initial_seed())
+    _log.warning("rank.added", rank=rank, ranks_before=len(saved["ranks"]), seed=torch.initial_seed())
     extra: dict[str, Any] = saved["ranks"][0]["extra"]
     return extra

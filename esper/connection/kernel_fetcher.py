@@ -57,7 +57,7 @@ class KernelFetcher:
     ) -> None:
         self._verifier.shutdown(wait=False, cancel_futures=True)
         save_access_history(self._cache, self._habits)
-        _log.info("kernels.looked_up", **asdict(self._cache.stats))
+        _log.info("kernel_cache.closed", **asdict(self._cache.stats))
 
     async def answer(self, command: SeedCommand) -> Answer:
         """What a command needs. Never raises but where it is cancelled: every command is answered."""
@@ -129,7 +129,7 @@ class KernelFetcher:
             with claim:
                 claim.deliver(await self._fetch(key, MAX_KERNEL_BYTES))
         except Exception as error:  # a command that waits for it hears of it through the claim
-            _log.info("kernel.not_prefetched", kernel=key[:12], error=str(error) or type(error).__name__)
+            _log.info("kernel.prefetch_failed", kernel=key[:12], error=str(error) or type(error).__name__)
 
     async def _fetch(self, key: str, max_bytes: int) -> LoadedKernel:
         if self._blobs is None:

@@ -195,7 +195,7 @@ class LinkThread:
                     await asyncio.sleep(IDLE_S)
             except (*AWAY, OutboxFullError) as error:
                 self._waits_for = str(error)
-                _log.warning("outbox.waiting", events=len(self._outbox), error=str(error))
+                _log.warning("outbox.delayed", events=len(self._outbox), error=str(error))
                 await asyncio.sleep(RETRY_S[isinstance(error, NotAllowedError)])
 
     def _problems(self) -> list[Problem]:
@@ -210,7 +210,7 @@ class LinkThread:
                 fetched = await self._consumer.getmany(timeout_ms=200)
             except KafkaError as error:
                 explained = kafka_error(error, self._settings.need_kafka())
-                _log.warning("commands.waiting", error=str(explained), retry_s=RETRY_S[1])
+                _log.warning("commands.delayed", error=str(explained), retry_s=RETRY_S[1])
                 await asyncio.sleep(RETRY_S[1])
                 continue
             for records in fetched.values():
@@ -233,7 +233,7 @@ class LinkThread:
         try:
             message = stored(record).decode()
         except ContractError as error:
-            _log.error("command.unreadable", offset=record.offset, error=str(error))
+            _log.error("command.decode_failed", offset=record.offset, error=str(error))
             return None
         command = message.data
         if not isinstance(command, SeedCommand) or command.run_id != self._run_id:

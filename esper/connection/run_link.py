@@ -135,7 +135,7 @@ class RunLink:
         )
         if not self._link.stop():
             _log.error(
-                "run.left_on_disk",
+                "run.events_unsent",
                 run=self.run_id,
                 events=len(self._outbox),
                 telemetry=len(self._spill),
@@ -339,7 +339,7 @@ class RunLink:
             health=self._link.health,
         )
         self._metrics = TrainerMetrics(parts, self.step_number)
-        _log.info("trainer.metrics", run=self.run_id, port=self._metrics.serve(address))
+        _log.info("trainer.metrics_served", run=self.run_id, port=self._metrics.serve(address))
 
     def _stop_metrics(self) -> None:
         if self._metrics is not None:
@@ -380,10 +380,10 @@ def _tell_of_guesses(model: MorphableModel) -> None:
     topology = model.topology
     if topology is not None and topology.chained:
         _log.warning(
-            "graph.guessed",
+            "graph.approximated",
             modules=[name or type(model.host).__name__ for name in topology.chained],
             hint="torch.fx cannot trace these: their layers count as a chain; give esper.wrap(example_inputs=...)",
         )
     if topology is not None and topology.unreached:
         hint = "the example inputs do not reach these layers: they have no edges"
-        _log.warning("graph.unreached", layers=list(topology.unreached), hint=hint)
+        _log.warning("graph.layers_unreached", layers=list(topology.unreached), hint=hint)

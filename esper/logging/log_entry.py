@@ -44,7 +44,7 @@ class LineRenderer:
             shown = _shown(entry)
             line = json.dumps(shown) if self._console is None else str(self._console(None, entry.level, shown))
         except Exception as error:  # a line is worth more than none
-            named = {"event": "log.unrenderable", "logger": entry.logger, "error": type(error).__name__}
+            named = {"event": "log.render_failed", "logger": entry.logger, "error": type(error).__name__}
             line = json.dumps(named)
         return mask_values(line) + "\n"
 

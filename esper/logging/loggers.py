@@ -55,7 +55,7 @@ def _hand_over(logger: logging.Logger, method: str, event: MutableMapping[str, A
     try:
         writer.put(_entry(logger.name, method, event))
     except Exception as error:  # a value's own code failed
-        writer.put(LogEntry(time.time(), "error", logger.name, "log.unusable", {"error": type(error).__name__}))
+        writer.put(LogEntry(time.time(), "error", logger.name, "log.entry_failed", {"error": type(error).__name__}))
     raise structlog.DropEvent
 
 
@@ -81,5 +81,5 @@ def _for_standard_logging(event: MutableMapping[str, Any]) -> tuple[tuple[str, s
         error = f"\n{mask_text(''.join(entry.error.format()))}" if entry.error else ""
         line = " ".join(parts) + error
     except Exception as error:
-        line = f"log.unusable error={type(error).__name__}"
+        line = f"log.entry_failed error={type(error).__name__}"
     return ("%s", line), {"exc_info": False}

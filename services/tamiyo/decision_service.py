@@ -90,7 +90,7 @@ class DecisionService:
             self._decider = Decider(*parts, expiry_boundaries=self._tamiyo.expiry_boundaries)
             exits.push_async_callback(self._follower.aclose)
             await self._begin()
-            _log.info("tamiyo.metrics", port=port)
+            _log.info("tamiyo.metrics_served", port=port)
             self._exits = exits.pop_all()
         return self
 
@@ -111,7 +111,7 @@ class DecisionService:
                 await asyncio.sleep(self._tamiyo.poll_s)
             except TRANSIENT as error:
                 self.metrics.failed(error)
-                _log.warning("tamiyo.waiting", error=str(error), retry_s=wait_s)
+                _log.warning("tamiyo.delayed", error=str(error), retry_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
 
@@ -149,7 +149,7 @@ class DecisionService:
         if unsent is None:
             self._room.given_up(undone.event_id)  # the log will not say more of it
             _log.warning(
-                "decision.without_view",
+                "decision.view_missing",
                 run=undone.run_id,
                 boundary=undone.boundary,
                 digest=undone.view_digest,

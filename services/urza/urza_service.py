@@ -90,7 +90,7 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
         )
         port = urza.metrics.serve(own.metrics_address)
         exits.callback(urza.metrics.stop)
-        _log.info("urza.metrics", port=port)
+        _log.info("urza.metrics_served", port=port)
         works = {name: _keep(urza, name, step) for name, step in _steps(urza).items()}
         works["beat"] = urza.metrics.health.keep_beating()
         beside = [asyncio.create_task(work, name=f"urza-{name}") for name, work in works.items()]
@@ -114,7 +114,7 @@ def _steps(urza: Urza) -> dict[str, Step]:
                 _log.info("catalogue.proposed", proposals=await ship(urza.producer, connection))
                 has_proposed = True
             if not has_shipped and (has_shipped := await is_shipped(connection)):
-                _log.info("catalogue.complete")
+                _log.info("catalogue.completed")
         await certifier.certify_waiting()
         return has_shipped
 
@@ -134,7 +134,7 @@ async def _keep(urza: Urza, name: str, step: Step) -> None:
             await asyncio.sleep(urza.settings.poll_s)
             continue
         except TRANSIENT as error:
-            _log.warning("urza.waiting", loop=name, error=str(error), retry_s=wait_s)
+            _log.warning("urza.delayed", loop=name, error=str(error), retry_s=wait_s)
         except Exception:  # a fault of ours may not end the loop: it would stand still, and nobody would see it
             _log.exception("urza.failed", loop=name, retry_s=wait_s)
         urza.standing[name] = False

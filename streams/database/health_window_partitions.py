@@ -62,10 +62,10 @@ async def drop_expired(connection: Connection, before: datetime) -> list[str]:
                 await connection.execute(f"SET LOCAL lock_timeout = {DROP_LOCK_TIMEOUT_MS}")
                 await connection.execute(f"DROP TABLE IF EXISTS {name}")
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            _log.info("partition.busy", table=name)
+            _log.info("window_partition.drop_delayed", table=name)
             break
         dropped.append(name)
-        _log.info("partition.dropped", table=name)
+        _log.info("window_partition.dropped", table=name)
     return dropped
 
 

@@ -141,7 +141,7 @@ class ProjectionWorker:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            _log.exception("fold.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
+            _log.exception("projection.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
             self._stop(place, f"{type(error).__name__}: {error}")
 
     def retries(self, on: tuple[type[Exception], ...]) -> AsyncIterator[stamina.Attempt]:
@@ -184,7 +184,7 @@ class ProjectionWorker:
             for place in sorted(self._watch.places - self._red.keys()):
                 self._stop(place, str(error))
         except (*TRANSIENT, EsperError) as error:
-            _log.info("cluster.unknown", error=repr(error))
+            _log.info("cluster_id.lookup_failed", error=repr(error))
 
     async def _claim_cluster(self, connection: Connection) -> None:
         kafka = self._settings.need_kafka()
@@ -231,7 +231,7 @@ class ProjectionWorker:
             async with self._pool.acquire() as connection:
                 await drop_expired(connection, before)
         except (*TRANSIENT, asyncpg.PostgresError) as error:  # not the owner's right, say: no reason to stop folding
-            _log.warning("windows.kept", reason=f"{error!r:.200}")
+            _log.warning("windows.drop_failed", reason=f"{error!r:.200}")
 
     def reached(self) -> Mapping[TopicPartition, int]:
         """How far each partition of this worker is."""
@@ -273,7 +273,7 @@ class ProjectionWorker:
                 await send_pending_dead_letters(connection, *place, self._producer)
             except EsperError as error:
                 # they wait on; the next letter or assignment takes them along
-                _log.warning("letters.waiting", topic=place[0], partition=place[1], error=str(error))
+                _log.warning("dead_letters.delayed", topic=place[0], partition=place[1], error=str(error))
 
     async def _fold_once(self, batch: Batch) -> None:
         assert self._producer is not None

@@ -34,7 +34,7 @@ def load_access_history(cache: KernelCache, path: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, ContractError) as error:
-        _log.warning("habits.unreadable", path=str(path), error=str(error))
+        _log.warning("access_history.load_failed", path=str(path), error=str(error))
 
 
 def save_access_history(cache: KernelCache, path: Path) -> None:
@@ -45,4 +45,4 @@ def save_access_history(cache: KernelCache, path: Path) -> None:
         unfinished.write_text(json.dumps(cache.learnt()))
         unfinished.replace(path)
     except OSError as error:
-        _log.warning("habits.not_kept", path=str(path), error=str(error))
+        _log.warning("access_history.save_failed", path=str(path), error=str(error))

@@ -70,4 +70,4 @@ class HealthReporter:
         silent = self._probe.silent_layers
         if silent and not self._has_named_silent:
             self._has_named_silent = True
-            _log.warning("health.silent_layers", run=self._journal.run_id, layers=silent)
+            _log.warning("layers.not_measured", run=self._journal.run_id, layers=silent)

@@ -105,7 +105,7 @@ class TelemetryQueue:
             deliveries = await producer.deliver([record for _id, record in waiting])
             away = next((error for error in deliveries.errors if isinstance(error, AWAY)), None)
             if away is not None:  # in this order, or not at all: all of it again
-                _log.warning("telemetry.waiting", spilled=len(self._spill), error=str(away))
+                _log.warning("telemetry.delayed", spilled=len(self._spill), error=str(away))
                 await asyncio.sleep(RETRY_S)
                 continue
             self._refused(deliveries.errors)
@@ -154,7 +154,7 @@ class TelemetryQueue:
                 self.num_spilled += len(kept)
         except (OutboxFullError, ContractError) as error:
             kept = []
-            _log.warning("telemetry.not_spilled", error=str(error))
+            _log.warning("telemetry.spill_failed", error=str(error))
         if len(kept) < len(batch):
             self.lose(len(batch) - len(kept))
             _log.warning("telemetry.lost", records=len(batch) - len(kept), spilled=len(self._spill))

@@ -127,7 +127,7 @@ class GroupConsumer:
             async with asyncio.timeout(STOP_S):
                 await self._exits.aclose()
         except TimeoutError:
-            _log.warning("subscriber.left_late", group=self._group, reason="no broker answers")
+            _log.warning("consumer.leave_timed_out", group=self._group, reason="no broker answers")
 
     @property
     def is_healthy(self) -> bool:
@@ -189,7 +189,7 @@ class GroupConsumer:
             task = asyncio.create_task(self._read(tp, place), name=f"read-{tp.topic}-{tp.partition}")
             task.add_done_callback(partial(self._look_at_end, place))
             self._tasks[tp] = task
-        _log.info("subscriber.assigned", group=self._group, partitions=len(assigned))
+        _log.info("consumer.assigned", group=self._group, partitions=len(assigned))
 
     async def _read(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> None:
         while True:
@@ -223,7 +223,7 @@ class GroupConsumer:
     def _look_at_end(self, place: TopicPartition, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._watch.stopped(place, f"its reader broke: {error!r:.200}")
-            _log.error("subscriber.broke", topic=place[0], partition=place[1], exc_info=error)
+            _log.error("consumer.failed", topic=place[0], partition=place[1], exc_info=error)
 
     async def _tried_start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
         retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
@@ -256,7 +256,7 @@ class GroupConsumer:
         try:
             first = (await self._consumer.beginning_offsets([tp]))[tp]
         except KafkaError as error:
-            _log.warning("subscriber.asks_again", topic=tp.topic, partition=tp.partition, error=repr(error))
+            _log.warning("consumer.fetch_retried", topic=tp.topic, partition=tp.partition, error=repr(error))
             if self._readers.get(tp) is reader:
                 self._consumer.seek(tp, records[0].position.offset)
             return

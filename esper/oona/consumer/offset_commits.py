@@ -58,7 +58,7 @@ class Commits:
             self._waiting = {**waiting, **self._waiting}
             if self._failing_since is None:
                 self._failing_since = time.monotonic()
-                _log.warning("commit.waiting", group=self._group, partitions=len(waiting), error=repr(error))
+                _log.warning("commit.delayed", group=self._group, partitions=len(waiting), error=repr(error))
 
     async def leave(self, places: Iterable[TopicPartition]) -> None:
         """Partitions are given away: commit once more, and forget them."""

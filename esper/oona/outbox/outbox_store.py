@@ -172,7 +172,7 @@ class Outbox:
                 done = database.executemany("DELETE FROM outbox WHERE id = ?", [(i,) for i in record_ids])
                 self._num_removed += max(0, done.rowcount)
             except sqlite3.OperationalError as error:
-                _log.warning("outbox.kept", path=str(self.path), records=len(record_ids), error=str(error))
+                _log.warning("outbox.delete_failed", path=str(self.path), records=len(record_ids), error=str(error))
 
     def set_aside(self, record_id: int, reason: str) -> None:
         """Move a record that no broker takes to the table ``refused``, where it is kept with the reason.
@@ -197,7 +197,7 @@ class Outbox:
                 database.execute(_CHECKPOINT).fetchall()
             self._take_reserve()
         except (sqlite3.OperationalError, OSError) as error:
-            _log.warning("outbox.kept", path=str(self.path), up_to=last_id, error=str(error))
+            _log.warning("outbox.delete_failed", path=str(self.path), up_to=last_id, error=str(error))
 
     @property
     def _reserve(self) -> Path:
@@ -213,7 +213,7 @@ class Outbox:
         except OSError as error:
             self._reserve.unlink(missing_ok=True)
             if self._has_reserve:
-                _log.warning("outbox.no_reserve", path=str(self._reserve), error=str(error))
+                _log.warning("outbox.reserve_failed", path=str(self._reserve), error=str(error))
             self._has_reserve = False
 
     def __len__(self) -> int:

@@ -95,7 +95,7 @@ class DecisionArbiter:
                         async with self._moved:
                             self._moved.notify_all()
             except (EsperError, OSError) as error:
-                _log.warning("tamiyo.log_not_followed", error=str(error), retry_s=RETRY_S)
+                _log.warning("decision_log.read_failed", error=str(error), retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)
 
     def _read(self, record: StoredRecord) -> None:

@@ -79,7 +79,7 @@ class PolicyGuard:
             event_id = uuid.uuid5(active.id, "guard")
             back = rollback(await policy_changes(connection), f"by itself: {reason}", self._source, event_id)
         except ConflictError as error:
-            _log.error("policy.harms", policy=str(active.version), reason=reason, detail=str(error))
+            _log.error("policy.rollback_failed", policy=str(active.version), reason=reason, detail=str(error))
             return None
         _log.warning("policy.rolled_back", policy=str(active.version), reason=reason)
         return back

@@ -61,7 +61,7 @@ class GnnPolicy(Policy):
         if options.compile_encoders == "on" or (options.compile_encoders == "auto" and self._device.type == "cuda"):
             for encoder in self.network.encoders.values():
                 encoder.compile(dynamic=True)
-        _log.info("policy.acceleration", **self.acceleration_status)
+        _log.info("policy.accelerated", **self.acceleration_status)
 
     @property
     def acceleration_status(self) -> dict[str, str | bool]:

@@ -99,7 +99,7 @@ class PolicyFollower:
     def _failed(self, wanted: PolicyVersion, error: Exception) -> None:
         self._retry_at = self._clock() + self._wait_s
         told = f"{type(error).__name__}: {error}"
-        _log.error("policy.not_loaded", policy=str(wanted), error=told, kept=str(self.acting.of), retry_s=self._wait_s)
+        _log.error("policy.load_failed", policy=str(wanted), error=told, kept=str(self.acting.of), retry_s=self._wait_s)
         self._metrics.not_loaded(
             f"{wanted}, which the log names as active, cannot be loaded ({told:.300}); {self.acting.of} still decides"
         )

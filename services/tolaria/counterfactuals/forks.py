@@ -99,7 +99,7 @@ class Forks:
         self.counts["dropped"] += len(self._pending)
         self._pending = []
         if self.counts:
-            _log.info("forks.done", run=self._run.run_id, snapshot_s=round(self.snapshot_s, 4), **self.counts)
+            _log.info("forks.finished", run=self._run.run_id, snapshot_s=round(self.snapshot_s, 4), **self.counts)
 
     # -- what the run does ------------------------------------------------------------------
 

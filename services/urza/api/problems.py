@@ -118,7 +118,7 @@ async def _away(_request: Request, error: Exception) -> Response:
 
 
 async def _broken_store(_request: Request, error: Exception) -> Response:
-    _log.error("kernel.broken", error=str(error))
+    _log.error("kernel.check_failed", error=str(error))
     return problem(502, f"the object store broke its promise: {error}")
 
 

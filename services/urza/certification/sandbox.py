@@ -112,7 +112,7 @@ class Sandbox:
                 ending, answer = await self._run(Order(limits=limits, job=job))
             if ending.failure is None:
                 return ending, answer
-            _log.warning("sandbox.contained", failure=ending.failure, attempt=attempt, attempts=ATTEMPTS)
+            _log.warning("sandbox.job_failed", failure=ending.failure, attempt=attempt, attempts=ATTEMPTS)
         return ending, answer
 
     async def _run(self, order: Order) -> tuple[Ending, bytes]:

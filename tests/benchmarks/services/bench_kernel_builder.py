@@ -172,7 +172,7 @@ async def bench_start(stack: EmbeddedStack, folder: Path) -> None:
     with running(child, "urza.ready"):
 
         async def is_complete() -> bool:
-            return "catalogue.complete" in log_of(child)
+            return "catalogue.completed" in log_of(child)
 
         ready_s = time.monotonic() - begin
         await wait_until_async(is_complete, DEADLINE_S, "the catalogue")

@@ -196,10 +196,10 @@ async def test_a_retired_blueprint_is_offered_no_more_and_keeps_its_kernels(urza
     async def offered() -> set[str]:
         return {k["blueprint_id"] for k in await offered_to(urza, run_id)}
 
-    async def is_offered() -> bool:
+    async def is_kernel_offered() -> bool:
         return blueprint_id in await offered()
 
-    await wait_until_async(is_offered, DEADLINE_S, "its kernel")
+    await wait_until_async(is_kernel_offered, DEADLINE_S, "its kernel")
     wanted = await changes_of(urza.pool, BlueprintChange.RETIRE, [blueprint_id], "done")
     (outcome,) = await ask(urza, *wanted)
     assert outcome.verdict == "accepted"
@@ -261,7 +261,7 @@ async def test_two_urzas_one_of_them_killed_take_each_blueprint_to_one_end(
     victim = process(stack, tmp_path, "victim", esper, "serve", "urza")
     mine = [named("shared") for _n in range(12)]
     with running(victim, "urza.ready"):
-        await asyncio.to_thread(wait_until, lambda: "catalogue.complete" in log_of(victim), DEADLINE_S, "the victim")
+        await asyncio.to_thread(wait_until, lambda: "catalogue.completed" in log_of(victim), DEADLINE_S, "the victim")
         await ask(urza, *(proposal(i, SHIPPED[n]) for i, n in zip(mine, SHIPPED, strict=False)))
         await asyncio.to_thread(
             wait_until, lambda: sum(i in log_of(victim) for i in mine) >= 2, DEADLINE_S, "its first answers"
