@@ -154,7 +154,7 @@ class Decider:
         is_over = self._room.broke(pending)
         with traced(pending.traceparent):
             tell = _log.error if is_over else _log.warning
-            tell("view.broken", run=pending.run_id, boundary=pending.boundary, error=told, is_given_up=is_over)
+            tell("view.build_failed", run=pending.run_id, boundary=pending.boundary, error=told, is_given_up=is_over)
         if not is_over:
             return None
         return _Made(

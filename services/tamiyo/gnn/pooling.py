@@ -30,7 +30,11 @@ def has_torch_scatter() -> bool:
     try:
         import torch_scatter  # noqa: F401
     except (ImportError, OSError) as error:
-        _log.warning("torch_scatter.import_failed", error=str(error), hint="compile torch-scatter for this torch, or uninstall it")
+        _log.warning(
+            "torch_scatter.import_failed",
+            error=str(error),
+            hint="compile torch-scatter for this torch, or uninstall it",
+        )
         return False
     return True
 
