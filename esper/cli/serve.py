@@ -47,7 +47,7 @@ def urza() -> None:
 
     async def serve() -> bool:
         async with open_urza(settings) as opened:
-            api = opened.metrics.measured(make_api(opened, settings))
+            api = opened.metrics.wrap_app(make_api(opened, settings))
             server = Server(uvicorn.Config(api, host=own.host, port=port, log_config=None, access_log=False))
             _on_stop_signals(lambda: setattr(server, "should_exit", True))
             running = asyncio.create_task(server.serve())

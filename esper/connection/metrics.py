@@ -9,7 +9,7 @@ import numpy as np
 from esper.connection.events.field_reports import AdaptationBook
 from esper.connection.events.telemetry_queue import TelemetryQueue
 from esper.kasmina.model import MorphableModel
-from esper.metrics import Health, Kind, Meter, MetricsServer, ShownMetrics, client_metrics
+from esper.metrics import Health, Kind, Meter, MetricsServer, ProcessMetrics, client_metrics
 from esper.oona.outbox.outbox_store import Outbox
 from esper.schemas.enums import SeedStage
 from esper.schemas.lifecycle import STAGES
@@ -40,7 +40,7 @@ class RunParts(NamedTuple):
     health: Health
 
 
-class TrainerMetrics(ShownMetrics):
+class TrainerMetrics(ProcessMetrics):
     """The metrics of one run's process. It is ready while Kafka takes what the run tells.
 
     Args:

@@ -2,12 +2,12 @@
 
 Each process has one class that makes all of its metrics (``WorkerMetrics``, ``UrzaMetrics``, ``TamiyoMetrics``,
 ``TrainerMetrics``), in a ``Meter`` of its own; what all of them share is in ``client_metrics``. A series that
-has no value yet is absent, never 0. ``docs/monitoring.md`` lists them all.
+has no value yet is absent, never 0. ``docs/deployment/monitoring.md`` lists them all.
 """
 
 from esper.metrics.meter import Kind, Meter, MetricSpec
 from esper.metrics.readiness import Health, Problem
-from esper.metrics.server import MetricsServer, ShownMetrics
+from esper.metrics.server import MetricsServer, ProcessMetrics
 from esper.metrics.settings import MetricsAddress
 
-__all__ = ["Health", "Kind", "Meter", "MetricSpec", "MetricsAddress", "MetricsServer", "Problem", "ShownMetrics"]
+__all__ = ["Health", "Kind", "Meter", "MetricSpec", "MetricsAddress", "MetricsServer", "Problem", "ProcessMetrics"]

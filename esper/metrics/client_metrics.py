@@ -57,7 +57,7 @@ def esper_version() -> str:
         return ABSENT_VERSION
 
 
-def delivered(counts: Mapping[tuple[str, str], int], seconds: float) -> None:
+def count_send(counts: Mapping[tuple[str, str], int], seconds: float) -> None:
     """Count one send, by the (topic, outcome) of its records."""
     for labels, count in counts.items():
         _records.labels(*labels).inc(count)
@@ -65,12 +65,12 @@ def delivered(counts: Mapping[tuple[str, str], int], seconds: float) -> None:
         _delivery.labels(outcome).observe(seconds)
 
 
-def send_retried(lane: str) -> None:
+def count_send_retry(lane: str) -> None:
     """Count a send that is tried again."""
     _producer_retries.labels(lane).inc()
 
 
-def letter_sent(topic: str, reason: str) -> None:
+def count_dead_letter(topic: str, reason: str) -> None:
     """Count a dead letter; ``topic`` is where its record lay."""
     _letters.labels(topic, reason).inc()
 

@@ -73,7 +73,7 @@ class MetricsServer:
         return [b"/metrics, /healthz, /readyz\n"]
 
 
-class ShownMetrics:
+class ProcessMetrics:
     """What the metrics of every process have in common: ``_server`` shows its meter and its health."""
 
     _server: MetricsServer

@@ -99,7 +99,7 @@ class OonaProducer:
     async def _try_again(self, deliveries: Deliveries) -> None:
         async for attempt in retry_forever(UnavailableError, *RETRY_S):
             with attempt:
-                client_metrics.send_retried("telemetry" if deliveries.records[0].topic == TELEMETRY.name else "control")
+                client_metrics.count_send_retry("telemetry" if deliveries.records[0].topic == TELEMETRY.name else "control")
                 await self._attempt(deliveries)
 
     async def _attempt(self, deliveries: Deliveries) -> None:
@@ -123,11 +123,11 @@ def _count(deliveries: Deliveries, seconds: float) -> None:
         tally = Counter((d.record.topic, _outcome(d)) for d in deliveries)
     else:
         tally = Counter((record.topic, ACKNOWLEDGED) for record in deliveries.records)
-    client_metrics.delivered(tally, seconds)
+    client_metrics.count_send(tally, seconds)
     if any(topic.endswith(DEAD_LETTER_SUFFIX) for topic, _outcome in tally):
         for record, position, _error in deliveries:
             if position is not None and record.topic.endswith(DEAD_LETTER_SUFFIX):
-                client_metrics.letter_sent(record.topic.removesuffix(DEAD_LETTER_SUFFIX), reason_of(record))
+                client_metrics.count_dead_letter(record.topic.removesuffix(DEAD_LETTER_SUFFIX), reason_of(record))
 
 
 def _outcome(delivery: Delivery) -> str:

@@ -106,11 +106,11 @@ class DecisionService:
         while True:
             try:
                 await self.tick()
-                self.metrics.looked()
+                self.metrics.poll_succeeded()
                 wait_s = RETRY_S[0]
                 await asyncio.sleep(self._tamiyo.poll_s)
             except TRANSIENT as error:
-                self.metrics.failed(error)
+                self.metrics.poll_failed(error)
                 _log.warning("tamiyo.delayed", error=str(error), retry_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
@@ -125,7 +125,7 @@ class DecisionService:
         if gone_back is not None:
             await self._producer.send(gone_back)
         waiting = [p for p in self._room.look(pending) if not self._is_decided(p)]
-        self.metrics.found(waiting)
+        self.metrics.boundaries_found(waiting)
         if self._is_following:
             self._follower.look(active)
         due, size = self._room.due(waiting), self._tamiyo.max_batch
@@ -158,7 +158,7 @@ class DecisionService:
             return
         await self._producer.send(decision_events.command_for(unsent, self._tamiyo.expiry_boundaries))
         self._room.commanded(undone.event_id)
-        self.metrics.commanded(is_resent=True)
+        self.metrics.command_recorded(is_resent=True)
 
     @property
     def _is_following(self) -> bool:
@@ -170,7 +170,7 @@ class DecisionService:
     async def _begin(self) -> None:
         """Load who decides, and say who does, unless the log says so already."""
         async with self._pool.acquire() as connection:
-            changes = await policy_changes(connection, by_settings_too=not self._is_following)
+            changes = await policy_changes(connection, include_by_settings=not self._is_following)
         if self._is_following:
             await self._follower.start(changes[0] if changes else None)
         told = announcement(settled(self._tamiyo), changes, decision_events.SOURCE, is_fixed=not self._is_following)

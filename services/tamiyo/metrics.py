@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, client_metrics
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMetrics, client_metrics
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
 
@@ -11,7 +11,7 @@ NOTHING_READ = "the projections have not been read yet"
 DECISION_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class TamiyoMetrics(ShownMetrics):
+class TamiyoMetrics(ProcessMetrics):
     """The metrics of one controller. It is ready while the projections and Kafka answer it."""
 
     def __init__(self, policy: str, version: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,19 +46,19 @@ class TamiyoMetrics(ShownMetrics):
             "resent",
         )
         self._retries = meter.counter(
-            "esper_tamiyo_retries_total", "Looks that failed because something was away.", "error"
+            "esper_tamiyo_poll_failures_total", "Looks that failed because something was away.", "error"
         )
         self._broken = meter.counter(
-            "esper_tamiyo_broken_total",
+            "esper_tamiyo_decision_failures_total",
             "Times that one boundary's view could not be made (view), decided on (policy) or recorded (record).",
             "what",
         )
         self._seconds = meter.counter(
-            "esper_tamiyo_second_decisions_total",
+            "esper_tamiyo_superseded_decisions_total",
             "Decisions whose command was left to another controller's, which was first in the log, or to a later look.",
         )
         self._swaps = meter.counter(
-            "esper_tamiyo_policy_swaps_total",
+            "esper_tamiyo_policy_loads_total",
             "Versions that the log named as active, and what became of it: loaded, failed.",
             "outcome",
         )
@@ -77,54 +77,54 @@ class TamiyoMetrics(ShownMetrics):
             lambda: self._num_pending,
         )
         meter.probe(
-            Kind.GAUGE, "esper_tamiyo_look_age_seconds", "How long ago the last look succeeded.", self._look_age_s
+            Kind.GAUGE, "esper_tamiyo_poll_age_seconds", "How long ago the last look succeeded.", self._look_age_s
         )
         meter.include(client_metrics.METER)
         return meter
 
-    def found(self, pending: Sequence[object]) -> None:
+    def boundaries_found(self, pending: Sequence[object]) -> None:
         """The boundaries that a look found."""
         self._num_pending = len(pending)
 
-    def looked(self) -> None:
+    def poll_succeeded(self) -> None:
         """A look came to its end."""
         self._looked_at, self._problem = self._clock(), ""
 
-    def failed(self, error: BaseException) -> None:
+    def poll_failed(self, error: BaseException) -> None:
         """A look did not: something is away."""
         self._problem = str(error) or type(error).__name__
         self._retries.labels(type(error).__name__).inc()
 
-    def broke(self, what: str) -> None:
+    def decision_failed(self, what: str) -> None:
         """One boundary could not be decided as it should be; the others were."""
         self._broken.labels(what).inc()
 
-    def came_second(self, count: int) -> None:
+    def decisions_superseded(self, count: int) -> None:
         """So many decisions were not the first in the log, or not known to be."""
         self._seconds.inc(count)
 
-    def swapped(self, policy: str, version: int) -> None:
+    def policy_loaded(self, policy: str, version: int) -> None:
         """This version decides from here on."""
         self._policy, self._not_loaded = (policy, str(version)), None
         self._swaps.labels("loaded").inc()
 
-    def settled(self) -> None:
+    def policy_confirmed(self) -> None:
         """Who decides is who the log names."""
         self._not_loaded = None
 
-    def not_loaded(self, problem: str) -> None:
+    def policy_load_failed(self, problem: str) -> None:
         """The version that the log names cannot be loaded; another one goes on deciding."""
         self._not_loaded = problem
         self._swaps.labels("failed").inc()
 
-    def decided(self, decision: OonaMessage, seconds: float) -> None:
+    def decision_recorded(self, decision: OonaMessage, seconds: float) -> None:
         """A decision is in the log, and its command if it has one."""
         event = decision.data
         assert isinstance(event, DecisionMade)
         self._decisions.labels(event.action, str(event.stale).lower()).inc()
         self._decision.labels(event.action).observe(seconds)
 
-    def commanded(self, *, is_resent: bool) -> None:
+    def command_recorded(self, *, is_resent: bool) -> None:
         """A command is in the log."""
         self._commands.labels(str(is_resent).lower()).inc()
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.routing import compile_path
 
 from esper.logging import incoming_trace, traced
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, client_metrics
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMetrics, client_metrics
 
 NO_ROUTE = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -25,7 +25,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class UrzaMetrics(ShownMetrics):
+class UrzaMetrics(ProcessMetrics):
     """The metrics of one library.
 
     Args:
@@ -48,11 +48,11 @@ class UrzaMetrics(ShownMetrics):
             "method",
             "status",
         )
-        meter.probe(Kind.GAUGE, "esper_urza_requests_open", "Requests being answered.", lambda: self._num_open)
+        meter.probe(Kind.GAUGE, "esper_urza_requests_in_flight", "Requests being answered.", lambda: self._num_open)
         meter.include(client_metrics.METER)
         return meter
 
-    def measured(self, app: AsgiApp) -> AsgiApp:
+    def wrap_app(self, app: AsgiApp) -> AsgiApp:
         """The API, with each request timed, and its log lines in the trace that the caller named."""
 
         patterns = cache(lambda: _patterns(app))

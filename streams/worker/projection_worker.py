@@ -10,22 +10,26 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
-import stamina
 
 from esper.config import Settings, state_dir
-from esper.errors import EsperError, NewerVersionError, NotAllowedError, PositionError, UnavailableError
+from esper.errors import EsperError, NewerVersionError, PositionError
 from esper.logging import get_logger
 from esper.oona.admin.read_access import verify_group, verify_readable
 from esper.oona.admin.topics import cluster_id, verify_topics
+from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
 from esper.oona.producer import OonaProducer
 from esper.oona.progress_watch import ProgressWatch, StallReporter
 from esper.oona.records import TopicPartition
+from esper.retry import retry_forever
 from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection, Pool
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.health_window_partitions import drop_expired
+from esper.streams.database.postgres_errors import DRIVER_ERRORS as POSTGRES_DRIVER_ERRORS
+from esper.streams.database.postgres_errors import TRANSIENT_ERRORS as POSTGRES_TRANSIENT_ERRORS
 from esper.streams.database.postgres_errors import postgres_error
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import (
@@ -37,30 +41,14 @@ from esper.streams.database.stored_positions import (
 )
 from esper.streams.dead_letters import send_pending_dead_letters
 from esper.streams.settings import StreamsSettings
-from esper.streams.worker.batch_projection import Batch, fold
-from esper.streams.worker.member_ids import take_slot
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.worker.batch_projection import Batch, apply_batch
+from esper.streams.worker.member_ids import acquire_member_id
+from esper.streams.worker.partition_cache import PartitionCache
 from esper.streams.worker.worker_metrics import WorkerMetrics
 
-TRANSIENT = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
-    asyncpg.OperatorInterventionError,
-    asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
-    asyncpg.IdleInTransactionSessionTimeoutError,  # this process was stopped for a while
-    asyncpg.TransactionTimeoutError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
-    asyncpg.UndefinedTableError,
-    asyncpg.InternalServerError,
-    UnavailableError,
-    NotAllowedError,
-    OSError,
-)
-"""What a retry can mend: Postgres or Kafka is away, full or busy, or a right is given back."""
+TRANSIENT = (*KAFKA_TRANSIENT_ERRORS, *POSTGRES_TRANSIENT_ERRORS)
 
+RETRY_FIRST_S = 0.1
 LOOK_TIMEOUT_S = 5.0  # for a look at the cluster: the next one comes soon
 
 _log = get_logger(__name__)
@@ -76,7 +64,7 @@ class ProjectionWorker:
         self._streams = streams
         self._exits = AsyncExitStack()
         self._red: dict[TopicPartition, str] = {}
-        self._memories: dict[TopicPartition, PartitionMemory] = {}
+        self._caches: dict[TopicPartition, PartitionCache] = {}
         self._begins: dict[TopicPartition, int] = {}
         self._misfits: set[TopicPartition] = set()
         self._watch = ProgressWatch(streams.stalled_after_s)
@@ -101,10 +89,10 @@ class ProjectionWorker:
             try:
                 async with self._pool.acquire() as connection:
                     await verify_log(connection, kafka)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            except POSTGRES_DRIVER_ERRORS as error:
                 raise postgres_error(error, postgres) from error
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))
-            slot = take_slot(state_dir() / "slots", self._streams.slot)
+            slot = acquire_member_id(state_dir() / "slots", self._streams.slot)
             exits.callback(slot.release)
             self.instance_id = slot.instance_id
             port = self.metrics.serve(self._streams.metrics_address)
@@ -118,7 +106,7 @@ class ProjectionWorker:
         """Close what ``open`` opened."""
         await self._exits.aclose()
 
-    async def fold(self, batch: Batch, is_current: Callable[[], bool]) -> None:
+    async def apply(self, batch: Batch, is_current: Callable[[], bool]) -> None:
         """Fold a batch; try again for as long as Postgres or Kafka is away.
 
         Args:
@@ -144,11 +132,9 @@ class ProjectionWorker:
             _log.exception("projection.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
             self._stop(place, f"{type(error).__name__}: {error}")
 
-    def retries(self, on: tuple[type[Exception], ...]) -> AsyncIterator[stamina.Attempt]:
+    def retries(self, on: tuple[type[Exception], ...]) -> AsyncIterator[Any]:
         """Attempts without end, for what waiting can mend."""
-        return aiter(
-            stamina.retry_context(on=on, attempts=None, timeout=None, wait_max=self._streams.retry_max_delay_s)
-        )
+        return aiter(retry_forever(on, RETRY_FIRST_S, self._streams.retry_max_delay_s))
 
     def is_red(self, place: TopicPartition) -> bool:
         """Whether a partition was stopped."""
@@ -207,12 +193,12 @@ class ProjectionWorker:
                 wrong_log = str(error)
             else:
                 await self._send_left_letters(connection, assigned)
-        self._memories.clear()
+        self._caches.clear()
         self._begins = {place: first.get(place, 0) for place in assigned - stored.keys()}
         for place in self._watch.places - assigned:
             self._watch.end(place)
         positions = {place: stored.get(place, first.get(place, 0)) for place in sorted(assigned)}
-        self.metrics.assigned(positions)
+        self.metrics.partitions_assigned(positions)
         for place in positions:
             self._red.pop(place, None)
             self._watch.begin(place, positions[place])
@@ -262,12 +248,12 @@ class ProjectionWorker:
         self._misfits = set(misfits)  # a new leader may say too little for a moment: told at the second look
         stalls = self._watch.stalls(ends)
         self._teller.tell(stalls)
-        self.metrics.watched(ends, stalls)
+        self.metrics.update_positions(ends, stalls)
 
     async def _send_left_letters(self, connection: Connection, assigned: set[TopicPartition]) -> None:
         """Send what an earlier owner of these partitions decided on and did not get to send."""
         assert self._producer is not None
-        rows = [row async for row in queries("letters").all_pending(connection)]
+        rows = [row async for row in queries("dead_letters").all_pending(connection)]
         for place in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
             try:
                 await send_pending_dead_letters(connection, *place, self._producer)
@@ -279,21 +265,21 @@ class ProjectionWorker:
         assert self._producer is not None
         may_begin = self._begins.get((batch.topic, batch.partition)) == batch.start
         try:
-            with self.metrics.folding(batch.topic):
+            with self.metrics.time_batch(batch.topic):
                 async with self._pool.acquire() as connection:
-                    memory = self._memories.setdefault((batch.topic, batch.partition), PartitionMemory())
-                    folded = await fold(connection, replace(batch, may_begin=may_begin), memory=memory)
-                    if folded.has_letters:
+                    cache = self._caches.setdefault((batch.topic, batch.partition), PartitionCache())
+                    applied = await apply_batch(connection, replace(batch, may_begin=may_begin), cache=cache)
+                    if applied.has_letters:
                         await send_pending_dead_letters(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
             self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
-            self.metrics.retried(batch.topic, error)
+            self.metrics.batch_retried(batch.topic, error)
             raise
-        self.metrics.folded(batch, folded.num_events, folded.transaction_s)
+        self.metrics.batch_projected(batch, applied.num_events, applied.transaction_s)
 
     def _stop(self, place: TopicPartition, reason: str) -> None:
         topic, partition = place
         self._red[place] = reason
         self._watch.stopped(place, reason)
-        self.metrics.red(place, reason)
+        self.metrics.partition_stopped(place, reason)
         _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

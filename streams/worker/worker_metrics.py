@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import asyncpg
-
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ShownMetrics, client_metrics
+from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMetrics, client_metrics
 from esper.oona.progress_watch import Stall
 from esper.oona.records import TopicPartition
+from esper.streams.database.postgres_errors import DRIVER_ERRORS
 from esper.streams.worker.batch_projection import Batch
 
 BATCH_RECORDS = (1, 10, 50, 100, 500, 1_000, 2_500, 5_000, 10_000)
 NOT_ASSIGNED = "the group has assigned no partition to this worker yet"
-POSTGRES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @dataclass(slots=True)
@@ -38,7 +36,7 @@ class _Partition:
         return None if self.end is None else max(0, self.end - self.position)
 
 
-class WorkerMetrics(ShownMetrics):
+class WorkerMetrics(ProcessMetrics):
     """The metrics of one worker, and what keeps it from being ready.
 
     Args:
@@ -65,7 +63,7 @@ class WorkerMetrics(ShownMetrics):
             "esper_worker_batch_records", "Records in one batch.", by_topic, buckets=BATCH_RECORDS
         )
         self._fold = meter.histogram(
-            "esper_worker_fold_seconds", "One try at a batch: decoding, its transaction, its dead letters.", by_topic
+            "esper_worker_batch_seconds", "One try at a batch: decoding, its transaction, its dead letters.", by_topic
         )
         self._transaction = meter.histogram(
             "esper_worker_transaction_seconds", "The transaction of a batch, from its begin to its commit.", by_topic
@@ -79,8 +77,8 @@ class WorkerMetrics(ShownMetrics):
 
         probe("esper_worker_lag_records", "Records in the log that are not folded yet.", self._lag_records)
         probe("esper_worker_lag_seconds", "How long the oldest of them may have waited, at most.", self._lag_seconds)
-        probe("esper_worker_folded_offset", "The offset to go on from.", self._positions)
-        probe("esper_worker_partition_red", "1 where a partition stopped; somebody has to look at it.", self._reds)
+        probe("esper_worker_next_offset", "The offset to go on from.", self._positions)
+        probe("esper_worker_partition_stopped", "1 where a partition stopped; somebody has to look at it.", self._reds)
         probe("esper_worker_partition_stalled", "1 where a partition with records left does not get on.", self._stalled)
         meter.probe(
             Kind.GAUGE, "esper_worker_partitions", "Partitions assigned to this worker.", lambda: len(self._partitions)
@@ -90,7 +88,7 @@ class WorkerMetrics(ShownMetrics):
 
     # -- the process's side -----------------------------------------------------------------
 
-    def assigned(self, positions: Mapping[TopicPartition, int]) -> None:
+    def partitions_assigned(self, positions: Mapping[TopicPartition, int]) -> None:
         """These partitions are this worker's from now on, each from this offset, and no others."""
         for place in [p for p in self._partitions if p not in positions]:
             del self._partitions[place]
@@ -101,12 +99,12 @@ class WorkerMetrics(ShownMetrics):
                 self._partitions[place] = _Partition(position)
 
     @contextmanager
-    def folding(self, topic: str) -> Iterator[None]:
+    def time_batch(self, topic: str) -> Iterator[None]:
         """Times one try at a batch."""
         with self._fold.labels(topic).time():
             yield
 
-    def folded(self, batch: Batch, num_events: int, transaction_s: float | None = None) -> None:
+    def batch_projected(self, batch: Batch, num_events: int, transaction_s: float | None = None) -> None:
         """Counts one batch that was folded."""
         self._events.labels(batch.topic).inc(num_events)
         self._records.labels(batch.topic).inc(len(batch.records))
@@ -120,15 +118,15 @@ class WorkerMetrics(ShownMetrics):
             # a record dated later than now: the broker's clock is ahead by at least so much
             self._behind_s = max(self._behind_s, known.newest_ms / 1000 - self._now_s())
 
-    def retried(self, topic: str, error: BaseException) -> None:
+    def batch_retried(self, topic: str, error: BaseException) -> None:
         """Counts a batch that has to be tried again."""
-        self._retries.labels(topic, "postgres" if isinstance(error, POSTGRES) else "kafka").inc()
+        self._retries.labels(topic, "postgres" if isinstance(error, DRIVER_ERRORS) else "kafka").inc()
 
-    def red(self, place: TopicPartition, reason: str) -> None:
+    def partition_stopped(self, place: TopicPartition, reason: str) -> None:
         """A partition stopped."""
         self._red[place] = reason
 
-    def watched(self, ends: Mapping[TopicPartition, int | None], stalls: Iterable[Stall]) -> None:
+    def update_positions(self, ends: Mapping[TopicPartition, int | None], stalls: Iterable[Stall]) -> None:
         """Takes a look at how far each partition is: the ends of the log, and what does not get on."""
         self._stalls = tuple(stalls)
         stuck = {(s.topic, s.partition) for s in self._stalls}

@@ -139,7 +139,7 @@ class Decider:
 
     def _made(self, pending: PendingBoundary, view: GraphView, chosen: Chosen, acting: ActivePolicy) -> _Made:
         if chosen.error is not None:
-            self._metrics.broke("policy")
+            self._metrics.decision_failed("policy")
             with traced(pending.traceparent):
                 _log.error("policy.failed", run=view.run_id, boundary=view.boundary, error=chosen.error)
         decision = decision_events.made_decision(view, chosen, pending, acting)
@@ -150,7 +150,7 @@ class Decider:
     ) -> _Made | None:
         """WAIT for a boundary whose view cannot be made, if it was tried for long enough."""
         told = f"{type(error).__name__}: {error}"
-        self._metrics.broke("view")
+        self._metrics.decision_failed("view")
         is_over = self._room.broke(pending)
         with traced(pending.traceparent):
             tell = _log.error if is_over else _log.warning
@@ -183,7 +183,7 @@ class Decider:
             if isinstance(place, Position):
                 written.append(one)
             elif not isinstance(place, AWAY):
-                self._metrics.broke("record")
+                self._metrics.decision_failed("record")
                 _log.error("view.refused", run=one.pending.run_id, boundary=one.pending.boundary, error=str(place))
                 reason = decision_events.BROKEN_REASON.format(f"the log does not take it: {place}")
                 written.append(_Made(one.pending, decision_events.blind_decision(one.pending, acting, reason)))
@@ -197,12 +197,12 @@ class Decider:
         unsent = [
             one.unsent for (one, _place), is_first in zip(told, are_first, strict=True) if is_first and one.unsent
         ]
-        self._metrics.came_second(len(told) - len(unsent))
+        self._metrics.decisions_superseded(len(told) - len(unsent))
         places = await self._deliver([decision_events.command_for(u, self._expiry_boundaries) for u in unsent], errors)
         for one, place in zip(unsent, places, strict=True):
             if isinstance(place, Position):
                 self._room.commanded(one.event_id)
-                self._metrics.commanded(is_resent=False)
+                self._metrics.command_recorded(is_resent=False)
 
     async def _deliver(
         self, messages: Sequence[OonaMessage], errors: list[EsperError]
@@ -217,7 +217,7 @@ class Decider:
     def _note(self, one: _Made) -> None:
         event = one.decision.data
         assert isinstance(event, DecisionMade)
-        self._metrics.decided(one.decision, self._room.decided(one.pending))
+        self._metrics.decision_recorded(one.decision, self._room.decided(one.pending))
         if one.unsent is None:
             return
         with traced(one.pending.traceparent):

@@ -75,7 +75,7 @@ class PolicyFollower:
         self._wanted, self._loading = wanted, None
         self._retry_at, self._wait_s = 0.0, RETRY_S[0]
         if wanted is None:
-            self._metrics.settled()
+            self._metrics.policy_confirmed()
 
     async def _load(self, version: PolicyVersion) -> Policy:
         source = self._sources.get(version.kind)
@@ -93,14 +93,14 @@ class PolicyFollower:
             return
         before, self.acting = self.acting, ActivePolicy(wanted, self._soften(policy))
         self._wanted = None
-        self._metrics.swapped(wanted.policy_id, wanted.version)
+        self._metrics.policy_loaded(wanted.policy_id, wanted.version)
         _log.info("policy.swapped", policy=str(wanted), kind=wanted.kind, before=str(before.of))
 
     def _failed(self, wanted: PolicyVersion, error: Exception) -> None:
         self._retry_at = self._clock() + self._wait_s
         told = f"{type(error).__name__}: {error}"
         _log.error("policy.load_failed", policy=str(wanted), error=told, kept=str(self.acting.of), retry_s=self._wait_s)
-        self._metrics.not_loaded(
+        self._metrics.policy_load_failed(
             f"{wanted}, which the log names as active, cannot be loaded ({told:.300}); {self.acting.of} still decides"
         )
         self._wait_s = min(2 * self._wait_s, RETRY_S[1])

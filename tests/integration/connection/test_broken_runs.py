@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from support.conditions import wait_until_async
-from support.events.tamiyo_run_events import boundary, ended, epoch, started, told
+from support.events.run_messages import read_run_messages
+from support.events.tamiyo_run_events import boundary_reached, epoch_completed, run_ended, run_started
 from support.processes.esper_processes import running, worker
 
 from esper.embedded.stack import EmbeddedStack
@@ -56,7 +57,7 @@ async def test_one_broken_run_holds_up_no_other(stack: EmbeddedStack, tmp_path: 
             DecisionService(settings, tamiyo) as service,
         ):
             service._follower.acting.policy.policy = Picky(hated)
-            await producer.send_batch([m for r in run_ids for m in (started(r), epoch(r, 1))])
+            await producer.send_batch([m for r in run_ids for m in (run_started(r), epoch_completed(r, 1))])
 
             async def are_there() -> bool:
                 found = await pool.fetchval("SELECT count(*) FROM layers WHERE run_id = ANY($1)", run_ids)
@@ -64,12 +65,12 @@ async def test_one_broken_run_holds_up_no_other(stack: EmbeddedStack, tmp_path: 
 
             await wait_until_async(are_there, 40, "the runs' rows")
             await pool.execute("UPDATE layers SET kind = 'no such kind' WHERE run_id = $1", broken)
-            await producer.send_batch([boundary(r, 2, 1) for r in run_ids])
+            await producer.send_batch([boundary_reached(r, 2, 1) for r in run_ids])
             deciding = asyncio.create_task(service.run())
             try:
 
                 async def decisions_of(*of: str) -> list[OonaMessage]:
-                    return [d for run_id in of for d in await told(stack, run_id, DECISIONS)]
+                    return [d for run_id in of for d in await read_run_messages(stack, run_id, DECISIONS)]
 
                 async def are_decided() -> bool:
                     return len(await decisions_of(*sound, hated)) == NUM_SOUND + 1
@@ -83,20 +84,20 @@ async def test_one_broken_run_holds_up_no_other(stack: EmbeddedStack, tmp_path: 
                 await wait_until_async(is_given_up, 3 * STALE_AFTER_S, "the broken one's WAIT")
                 (given_up,), (failed,) = await decisions_of(broken), await decisions_of(hated)
                 counted = service.metrics.meter.registry.get_sample_value
-                assert (counted("esper_tamiyo_broken_total", {"what": "view"}) or 0) > 1
-                assert counted("esper_tamiyo_broken_total", {"what": "policy"}) == 1
+                assert (counted("esper_tamiyo_decision_failures_total", {"what": "view"}) or 0) > 1
+                assert counted("esper_tamiyo_decision_failures_total", {"what": "policy"}) == 1
                 assert service.metrics.health.problems() == [], "it is ready: the others are served"
             finally:
                 deciding.cancel()
                 await asyncio.wait([deciding])
-                await producer.send_batch([ended(r, 3) for r in run_ids])
+                await producer.send_batch([run_ended(r, 3) for r in run_ids])
                 await pool.execute("UPDATE layers SET kind = 'linear' WHERE run_id = $1", broken)
     assert (given_up.data.action, given_up.data.stale, given_up.data.view_digest) == ("wait", True, None)
     assert "cannot be made" in given_up.data.reason
     assert "no such kind" in given_up.data.reason
     assert (failed.data.action, failed.data.stale, failed.data.probability) == ("wait", False, 1.0)
     assert "RuntimeError: not this one" in failed.data.reason
-    (seen,) = await told(stack, hated, VIEWS)
+    (seen,) = await read_run_messages(stack, hated, VIEWS)
     assert seen.data.digest == failed.data.view_digest, "what the policy failed on is in the log"
-    for decision in await told(stack, sound[0], DECISIONS):
+    for decision in await read_run_messages(stack, sound[0], DECISIONS):
         assert (decision.id, decision.data.reason) == (ids.decision_id(sound[0], 1, 1), "as always")

@@ -161,7 +161,7 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     assert record.key is not None
     assert record.value is not None
     await send_raw(services.stack, TELEMETRY.name, record.key, record.value, headers)
-    wait_until(lambda: metric(url, "esper_worker_partition_red", **place) == 1, 60, "the red partition")
+    wait_until(lambda: metric(url, "esper_worker_partition_stopped", **place) == 1, 60, "the red partition")
     answer = httpx.get(f"{url}/readyz", timeout=30)
     assert answer.status_code == 503
     problems = [p for p in answer.json()["problems"] if p.get("topic") == place["topic"]]
@@ -172,7 +172,7 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
 
     rules = {r["alert"]: r["expr"] for g in yaml.safe_load(ALERTS.read_text())["groups"] for r in g["rules"]}
     samples = samples_of(scrape(url), job="esper-worker", instance="w")
-    fires = evaluate(rules["EsperPartitionRed"], samples)
+    fires = evaluate(rules["EsperPartitionStopped"], samples)
     assert isinstance(fires, dict)
     assert [dict(labels) for labels in fires] == [{**place, "job": "esper-worker", "instance": "w"}]
     assert evaluate(rules["EsperPartitionStalled"], samples) == {}, "what is red is not told twice"
@@ -223,7 +223,7 @@ def train(services: Services, folder: Path, run_id: str, looks: dict[str, Any]) 
         )
         decided = {"topic": "system.runs", "outcome": "acknowledged"}
         looks["sent"] = metric(url, "esper_producer_records_total", **decided)
-        wait_until(lambda: metric(services.tamiyo, "esper_tamiyo_look_age_seconds") is not None, 60, "Tamiyo's look")
+        wait_until(lambda: metric(services.tamiyo, "esper_tamiyo_poll_age_seconds") is not None, 60, "Tamiyo's look")
         wait_until(
             lambda: any(name == "esper_tamiyo_decisions_total" for name in samples_of(scrape(services.tamiyo))),
             60,
@@ -295,7 +295,7 @@ async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services
     """asyncpg has a third kind of error for it, where a connection ends in the moment of a question."""
 
     def red() -> set[Any]:
-        samples = samples_of(scrape(services.worker))["esper_worker_partition_red"]
+        samples = samples_of(scrape(services.worker))["esper_worker_partition_stopped"]
         return {labels for labels, value in samples.items() if value}
 
     def num_folded() -> float:
@@ -328,7 +328,7 @@ def test_a_service_that_is_away_makes_its_reader_not_ready(services: Services) -
 
         assert wait_until(problem, 60, "Tamiyo's problem")
         assert httpx.get(f"{services.tamiyo}/healthz", timeout=30).status_code == 200
-        assert sum(samples_of(scrape(services.tamiyo))["esper_tamiyo_retries_total"].values()) >= 1
+        assert sum(samples_of(scrape(services.tamiyo))["esper_tamiyo_poll_failures_total"].values()) >= 1
     finally:
         services.stack.postgres.start()
     wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "its end")

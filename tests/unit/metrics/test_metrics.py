@@ -29,11 +29,11 @@ from esper.oona.progress_watch import Stall
 from esper.oona.records import Position
 from esper.services.urza.metrics import UrzaMetrics
 from esper.streams.settings import StreamsSettings
-from esper.streams.worker.batch_projection import Batch, Folded
+from esper.streams.worker.batch_projection import Batch, AppliedBatch
 from esper.streams.worker.projection_worker import ProjectionWorker
 from esper.streams.worker.worker_metrics import WorkerMetrics
 
-MONITORING = DOCS / "monitoring.md"
+MONITORING = DOCS / "deployment" / "monitoring.md"
 ANY_PORT = MetricsAddress("127.0.0.1", 0, "ESPER_TEST__PORT")
 PLACE = ("system.runs", 3)
 
@@ -72,7 +72,7 @@ def lag_of(metrics: WorkerMetrics) -> tuple[float | None, float | None]:
 
 def test_the_table_in_the_docs_is_the_codes() -> None:
     assert markdown(catalogue()) in DOCS.read_text(encoding="utf-8"), (
-        "write `esper metrics docs` into docs/monitoring.md"
+        "write `esper metrics docs` into docs/deployment/monitoring.md"
     )
 
 
@@ -117,41 +117,41 @@ def test_a_worker_that_began_shows_no_zero_for_what_it_does_not_know(
     worker: tuple[WorkerMetrics, Clock, Clock],
 ) -> None:
     metrics, _wall, _clock = worker
-    metrics.assigned({PLACE: 7})
+    metrics.partitions_assigned({PLACE: 7})
     assert lag_of(metrics) == (None, None)
-    metrics.watched({PLACE: None}, [])
+    metrics.update_positions({PLACE: None}, [])
     assert lag_of(metrics) == (None, None)
     names = {name for name, _labels in shown(metrics.meter)}
-    assert not {n for n in names if n.startswith(("esper_worker_events", "esper_worker_fold_seconds"))}
+    assert not {n for n in names if n.startswith(("esper_worker_events", "esper_worker_batch_seconds"))}
 
 
 def test_lag_is_what_is_left_and_how_long_it_may_have_waited(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, wall, clock = worker
-    metrics.assigned({PLACE: 0})
-    metrics.watched({PLACE: 5}, [])
+    metrics.partitions_assigned({PLACE: 0})
+    metrics.update_positions({PLACE: 5}, [])
     assert lag_of(metrics) == (5, None), "nothing was folded: nobody knows since when"
-    metrics.folded(batch(0, 900_000, 940_000), 2)
+    metrics.batch_projected(batch(0, 900_000, 940_000), 2)
     assert lag_of(metrics) == (3, 60.0), "the newest folded record is 60 s old by the broker's clock"
-    metrics.folded(batch(2, 999_000, 999_500, 999_900), 3)
+    metrics.batch_projected(batch(2, 999_000, 999_500, 999_900), 3)
     assert lag_of(metrics) == (0, 0.0)
-    metrics.watched({PLACE: 5}, [])
+    metrics.update_positions({PLACE: 5}, [])
     wall.now, clock.now = 5_000.0, 4_050.0
-    metrics.watched({PLACE: 6}, [])
+    metrics.update_positions({PLACE: 6}, [])
     assert lag_of(metrics)[0] == 1
     assert lag_of(metrics)[1] == 4_000.0
-    metrics.folded(batch(5, 4_999_000), 1)
-    metrics.watched({PLACE: 6}, [])
+    metrics.batch_projected(batch(5, 4_999_000), 1)
+    metrics.update_positions({PLACE: 6}, [])
     clock.now += 2.0
-    metrics.watched({PLACE: 9}, [])
+    metrics.update_positions({PLACE: 9}, [])
     wall.now += 100.0
     assert lag_of(metrics) == (3, 2.0), "nothing was left two seconds ago, however old the newest record is"
 
 
 def test_a_brokers_clock_that_is_ahead_gives_no_negative_lag(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, wall, _clock = worker
-    metrics.assigned({PLACE: 0})
-    metrics.folded(batch(0, 1_030_000), 1)
-    metrics.watched({PLACE: 2}, [])
+    metrics.partitions_assigned({PLACE: 0})
+    metrics.batch_projected(batch(0, 1_030_000), 1)
+    metrics.update_positions({PLACE: 2}, [])
     assert lag_of(metrics) == (1, 0.0)
     wall.now += 5
     assert lag_of(metrics) == (1, 5.0)
@@ -160,10 +160,10 @@ def test_a_brokers_clock_that_is_ahead_gives_no_negative_lag(worker: tuple[Worke
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 10**7)), max_size=20))
 def test_lag_is_never_negative(looks: list[tuple[int, int, int]]) -> None:
     metrics = WorkerMetrics(now_s=Clock(5_000.0), clock=Clock(1.0))
-    metrics.assigned({PLACE: 0})
+    metrics.partitions_assigned({PLACE: 0})
     for start, end, time_ms in looks:
-        metrics.folded(batch(start, time_ms), 1)
-        metrics.watched({PLACE: end}, [])
+        metrics.batch_projected(batch(start, time_ms), 1)
+        metrics.update_positions({PLACE: end}, [])
         records, seconds = lag_of(metrics)
         assert records is not None
         assert records >= 0
@@ -175,27 +175,27 @@ def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[Wor
     metrics, _wall, _clock = worker
     labels = (str(PLACE[1]), PLACE[0])
     assert [p.reason for p in metrics.health.problems()] == ["the group has assigned no partition to this worker yet"]
-    metrics.assigned({PLACE: 0, ("system.runs", 4): 0})
+    metrics.partitions_assigned({PLACE: 0, ("system.runs", 4): 0})
     assert metrics.health.problems() == []
-    metrics.red(PLACE, "newer than v2")
+    metrics.partition_stopped(PLACE, "newer than v2")
     found = shown(metrics.meter)
-    assert found["esper_worker_partition_red", labels] == 1
-    assert found["esper_worker_partition_red", ("4", "system.runs")] == 0
+    assert found["esper_worker_partition_stopped", labels] == 1
+    assert found["esper_worker_partition_stopped", ("4", "system.runs")] == 0
     assert metrics.health.problems() == [Problem("newer than v2", *PLACE)]
-    metrics.watched(
+    metrics.update_positions(
         {}, [Stall(*PLACE, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")]
     )
     assert len(metrics.health.problems()) == 2
     assert shown(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
-    metrics.assigned({PLACE: 0})
-    assert shown(metrics.meter)["esper_worker_partition_red", labels] == 0
-    assert ("esper_worker_partition_red", ("4", "system.runs")) not in shown(metrics.meter), "it is another worker's"
+    metrics.partitions_assigned({PLACE: 0})
+    assert shown(metrics.meter)["esper_worker_partition_stopped", labels] == 0
+    assert ("esper_worker_partition_stopped", ("4", "system.runs")) not in shown(metrics.meter), "it is another worker's"
 
 
 def test_what_was_away_is_counted_by_cause(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, _wall, _clock = worker
-    metrics.retried("system.runs", asyncpg.DeadlockDetectedError("x"))
-    metrics.retried("system.runs", UnavailableError("no broker answers"))
+    metrics.batch_retried("system.runs", asyncpg.DeadlockDetectedError("x"))
+    metrics.batch_retried("system.runs", UnavailableError("no broker answers"))
     found = shown(metrics.meter)
     assert found["esper_worker_retries_total", ("postgres", "system.runs")] == 1
     assert found["esper_worker_retries_total", ("kafka", "system.runs")] == 1
@@ -273,7 +273,7 @@ async def test_requests_are_counted_by_the_apis_own_routes() -> None:
             raise RuntimeError("a bug")
         return run_id
 
-    transport: Any = httpx.ASGITransport(metrics.measured(api), raise_app_exceptions=False)
+    transport: Any = httpx.ASGITransport(metrics.wrap_app(api), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://urza") as client:
         for path in ("/runs/a", "/runs/b", "/runs/broken", "/no/such", "/other"):
             await client.get(path)
@@ -287,7 +287,7 @@ async def test_requests_are_counted_by_the_apis_own_routes() -> None:
         ("GET", "none", "404"): 2,
         ("none", "/runs/{run_id}", "405"): 1,
     }
-    assert shown(metrics.meter)["esper_urza_requests_open", ()] == 0
+    assert shown(metrics.meter)["esper_urza_requests_in_flight", ()] == 0
     assert [p.reason for p in metrics.health.problems()]
 
 
@@ -331,23 +331,23 @@ async def test_a_worker_tries_again_where_its_connection_ends_however_asyncpg_sa
 ) -> None:
     left = [error, error]
 
-    async def fold(_connection: object, _batch: Batch, memory: object) -> Folded:
+    async def apply_batch(_connection: object, _batch: Batch, cache: object) -> AppliedBatch:
         if left:
             raise left.pop()
-        return Folded(0, has_letters=False, transaction_s=0.0)
+        return AppliedBatch(0, has_letters=False, transaction_s=0.0)
 
     class Pool:
         def acquire(self) -> Any:
             return nullcontext()
 
-    monkeypatch.setattr("esper.streams.worker.projection_worker.fold", fold)
-    folder = ProjectionWorker(load_settings(environ={}), StreamsSettings.model_validate({"retry_max_delay_s": 0.01}))
-    monkeypatch.setattr(folder, "_pool", Pool())
-    monkeypatch.setattr(folder, "_producer", object())
-    folder.metrics.assigned({PLACE: 0})
-    await folder.fold(batch(0, 1), is_current=True)
+    monkeypatch.setattr("esper.streams.worker.projection_worker.apply_batch", apply_batch)
+    worker = ProjectionWorker(load_settings(environ={}), StreamsSettings.model_validate({"retry_max_delay_s": 0.01}))
+    monkeypatch.setattr(worker, "_pool", Pool(), raising=False)
+    monkeypatch.setattr(worker, "_producer", object())
+    worker.metrics.partitions_assigned({PLACE: 0})
+    await worker.apply(batch(0, 1), is_current=True)
     assert not left
-    assert folder.metrics.health.problems() == []
+    assert worker.metrics.health.problems() == []
     assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in shown(
-        folder.metrics.meter
+        worker.metrics.meter
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.conditions import wait_until_async
 from support.data.rebuild_runs import esper
-from support.events.tamiyo_run_events import boundary, epoch, started
+from support.events.tamiyo_run_events import boundary_reached, epoch_completed, run_started
 from support.processes.esper_processes import WORKER, process, running
 
 from esper.config import Settings
@@ -180,10 +180,10 @@ class Decided:
 
 async def train(run_id: str, decided: Decided, producer: OonaProducer, begun: list[int]) -> None:
     """A run whose next boundary comes as soon as the last one is decided."""
-    await producer.send_batch([started(run_id), epoch(run_id, 1)])
+    await producer.send_batch([run_started(run_id), epoch_completed(run_id, 1)])
     for number in range(1, NUM_BOUNDARIES + 1):
         begun[0] += 1
-        await producer.send(boundary(run_id, number + 1, number))
+        await producer.send(boundary_reached(run_id, number + 1, number))
         await decided.wait_for(lambda number=number: (run_id, number) in decided.first, f"{run_id} {number}")
 
 
@@ -243,10 +243,10 @@ async def test_two_versions_are_rolled_under_load_and_no_boundary_goes_without_a
 
             await wait_until_async(is_told, 30, "the weights that are not there")
             last = NUM_BOUNDARIES + 1
-            await producer.send_batch([boundary(run_id, last + 1, last) for run_id in run_ids])
+            await producer.send_batch([boundary_reached(run_id, last + 1, last) for run_id in run_ids])
             await decided.wait_for(lambda: all((r, last) in decided.first for r in run_ids), "the last boundaries")
             metrics = [s.metrics.meter.registry for s in (one, other)]
-            broken = [registry.get_sample_value("esper_tamiyo_broken_total", {"what": w})
+            broken = [registry.get_sample_value("esper_tamiyo_decision_failures_total", {"what": w})
                       for registry in metrics for w in ("policy", "view", "record")]  # fmt: skip
             for task in running_tasks:
                 task.cancel()

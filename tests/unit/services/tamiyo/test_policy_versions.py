@@ -43,8 +43,8 @@ def version(policy_id: str, number: int, kind: str = "wait", **parameters: Any) 
     return PolicyVersion(policy_id, number, kind, parameters)
 
 
-def change(n: int, of: PolicyVersion, gone_back_from: tuple[str, int] | None = None) -> PolicyChange:
-    return PolicyChange(uuid.UUID(int=n), of, DAY + timedelta(hours=n), "test", False, gone_back_from)
+def change(n: int, of: PolicyVersion, rolled_back_from: tuple[str, int] | None = None) -> PolicyChange:
+    return PolicyChange(uuid.UUID(int=n), of, DAY + timedelta(hours=n), "test", False, rolled_back_from)
 
 
 def evaluation(verdict: EvaluationVerdict, number: int = 2, against: int = 1) -> Evaluation:
@@ -186,7 +186,7 @@ class Clock:
 
 def follower_of(shelf: FakeWeightStore, clock: Clock) -> tuple[PolicyFollower, TamiyoMetrics]:
     metrics = TamiyoMetrics("wait", 1)
-    metrics.looked()
+    metrics.poll_succeeded()
 
     def soften(policy: Policy) -> EpsilonSoft:
         return EpsilonSoft(policy, 0.05, 0)
