@@ -1,52 +1,49 @@
-"""`esper config show | check | docs`: what is set, whether it is right, and what can be set."""
+"""`esper config show | check | docs`: values of settings, validation of a file, reference of all settings."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import typer
 
+from esper.cli.command_group import add_group
+from esper.cli.terminal import print_json
 from esper.config import SECTIONS, load_settings
 from esper.config.settings_reference import SettingRow, check_all, list_settings, markdown, named_sections
 
-_FILE = typer.Option(None, "--config", help="A YAML file with settings; ESPER_CONFIG where it is not named.")
+_FILE = typer.Option(None, "--config", help="YAML file with settings. [default: $ESPER_CONFIG]")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    config = typer.Typer(no_args_is_help=True, help="The settings: what is set, and what can be.")
-    config.command()(show)
-    config.command()(check)
-    config.command()(docs)
-    app.add_typer(config, name="config")
+    add_group(app, "config", "Show, check and document settings.", {"show": show, "check": check, "docs": docs})
 
 
 def show(
-    section: str | None = typer.Argument(None, help="One section; all where it is not named."),
+    section: str | None = typer.Argument(None, help="Section to show. [default: all sections]"),
     config: Path | None = _FILE,
-    as_json: bool = typer.Option(False, "--json", help="For machines: a list of objects."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON: a list of objects."),
 ) -> None:
-    """Show every setting, its value, and who set it. Secrets are masked."""
+    """Show every setting with its value and where the value comes from. Secrets are masked."""
     settings = load_settings(config)
     named = named_sections(settings)
     rows = list_settings(settings, (section,) if section else named)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     _print_aligned(rows)
     absent = [name for name in SECTIONS if section is None and name not in named]
     if absent:
-        typer.echo(f"no source names: {', '.join(absent)}")
+        typer.echo(f"not configured: {', '.join(absent)}")
 
 
-def check(file: Path = typer.Argument(..., help="The YAML file; this shell's variables count as well.")) -> None:
-    """Check every section of a file, those of services too; what is wrong is told, with exit code 1."""
+def check(file: Path = typer.Argument(..., help="YAML file. Environment variables are checked with it.")) -> None:
+    """Check every section of a file, including those of services. Exits with 1 and lists the problems if there are any."""
     check_all(load_settings(file))
-    typer.echo(f"{file} is right")
+    typer.echo(f"{file} is valid")
 
 
 def docs() -> None:
-    """Print docs/configuration.md: every option, as the code has it."""
+    """Print docs/deployment/configuration.md: every option, as the code has it."""
     typer.echo(markdown(), nl=False)
 
 

@@ -1,10 +1,11 @@
-"""`esper metrics docs`: every metric of every process, as the code has it."""
+"""`esper metrics docs`: the reference of every metric of every process."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import typer
 
+from esper.cli.command_group import add_group
 from esper.metrics import Meter, MetricSpec, client_metrics
 
 SHARED = "every process"
@@ -12,19 +13,16 @@ SHARED = "every process"
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    metrics = typer.Typer(no_args_is_help=True, help="What processes show to Prometheus.")
-    metrics.command()(docs)
-    metrics.callback()(_group)
-    app.add_typer(metrics, name="metrics")
+    add_group(app, "metrics", "Document the metrics that processes expose to Prometheus.", {"docs": docs})
 
 
 def docs() -> None:
-    """Print the table of metrics that docs/monitoring.md holds."""
+    """Print the table of metrics that docs/deployment/monitoring.md holds."""
     typer.echo(markdown(catalogue()), nl=False)
 
 
 def catalogue() -> dict[str, tuple[MetricSpec, ...]]:
-    """Process -> the metrics that it alone has; ``SHARED`` -> those that all have."""
+    """The metrics of each process. ``SHARED`` has those that every process exposes; the others leave them out."""
     build = Meter()
     client_metrics.show_build(build, "")
     shared = (*build.specs, *client_metrics.METER.specs)
@@ -33,7 +31,7 @@ def catalogue() -> dict[str, tuple[MetricSpec, ...]]:
 
 
 def markdown(metrics: Mapping[str, Iterable[MetricSpec]]) -> str:
-    """The catalogue as tables, one for each process."""
+    """The catalogue as Markdown tables, one for each process."""
     lines = []
     for process, specs in metrics.items():
         lines += ["", f"### {process[0].upper()}{process[1:]}", "", "| metric | type | labels | what it says |"]
@@ -50,14 +48,10 @@ def _meters() -> dict[str, Meter]:
     from esper.services.urza.metrics import UrzaMetrics
     from esper.streams.worker.worker_metrics import WorkerMetrics
 
-    nothing = cast(Any, None)  # the parts of a run are looked at when Prometheus comes, not before
+    nothing = cast(Any, None)  # the parts of a run are read at a scrape, not at construction
     return {
         "worker": WorkerMetrics().meter,
         "urza": UrzaMetrics(lambda: True).meter,
         "tamiyo": TamiyoMetrics("wait", 1).meter,
         "trainer": TrainerMetrics(RunParts(*[nothing] * len(RunParts._fields)), 0).meter,
     }
-
-
-def _group() -> None:
-    """What processes show to Prometheus."""

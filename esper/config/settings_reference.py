@@ -78,7 +78,7 @@ def check_all(settings: Settings) -> None:
 
 
 def markdown() -> str:
-    """The page docs/configuration.md."""
+    """The page docs/deployment/configuration.md."""
     parts = [_PAGE_HEAD]
     for name in SECTIONS:
         model = section_model(name)

@@ -1,6 +1,6 @@
-"""The features of views as Markdown: docs/views.md ends with it.
+"""The features of views as Markdown: docs/reference/view-features.md ends with it.
 
-``python -m esper.graph.feature_docs docs/views.md`` writes it anew, after the line of ``MARK``.
+``python -m esper.graph.feature_docs docs/reference/view-features.md`` writes it anew, after the line of ``MARK``.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esper.graph.features import FEATURES, VIEW_VERSION, Feature, Level
 
-MARK = "<!-- from here on written by `python -m esper.graph.feature_docs docs/views.md` -->"
+MARK = "<!-- from here on written by `python -m esper.graph.feature_docs docs/reference/view-features.md` -->"
 _TITLES = {
     Level.RUN: "The run and the boundary",
     Level.LAYER: "Nodes: layers",

@@ -1,6 +1,6 @@
 """The features of a graph view: every column that a view's bytes hold, declared once.
 
-The bytes are written and read by this table (``esper.graph.view_encoding``), docs/views.md is printed
+The bytes are written and read by this table (``esper.graph.view_encoding``), docs/reference/view-features.md is printed
 from it, and a learner finds its columns here. So a feature that is not declared is in no view.
 A column that changes its meaning, or one more of them, is a new ``VIEW_VERSION``.
 """

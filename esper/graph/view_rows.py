@@ -12,7 +12,7 @@ class ViewRows:
     """The rows of one boundary's view, in any order.
 
     Rows beyond the boundary may be among them, and are left out by ``assemble``; see
-    docs/decisions/0014-what-a-view-depends-on.md for the rule of each table.
+    docs/design/decisions/0017-view-determinism.md for the rule of each table.
 
     Attributes:
         boundary: with ``hyperparameters`` of the run and ``from_step`` of the incarnation.

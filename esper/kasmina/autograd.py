@@ -56,7 +56,7 @@ def isolated_gradient(g: Tensor, s: Tensor, num_samples: int, num_features: int,
     The seed learns as if it were added, and its host never notices. The pull is the gradient of
     pull * |s|^2 / 2N: nothing that s does comes back through the loss while it is isolated, and
     without the pull it would grow without bound. Both are divided by P, since the curvature of
-    the pull grows with the number of positions (docs/decisions/0004). Where a GradScaler is, in float32: the
+    the pull grows with the number of positions (docs/design/decisions/0004). Where a GradScaler is, in float32: the
     pull of a scaled loss is as large as its scale, which half precision does not hold.
     """
     num_positions = max(1, s.numel() // (num_samples * num_features))

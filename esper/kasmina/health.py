@@ -1,7 +1,7 @@
 """Health signals: what a layer's output and gradient say, seed by seed, on sampled steps only.
 
 Owns when layers are watched, and the score; esper.kasmina.readings has the statistics, and
-docs/health.md says what each means. Invariant: a probe that is not armed is nowhere in the
+docs/reference/health-signals.md says what each means. Invariant: a probe that is not armed is nowhere in the
 model's path, and one that is armed changes no value of it.
 """
 

@@ -4,7 +4,7 @@ The bytes of a kernel are deterministic and named by their SHA-256. Loading veri
 spec and shapes, in this order, before a tensor is made; nothing is ever unpickled.
 
 A kernel as it is shipped is one to begin with: float32, finite, and its module gives exactly 0. What a seed
-has become, in a checkpoint, is any weights of the same names and shapes (docs/decisions/0010).
+has become, in a checkpoint, is any weights of the same names and shapes (docs/design/decisions/0010).
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 A dormant layer is the module itself, nothing in its path. When a seed begins to take part the
 module's class is swapped for a subclass of it that blends the seeds in; when none does any more,
 it is swapped back. So isinstance, ``.weight`` and state_dict stay the plain module's
-(docs/decisions/0009).
+(docs/design/decisions/0009).
 Several seeds in one layer act in the order of their ids, each on what the one before it gave.
 """
 

@@ -114,7 +114,7 @@ def _measure(layer_ids: tuple[str, ...], samples: Sequence[OutputSample]) -> _Gr
 
 
 def _rank_inverses(x: Tensor, one: OutputSample) -> Tensor | None:
-    """1 / PR of every chunk: see docs/health.md.
+    """1 / PR of every chunk: see docs/reference/health-signals.md.
 
     PR = (tr M)^2 / tr(M^2) for the covariance M of a chunk's channels; with M / tr M in place of M,
     nothing overflows.

@@ -105,7 +105,7 @@ class FieldReported(TrainerEvent):
     With ``method=fork`` the effect of one decision is told, whichever ``decision_id`` names: to germinate, to
     fossilize or to cull. ``before`` is the metric of the branch without the adaptation, ``after`` that of the branch
     with it, at the same step. It is told when the branches are trained, which may be after the seed's end;
-    ``outcome`` is where the adaptation stood at the horizon, on the run's own line. docs/reward.md has the estimator.
+    ``outcome`` is where the adaptation stood at the horizon, on the run's own line. docs/design/reward.md has the estimator.
     """
 
     model_config = ConfigDict(

@@ -10,7 +10,7 @@ from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 
 
 class HeuristicSettings(SectionModel):
-    """Thresholds of the heuristic policy; docs/heuristic.md explains each."""
+    """Thresholds of the heuristic policy; docs/design/policies.md explains each."""
 
     metric: str = Field("val_accuracy", description="The metric that is watched.")
     patience: int = Field(3, ge=1, description="The last so many epochs are compared with those before them.")
@@ -26,7 +26,7 @@ class HeuristicSettings(SectionModel):
 
 
 class RentSettings(SectionModel):
-    """What size costs, in the metric's own unit; docs/reward.md explains it."""
+    """What size costs, in the metric's own unit; docs/design/reward.md explains it."""
 
     parameters: float = Field(0.01, ge=0, description="Rent for as many parameters as the host has itself.")
     flops: float = Field(0.01, ge=0, description="Rent for as many FLOPs a sample as the host takes itself.")

@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class ScheduleSettings(SectionModel):
-    """How long a seed stays in each stage, in boundaries, and how alpha rises."""
+    """PlanTrainer long a seed stays in each stage, in boundaries, and how alpha rises."""
 
     germinated: Positive = Field(1, description="Boundaries in GERMINATED.")
     training: Positive = Field(6, description="Boundaries in TRAINING.")
@@ -21,11 +21,11 @@ class ScheduleSettings(SectionModel):
     stabilizing: Positive = Field(2, description="Boundaries in STABILIZING.")
     evaluating: Positive = Field(12, description="Boundaries in EVALUATING before the seed is culled.")
     embargo: Positive = Field(8, description="Boundaries that a seed which was given up stays away.")
-    alpha: AlphaCurve = Field(AlphaCurve.LINEAR, description="How alpha rises in GRAFTING.")
+    alpha: AlphaCurve = Field(AlphaCurve.LINEAR, description="PlanTrainer alpha rises in GRAFTING.")
 
 
 class ForkSettings(SectionModel):
-    """Which decisions are measured by a fork, and what that may cost; docs/reward.md explains it."""
+    """Which decisions are measured by a fork, and what that may cost; docs/design/reward.md explains it."""
 
     every: float = Field(0.0, ge=0, le=1, description="Share of germinations that are forked; 0 forks none.")
     every_verdict: float = Field(0.0, ge=0, le=1, description="Share of applied culls and fossilizations, likewise.")
@@ -41,7 +41,7 @@ class ForkSettings(SectionModel):
     )
     max_waiting: Positive = Field(16, description="Forks whose snapshots are kept at once; further ones are not made.")
     finish_timeout_s: float = Field(
-        300.0, ge=0, description="How long the end of a run waits for its forks, in seconds; then they are dropped."
+        300.0, ge=0, description="PlanTrainer long the end of a run waits for its forks, in seconds; then they are dropped."
     )
 
 
@@ -73,7 +73,7 @@ class TrainerSettings(SectionModel):
     seeds_per_layer: Positive = Field(2, description="Seeds that each chosen layer holds.")
     checkpoint_epochs: Positive = Field(5, description="A checkpoint after every so many epochs.")
     schedule: ScheduleSettings = Field(
-        ScheduleSettings.model_validate({}), description="How long a seed stays in each stage."
+        ScheduleSettings.model_validate({}), description="PlanTrainer long a seed stays in each stage."
     )
     pace_s: float = Field(
         0.0,
@@ -81,7 +81,7 @@ class TrainerSettings(SectionModel):
         description="Least time between two boundaries, in seconds, so that decisions reach a run that takes no time.",
     )
     fork: ForkSettings = Field(ForkSettings.model_validate({}), description="Forks, which measure what a decision did.")
-    link: LinkOptions = Field(LinkOptions.model_validate({}), description="How the run is linked to Oona.")
+    link: LinkOptions = Field(LinkOptions.model_validate({}), description="PlanTrainer the run is linked to Oona.")
 
     @model_validator(mode="after")
     def _host_fits_the_images(self) -> Self:

@@ -1,6 +1,6 @@
 """What Esper overrides of Faust, and what it counts on there: an upgrade that changes it fails here, loudly.
 
-A difference means: read the new source, compare it with streams/worker/faust_batches.py and docs/faust.md, run `make
+A difference means: read the new source, compare it with streams/worker/faust_batches.py and docs/design/stream-worker.md, run `make
 faults-streams`, and only then write the new digest here.
 """
 
@@ -75,7 +75,7 @@ def test_every_override_has_something_to_override(ours: type, stock: type) -> No
 
 
 def test_the_page_names_every_override() -> None:
-    page = (ROOT / "docs" / "faust.md").read_text()
+    page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
     for ours in (BatchConsumer, BatchSchema, EsperApp):
         stock = ours.__mro__[1]
         for name, value in vars(ours).items():
@@ -84,7 +84,7 @@ def test_the_page_names_every_override() -> None:
 
 
 def test_the_page_names_tests_that_exist() -> None:
-    page = (ROOT / "docs" / "faust.md").read_text()
+    page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
     assert len(named) > 10
     for path, function in named:
@@ -92,7 +92,7 @@ def test_the_page_names_tests_that_exist() -> None:
 
 
 def test_every_hole_of_the_page_has_a_test() -> None:
-    page = (ROOT / "docs" / "faust.md").read_text()
+    page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
     holes = [line for line in page.split("## Holes", 1)[1].splitlines() if line.startswith("| ") and "---" not in line]
     assert len(holes) > 15
     assert [line for line in holes[1:] if "`tests/" not in line] == []

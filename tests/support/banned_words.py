@@ -47,7 +47,7 @@ EXEMPT = (
     "schemas/released/",
     "infra/migrations/",
     "tests/contract/golden/",  # released: they stay
-    "docs/decisions/",
+    "docs/design/decisions/",
     "requirements/",
     "CHANGELOG.md",
     "tests/support/banned_words.py",

@@ -1,7 +1,7 @@
 """Whether a policy foresees what helps: held-out germinations, each helped or not beyond a floor of noise.
 
 An adaptation helped if its reward is above the floor: the placebos', or that of paired branches where forks were
-drawn several times (docs/reward.md). A policy says so if the gain that it expects is above a threshold: the one that
+drawn several times (docs/design/reward.md). A policy says so if the gain that it expects is above a threshold: the one that
 errs least on the runs that it learnt from.
 Placebos themselves are left out: that they do not help is known beforehand.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from esper.schemas.enums import Action
 from esper.services.tamiyo.control.legal_choices import LegalChoices, legal_choices
 from esper.services.tamiyo.dataset.experiences import Experience, Experiences
-from esper.services.tamiyo.evaluation.policy_evaluation import AT_ONCE, RewardModel
+from esper.services.tamiyo.evaluation.policy_evaluation import BATCH_SIZE, RewardModel
 from esper.services.tamiyo.evaluation.reward import MIN_DIFFERENCES, paired_floor
 
 Floats = NDArray[np.float64]
@@ -56,7 +56,7 @@ class PredictedOutcome(NamedTuple):
     reward: Floats
 
 
-def foresight(threshold: float, held_out: PredictedOutcome, floor: float) -> OutcomeAccuracy | None:
+def outcome_accuracy(threshold: float, held_out: PredictedOutcome, floor: float) -> OutcomeAccuracy | None:
     """Judge what a policy expects on held-out runs; None where they have no germination that was measured.
 
     Args:
@@ -84,7 +84,7 @@ def foresight(threshold: float, held_out: PredictedOutcome, floor: float) -> Out
     )
 
 
-def drawn_several_times(held_out: Experiences) -> tuple[Experiences, float] | None:
+def repeated_draws(held_out: Experiences) -> tuple[Experiences, float] | None:
     """Those whose fork was drawn several times, and the floor of paired branches: of the variances of germinations.
 
     None where fewer than ``MIN_DIFFERENCES`` tell a variance.
@@ -94,14 +94,14 @@ def drawn_several_times(held_out: Experiences) -> tuple[Experiences, float] | No
     return (drawn, paired_floor(variances)) if len(variances) >= MIN_DIFFERENCES else None
 
 
-def guessed(experiences: Experiences, guess: RewardModel) -> PredictedOutcome:
+def predict_outcomes(experiences: Experiences, predict_rewards: RewardModel) -> PredictedOutcome:
     """What a policy expects of every germination but placebos."""
     expected, found = list[float](), list[float]()
-    for start in range(0, len(experiences), AT_ONCE):
-        faced = [(one, legal_choices(one.view)) for one in experiences[start : start + AT_ONCE]]
+    for start in range(0, len(experiences), BATCH_SIZE):
+        faced = [(one, legal_choices(one.view)) for one in experiences[start : start + BATCH_SIZE]]
         grown = [(one, choices) for one, choices in faced if _is_growth(one, choices)]
-        guesses = guess([one.view for one, _choices in grown], [choices for _one, choices in grown]) if grown else ()
-        expected += [gains[one.chosen] for (one, _choices), gains in zip(grown, guesses, strict=True)]
+        predicted_rewards = predict_rewards([one.view for one, _choices in grown], [choices for _one, choices in grown]) if grown else ()
+        expected += [gains[one.chosen] for (one, _choices), gains in zip(grown, predicted_rewards, strict=True)]
         found += [one.reward for one, _choices in grown]
     return PredictedOutcome(np.array(expected), np.array(found))
 

@@ -1,6 +1,6 @@
 """The honest reward of a decision: what it gained against the fork that decided otherwise, less rent.
 
-Owns the arithmetic; docs/reward.md derives it. Pure. Gains, rewards and deviations are in the metric's own unit (a
+Owns the arithmetic; docs/design/reward.md derives it. Pure. Gains, rewards and deviations are in the metric's own unit (a
 share in 0..1 for an accuracy).
 """
 
@@ -101,7 +101,7 @@ class NoiseFloor:
 
 
 def noise_floor(differences: Sequence[float]) -> NoiseFloor:
-    """The floor from the differences of placebos, each of one draw or as of one; docs/reward.md has the formulas.
+    """The floor from the differences of placebos, each of one draw or as of one; docs/design/reward.md has the formulas.
 
     Raises:
         ValueError: fewer than ``MIN_DIFFERENCES``, or one is not finite.

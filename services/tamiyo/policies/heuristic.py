@@ -1,6 +1,6 @@
 """The heuristic: grow where it strains when accuracy stands still, keep what did no harm.
 
-The rule, in this order (docs/heuristic.md has it with the thresholds):
+The rule, in this order (docs/design/policies.md has it with the thresholds):
 1. A seed in EVALUATING is fossilized when the metric is no more than ``tolerance`` below what it
    was at germination, and culled otherwise.
 2. With ``max_active`` seeds under way, or one that germinated less than ``cooldown_epochs``
@@ -19,7 +19,7 @@ from esper.graph.graph_view import GraphView, LayerView, SeedView
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
 from esper.services.tamiyo.control.legal_choices import Choice
-from esper.services.tamiyo.policies import ActionDistribution, Policy, only
+from esper.services.tamiyo.policies import ActionDistribution, Policy, point_mass
 from esper.services.tamiyo.settings import HeuristicSettings
 
 
@@ -31,22 +31,22 @@ class HeuristicPolicy(Policy):
     def __init__(self, thresholds: HeuristicSettings) -> None:
         self._t = thresholds
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The rule's choice, with its reason in numbers."""
         evaluated = next((s for s in view.seeds if s.stage is SeedStage.EVALUATING), None)
         if evaluated is not None:
             return self._verdict(view, choices, evaluated)
         busy = [s for s in view.seeds if s.stage in ACTIVE_STAGES]
         if len(busy) >= self._t.max_active:
-            return only(0, f"{len(busy)} seed(s) under way, {self._t.max_active} at most")
+            return point_mass(0, f"{len(busy)} seed(s) under way, {self._t.max_active} at most")
         values = self._metric(view)
         if self._epochs_since_germination(view) < self._t.cooldown_epochs:
-            return only(0, f"the last seed germinated less than {self._t.cooldown_epochs} epochs ago")
+            return point_mass(0, f"the last seed germinated less than {self._t.cooldown_epochs} epochs ago")
         if len(values) <= self._t.patience:
-            return only(0, f"{len(values)} epochs so far; {self._t.patience + 1} are needed to see a plateau")
+            return point_mass(0, f"{len(values)} epochs so far; {self._t.patience + 1} are needed to see a plateau")
         gain = max(values[-self._t.patience :]) - max(values[: -self._t.patience])
         if gain >= self._t.min_gain:
-            return only(0, f"{self._t.metric} gained {gain:+.4f} lately: still learning")
+            return point_mass(0, f"{self._t.metric} gained {gain:+.4f} lately: still learning")
         return self._grow(view, choices, gain)
 
     def _verdict(self, view: GraphView, choices: Sequence[Choice], seed: SeedView) -> ActionDistribution:
@@ -55,19 +55,19 @@ class HeuristicPolicy(Policy):
         before = [v for step, v in known if step <= (seed.germinated_at_step or 0)][-self._t.patience :]
         after = [v for step, v in known if step > seed.since_step]
         if not after:
-            return only(0, f"no epoch ended since {seed.layer_id}:{seed.seed_id} came to be evaluated")
+            return point_mass(0, f"no epoch ended since {seed.layer_id}:{seed.seed_id} came to be evaluated")
         change = after[-1] - (sum(before) / len(before) if before else 0.0)
         is_kept = change >= -self._t.tolerance
         action = Action.FOSSILIZE if is_kept else Action.CULL
         told = f"{self._t.metric} {change:+.4f} against the {len(before)} epochs before it germinated"
         verdict = "it stays" if is_kept else f"worse by more than {self._t.tolerance}"
-        return only(_index(choices, action, seed), f"{told}: {verdict}")
+        return point_mass(_index(choices, action, seed), f"{told}: {verdict}")
 
     def _grow(self, view: GraphView, choices: Sequence[Choice], gain: float) -> ActionDistribution:
         options = {c.seed.layer_id for c in choices if c.action is Action.GERMINATE and c.seed is not None}
         layers = [layer for layer in view.layers if layer.layer_id in options]
         if not layers:
-            return only(0, "nothing can germinate: no dormant seed has a kernel that fits")
+            return point_mass(0, "nothing can germinate: no dormant seed has a kernel that fits")
         layer = max(layers, key=strain)
         fitting = [
             (n, c.kernel.num_parameters)
@@ -77,7 +77,7 @@ class HeuristicPolicy(Policy):
         limit = self._t.max_growth * layer.num_parameters
         small = [(n, size) for n, size in fitting if size <= limit] or [min(fitting, key=lambda f: f[1])]
         index = max(small, key=lambda f: f[1])[0]
-        return only(
+        return point_mass(
             index,
             f"plateau: {self._t.metric} gained {gain:+.4f} in {self._t.patience} epochs (below "
             f"{self._t.min_gain}); {layer.layer_id} strains most ({strain(layer):.4f})",

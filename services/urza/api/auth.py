@@ -69,7 +69,7 @@ class RequestAuth:
         if not self._own.has_tokens:
             if self._own.is_open or _host_of(headers) in LOOPBACK:
                 return None
-            return problem(400, "without tokens Urza answers to localhost and 127.0.0.1 alone: see docs/security.md")
+            return problem(400, "without tokens Urza answers to localhost and 127.0.0.1 alone: see docs/guides/security.md")
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             return problem(401, "send Authorization: Bearer TOKEN", {"WWW-Authenticate": REALM})

@@ -56,7 +56,7 @@ def big_file(tmp_path: Path) -> Path:
 
 
 async def test_what_esper_relies_on_in_the_embedded_s3(stack: EmbeddedStack) -> None:
-    """Facts of this rclone that docs/storage.md names: a new version that changes one fails here."""
+    """Facts of this rclone that docs/guides/storage.md names: a new version that changes one fails here."""
     async with raw_client(stack.s3) as s3:
 
         async def put(key: str, body: bytes, **options: Any) -> str:

@@ -89,8 +89,8 @@ def test_production_is_replicated_encrypted_and_holds_no_secret(nowhere: dict[st
 
 
 def test_the_page_of_settings_is_in_step_with_the_code() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), (
-        "run `esper config docs > docs/configuration.md`"
+    assert (ROOT / "docs" / "deployment" / "configuration.md").read_text() == markdown(), (
+        "run `esper config docs > docs/deployment/configuration.md`"
     )
 
 

@@ -30,7 +30,7 @@ from esper.schemas.operational import HealthSignal
 
 STEP = 3 * WINDOW_STEPS
 SCORES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30)
-PAGE = DOCS / "views.md"
+PAGE = DOCS / "reference" / "view-features.md"
 VERSION_1 = TESTS / "contract" / "views" / "view-v1.json"
 TABLES = ("layers", "edges", "lifecycle", "breakers", "rejections", "epochs", "gaps", "windows", "kernels")
 
@@ -317,7 +317,7 @@ def test_the_bytes_hold_the_declared_features_and_nothing_else() -> None:
 
 def test_the_page_of_views_says_what_is_declared() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == with_features(page), "run: python -m esper.graph.feature_docs docs/views.md"
+    assert page == with_features(page), "run: python -m esper.graph.feature_docs docs/reference/view-features.md"
 
 
 def test_null_is_only_where_a_feature_says_so() -> None:

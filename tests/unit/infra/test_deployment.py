@@ -150,7 +150,7 @@ def test_a_process_runs_and_is_looked_at_where_it_serves(name: str) -> None:
     assert f":{port}/healthz" in image_check(image)[-1]
     assert image_check(image)[:-1] == check[1:-1], "what is looked for differs, how does not"
     documented = re.findall(
-        rf"^\| {name} \| .*metrics_port.*\| (\d+) \|$", (ROOT / "docs/monitoring.md").read_text(), re.M
+        rf"^\| {name} \| .*metrics_port.*\| (\d+) \|$", (ROOT / "docs/deployment/monitoring.md").read_text(), re.M
     )
     assert documented == [port]
 

@@ -79,7 +79,7 @@ def test_the_jobs_that_are_asked_for_are_scraped() -> None:
 
 
 def test_every_process_is_scraped_on_the_port_that_the_docs_name() -> None:
-    text = (ROOT / "docs" / "monitoring.md").read_text()
+    text = (ROOT / "docs" / "deployment" / "monitoring.md").read_text()
     documented = dict(re.findall(r"^\| (\w+) \| .*metrics_port.*\| (\d+) \|$", text, re.M))
     assert documented.keys() == {"worker", "urza", "tamiyo", "trainer"}
     configs = {c["job_name"]: json.dumps(c) for c in load("prometheus.yml")["scrape_configs"]}
