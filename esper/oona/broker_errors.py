@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 
 from aiokafka import errors as kafka_errors
+from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.errors import ContractError, EsperError, NotAllowedError, UnavailableError
@@ -16,6 +17,12 @@ SECURITY = "ESPER_KAFKA__SECURITY__"
 TLS_ALERT = b"\x15\x03"  # how a TLS record begins that says no
 CERTIFICATE_EXPIRED = 10  # OpenSSL's X509_V_ERR_ codes
 WRONG_NAME = (62, 64)  # host name, address
+CLIENT_ERRORS = (KafkaError, OSError)
+"""What aiokafka raises where a broker does not do what it is asked; a TimeoutError is an OSError."""
+
+TRANSIENT_ERRORS = (UnavailableError, NotAllowedError)
+"""What ``kafka_error`` returns where waiting can help: a broker returns, or a right is granted."""
+
 MAX_NAMED = 3  # topics in one message
 MEND_RIGHTS = "run `esper acls apply` as the broker's administrator, or check who " + SECURITY + "USERNAME is"
 

@@ -7,10 +7,9 @@ dropping gives up rather than make writers wait.
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 
-import asyncpg
-
 from esper.logging import get_logger
 from esper.streams.database.connection_types import Connection
+from esper.streams.database.postgres_errors import LOCK_ERRORS
 
 TABLE = "health_windows"
 DAY = timedelta(days=1)
@@ -61,7 +60,7 @@ async def drop_expired(connection: Connection, before: datetime) -> list[str]:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {DROP_LOCK_TIMEOUT_MS}")
                 await connection.execute(f"DROP TABLE IF EXISTS {name}")
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        except LOCK_ERRORS:
             _log.info("window_partition.drop_delayed", table=name)
             break
         dropped.append(name)

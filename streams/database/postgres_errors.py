@@ -69,18 +69,44 @@ def postgres_error(error: BaseException, postgres: PostgresSettings) -> EsperErr
     )
 
 
-CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)
-"""What a driver raises when a connection cannot be had; a TimeoutError is an OSError."""
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Every error that asyncpg raises. It raises InternalClientError where Postgres closes a connection during a query."""
 
-AWAY_ERRORS = (
+CONNECT_ERRORS = (OSError, *DRIVER_ERRORS, psycopg.Error)
+"""What a driver raises where it cannot connect; a TimeoutError is an OSError."""
+
+CONNECTION_LOST_ERRORS = (
     OSError,
-    asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+)
+"""What asyncpg raises where the server does not answer, whatever the statement."""
+
+UNAVAILABLE_ERRORS = (
+    *CONNECTION_LOST_ERRORS,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InsufficientPrivilegeError,
 )
-"""What asyncpg raises in the midst of work where the server went away, is full, or refuses; no fault of a statement."""
+"""What asyncpg raises where the server is away, is out of resources or refuses; the statement is not at fault."""
+
+TRANSIENT_ERRORS = (
+    *CONNECTION_LOST_ERRORS,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
+    asyncpg.IdleInTransactionSessionTimeoutError,  # this process was suspended
+    asyncpg.TransactionTimeoutError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
+    asyncpg.UndefinedTableError,  # likewise
+    asyncpg.InternalServerError,  # likewise: "could not open relation with OID"
+)
+"""What a retry of the whole transaction can cure."""
+
+LOCK_ERRORS = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
+"""What a statement with a lock timeout raises where another transaction holds the lock."""
 
 
 def _malformed() -> ConfigError:
