@@ -22,7 +22,7 @@ from esper.storage.inventory import collectable, stored_blobs
 from esper.storage.tombstones import server_time
 from esper.storage.uploads import DeadUpload, dead_uploads
 from esper.streams.database.connections import connect, connect_pool
-from esper.streams.read_models.blob_references import mentioned_digests, referenced_blobs, wait_until_folded
+from esper.streams.read_models.blob_references import mentioned_digests, referenced_blobs, wait_until_projected
 
 MIN_GRACE = timedelta(hours=1)
 DEFAULT_GRACE = timedelta(days=7)
@@ -66,7 +66,7 @@ async def planned_collection(
             older_than = await server_time(blobs.client) - grace
             stored = await stored_blobs(blobs)
             uploads = [upload async for upload in dead_uploads(blobs.client) if upload.begun_at < older_than]
-            await wait_until_folded(connection, kafka, patience_s)
+            await wait_until_projected(connection, kafka, patience_s)
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 named = {digest for _kind, digest in await referenced_blobs(connection)}
                 named |= await mentioned_digests(connection, kafka)

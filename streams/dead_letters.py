@@ -30,7 +30,7 @@ Broken = tuple[StoredRecord, DecodeError]
 
 async def record_dead_letters(connection: Connection, broken: Sequence[Broken], *, to_be_sent: bool) -> None:
     """Note records that were passed over, in the transaction that passes over them."""
-    sql = queries("letters")
+    sql = queries("dead_letters")
     rows = [
         {**_place(r.position), "reason": e.reason, "detail": told(e), "event_id": event_id_of(r)} for r, e in broken
     ]
@@ -49,7 +49,7 @@ async def send_pending_dead_letters(connection: Connection, topic: str, partitio
     Raises:
         UnavailableError, NotAllowedError: Kafka did not take them; they still wait.
     """
-    sql, where = queries("letters"), {"topic": topic, "log_partition": partition}
+    sql, where = queries("dead_letters"), {"topic": topic, "log_partition": partition}
     while rows := [row async for row in sql.pending(connection, **where, limit=SEND_AT_ONCE)]:
         deliveries = await producer.deliver([_record(row) for row in rows])
         offsets = [r["log_offset"] for r, d in zip(rows, deliveries, strict=True) if d.position is not None]
@@ -80,7 +80,7 @@ async def pending_dead_letters(connection: Connection) -> list[StoredRecord]:
             _headers(row["headers"]),
             row["timestamp_ms"],
         )
-        async for row in queries("letters").all_pending(connection)
+        async for row in queries("dead_letters").all_pending(connection)
     ]
 
 

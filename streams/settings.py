@@ -11,7 +11,7 @@ class StreamsSettings(SectionModel):
     """How a stream worker runs."""
 
     group: str = Field("esper-streams", description="The consumer group that workers share.")
-    slot: int | None = Field(
+    member_id: int | None = Field(
         None,
         ge=0,
         lt=256,
@@ -19,7 +19,7 @@ class StreamsSettings(SectionModel):
     )
     max_batch_records: int = Field(5_000, ge=1, description="Records folded in one transaction, at most.")
     buffered_batches: int = Field(8, ge=1, description="Batches of a topic that wait in memory to be folded, at most.")
-    concurrent_folds: int = Field(
+    concurrent_batches: int = Field(
         4, ge=1, description="Batches folded at once, each of another partition and on a connection of its own."
     )
     session_timeout_s: float = Field(

@@ -16,7 +16,7 @@ from esper.oona.admin.topics import verify_topics
 from esper.oona.producer import OonaProducer
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.control import decision_events
-from esper.services.tamiyo.control.batch_decider import TRANSIENT, Decider
+from esper.services.tamiyo.control.batch_decider import TRANSIENT, BatchDecider
 from esper.services.tamiyo.control.decision_arbiter import DecisionArbiter
 from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundaryQueue
 from esper.services.tamiyo.control.recorded_view import seen_view
@@ -24,7 +24,7 @@ from esper.services.tamiyo.evaluation.policy_guard import PolicyGuard
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
-from esper.services.tamiyo.policies.policy_sources import PolicySource, make_policy, settled, sources
+from esper.services.tamiyo.policies.policy_sources import PolicySource, configured_version, make_policy, sources_by_kind
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.services.tamiyo.versions.activation import announcement
 from esper.services.tamiyo.versions.policy_follower import PolicyFollower
@@ -56,11 +56,11 @@ class DecisionService:
     ) -> None:
         self._settings = settings
         self._tamiyo = tamiyo
-        own = settled(tamiyo)
+        own = configured_version(tamiyo)
         self.metrics = TamiyoMetrics(own.policy_id, own.version)
         self._follower = PolicyFollower(
             ActivePolicy(own, self._soften(make_policy(tamiyo))),
-            sources(settings, tamiyo) if kinds is None else kinds,
+            sources_by_kind(settings, tamiyo) if kinds is None else kinds,
             self._soften,
             self.metrics,
         )
@@ -87,7 +87,7 @@ class DecisionService:
             start = {partition: offset for (topic, partition), offset in folded.items() if topic == DECISIONS.name}
             self._first = await exits.enter_async_context(DecisionArbiter(kafka, start))
             parts = (self._pool, self._producer, self._first, self._room, self.metrics)
-            self._decider = Decider(*parts, expiry_boundaries=self._tamiyo.expiry_boundaries)
+            self._decider = BatchDecider(*parts, expiry_boundaries=self._tamiyo.expiry_boundaries)
             exits.push_async_callback(self._follower.aclose)
             await self._begin()
             _log.info("tamiyo.metrics_served", port=port)
@@ -130,10 +130,10 @@ class DecisionService:
             self._follower.look(active)
         due, size = self._room.due(waiting), self._tamiyo.max_batch
         for batch in (due.complete[n : n + size] for n in range(0, len(due.complete), size)):
-            await self._decider.decide(batch, self._follower.acting)
+            await self._decider.decide(batch, self._follower.active)
         if due.stale:
             reason = decision_events.STALE_REASON.format(self._tamiyo.stale_after_s)
-            await self._decider.decide_blindly(due.stale, self._follower.acting, reason)
+            await self._decider.decide_blindly(due.stale, self._follower.active, reason)
         for decision in self._room.left_undone(undone):
             with traced(decision.traceparent):
                 await self._carry_out(decision)
@@ -173,6 +173,8 @@ class DecisionService:
             changes = await policy_changes(connection, include_by_settings=not self._is_following)
         if self._is_following:
             await self._follower.start(changes[0] if changes else None)
-        told = announcement(settled(self._tamiyo), changes, decision_events.SOURCE, is_fixed=not self._is_following)
+        told = announcement(
+            configured_version(self._tamiyo), changes, decision_events.SOURCE, is_fixed=not self._is_following
+        )
         if told is not None:
             await self._producer.send(told)

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from esper.schemas import topics
 from esper.streams.database.connection_types import Connection
 from esper.streams.projectors import blueprints, policies, redrives, runs, seeds, tamiyo, telemetry
-from esper.streams.projectors.projected_event import Projected
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.projectors.projected_event import ProjectedEvent
+from esper.streams.worker.partition_cache import PartitionCache
 
-Projector = Callable[[Connection, Sequence[Projected], PartitionMemory], Awaitable[None]]
+Projector = Callable[[Connection, Sequence[ProjectedEvent], PartitionCache], Awaitable[None]]
 
 PROJECTORS: Mapping[str, Projector] = MappingProxyType(
     {

@@ -11,52 +11,52 @@ from esper.schemas.change_verdicts import judge
 from esper.schemas.enums import Verdict
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.projectors.facts import Facts, write_rows
-from esper.streams.projectors.projected_event import Projected
+from esper.streams.projectors.batched_inserts import BatchedInserts, write_rows
+from esper.streams.projectors.projected_event import ProjectedEvent
 from esper.streams.projectors.runs import to_json
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.worker.partition_cache import PartitionCache
 
 Row = dict[str, Any]
 Request = tuple[UUID, str]
 """(event, blueprint): one id in two partitions is two requests, since no row is fed by two."""
 
 
-async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
     """Fold changes by their verdict; a request that was judged before keeps its first verdict."""
-    sql, facts = queries("blueprints"), Facts()
+    sql, inserts = queries("blueprints"), BatchedInserts()
     blueprints, judged = await _load(connection, batch)
     written: dict[str, Row] = {}
     for projected in batch:
         columns = projected.columns
         match projected.data:
             case events.KernelRegistered() as event:
-                facts.add("insert_kernels", {**columns, **event.kernel.model_dump()})
+                inserts.add("insert_kernels", {**columns, **event.kernel.model_dump()})
             case events.KernelRefused():
-                facts.add("insert_kernel_refusals", columns)
+                inserts.add("insert_kernel_refusals", columns)
             case events.CertificateIssued() as event:
                 told = event.model_dump(mode="json")
                 told = {name: to_json(told[name]) for name in ("checks", "measurements")}
-                facts.add("insert_certificates", {**columns, **told})
+                inserts.add("insert_certificates", {**columns, **told})
             case events.BlueprintChangeRequested() as event if _request(projected) not in judged:
                 judged.add(_request(projected))
                 verdict, after = judge(blueprints.get(event.blueprint_id), event)
                 version = after.version if after else None
-                facts.add("insert_changes", {**columns, "verdict": verdict, "version_after": version})
+                inserts.add("insert_changes", {**columns, "verdict": verdict, "version_after": version})
                 if verdict is Verdict.ACCEPTED and after is not None:
                     blueprints[event.blueprint_id] = after
                     spec = to_json(after.spec.model_dump(mode="json"))
                     written[event.blueprint_id] = {**after.model_dump(), "spec": spec, "at": columns["at"]}
-    await facts.write(connection, sql)
+    await inserts.write(connection, sql)
     await write_rows(connection, sql, "write_blueprints", list(written.values()))
 
 
-def _request(projected: Projected) -> Request:
+def _request(projected: ProjectedEvent) -> Request:
     event = projected.data
     assert isinstance(event, events.BlueprintChangeRequested)
     return UUID(projected.event_id), event.blueprint_id
 
 
-async def _load(connection: Connection, batch: Sequence[Projected]) -> tuple[dict[str, Blueprint], set[Request]]:
+async def _load(connection: Connection, batch: Sequence[ProjectedEvent]) -> tuple[dict[str, Blueprint], set[Request]]:
     """The blueprints that the batch is about, and which of its requests were judged before."""
     sql = queries("blueprints")
     changes = [p for p in batch if isinstance(p.data, events.BlueprintChangeRequested)]

@@ -13,17 +13,17 @@ from esper.schemas.events import LayerHealthMeasured
 from esper.schemas.operational import HealthSignal
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.projectors.facts import write_rows
+from esper.streams.projectors.batched_inserts import write_rows
 from esper.streams.projectors.health_report_decoder import HealthReport, Signal
-from esper.streams.projectors.projected_event import Projected
+from esper.streams.projectors.projected_event import ProjectedEvent
 
 
-async def project(connection: Connection, batch: Sequence[Projected]) -> None:
+async def project(connection: Connection, batch: Sequence[ProjectedEvent]) -> None:
     """Record late signals."""
     await write_rows(connection, queries("telemetry"), "insert_late_signals", list(_rows(batch)))
 
 
-def _rows(batch: Sequence[Projected]) -> Iterator[dict[str, Any]]:
+def _rows(batch: Sequence[ProjectedEvent]) -> Iterator[dict[str, Any]]:
     for projected in batch:
         report = projected.data
         assert isinstance(report, HealthReport | LayerHealthMeasured)

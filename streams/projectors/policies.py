@@ -7,17 +7,17 @@ from esper.schemas import events
 from esper.schemas.events.policies import BY_SETTINGS, NAMED_BY
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.projectors.facts import Facts
-from esper.streams.projectors.projected_event import Projected
+from esper.streams.projectors.batched_inserts import BatchedInserts
+from esper.streams.projectors.projected_event import ProjectedEvent
 from esper.streams.projectors.runs import to_json
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.worker.partition_cache import PartitionCache
 
 Row = dict[str, Any]
 
 
-async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
     """Record what is told of the versions, in the order of the log. What came late is of its own time."""
-    facts = Facts()
+    inserts = BatchedInserts()
     for projected in batch:
         columns = projected.columns
         columns["log_offset"] = (projected.origin or projected.position).offset
@@ -26,14 +26,14 @@ async def project(connection: Connection, batch: Sequence[Projected], _memory: P
             case events.PolicyTrained() as event:
                 data = to_json([one.model_dump() for one in event.data])
                 trained = {"parameters": to_json(event.parameters), "figures": to_json(event.figures), "data": data}
-                facts.add("insert_versions", {**columns, **trained})
+                inserts.add("insert_versions", {**columns, **trained})
             case events.PolicyEvaluated() as event:
-                facts.add("insert_evaluations", {**columns, "held_out_runs": to_json(event.held_out_runs)})
+                inserts.add("insert_evaluations", {**columns, "held_out_runs": to_json(event.held_out_runs)})
             case events.PolicyActivated() as event:
-                facts.add("insert_changes", _activated(event, columns))
+                inserts.add("insert_changes", _activated(event, columns))
             case events.PolicyRolledBack() as event:
-                facts.add("insert_changes", _rolled_back(event, columns))
-    await facts.write(connection, queries("policies"))
+                inserts.add("insert_changes", _rolled_back(event, columns))
+    await inserts.write(connection, queries("policies"))
 
 
 def _activated(event: events.PolicyActivated, columns: Row) -> Row:

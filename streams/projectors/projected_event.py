@@ -10,7 +10,7 @@ from esper.schemas.messages import OonaMessage
 from esper.streams.projectors.health_report_decoder import HealthReport
 
 
-class Projected(NamedTuple):
+class ProjectedEvent(NamedTuple):
     """One decoded record. ``origin`` is where it lay before it was redriven, None for most.
 
     ``message`` is None for a health report: those come by the hundred thousand, and no row has their envelope.
@@ -35,7 +35,7 @@ class Projected(NamedTuple):
     @classmethod
     def of(
         cls, message: OonaMessage, position: Position, *, logged_ms: int = 0, origin: Position | None = None
-    ) -> "Projected":
+    ) -> "ProjectedEvent":
         """A message as it was read at ``position``."""
         return cls(message.data, str(message.id), position, logged_ms, origin, message)
 

@@ -8,25 +8,25 @@ from esper.schemas import events
 from esper.schemas.enums import RunStatus
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.projectors.facts import Facts, write_rows
-from esper.streams.projectors.projected_event import Projected
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.projectors.batched_inserts import BatchedInserts, write_rows
+from esper.streams.projectors.projected_event import ProjectedEvent
+from esper.streams.worker.partition_cache import PartitionCache
 
 Row = dict[str, Any]
 FIRST = {"from_incarnation": None, "from_step": 0, "from_epoch": 0}
 
 
-async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
     """Record the facts, and follow each run to where its newest incarnation stands."""
-    sql, facts = queries("runs"), Facts()
+    sql, inserts = queries("runs"), BatchedInserts()
     run_ids = sorted({p.data.run_id for p in batch if isinstance(p.data, events.RunEvent)})
     before = {r["run_id"]: dict(r) async for r in sql.runs_of(connection, run_ids=run_ids)}
     after = {run_id: dict(row) for run_id, row in before.items()}
     for projected in batch:
         columns = projected.columns
-        _add_facts(facts, projected, columns)
+        _add_facts(inserts, projected, columns)
         _follow(after, projected, columns)
-    await facts.write(connection, sql)
+    await inserts.write(connection, sql)
     changed = [row for run_id, row in after.items() if row != before.get(run_id)]
     await write_rows(connection, sql, "write_runs", changed)
 
@@ -36,25 +36,25 @@ def to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _add_facts(facts: Facts, projected: Projected, columns: Row) -> None:
+def _add_facts(inserts: BatchedInserts, projected: ProjectedEvent, columns: Row) -> None:
     match projected.data:
         case events.RunStarted() as event:
             layers = [{"run_id": event.run_id, "ordinal": n, **x.model_dump()} for n, x in enumerate(event.layers)]
-            facts.add("insert_layers", *layers)
-            facts.add("insert_edges", *({"run_id": event.run_id, **edge.model_dump()} for edge in event.edges))
-            facts.add("insert_incarnations", _incarnation(columns, **FIRST, seeds="[]"))
+            inserts.add("insert_layers", *layers)
+            inserts.add("insert_edges", *({"run_id": event.run_id, **edge.model_dump()} for edge in event.edges))
+            inserts.add("insert_incarnations", _incarnation(columns, **FIRST, seeds="[]"))
         case events.RunResumed() as event:
             seeds = to_json([seed.model_dump(mode="json") for seed in event.seeds])
             origin = {"from_incarnation": event.from_incarnation, "from_step": event.step, "from_epoch": event.epoch}
-            facts.add("insert_incarnations", _incarnation(columns, **origin, seeds=seeds))
+            inserts.add("insert_incarnations", _incarnation(columns, **origin, seeds=seeds))
         case events.BoundaryReached() as event:
-            facts.add("insert_boundaries", {**columns, "last_sequences": to_json(event.last_sequences)})
+            inserts.add("insert_boundaries", {**columns, "last_sequences": to_json(event.last_sequences)})
         case events.EpochCompleted() as event:
-            facts.add("insert_epochs", {**columns, "metrics": to_json(event.metrics)})
+            inserts.add("insert_epochs", {**columns, "metrics": to_json(event.metrics)})
         case events.CheckpointSaved():
-            facts.add("insert_checkpoints", columns)
+            inserts.add("insert_checkpoints", columns)
         case events.TelemetryGap():
-            facts.add("insert_gaps", columns)
+            inserts.add("insert_gaps", columns)
 
 
 def _incarnation(columns: Row, **others: Any) -> Row:
@@ -62,7 +62,7 @@ def _incarnation(columns: Row, **others: Any) -> Row:
     return {**{name: columns[name] for name in names}, **others}
 
 
-def _follow(rows: dict[str, Row], projected: Projected, columns: Row) -> None:
+def _follow(rows: dict[str, Row], projected: ProjectedEvent, columns: Row) -> None:
     """Move a run's row on. Never backwards: a redriven event, or one of an older incarnation, tells of the past."""
     event = projected.data
     if isinstance(event, events.RunStarted):

@@ -7,9 +7,9 @@ from esper.schemas import events
 from esper.schemas.lifecycle import is_allowed
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.projectors.facts import Facts, write_rows
-from esper.streams.projectors.projected_event import Projected
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.projectors.batched_inserts import BatchedInserts, write_rows
+from esper.streams.projectors.projected_event import ProjectedEvent
+from esper.streams.worker.partition_cache import PartitionCache
 
 NO_KERNEL = {"blueprint_id": None, "kernel_sha256": None}
 COMMANDED = (
@@ -29,26 +29,26 @@ COMMANDED = (
 )
 
 
-async def project(connection: Connection, batch: Sequence[Projected], _memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
     """Record facts in their order. An impossible transition is recorded and flagged, not refused."""
-    sql, facts, moved = queries("seeds"), Facts(), dict[tuple[Any, ...], dict[str, Any]]()
+    sql, inserts, moved = queries("seeds"), BatchedInserts(), dict[tuple[Any, ...], dict[str, Any]]()
     for projected in batch:
         columns = projected.columns
         match projected.data:
             case events.SeedTransitioned() as event:
                 columns["is_impossible"] = not is_allowed(event.from_stage, event.to_stage)
-                facts.add("insert_transitions", columns)
+                inserts.add("insert_transitions", columns)
                 _move(moved, event, columns)
             case events.CommandRejected():
-                facts.add("insert_rejections", columns)
+                inserts.add("insert_rejections", columns)
             case events.BreakerChanged():
-                facts.add("insert_breaker_changes", columns)
+                inserts.add("insert_breaker_changes", columns)
             case events.SeedCommand():
                 told = {**NO_KERNEL, **columns}
-                facts.add("insert_commands", {name: told[name] for name in COMMANDED})
+                inserts.add("insert_commands", {name: told[name] for name in COMMANDED})
             case events.FieldReported() as event:
-                facts.add("insert_field_reports", {**columns, **_of_fork(event.fork)})
-    await facts.write(connection, sql)
+                inserts.add("insert_field_reports", {**columns, **_of_fork(event.fork)})
+    await inserts.write(connection, sql)
     await write_rows(connection, sql, "move_seeds", list(moved.values()))
 
 

@@ -18,8 +18,8 @@ from esper.streams.database.health_window_partitions import TABLE, make_partitio
 from esper.streams.database.sql_queries import queries
 from esper.streams.projectors import late_health
 from esper.streams.projectors.health_report_decoder import HealthReport
-from esper.streams.projectors.projected_event import Projected
-from esper.streams.worker.partition_memory import LayerKey, OpenWindow, PartitionMemory
+from esper.streams.projectors.projected_event import ProjectedEvent
+from esper.streams.worker.partition_cache import LayerKey, OpenWindow, PartitionCache
 
 KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
 COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *COLUMNS)
@@ -30,15 +30,15 @@ Report = HealthReport | LayerHealthMeasured
 Grown = dict[LayerKey, dict[int, OpenWindow]]
 
 
-async def project(connection: Connection, batch: Sequence[Projected], memory: PartitionMemory) -> None:
+async def project(connection: Connection, batch: Sequence[ProjectedEvent], cache: PartitionCache) -> None:
     """Fold the reports of one partition, in their order."""
     late = [p for p in batch if p.late_from]
     if late:
         await late_health.project(connection, late)
         batch = [p for p in batch if not p.late_from]
     reports = cast("Sequence[Report]", [projected.data for projected in batch])
-    await _recall(connection, reports, memory)
-    grown = _add_up(batch, reports, memory)
+    await _recall(connection, reports, cache)
+    grown = _add_up(batch, reports, cache)
     new: list[tuple[LayerKey, int, OpenWindow]] = []
     stored: list[tuple[LayerKey, int, OpenWindow]] = []
     for key, windows in grown.items():
@@ -54,15 +54,15 @@ async def project(connection: Connection, batch: Sequence[Projected], memory: Pa
         window.is_stored = True
 
 
-async def _recall(connection: Connection, reports: Sequence[Report], memory: PartitionMemory) -> None:
+async def _recall(connection: Connection, reports: Sequence[Report], cache: PartitionCache) -> None:
     """Read the windows of each layer that may have some stored and is not remembered."""
     wanted: dict[LayerKey, None] = {}
     for report in reports:
         step = report.step - report.step % WINDOW_STEPS
-        if step > memory.progress[report.run_id, report.incarnation].last_step:
+        if step > cache.progress[report.run_id, report.incarnation].last_step:
             continue
         key = (report.run_id, report.incarnation, step, report.layer_id)
-        if key not in memory.layers:
+        if key not in cache.layers:
             wanted[key] = None
     if not wanted:
         return
@@ -70,17 +70,17 @@ async def _recall(connection: Connection, reports: Sequence[Report], memory: Par
     found = queries("telemetry").windows_of(
         connection, run_ids=run_ids, incarnations=incarnations, steps=steps, layer_ids=layer_ids
     )
-    memory.layers.update({key: {} for key in wanted})
+    cache.layers.update({key: {} for key in wanted})
     async for row in found:
         values = tuple(row)
         logged_at, partition, offset = values[5:8]
         window = OpenWindow(list(values[8:]), logged_at, partition, offset, is_stored=True)
-        memory.layers[values[:4]][values[4]] = window
+        cache.layers[values[:4]][values[4]] = window
 
 
-def _add_up(batch: Sequence[Projected], reports: Sequence[Report], memory: PartitionMemory) -> Grown:
+def _add_up(batch: Sequence[ProjectedEvent], reports: Sequence[Report], cache: PartitionCache) -> Grown:
     """Add every signal to its window; gives the windows that grew."""
-    layers, grown = memory.layers, Grown()
+    layers, grown = cache.layers, Grown()
     for projected, report in zip(batch, reports, strict=True):
         run_id, incarnation, step = report.run_id, report.incarnation, report.step
         key = (run_id, incarnation, step - step % WINDOW_STEPS, report.layer_id)
@@ -97,13 +97,13 @@ def _add_up(batch: Sequence[Projected], reports: Sequence[Report], memory: Parti
                 window = windows[seed_id] = _opened(projected)
             of_layer[seed_id] = window
             add_signal(window.sums, signal)
-        progress = memory.progress[run_id, incarnation]
+        progress = cache.progress[run_id, incarnation]
         if step > progress.last_step:
             progress.last_step = step
     return grown
 
 
-def _opened(first: Projected) -> OpenWindow:
+def _opened(first: ProjectedEvent) -> OpenWindow:
     """A window that begins with this record."""
     logged_at = datetime.fromtimestamp(first.logged_ms / 1000, UTC)
     return OpenWindow(new_sums(), logged_at, first.position.partition, first.position.offset, is_stored=False)

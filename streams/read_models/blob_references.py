@@ -58,7 +58,7 @@ async def mentioned_digests(connection: Connection, kafka: KafkaSettings) -> set
     return found
 
 
-async def wait_until_folded(connection: Connection, kafka: KafkaSettings, patience_s: float) -> None:
+async def wait_until_projected(connection: Connection, kafka: KafkaSettings, patience_s: float) -> None:
     """Wait until the projections hold every event that was in the log when this was called.
 
     Raises:

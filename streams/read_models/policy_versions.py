@@ -44,7 +44,7 @@ class PolicyVersion:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
-    """From ``since`` on ``version`` decides. ``gone_back_from`` is (policy, version) where it was a rollback.
+    """From ``since`` on ``version`` decides. ``rolled_back_from`` is (policy, version) where it was a rollback.
 
     ``by_settings``: a controller with a fixed policy told of itself; no other one follows it.
     """
@@ -54,7 +54,7 @@ class PolicyChange:
     since: datetime
     reason: str
     by_settings: bool
-    gone_back_from: tuple[str, int] | None
+    rolled_back_from: tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,10 @@ async def active_policy(connection: Connection) -> PolicyChange | None:
 
 
 async def policy_changes(
-    connection: Connection, *, num: int = MANY, by_settings_too: bool = False
+    connection: Connection, *, num: int = MANY, include_by_settings: bool = False
 ) -> list[PolicyChange]:
     """Who decided, the newest first."""
-    found = queries("policies").changes(connection, num=num, by_settings_too=by_settings_too)
+    found = queries("policies").changes(connection, num=num, include_by_settings=include_by_settings)
     return [_change(r) async for r in found]
 
 
@@ -163,7 +163,7 @@ def _change(row: Any) -> PolicyChange:
         since=row["since"],
         reason=row["reason"],
         by_settings=row["by_settings"],
-        gone_back_from=None if row["from_policy_id"] is None else (row["from_policy_id"], row["from_version"]),
+        rolled_back_from=None if row["from_policy_id"] is None else (row["from_policy_id"], row["from_version"]),
     )
 
 

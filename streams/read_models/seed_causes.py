@@ -21,13 +21,13 @@ class Cause:
     told: str
 
 
-async def why(connection: Connection, run_id: str, layer_id: str, seed_id: int) -> list[Cause]:
+async def causes_of_seed(connection: Connection, run_id: str, layer_id: str, seed_id: int) -> list[Cause]:
     """All that happened to a seed, in the order of the run's steps; empty where it always slept."""
     found = queries("causes").of_seed(connection, run_id=run_id, layer_id=layer_id, seed_id=seed_id)
     return [Cause(**dict(row)) async for row in found]
 
 
-async def seeds_with_a_story(connection: Connection, run_id: str) -> list[tuple[str, int]]:
+async def changed_seeds(connection: Connection, run_id: str) -> list[tuple[str, int]]:
     """The (layer, seed) pairs that ever moved, by their first move."""
-    found = queries("causes").seeds_with_a_story(connection, run_id=run_id)
+    found = queries("causes").changed_seeds(connection, run_id=run_id)
     return [(row["layer_id"], row["seed_id"]) async for row in found]

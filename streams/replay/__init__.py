@@ -3,12 +3,12 @@
 Everything here folds into a schema of its own and leaves the live rows alone, but for a rebuild's swap.
 """
 
-from esper.streams.replay.cutoff import Until as Until
-from esper.streams.replay.rebuild import Comparison as Comparison
-from esper.streams.replay.rebuild import Rebuilt as Rebuilt
-from esper.streams.replay.rebuild import rebuild as rebuild
-from esper.streams.replay.replay_projection import Tell as Tell
-from esper.streams.replay.replay_projection import Told as Told
+from esper.streams.replay.cutoff import Cutoff as Cutoff
+from esper.streams.replay.projection_rebuild import ComparisonOptions as ComparisonOptions
+from esper.streams.replay.projection_rebuild import RebuildResult as RebuildResult
+from esper.streams.replay.projection_rebuild import rebuild as rebuild
+from esper.streams.replay.replay_projection import ProgressCallback as ProgressCallback
+from esper.streams.replay.replay_projection import ReplayProgress as ReplayProgress
 from esper.streams.replay.row_comparison import RowDifference as RowDifference
 from esper.streams.replay.row_comparison import TableComparison as TableComparison
 from esper.streams.replay.snapshots import Snapshot as Snapshot

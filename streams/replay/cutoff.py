@@ -20,14 +20,14 @@ FORMS = "write TOPIC[PARTITION]@OFFSET, e.g. system.runs[3]@120, or a time with 
 
 
 @dataclass(frozen=True, slots=True)
-class Until:
+class Cutoff:
     """``at`` counts for every partition that ``offsets`` does not name; the log's end where it is None."""
 
     at: datetime | None = None
     offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, texts: Sequence[str], option: str = "--until") -> "Until":
+    def parse(cls, texts: Sequence[str], option: str = "--until") -> "Cutoff":
         """Read what an operator wrote behind ``option``.
 
         Raises:

@@ -99,7 +99,7 @@ async def oldest_day(connection: Connection, schema: str) -> datetime | None:
     return min((datetime.fromisoformat(start) for start in starts), default=None)
 
 
-async def take_over(
+async def carry_over(
     connection: Connection, live_schema: str, rebuilt_schema: str, first: Offsets, partitions: Sequence[int]
 ) -> int:
     """Put into the rebuilt rows what only the live ones know: windows whose first records have expired, and how far

@@ -16,8 +16,8 @@ from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
-from esper.streams.worker.batch_projection import Batch, fold
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.worker.batch_projection import Batch, project_batch
+from esper.streams.worker.partition_cache import PartitionCache
 
 NUM_LANES = 3  # connections that fold side by side; more gave nothing on two cores
 READ_AHEAD = 2  # batches that wait for each of them: bounds memory
@@ -26,7 +26,7 @@ Letters = Mapping[Position, DecodeError]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReplayProgress:
     """How far a replay is: what it does, records folded, and records that are to be folded in all."""
 
     phase: str
@@ -34,17 +34,19 @@ class Told:
     num_expected: int
 
 
-Tell = Callable[[Told], None]
+ProgressCallback = Callable[[ReplayProgress], None]
 
 
-def say_nothing(_told: Told) -> None:
+def ignore_progress(_told: ReplayProgress) -> None:
     """For callers that show no progress."""
 
 
 class ReplayProjector:
     """Made by ``open_replay_projector``: folds on and on from the start of the log, round by round."""
 
-    def __init__(self, connections: list[Connection], reader: LogReader, first: Offsets, tell: Tell) -> None:
+    def __init__(
+        self, connections: list[Connection], reader: LogReader, first: Offsets, tell: ProgressCallback
+    ) -> None:
         self.num_records = 0
         self.first = first
         self._connections = connections
@@ -52,7 +54,7 @@ class ReplayProjector:
         self._tell = tell
         self._reached = {(t.name, n): first[t.name, n] for t in TOPICS for n in range(t.num_partitions)}
         self._lanes = {(t.name, n): i + n for i, t in enumerate(TOPICS) for n in range(t.num_partitions)}
-        self._memories: dict[TopicPartition, PartitionMemory] = {}
+        self._caches: dict[TopicPartition, PartitionCache] = {}
         self._expected = 0
         self._phase = "folding"
 
@@ -68,9 +70,9 @@ class ReplayProjector:
     def say(self, phase: str) -> None:
         """Tell what is done now."""
         self._phase = phase
-        self._tell(Told(phase, self.num_records, self._expected))
+        self._tell(ReplayProgress(phase, self.num_records, self._expected))
 
-    async def fold_to(self, ends: Offsets, letters: Letters) -> None:
+    async def replay_to(self, ends: Offsets, letters: Letters) -> None:
         """Fold every record below ``ends`` that was not folded yet; afterwards the positions are ``ends``.
 
         Args:
@@ -98,11 +100,11 @@ class ReplayProjector:
     async def _fold_lane(self, connection: Connection, queue: "asyncio.Queue[Batch | None]", letters: Letters) -> None:
         while (batch := await queue.get()) is not None:
             place = (batch.topic, batch.partition)
-            memory = self._memories.setdefault(place, PartitionMemory())
-            await fold(connection, batch, letters, memory)
+            cache = self._caches.setdefault(place, PartitionCache())
+            await project_batch(connection, batch, letters, cache)
             self._reached[place] = batch.end
             self.num_records += len(batch.records)
-            self._tell(Told(self._phase, self.num_records, self._expected))
+            self._tell(ReplayProgress(self._phase, self.num_records, self._expected))
 
     async def _note_positions(self, goals: Mapping[TopicPartition, int]) -> None:
         """Offsets at the end of a range may hold no record; the position goes past them all the same."""
@@ -117,7 +119,7 @@ class ReplayProjector:
 
 @asynccontextmanager
 async def open_replay_projector(
-    postgres: PostgresSettings, schema: str, reader: LogReader, tell: Tell
+    postgres: PostgresSettings, schema: str, reader: LogReader, tell: ProgressCallback
 ) -> AsyncIterator[ReplayProjector]:
     """A refolder with connections of its own to ``schema``, which is empty.
 

@@ -14,7 +14,7 @@ from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 
 class SkippedRecords:
-    """Grows with each ``read_on``, which reads what was added since the last one."""
+    """Grows with each ``refresh``, which reads what was added since the last one."""
 
     def __init__(self, reader: LogReader, first: Offsets) -> None:
         self.known: dict[Position, DecodeError] = {}
@@ -23,7 +23,7 @@ class SkippedRecords:
         self._first = first
         self._next: dict[TopicPartition, int] = {}
 
-    async def read_on(self, live: Connection) -> None:
+    async def refresh(self, live: Connection) -> None:
         """Learn the letters that were written since.
 
         Args:
@@ -39,7 +39,7 @@ class SkippedRecords:
                 self._learn(record)
         self._next.update(letters)
 
-    async def note_expired(self, connection: Connection) -> None:
+    async def record_expired(self, connection: Connection) -> None:
         """Note the letters whose records the log does not hold any more: no fold will meet them.
 
         Those that are redriven later are folded by their letters.

@@ -8,12 +8,12 @@ from esper.errors import ConfigError, ConflictError
 from esper.oona.admin.topics import cluster_id
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import migrate
-from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
+from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import claim_cluster
-from esper.streams.replay.cutoff import Until
+from esper.streams.replay.cutoff import Cutoff
 from esper.streams.replay.replay_log_reader import open_log
-from esper.streams.replay.replay_projection import Tell, open_replay_projector, say_nothing
+from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress, open_replay_projector
 from esper.streams.replay.replay_schemas import BEFORE, PAST, Mark, drop_schema, exists, mark_schema, marked_schemas
 from esper.streams.replay.skipped_records import SkippedRecords
 
@@ -31,7 +31,9 @@ class Snapshot:
     num_bytes: int
 
 
-async def create_snapshot(settings: Settings, until: Until, into: str, tell: Tell = say_nothing) -> int:
+async def create_snapshot(
+    settings: Settings, until: Cutoff, into: str, tell: ProgressCallback = ignore_progress
+) -> int:
     """Fold the log up to ``until`` into the schema ``into``, which must not be there yet. Gives the records folded.
 
     It is folded as workers read it: what has a dead letter today counts as passed over. Telemetry that has expired
@@ -58,18 +60,18 @@ async def create_snapshot(settings: Settings, until: Until, into: str, tell: Tel
             migrate(postgres, into)
             try:
                 await mark_schema(connection, into, mark)
-                async with open_replay_projector(postgres, into, reader, tell) as refolder:
-                    await claim_cluster(refolder.connection, await cluster_id(kafka), kafka)
-                    letters = SkippedRecords(reader, refolder.first)
-                    await letters.read_on(connection)
-                    await letters.note_expired(refolder.connection)
-                    await refolder.fold_to(ends, letters.known)
+                async with open_replay_projector(postgres, into, reader, tell) as projector:
+                    await claim_cluster(projector.connection, await cluster_id(kafka), kafka)
+                    letters = SkippedRecords(reader, projector.first)
+                    await letters.refresh(connection)
+                    await letters.record_expired(projector.connection)
+                    await projector.replay_to(ends, letters.known)
                 await mark_schema(connection, into, replace(mark, is_complete=True))
             except BaseException:
                 await drop_schema(connection, into)
                 raise
-            return refolder.num_records
-    except AWAY_ERRORS as error:
+            return projector.num_records
+    except UNAVAILABLE_ERRORS as error:
         raise postgres_error(error, postgres) from error
 
 

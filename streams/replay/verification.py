@@ -4,17 +4,19 @@ from contextlib import AsyncExitStack
 
 from esper.config import Settings
 from esper.oona.admin.topics import cluster_id
-from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
+from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
 from esper.streams.database.stored_positions import check_cluster, claim_cluster, stored_positions
-from esper.streams.replay.rebuild import compare_at, frozen
+from esper.streams.replay.projection_rebuild import compare_at, frozen_connection
 from esper.streams.replay.replay_log_reader import open_log
-from esper.streams.replay.replay_projection import Tell, open_replay_projector, say_nothing
+from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress, open_replay_projector
 from esper.streams.replay.replay_schemas import only_replay, scratch_schema
 from esper.streams.replay.row_comparison import TableComparison
 from esper.streams.replay.skipped_records import SkippedRecords
 
 
-async def verify(settings: Settings, tell: Tell = say_nothing, num_shown: int = 0) -> list[TableComparison]:
+async def verify(
+    settings: Settings, tell: ProgressCallback = ignore_progress, num_shown: int = 0
+) -> list[TableComparison]:
     """Compare every table as it is at one moment; workers and readers may go on meanwhile.
 
     What the log does not hold any more is not compared (``esper.streams.replay.expired_ranges`` has the rules).
@@ -34,16 +36,16 @@ async def verify(settings: Settings, tell: Tell = say_nothing, num_shown: int = 
             await check_cluster(live, await cluster_id(kafka), kafka)
             reader = await exits.enter_async_context(open_log(kafka))
             schema = await exits.enter_async_context(scratch_schema(postgres, live))
-            refolder = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
-            await claim_cluster(refolder.connection, await cluster_id(kafka), kafka)
-            seen = await exits.enter_async_context(frozen(postgres))
+            projector = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
+            await claim_cluster(projector.connection, await cluster_id(kafka), kafka)
+            seen = await exits.enter_async_context(frozen_connection(postgres))
             ends = await stored_positions(seen)
-            letters = SkippedRecords(reader, refolder.first)
-            refolder.say("reading dead letters")
-            await letters.read_on(live)
-            await letters.note_expired(refolder.connection)
-            refolder.say("folding")
-            await refolder.fold_to(ends, letters.known)
-            return list(await compare_at(seen, postgres.schema_name, refolder, schema, reader, num_shown))
-    except AWAY_ERRORS as error:
+            letters = SkippedRecords(reader, projector.first)
+            projector.say("reading dead letters")
+            await letters.refresh(live)
+            await letters.record_expired(projector.connection)
+            projector.say("folding")
+            await projector.replay_to(ends, letters.known)
+            return list(await compare_at(seen, postgres.schema_name, projector, schema, reader, num_shown))
+    except UNAVAILABLE_ERRORS as error:
         raise postgres_error(error, postgres) from error

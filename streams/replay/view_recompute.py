@@ -1,7 +1,7 @@
 """Sees views again: folds what they depend on into a schema of its own, and assembles them from its rows.
 
 Only the partitions of the runs that are asked for are folded, and only the topics that a view is made of
-(docs/decisions/0017-what-a-view-depends-on.md). The live rows are left alone.
+(docs/design/decisions/0017-view-determinism.md). The live rows are left alone.
 """
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -18,11 +18,17 @@ from esper.oona.log_reader import partition_of
 from esper.oona.records import TopicPartition
 from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, RUNS, TELEMETRY
 from esper.streams.database.connection_types import Connection
-from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
+from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
 from esper.streams.database.stored_positions import claim_cluster
 from esper.streams.read_models.pending_boundaries import read_view_rows
 from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
-from esper.streams.replay.replay_projection import ReplayProjector, Tell, Told, open_replay_projector, say_nothing
+from esper.streams.replay.replay_projection import (
+    ProgressCallback,
+    ReplayProgress,
+    ReplayProjector,
+    ignore_progress,
+    open_replay_projector,
+)
 from esper.streams.replay.replay_schemas import only_replay, scratch_schema
 from esper.streams.replay.skipped_records import SkippedRecords
 
@@ -33,7 +39,7 @@ BoundaryKey = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class ViewRecompute:
+class RecomputedView:
     """One view, as the log gives it today.
 
     Attributes:
@@ -47,8 +53,8 @@ class ViewRecompute:
 
 
 async def recompute_views(
-    settings: Settings, wanted: Mapping[BoundaryKey, Sequence[int]], tell: Tell = say_nothing
-) -> AsyncGenerator[ViewRecompute, None]:
+    settings: Settings, wanted: Mapping[BoundaryKey, Sequence[int]], tell: ProgressCallback = ignore_progress
+) -> AsyncGenerator[RecomputedView, None]:
     """The views of some boundaries, one after the other, in order. Close it (``aclosing``): its schema goes with it.
 
     Args:
@@ -64,18 +70,18 @@ async def recompute_views(
             live = await exits.enter_async_context(only_replay(postgres))
             reader = await exits.enter_async_context(open_log(kafka))
             schema = await exits.enter_async_context(scratch_schema(postgres, live))
-            refolder = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
-            await claim_cluster(refolder.connection, await cluster_id(kafka), kafka)
+            projector = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
+            await claim_cluster(projector.connection, await cluster_id(kafka), kafka)
             ends = await _ends(reader, {run_id for run_id, _incarnation, _boundary in wanted})
-            letters = SkippedRecords(reader, refolder.first)
-            await letters.read_on(live)
-            await letters.note_expired(refolder.connection)
-            await refolder.fold_to(ends, letters.known)
-            async with refolder.connection.transaction(isolation="repeatable_read", readonly=True):
+            letters = SkippedRecords(reader, projector.first)
+            await letters.refresh(live)
+            await letters.record_expired(projector.connection)
+            await projector.replay_to(ends, letters.known)
+            async with projector.connection.transaction(isolation="repeatable_read", readonly=True):
                 for done, key in enumerate(sorted(wanted)):
-                    yield await _see(refolder, key, wanted[key])
-                    tell(Told("seeing views again", done + 1, len(wanted)))
-    except AWAY_ERRORS as error:
+                    yield await _see(projector, key, wanted[key])
+                    tell(ReplayProgress("seeing views again", done + 1, len(wanted)))
+    except UNAVAILABLE_ERRORS as error:
         raise postgres_error(error, postgres) from error
 
 
@@ -86,19 +92,19 @@ async def _ends(reader: LogReader, runs: Iterable[str]) -> Offsets:
     return {place: last[place] for place in places}
 
 
-async def _see(refolder: ReplayProjector, key: BoundaryKey, offsets: Sequence[int]) -> ViewRecompute:
+async def _see(projector: ReplayProjector, key: BoundaryKey, offsets: Sequence[int]) -> RecomputedView:
     run_id, incarnation, _boundary = key
     kept = [(BLUEPRINTS.name, n) for n in range(BLUEPRINTS.num_partitions)]
     kept += [(topic.name, partition_of(run_id, topic)) for topic in (RUNS, LIFECYCLE)]
-    is_kept = not any(refolder.first[place] for place in kept)
+    is_kept = not any(projector.first[place] for place in kept)
     try:
-        view = assemble(await read_view_rows(refolder.connection, *key, blueprint_offsets=offsets))
+        view = assemble(await read_view_rows(projector.connection, *key, blueprint_offsets=offsets))
     except UnavailableError:  # of a boundary that was not folded
-        return ViewRecompute(key, None, is_kept)
-    is_measured = refolder.first[TELEMETRY.name, partition_of(run_id, TELEMETRY)] == 0
+        return RecomputedView(key, None, is_kept)
+    is_measured = projector.first[TELEMETRY.name, partition_of(run_id, TELEMETRY)] == 0
     if not is_measured:
-        is_measured = await _is_measured(refolder.connection, run_id, incarnation, view.window_step)
-    return ViewRecompute(key, view, is_kept and is_measured)
+        is_measured = await _is_measured(projector.connection, run_id, incarnation, view.window_step)
+    return RecomputedView(key, view, is_kept and is_measured)
 
 
 async def _is_measured(connection: Connection, run_id: str, incarnation: int, window_step: int | None) -> bool:

@@ -39,8 +39,8 @@ _log = get_logger(__name__)
 class EsperApp(faust.App):
     """A Faust app that reads in batches and starts from Postgres."""
 
-    folder: ProjectionWorker
-    lanes: PartitionExecutor
+    projection_worker: ProjectionWorker
+    executor: PartitionExecutor
     settings: Settings
 
     def _new_transport(self) -> Any:
@@ -52,48 +52,48 @@ class EsperApp(faust.App):
         for chatty in ("faust", "mode"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
-            await self.folder.open()
+            await self.projection_worker.open()
         except EsperError as error:
             _log.error("worker.refused", reason=str(error))
             raise SystemExit(EXIT_REFUSED) from None
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS, *GC_GENERATIONS)
-        self.conf.consumer_group_instance_id = f"{self.conf.id}-{self.folder.instance_id}"
+        self.conf.consumer_group_instance_id = f"{self.conf.id}-{self.projection_worker.instance_id}"
         await super().on_start()
 
     async def on_stop(self) -> None:
         """Close the folder after everything that uses it."""
         await super().on_stop()
-        await self.lanes.close()
-        await self.folder.close()
+        await self.executor.close()
+        await self.projection_worker.close()
 
     async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
         """Where to read each assigned partition from: Postgres says. Waits for as long as it or Kafka is away."""
-        async for attempt in self.folder.retries((*TRANSIENT, KafkaError)):
+        async for attempt in self.projection_worker.retries((*TRANSIENT, KafkaError)):
             with attempt:
                 first = await self.consumer.earliest_offsets(*assigned)
                 last = await self.consumer.highwaters(*assigned)
-                found = await self.folder.positions(
+                found = await self.projection_worker.positions(
                     {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
                 )
         return {TP(*place): offset for place, offset in found.items()}
 
-    async def may_go_on(self, tp: TP, start: int, fetched: int) -> bool:
+    async def may_deliver(self, tp: TP, start: int, fetched: int) -> bool:
         """Whether what was fetched, from offset ``fetched`` on, is what follows offset ``start``.
 
         The client moves to the log's first offset where the log does not hold its own; a hole within the log
         (expired or aborted records) looks the same, so the broker is asked.
         """
         place = (tp.topic, tp.partition)
-        if self.folder.is_red(place):
+        if self.projection_worker.is_red(place):
             return False
         if fetched == start:
             return True
-        async for attempt in self.folder.retries((KafkaError, OSError)):
+        async for attempt in self.projection_worker.retries((KafkaError, OSError)):
             with attempt:
                 first = await self.consumer.earliest_offsets(tp)
                 last = await self.consumer.highwaters(tp)
-        return self.folder.verify_fetched(place, start, fetched, _by_place(first), _by_place(last))
+        return self.projection_worker.verify_fetched(place, start, fetched, _by_place(first), _by_place(last))
 
 
 def make_app() -> EsperApp:
@@ -129,8 +129,8 @@ def build_app(settings: Settings) -> EsperApp:
         consumer_auto_offset_reset="earliest",
     )
     app.settings = settings
-    app.folder = ProjectionWorker(settings, streams)
-    app.lanes = PartitionExecutor(streams.concurrent_folds, streams.buffered_batches)
+    app.projection_worker = ProjectionWorker(settings, streams)
+    app.executor = PartitionExecutor(streams.concurrent_batches, streams.buffered_batches)
     for spec in TOPICS:
         app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
     app.task(_keep_watching)
@@ -160,13 +160,15 @@ def broker_credentials(kafka: KafkaSettings) -> SSLCredentials | SASLCredentials
 
 def _folding_agent(app: EsperApp) -> Any:
     async def fold(event: Any) -> None:
-        await app.folder.fold(event.value, lambda: event.message.generation_id == app.consumer_generation_id)
+        await app.projection_worker.project(
+            event.value, lambda: event.message.generation_id == app.consumer_generation_id
+        )
         event.ack()
 
     async def agent(stream: Any) -> AsyncIterator[None]:
         async for event in stream.noack().events():
             batch = event.value
-            await app.lanes.put((batch.topic, batch.partition), partial(fold, event))
+            await app.executor.put((batch.topic, batch.partition), partial(fold, event))
             yield
 
     return agent
@@ -179,9 +181,9 @@ async def _keep_watching(app: Any) -> None:
         if app.should_stop:
             return
         if look % CLUSTER_LOOKS == 0:
-            await app.folder.verify_cluster()
+            await app.projection_worker.verify_cluster()
         assigned = app.consumer.assignment()
-        reached = app.folder.reached()
+        reached = app.projection_worker.reached()
         ends: dict[TopicPartition, int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
         first: Mapping[TP, int] = {}
         try:
@@ -190,19 +192,19 @@ async def _keep_watching(app: Any) -> None:
                 ends |= _by_place(await app.consumer.highwaters(*assigned))
         except (KafkaError, OSError):
             pass  # the ends stay unknown, which is what is told
-        idle = {tp: offset for tp, offset in first.items() if not app.consumer.is_folding(tp)}
-        app.folder.watch(ends, reached, _by_place(idle))
+        idle = {tp: offset for tp, offset in first.items() if not app.consumer.has_in_flight(tp)}
+        app.projection_worker.watch(ends, reached, _by_place(idle))
 
 
 async def _keep_dropping(app: Any) -> None:
     """Drop what retention lets go, now and then."""
     while not app.should_stop:
-        await app.folder.drop_expired()
+        await app.projection_worker.drop_expired()
         await app.sleep(RETENTION_S)
 
 
 async def _say_ready(app: Any, **_fields: Any) -> None:
-    _log.info("worker.ready", instance=app.folder.instance_id, partitions=len(app.consumer.assignment()))
+    _log.info("worker.ready", instance=app.projection_worker.instance_id, partitions=len(app.consumer.assignment()))
 
 
 def _by_place(offsets: Mapping[Any, int]) -> dict[TopicPartition, int]:

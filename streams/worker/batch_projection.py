@@ -26,8 +26,8 @@ from esper.streams.database.sql_queries import queries
 from esper.streams.dead_letters import Broken, record_dead_letters
 from esper.streams.projectors import PROJECTORS
 from esper.streams.projectors.health_report_decoder import HealthReport, read_report
-from esper.streams.projectors.projected_event import Projected
-from esper.streams.worker.partition_memory import PartitionMemory, Progress, RunKey
+from esper.streams.projectors.projected_event import ProjectedEvent
+from esper.streams.worker.partition_cache import PartitionCache, Progress, RunKey
 
 NO_LETTERS: Mapping[Position, DecodeError] = MappingProxyType({})
 
@@ -54,17 +54,17 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedBatch:
     """What decoding made of a batch: ``end`` is where a newer version cut it short."""
 
-    events: tuple[Projected, ...]
+    events: tuple[ProjectedEvent, ...]
     broken: tuple[Broken, ...]
     end: int
     newer: NewerVersionError | None
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class ProjectedBatch:
     """What folding did: events that were new, whether letters may wait to be sent, and what the transaction took."""
 
     num_events: int
@@ -72,13 +72,13 @@ class Folded:
     transaction_s: float
 
 
-def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> Decoded:
+def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETTERS) -> DecodedBatch:
     """Decode records up to the first that needs a newer program.
 
     Args:
         skipped: records that count as broken whatever is in them, and why.
     """
-    events: list[Projected] = []
+    events: list[ProjectedEvent] = []
     broken: list[Broken] = []
     for record in batch.records:
         try:
@@ -88,16 +88,16 @@ def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NO_LETT
         except DecodeError as error:
             broken.append((record, error))
         except NewerVersionError as error:
-            return Decoded(tuple(events), tuple(broken), record.position.offset, error)
-    return Decoded(tuple(events), tuple(broken), batch.end, None)
+            return DecodedBatch(tuple(events), tuple(broken), record.position.offset, error)
+    return DecodedBatch(tuple(events), tuple(broken), batch.end, None)
 
 
-async def fold(
+async def project_batch(
     connection: Connection,
     batch: Batch,
     replayed: Mapping[Position, DecodeError] | None = None,
-    memory: PartitionMemory | None = None,
-) -> Folded:
+    cache: PartitionCache | None = None,
+) -> ProjectedBatch:
     """Fold a batch. Doing it again, in whole or in part, changes nothing.
 
     Args:
@@ -109,51 +109,51 @@ async def fold(
         NewerVersionError: after all before it was folded.
     """
     decoded, began = decode_batch(batch, replayed or NO_LETTERS), time.perf_counter()
-    memory = memory if memory is not None else PartitionMemory()
+    cache = cache if cache is not None else PartitionCache()
     try:
         async with connection.transaction():
-            fresh = await _fold_decoded(connection, batch, decoded, memory, to_be_sent=replayed is None)
+            fresh = await _fold_decoded(connection, batch, decoded, cache, to_be_sent=replayed is None)
     except BaseException:
-        memory.forget()
+        cache.forget()
         raise
     if decoded.newer is not None:
         raise decoded.newer
-    return Folded(fresh, bool(decoded.broken), time.perf_counter() - began)
+    return ProjectedBatch(fresh, bool(decoded.broken), time.perf_counter() - began)
 
 
 async def _fold_decoded(
-    connection: Connection, batch: Batch, decoded: Decoded, memory: PartitionMemory, *, to_be_sent: bool
+    connection: Connection, batch: Batch, decoded: DecodedBatch, cache: PartitionCache, *, to_be_sent: bool
 ) -> int:
     """The transaction; gives the number of events that were new."""
-    stored = await _lock_position(connection, batch, memory)
-    events: Sequence[Projected] = decoded.events
+    stored = await _lock_position(connection, batch, cache)
+    events: Sequence[ProjectedEvent] = decoded.events
     if batch.records and batch.records[0].position.offset < stored:
         events = [e for e in events if e.position.offset >= stored]
     broken = [b for b in decoded.broken if b[0].position.offset >= stored]
     if broken:
         await record_dead_letters(connection, broken, to_be_sent=to_be_sent)  # a redrive may follow in this batch
-        memory.letters = None
-    fresh = await _without_redriven(connection, batch, events, memory)
-    runs = await _load_progress(connection, batch.topic, fresh, memory)
-    fresh = _without_resends(fresh, memory)
+        cache.letters = None
+    fresh = await _without_redriven(connection, batch, events, cache)
+    runs = await _load_progress(connection, batch.topic, fresh, cache)
+    fresh = _without_resends(fresh, cache)
     if fresh:
-        await PROJECTORS[batch.topic](connection, fresh, memory)
-    await _note_progress(connection, batch.topic, runs, memory)
+        await PROJECTORS[batch.topic](connection, fresh, cache)
+    await _note_progress(connection, batch.topic, runs, cache)
     if decoded.end > stored:
         await queries("positions").move_position(
             connection, topic=batch.topic, log_partition=batch.partition, next_offset=decoded.end
         )
-    memory.reached(max(decoded.end, stored))
+    cache.reached(max(decoded.end, stored))
     return len(fresh)
 
 
-def _projected(record: StoredRecord) -> Projected:
+def _projected(record: StoredRecord) -> ProjectedEvent:
     report = read_report(record)
     if report is not None:
         name = next(value for header, value in record.headers if header == "ce_id")
-        return Projected(report, cast("bytes", name).decode(), record.position, record.timestamp_ms)
+        return ProjectedEvent(report, cast("bytes", name).decode(), record.position, record.timestamp_ms)
     origin = first_origin(record.headers, record.position)
-    return Projected.of(
+    return ProjectedEvent.of(
         record.decode(),
         record.position,
         logged_ms=record.timestamp_ms,
@@ -161,7 +161,7 @@ def _projected(record: StoredRecord) -> Projected:
     )
 
 
-async def _lock_position(connection: Connection, batch: Batch, memory: PartitionMemory) -> int:
+async def _lock_position(connection: Connection, batch: Batch, cache: PartitionCache) -> int:
     sql, where = queries("positions"), {"topic": batch.topic, "log_partition": batch.partition}
     row = await sql.lock_position(connection, **where)
     if row is None and batch.may_begin:
@@ -178,26 +178,26 @@ async def _lock_position(connection: Connection, batch: Batch, memory: Partition
             f"{batch.topic}[{batch.partition}]: the projections end at offset {stored}, but the batch "
             f"starts at {batch.start}; run `esper projections rebuild`"
         )
-    memory.stand_at(stored, row["live_table"])
+    cache.stand_at(stored, row["live_table"])
     return stored
 
 
 async def _without_redriven(
-    connection: Connection, batch: Batch, events: Sequence[Projected], memory: PartitionMemory
-) -> Sequence[Projected]:
+    connection: Connection, batch: Batch, events: Sequence[ProjectedEvent], cache: PartitionCache
+) -> Sequence[ProjectedEvent]:
     """Drop redriven records whose event was folded before, by a redrive or a resend, and note the others.
 
     A resend of an event that has a letter is folded as if it were redriven, and settles the letter.
     """
-    sql, where = queries("letters"), {"topic": batch.topic, "log_partition": batch.partition}
-    if memory.letters is None:
+    sql, where = queries("dead_letters"), {"topic": batch.topic, "log_partition": batch.partition}
+    if cache.letters is None:
         rows = sql.letters_of(connection, **where)
-        memory.letters = {r["event_id"]: (r["log_offset"], r["is_folded"]) async for r in rows}
-    if not memory.letters and all(e.origin is None for e in events):
+        cache.letters = {r["event_id"]: (r["log_offset"], r["is_folded"]) async for r in rows}
+    if not cache.letters and all(e.origin is None for e in events):
         return events
     fresh = []
     for projected in events:
-        letter = memory.letters.get(projected.event_id)
+        letter = cache.letters.get(projected.event_id)
         if letter is not None and letter[0] > projected.position.offset:
             letter = None  # of later on: how the log was cut into batches must not matter
         if letter is None and projected.origin is None:
@@ -216,27 +216,27 @@ async def _without_redriven(
         if noted is not None:
             fresh.append(projected._replace(origin=origin))
             if letter is not None:
-                memory.letters[projected.event_id] = (letter[0], True)
+                cache.letters[projected.event_id] = (letter[0], True)
     return fresh
 
 
 async def _load_progress(
-    connection: Connection, topic: str, events: Sequence[Projected], memory: PartitionMemory
+    connection: Connection, topic: str, events: Sequence[ProjectedEvent], cache: PartitionCache
 ) -> set[RunKey]:
     """How far the trainers' runs in these events are, as far as it is not remembered; gives the runs."""
     of_trainers = cast("Iterable[TrainerEvent | HealthReport]", [e.data for e in events if e.is_trainers])
     keys = {(event.run_id, event.incarnation) for event in of_trainers}
-    unknown = sorted({run_id for run_id, n in keys if (run_id, n) not in memory.progress})
+    unknown = sorted({run_id for run_id, n in keys if (run_id, n) not in cache.progress})
     if unknown:
         async for r in queries("positions").progress_of(connection, topic=topic, run_ids=unknown):
             last_step = -1 if r["last_step"] is None else r["last_step"]
-            memory.progress[r["run_id"], r["incarnation"]] = Progress(r["last_sequence"], last_step)
+            cache.progress[r["run_id"], r["incarnation"]] = Progress(r["last_sequence"], last_step)
     for key in keys:
-        memory.progress.setdefault(key, Progress())
+        cache.progress.setdefault(key, Progress())
     return keys
 
 
-def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> list[Projected]:
+def _without_resends(events: Sequence[ProjectedEvent], cache: PartitionCache) -> list[ProjectedEvent]:
     """Drop trainers' events that are not beyond the highest sequence seen, and remember the new one.
 
     A redriven event is not dropped for its sequence: it comes late by nature, and once by its origin. Where
@@ -246,7 +246,7 @@ def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> li
     for projected in events:
         if projected.is_trainers:
             event = cast("TrainerEvent | HealthReport", projected.data)
-            progress = memory.progress[event.run_id, event.incarnation]
+            progress = cache.progress[event.run_id, event.incarnation]
             if event.sequence > progress.last_sequence:
                 progress.last_sequence = event.sequence
             elif projected.origin is None:
@@ -257,10 +257,10 @@ def _without_resends(events: Sequence[Projected], memory: PartitionMemory) -> li
     return fresh
 
 
-async def _note_progress(connection: Connection, topic: str, runs: set[RunKey], memory: PartitionMemory) -> None:
+async def _note_progress(connection: Connection, topic: str, runs: set[RunKey], cache: PartitionCache) -> None:
     if not runs:
         return
-    rows = sorted((run_id, n, memory.progress[run_id, n]) for run_id, n in runs)
+    rows = sorted((run_id, n, cache.progress[run_id, n]) for run_id, n in runs)
     await queries("positions").note_progress(
         connection,
         topic=topic,

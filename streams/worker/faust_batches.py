@@ -39,7 +39,7 @@ class BatchSchema(faust.Schema[Any, Any]):
 
 
 class BatchConsumer(Consumer):
-    """A Faust consumer whose messages are batches. The app has ``load_positions`` and ``may_go_on``."""
+    """A Faust consumer whose messages are batches. The app has ``load_positions`` and ``may_deliver``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,7 +64,7 @@ class BatchConsumer(Consumer):
             if start is None:  # assigned, but the seek was given up half way
                 await self._seek_again()
                 return
-            if not await app.may_go_on(tp, start, fetched[0].offset):
+            if not await app.may_deliver(tp, start, fetched[0].offset):
                 continue
             batch = Batch(tp.topic, tp.partition, start, tuple(stored(r) for r in fetched))
             self._next_start[tp] = batch.end
@@ -74,7 +74,7 @@ class BatchConsumer(Consumer):
             self.app.monitor.track_tp_end_offset(tp, self.highwater(found))
             yield tp, message
 
-    def is_folding(self, tp: TP) -> bool:
+    def has_in_flight(self, tp: TP) -> bool:
         """Whether something was handed on and not committed since."""
         return bool(self._in_flight.get(tp))
 

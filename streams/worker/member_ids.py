@@ -10,10 +10,10 @@ import filelock
 
 from esper.errors import ConfigError, ConflictError
 
-MAX_SLOTS = 64
+MAX_MEMBER_IDS = 64
 
 
-class Slot:
+class MemberId:
     """A slot that is held until the process ends or ``release``."""
 
     def __init__(self, number: int, lock: filelock.BaseFileLock) -> None:
@@ -30,7 +30,7 @@ class Slot:
         self._lock.release()
 
 
-def take_slot(folder: Path, wanted: int | None = None) -> Slot:
+def acquire_member_id(folder: Path, wanted: int | None = None) -> MemberId:
     """The first free slot, or the one that is wanted.
 
     Raises:
@@ -46,14 +46,14 @@ def take_slot(folder: Path, wanted: int | None = None) -> Slot:
         ) from error
 
 
-def _take(folder: Path, wanted: int | None) -> Slot:
+def _take(folder: Path, wanted: int | None) -> MemberId:
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(MAX_SLOTS) if wanted is None else (wanted,):
+    for number in range(MAX_MEMBER_IDS) if wanted is None else (wanted,):
         lock = filelock.FileLock(folder / f"worker-{number}.lock")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             continue
-        return Slot(number, lock)
+        return MemberId(number, lock)
     which = "every slot" if wanted is None else f"slot {wanted}"
     raise ConflictError(f"{which} of this host is held by another worker (locks in {folder})")

@@ -41,7 +41,7 @@ from esper.streams.database.stored_positions import (
 )
 from esper.streams.dead_letters import send_pending_dead_letters
 from esper.streams.settings import StreamsSettings
-from esper.streams.worker.batch_projection import Batch, apply_batch
+from esper.streams.worker.batch_projection import Batch, project_batch
 from esper.streams.worker.member_ids import acquire_member_id
 from esper.streams.worker.partition_cache import PartitionCache
 from esper.streams.worker.worker_metrics import WorkerMetrics
@@ -92,7 +92,7 @@ class ProjectionWorker:
             except POSTGRES_DRIVER_ERRORS as error:
                 raise postgres_error(error, postgres) from error
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))
-            slot = acquire_member_id(state_dir() / "slots", self._streams.slot)
+            slot = acquire_member_id(state_dir() / "slots", self._streams.member_id)
             exits.callback(slot.release)
             self.instance_id = slot.instance_id
             port = self.metrics.serve(self._streams.metrics_address)
@@ -106,7 +106,7 @@ class ProjectionWorker:
         """Close what ``open`` opened."""
         await self._exits.aclose()
 
-    async def apply(self, batch: Batch, is_current: Callable[[], bool]) -> None:
+    async def project(self, batch: Batch, is_current: Callable[[], bool]) -> None:
         """Fold a batch; try again for as long as Postgres or Kafka is away.
 
         Args:
@@ -268,14 +268,14 @@ class ProjectionWorker:
             with self.metrics.time_batch(batch.topic):
                 async with self._pool.acquire() as connection:
                     cache = self._caches.setdefault((batch.topic, batch.partition), PartitionCache())
-                    applied = await apply_batch(connection, replace(batch, may_begin=may_begin), cache=cache)
-                    if applied.has_letters:
+                    projected = await project_batch(connection, replace(batch, may_begin=may_begin), cache=cache)
+                    if projected.has_letters:
                         await send_pending_dead_letters(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
             self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
             self.metrics.batch_retried(batch.topic, error)
             raise
-        self.metrics.batch_projected(batch, applied.num_events, applied.transaction_s)
+        self.metrics.batch_projected(batch, projected.num_events, projected.transaction_s)
 
     def _stop(self, place: TopicPartition, reason: str) -> None:
         topic, partition = place

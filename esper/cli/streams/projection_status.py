@@ -14,7 +14,7 @@ from rich.table import Table
 from esper.cli.streams.replay_progress import EXIT_TROUBLE, run_with_progress
 from esper.config import load_settings
 from esper.schemas.topics import TOPICS
-from esper.streams.read_models.projection_lag import DeadLetterCounts, PartitionStanding, Standing, standing
+from esper.streams.read_models.projection_status import DeadLetterCounts, PartitionStatus, ProjectionStatus, projection_status
 
 EXIT_RED = 1
 EXIT_AWAY = EXIT_TROUBLE
@@ -35,7 +35,7 @@ def show_status(
     says is shown), or refuses this user.
     """
     settings, console = load_settings(), Console()
-    seen = run_with_progress(lambda: standing(settings))
+    seen = run_with_progress(lambda: projection_status(settings))
     if watch is None:
         _show(console, seen, {}, partitions, as_json)
         if seen.log_trouble or seen.rows_trouble:
@@ -53,11 +53,11 @@ def show_status(
                 live.update(status_table(seen, rates, partitions), refresh=True)
             time.sleep(watch)
             before, before_at = seen, seen_at
-            seen, seen_at = run_with_progress(lambda: standing(settings)), time.monotonic()
+            seen, seen_at = run_with_progress(lambda: projection_status(settings)), time.monotonic()
             rates = _rates(before, seen, seen_at - before_at)
 
 
-def status_table(seen: Standing, rates: Rates, by_partition: bool) -> Table:
+def status_table(seen: ProjectionStatus, rates: Rates, by_partition: bool) -> Table:
     """Topics, or their partitions; a cell is empty where nothing is known or nothing is there."""
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("topic", no_wrap=True)
@@ -80,12 +80,12 @@ def status_table(seen: Standing, rates: Rates, by_partition: bool) -> Table:
     return table
 
 
-def _state(mine: list[PartitionStanding]) -> str:
+def _state(mine: list[PartitionStatus]) -> str:
     num_red = sum(p.red is not None for p in mine)
     return f"[red]{num_red} stopped[/red]" if num_red else ""
 
 
-def _show(console: Console, seen: Standing, rates: Rates, by_partition: bool, as_json: bool) -> None:
+def _show(console: Console, seen: ProjectionStatus, rates: Rates, by_partition: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(_as_dict(seen, rates), sort_keys=True))
         return
@@ -107,7 +107,7 @@ def _show_first(console: Console, what: str, lines: list[str]) -> None:
         console.print(f"... and {len(lines) - MAX_SHOWN} more; --json has them all", highlight=False)
 
 
-def _cells(mine: list[PartitionStanding], seen: Standing) -> tuple[str, ...]:
+def _cells(mine: list[PartitionStatus], seen: ProjectionStatus) -> tuple[str, ...]:
     """Records, folded, not folded, the age of the oldest that waits."""
     records = "" if seen.log_trouble else f"{sum(p.num_records or 0 for p in mine):,}"
     if seen.rows_trouble:
@@ -120,7 +120,7 @@ def _cells(mine: list[PartitionStanding], seen: Standing) -> tuple[str, ...]:
     return records, f"{folded:,}", f"{lag:,}" if lag else "", f"{max(ages):,.0f} s" if ages else ""
 
 
-def _rates(before: Standing, after: Standing, spent_s: float) -> Rates:
+def _rates(before: ProjectionStatus, after: ProjectionStatus, spent_s: float) -> Rates:
     if before.rows_trouble or after.rows_trouble:
         return {}
     known = {(p.topic, p.partition): p.position for p in before.partitions}
@@ -132,7 +132,7 @@ def _rates(before: Standing, after: Standing, spent_s: float) -> Rates:
     return rates
 
 
-def _as_dict(seen: Standing, rates: Rates) -> dict[str, object]:
+def _as_dict(seen: ProjectionStatus, rates: Rates) -> dict[str, object]:
     topics = []
     for spec in TOPICS:
         mine = [p for p in seen.partitions if p.topic == spec.name]

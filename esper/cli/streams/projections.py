@@ -13,9 +13,9 @@ from esper.config import PostgresSettings, Settings, load_settings
 from esper.errors import ConfigError
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.migrations import migrate as run_migrations
-from esper.streams.read_models.projection_lag import TopicLag
-from esper.streams.read_models.seed_causes import Cause, why
-from esper.streams.replay import Comparison, Rebuilt, Until, create_snapshot, drop_snapshot, list_snapshots
+from esper.streams.read_models.projection_status import TopicLag
+from esper.streams.read_models.seed_causes import Cause, causes_of_seed
+from esper.streams.replay import ComparisonOptions, RebuildResult, Cutoff, create_snapshot, drop_snapshot, list_snapshots
 from esper.streams.replay import rebuild as run_rebuild
 from esper.streams.replay import verify as run_verify
 
@@ -67,11 +67,11 @@ def rebuild(
     if into is not None:
         if compare or accept_changes:
             raise ConfigError("--until folds beside the live rows and swaps nothing: leave --compare away")
-        _fold_past(settings, console, Until.parse(until), into, quiet)
+        _fold_past(settings, console, Cutoff.parse(until), into, quiet)
         return
     if accept_changes and not compare:
         raise ConfigError("--accept-changes goes with --compare")
-    comparison = Comparison(show, accept_changes) if compare else None
+    comparison = ComparisonOptions(show, accept_changes) if compare else None
     with shown(console, quiet=quiet) as tell:
         done = run_with_progress(lambda: run_rebuild(settings, tell, comparison))
     if done.comparisons:
@@ -155,14 +155,14 @@ def cause_table(causes: list[Cause]) -> Table:
     return table
 
 
-def _fold_past(settings: Settings, console: Console, until: Until, into: str, quiet: bool) -> None:
+def _fold_past(settings: Settings, console: Console, until: Cutoff, into: str, quiet: bool) -> None:
     with shown(console, quiet=quiet) as tell:
         count = run_with_progress(lambda: create_snapshot(settings, until, into, tell))
     console.print(f"folded {count:,} records, until {until}, into schema {into}", highlight=False, soft_wrap=True)
     console.print(f"`esper why --schema {into}` asks it; with ESPER_POSTGRES__SCHEMA_NAME={into} everything else does")
 
 
-def _tell_rebuilt(console: Console, done: Rebuilt) -> None:
+def _tell_rebuilt(console: Console, done: RebuildResult) -> None:
     if not done.is_swapped:
         different = ", ".join(c.table for c in done.comparisons if not c.is_equal)
         console.print(f"[red]not swapped: the log says something else in: {different}[/red]")
@@ -171,9 +171,9 @@ def _tell_rebuilt(console: Console, done: Rebuilt) -> None:
     console.print(
         f"rebuilt from {done.num_records:,} records; what no worker had read yet is a worker's to fold", soft_wrap=True
     )
-    if done.num_taken_over:
+    if done.num_carried_over:
         console.print(
-            f"{done.num_taken_over:,} health windows began before the log does: taken over as they were", soft_wrap=True
+            f"{done.num_carried_over:,} health windows began before the log does: taken over as they were", soft_wrap=True
         )
     if done.kept_as is not None:
         console.print(
@@ -186,4 +186,4 @@ def _tell_rebuilt(console: Console, done: Rebuilt) -> None:
 
 async def _why(postgres: PostgresSettings, schema: str | None, run: str, layer_id: str, seed_id: int) -> list[Cause]:
     async with connect_pool(postgres, schema) as pool, pool.acquire() as connection:
-        return await why(connection, run, layer_id, seed_id)
+        return await causes_of_seed(connection, run, layer_id, seed_id)

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from esper.errors import EsperError
 from esper.redaction import mask_text
-from esper.streams.replay import RowDifference, TableComparison, Tell, Told
-from esper.streams.replay.replay_projection import say_nothing
+from esper.streams.replay import RowDifference, TableComparison, ProgressCallback, ReplayProgress
+from esper.streams.replay.replay_projection import ignore_progress
 
 EXIT_TROUBLE = 2  # as of diff: nothing can be said of the rows
 EXIT_INTERRUPTED = 130
@@ -58,10 +58,10 @@ class Pace:
 
 
 @contextmanager
-def shown(console: Console, *, quiet: bool) -> Iterator[Tell]:
+def shown(console: Console, *, quiet: bool) -> Iterator[ProgressCallback]:
     """What to hand to a replay so that it can be watched."""
     if quiet:
-        yield say_nothing
+        yield ignore_progress
     elif console.is_terminal:
         with _bar(console) as tell:
             yield tell
@@ -70,7 +70,7 @@ def shown(console: Console, *, quiet: bool) -> Iterator[Tell]:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Tell]:
+def _bar(console: Console) -> Iterator[ProgressCallback]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -84,7 +84,7 @@ def _bar(console: Console) -> Iterator[Tell]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=0, rate=0.0)
 
-        def tell(told: Told) -> None:
+        def tell(told: ReplayProgress) -> None:
             nonlocal drawn_at
             now = time.monotonic()
             if now - drawn_at >= REDRAWN_EVERY_S or told.num_records >= told.num_expected:
@@ -95,10 +95,10 @@ def _bar(console: Console) -> Iterator[Tell]:
         yield tell
 
 
-def _lines(console: Console) -> Tell:
+def _lines(console: Console) -> ProgressCallback:
     pace, phase, told_at = Pace(), "", 0.0
 
-    def tell(told: Told) -> None:
+    def tell(told: ReplayProgress) -> None:
         nonlocal phase, told_at
         now, rate = time.monotonic(), pace.rate(told.num_records)
         begun, _colon, _detail = told.phase.partition(":")
@@ -109,7 +109,7 @@ def _lines(console: Console) -> Tell:
     return tell
 
 
-def line(told: Told, rate: float) -> str:
+def line(told: ReplayProgress, rate: float) -> str:
     """One line: the phase, the share, the records, the rate, the time left; what is not known yet is left out."""
     if not told.num_expected:
         return told.phase

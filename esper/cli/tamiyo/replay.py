@@ -22,42 +22,42 @@ from esper.cli.tamiyo.tables import (
 )
 from esper.config import Settings, load_settings
 from esper.errors import ConfigError, ConflictError
-from esper.services.tamiyo.dataset.dataset_origin import is_of, origin_of, read_origin
+from esper.services.tamiyo.dataset.dataset_origin import was_read_with, describe_origin, read_origin
 from esper.services.tamiyo.dataset.exclusions import FAULTS
 from esper.services.tamiyo.dataset.experience_files import read_experiences, write_experiences
 from esper.services.tamiyo.dataset.experiences import Experiences
-from esper.services.tamiyo.dataset.log_ranges import EARLIEST, Range
+from esper.services.tamiyo.dataset.log_ranges import EARLIEST, ReplayRange
 from esper.services.tamiyo.dataset.log_replay import Replay
 from esper.services.tamiyo.dataset.log_replay import replay as read_log
-from esper.services.tamiyo.dataset.report_rewards import forked
+from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.dataset.view_verification import verify_views
 from esper.services.tamiyo.evaluation.off_policy import Comparison, EvaluationSettings
 from esper.services.tamiyo.evaluation.outcome_prediction import (
     OutcomeAccuracy,
     best_threshold,
-    drawn_several_times,
-    foresight,
-    guessed,
+    repeated_draws,
+    outcome_accuracy,
+    predict_outcomes,
 )
 from esper.services.tamiyo.evaluation.policy_evaluation import Measured, RewardModel, baselines, evaluate
 from esper.services.tamiyo.evaluation.reward import MIN_DIFFERENCES, noise_floor
 from esper.services.tamiyo.policies import Policy
-from esper.services.tamiyo.policies.policy_sources import BASELINES, sources
+from esper.services.tamiyo.policies.policy_sources import BASELINES, sources_by_kind
 from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
 from esper.services.tamiyo.versions.retraining import (
     CANDIDATE,
     FitProgress,
     FitSettings,
     Split,
-    card_of,
-    data_of,
+    training_card,
+    training_ranges,
     find_fit,
     split_by_pattern,
     split_by_run,
 )
 from esper.streams.database.connections import connect_pool
 from esper.streams.read_models.policy_versions import active_policy
-from esper.streams.replay import Told
+from esper.streams.replay import ReplayProgress
 
 if TYPE_CHECKING:
     from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
@@ -107,14 +107,14 @@ def replay(
     settings, console = load_settings(), Console()
     if again is not None and (list(since) != [EARLIEST] or until or runs):
         raise ConfigError("--again reads what its folder was made of: leave --from, --until and --runs away")
-    asked = Range.parse(since, until, runs) if again is None else read_origin(again).asked
+    asked = ReplayRange.parse(since, until, runs) if again is None else read_origin(again).asked
     _check_new(into)
     found = _read(settings, console, asked, again, quiet)
     show_replay(console, found, show)
     if into is not None:
-        write_experiences(into, found.joined.experiences, origin_of(found, asked, _rent(again)))
+        write_experiences(into, found.joined.experiences, describe_origin(found, asked, _rent(again)))
         console.print(f"written to {into}", highlight=False, soft_wrap=True)
-    is_good = not (strict and (found.bounds.lost or any(one.reason in FAULTS for one in found.asides)))
+    is_good = not (strict and (found.bounds.lost or any(one.reason in FAULTS for one in found.exclusions)))
     if again is not None:
         is_good &= _compare_digests(console, found.joined.experiences, again)
     if verify:
@@ -149,12 +149,12 @@ def evaluate_policies(
     experiences = read_experiences(folder)
     if held_out < 1.0:
         experiences = split_by_run(experiences, held_out, seed).held_out
-    guess = None if learnt is None else learnt[0].guess
-    _judge(console, experiences, policies, candidate, origin.measured, seed, quiet, guess)
-    if learnt is not None and guess is not None:
+    predict_rewards = None if learnt is None else learnt[0].predict_rewards
+    _judge(console, experiences, policies, candidate, origin.measured, seed, quiet, predict_rewards)
+    if learnt is not None and predict_rewards is not None:
         threshold, runs = learnt[1], set(experiences.runs)
         placebos = [difference for run_id, difference in origin.placebos if run_id in runs]
-        _foresee(console, experiences, placebos, lambda _floor: threshold, guess)
+        _foresee(console, experiences, placebos, lambda _floor: threshold, predict_rewards)
 
 
 def retrain(
@@ -195,7 +195,7 @@ def retrain(
     deciding = asyncio.run(_active()) if (is_on_log if active is None else active) else {}
     folder = experiences or into.with_name(f"{into.name}.experiences")
     if is_on_log:
-        _replay_into(folder, console, Range.parse(since, until, runs), verify, quiet, is_resumed=resume is not None)
+        _replay_into(folder, console, ReplayRange.parse(since, until, runs), verify, quiet, is_resumed=resume is not None)
     read = read_experiences(folder)
     split = split_by_pattern(read, held_out_runs) if held_out_runs else split_by_run(read, held_out, seed)
     show_split(console, split)
@@ -203,9 +203,9 @@ def retrain(
         trained = fit(split.train, FitSettings(seed, resume, tensorboard), lambda told: tell(_as_told(told)))
     policies = {**baselines(_tamiyo()), **deciding, CANDIDATE: trained.policy}
     origin = read_origin(folder)
-    judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.guess)
-    foreseen = _foresee_learnt(console, split, origin.placebos, trained.guess)
-    trained.save(into, card_of(split, judged, seed, data_of(origin.bounds.begins, origin.bounds.ends), foreseen))
+    judged = _judge(console, split.held_out, policies, CANDIDATE, origin.measured, seed, quiet, trained.predict_rewards)
+    foreseen = _foresee_learnt(console, split, origin.placebos, trained.predict_rewards)
+    trained.save(into, training_card(split, judged, seed, training_ranges(origin.bounds.begins, origin.bounds.ends), foreseen))
     console.print(f"written to {into}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -219,10 +219,10 @@ def _fitted(folder: Path) -> tuple["GnnPolicy", float]:
     return load_policy(found.data, found.sha256), math.inf if threshold is None else float(threshold)
 
 
-def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, quiet: bool, *, is_resumed: bool) -> None:
+def _replay_into(folder: Path, console: Console, asked: ReplayRange, verify: bool, quiet: bool, *, is_resumed: bool) -> None:
     """Read the log into a new folder; the one that is there is gone on with, if it is of the same part of the log."""
     if is_resumed and folder.exists():
-        if not is_of(folder, asked):
+        if not was_read_with(folder, asked):
             raise ConflictError(
                 f"{folder} was read with another --from, --until or --runs: give the same ones, or remove it"
             )
@@ -234,7 +234,7 @@ def _replay_into(folder: Path, console: Console, asked: Range, verify: bool, qui
     if verify and not _verify(settings, console, found, quiet):
         console.print("[red]nothing was trained[/red]")
         raise typer.Exit(EXIT_DIFFERENT)
-    write_experiences(folder, found.joined.experiences, origin_of(found, asked, _rent(None)))
+    write_experiences(folder, found.joined.experiences, describe_origin(found, asked, _rent(None)))
 
 
 def _judge(
@@ -245,7 +245,7 @@ def _judge(
     measured: Measured,
     seed: int,
     quiet: bool,
-    guesser: RewardModel | None = None,
+    reward_model: RewardModel | None = None,
 ) -> Comparison:
     """Judge them and show what was found."""
     with shown(console, quiet=quiet) as tell:
@@ -254,24 +254,24 @@ def _judge(
             policies,
             epsilon=_tamiyo().epsilon,
             measured=measured,
-            judging=EvaluationSettings(rng_seed=seed),
+            evaluation_settings=EvaluationSettings(rng_seed=seed),
             candidate=candidate,
-            guesser=guesser,
-            tell=lambda n: tell(Told("judging", n, len(held_out))),
+            reward_model=reward_model,
+            tell=lambda n: tell(ReplayProgress("judging", n, len(held_out))),
         )
     show_comparison(console, found)
     return found
 
 
 def _foresee_learnt(
-    console: Console, split: Split, placebos: Sequence[tuple[str, float]], guess: RewardModel
+    console: Console, split: Split, placebos: Sequence[tuple[str, float]], predict_rewards: RewardModel
 ) -> Mapping[str, OutcomeAccuracy]:
     """What the runs learnt from say of floor and threshold, the held-out ones are judged by."""
     runs = set(split.train.runs)
-    learnt = guessed(split.train, guess)
+    learnt = predict_outcomes(split.train, predict_rewards)
     known = [difference for run_id, difference in placebos if run_id in runs]
     return _foresee(
-        console, split.held_out, known, lambda floor: best_threshold(learnt.expected, learnt.reward > floor), guess
+        console, split.held_out, known, lambda floor: best_threshold(learnt.expected, learnt.reward > floor), predict_rewards
     )
 
 
@@ -280,7 +280,7 @@ def _foresee(
     held_out: Experiences,
     placebos: Sequence[float],
     threshold: Callable[[float], float],
-    guess: RewardModel,
+    predict_rewards: RewardModel,
 ) -> Mapping[str, OutcomeAccuracy]:
     """How well outcomes are foreseen, by its name in the card: beyond each floor that there is enough to know of.
 
@@ -293,11 +293,11 @@ def _foresee(
         console.print(told, highlight=False, soft_wrap=True)
     else:
         floors["outcomes"] = ("placebo floor", held_out, noise_floor(placebos).high)
-    if drawn := drawn_several_times(held_out):
+    if drawn := repeated_draws(held_out):
         floors["outcomes_beyond_pairs"] = ("floor of paired branches", *drawn)
     found = dict[str, OutcomeAccuracy]()
     for name, (told, judged, floor) in floors.items():
-        if one := foresight(threshold(floor), guessed(judged, guess), floor):
+        if one := outcome_accuracy(threshold(floor), predict_outcomes(judged, predict_rewards), floor):
             found[name] = one
             show_foresight(console, one, told)
     return found
@@ -310,12 +310,12 @@ async def _active() -> dict[str, Policy]:
         found = await active_policy(connection)
     if found is None or found.version.kind in BASELINES:
         return {}
-    return {str(found.version): await sources(settings, _tamiyo())[found.version.kind].load(found.version)}
+    return {str(found.version): await sources_by_kind(settings, _tamiyo())[found.version.kind].load(found.version)}
 
 
-def _as_told(told: FitProgress) -> Told:
+def _as_told(told: FitProgress) -> ReplayProgress:
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.numbers.items())
-    return Told(f"training: {numbers}", told.num_batches, told.num_expected)
+    return ReplayProgress(f"training: {numbers}", told.num_batches, told.num_expected)
 
 
 def _tamiyo() -> TamiyoSettings:
@@ -332,8 +332,8 @@ def _rent(again: Path | None) -> RentSettings:
     return _tamiyo().rent if again is None else RentSettings.model_validate(read_origin(again).rent)
 
 
-def _read(settings: Settings, console: Console, asked: Range, again: Path | None, quiet: bool) -> Replay:
-    kafka, rewarding, bounds = settings.need_kafka(), forked(_rent(again)), None
+def _read(settings: Settings, console: Console, asked: ReplayRange, again: Path | None, quiet: bool) -> Replay:
+    kafka, rewarding, bounds = settings.need_kafka(), fork_rewards(_rent(again)), None
     if again is not None:
         bounds = read_origin(again).bounds
     with shown(console, quiet=quiet) as tell:

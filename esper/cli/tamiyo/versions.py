@@ -53,7 +53,7 @@ def policies(
 
     async def read() -> tuple[list[TrainedVersion], list[Evaluation], list[PolicyChange], PolicyChange | None]:
         async with _projections() as connection:
-            changes = await policy_changes(connection, num=num, by_settings_too=True)
+            changes = await policy_changes(connection, num=num, include_by_settings=True)
             found = await trained_versions(connection), await evaluations(connection)
             return *found, changes, await active_policy(connection)
 
@@ -80,15 +80,15 @@ def activate(
 ) -> None:
     """Have a version decide from here on, if evaluation on the log says that it is better than the one that does."""
     from esper.services.tamiyo.settings import TamiyoSettings
-    from esper.services.tamiyo.versions.activation import activation, known_version, refusal
+    from esper.services.tamiyo.versions.activation import activation, find_version, refusal_reason
 
     tamiyo = load_settings().section("tamiyo", TamiyoSettings)
 
     async def make(connection: Any) -> OonaMessage:
         changes = await policy_changes(connection)
         active = changes[0] if changes else None
-        wanted = known_version(policy, version, await trained_versions(connection), changes, tamiyo)
-        refused = refusal(wanted, active, await evaluations(connection))
+        wanted = find_version(policy, version, await trained_versions(connection), changes, tamiyo)
+        refused = refusal_reason(wanted, active, await evaluations(connection))
         return activation(wanted, active, reason, SOURCE, refused=refused, is_forced=force)
 
     _change(make)
@@ -180,8 +180,8 @@ def _changes_table(changes: Sequence[PolicyChange]) -> Table:
         table.add_column(head)
     for one in changes:
         how = "settings of one controller" if one.by_settings else "activated"
-        if one.gone_back_from is not None:
-            how = escape("rolled back from {} v{}".format(*one.gone_back_from))
+        if one.rolled_back_from is not None:
+            how = escape("rolled back from {} v{}".format(*one.rolled_back_from))
         table.add_row(_when(one.since), escape(str(one.version)), how, escape(one.reason))
     return table
 

@@ -12,8 +12,8 @@ from esper.config import Settings
 from esper.schemas.assets import TrainingResults
 from esper.services.tolaria.orchestrator import ServiceHealth
 from esper.streams.database.connections import connect_pool
-from esper.streams.read_models.projection_lag import TopicLag, lags
-from esper.streams.read_models.seed_causes import seeds_with_a_story, why
+from esper.streams.read_models.projection_status import TopicLag, topic_lags
+from esper.streams.read_models.seed_causes import changed_seeds, causes_of_seed
 
 CATCH_UP_S = 20.0  # how long the report waits for the last events to be folded
 POLL_S = 0.2
@@ -47,7 +47,7 @@ async def print_report(
         "  esper why RUN LAYER:SEED       the chain of causes of one seed\n"
         "  esper events tail TOPIC        the log itself\n"
         "  esper projections verify       proof that the rows are what the log says\n"
-        "  README.md, docs/heuristic.md   how it works, and by which rule Tamiyo decided"
+        "  README.md, docs/design/policies.md   how it works, and by which rule Tamiyo decided"
     )
     return num_grown
 
@@ -66,8 +66,8 @@ def _results(plain: TrainingResults, grown: TrainingResults) -> Table:
 
 async def _stories(console: Console, connection: Any, run_id: str) -> int:
     num_ended = 0
-    for layer_id, seed_id in await seeds_with_a_story(connection, run_id):
-        causes = await why(connection, run_id, layer_id, seed_id)
+    for layer_id, seed_id in await changed_seeds(connection, run_id):
+        causes = await causes_of_seed(connection, run_id, layer_id, seed_id)
         ends = [c.told for c in causes if c.kind == "field report"]
         num_ended += any(told.startswith(("fossilized", "culled")) for told in ends)
         end = ends[-1].split(":")[0] if ends else "still under way when training ended"
@@ -88,7 +88,7 @@ async def _decisions(console: Console, connection: Any, run_id: str) -> None:
 async def _caught_up(connection: Any, settings: Settings) -> list[TopicLag]:
     deadline = time.monotonic() + CATCH_UP_S
     while True:
-        found = await lags(connection, settings.need_kafka())
+        found = await topic_lags(connection, settings.need_kafka())
         if not sum(t.lag or 0 for t in found) or time.monotonic() > deadline:
             return found
         await asyncio.sleep(POLL_S)

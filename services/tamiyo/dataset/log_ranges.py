@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from esper.errors import ConfigError
 from esper.oona.records import Position, TopicPartition
 from esper.schemas.topics import DECISIONS, FIELD_REPORTS, LIFECYCLE, VIEWS
-from esper.streams.replay import Until
+from esper.streams.replay import Cutoff
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 EARLIEST = "EARLIEST"
@@ -21,7 +21,7 @@ READ = (DECISIONS, VIEWS, FIELD_REPORTS, LIFECYCLE)
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ReplayRange:
     """What was asked for.
 
     Attributes:
@@ -30,8 +30,8 @@ class Range:
         runs: patterns of run ids (``*``, ``?``, ``[...]``); every run where there are none.
     """
 
-    since: Until = field(default_factory=Until)
-    until: Until = field(default_factory=Until)
+    since: Cutoff = field(default_factory=Cutoff)
+    until: Cutoff = field(default_factory=Cutoff)
     runs: tuple[str, ...] = ()
 
     @classmethod
@@ -43,11 +43,11 @@ class Range:
         """
         if EARLIEST in since and len(since) > 1:
             raise ConfigError(f"--from {EARLIEST} is the start of the log: leave the others away")
-        begin = Until() if list(since) == [EARLIEST] else Until.parse(since, "--from")
+        begin = Cutoff() if list(since) == [EARLIEST] else Cutoff.parse(since, "--from")
         for topic, n in begin.offsets:
             if topic != DECISIONS.name:
                 raise ConfigError(f"--from {topic}[{n}]@...: it chooses decisions, write {DECISIONS.name}[{n}]@OFFSET")
-        return cls(begin, Until.parse(until), tuple(runs))
+        return cls(begin, Cutoff.parse(until), tuple(runs))
 
     def wants(self, run_id: str) -> bool:
         """Whether a run is asked for."""
@@ -62,7 +62,7 @@ class Range:
         first, last, ends = await reader.first_offsets(), await reader.end_offsets(), await self.until.ends(reader)
         letters = [(t.dead_letters.name, n) for t in READ for n in range(t.num_partitions)]
         begins = first if self.since.at is None else await reader.offsets_at(self.since.at)
-        return Bounds(
+        return OffsetBounds(
             lost=lost(first),
             begins={(DECISIONS.name, n): begins[DECISIONS.name, n] for n in range(DECISIONS.num_partitions)}
             | dict(self.since.offsets),
@@ -77,7 +77,7 @@ def lost(first: Offsets) -> dict[TopicPartition, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class OffsetBounds:
     """A range as offsets: with them it can be read again, whatever was added since.
 
     Attributes:

@@ -15,36 +15,36 @@ from esper.schemas import ids
 from esper.schemas.topics import DECISIONS, FIELD_REPORTS, LIFECYCLE, VIEWS, TopicSpec
 from esper.services.tamiyo.dataset.exclusions import Exclusion
 from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join
-from esper.services.tamiyo.dataset.log_ranges import READ, Bounds, Range, lost
+from esper.services.tamiyo.dataset.log_ranges import READ, OffsetBounds, ReplayRange, lost
 from esper.services.tamiyo.dataset.record_index import RecordIndex, is_rejection
-from esper.services.tamiyo.dataset.report_rewards import Rewarding
+from esper.services.tamiyo.dataset.report_rewards import RewardFunction
 from esper.streams.dead_letters import skipped_record
-from esper.streams.replay import Tell, Told
+from esper.streams.replay import ProgressCallback, ReplayProgress
 from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
-from esper.streams.replay.replay_projection import say_nothing
+from esper.streams.replay.replay_projection import ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
     """What was read, and from where."""
 
-    bounds: Bounds
+    bounds: OffsetBounds
     joined: ExperienceJoin
     num_records: int
 
     @property
-    def asides(self) -> tuple[Exclusion, ...]:
+    def exclusions(self) -> tuple[Exclusion, ...]:
         """What no experience could be made of."""
-        return self.joined.asides
+        return self.joined.exclusions
 
 
 async def replay(
     kafka: KafkaSettings,
-    asked: Range,
-    rewarding: Rewarding,
+    asked: ReplayRange,
+    rewarding: RewardFunction,
     *,
-    bounds: Bounds | None = None,
-    tell: Tell = say_nothing,
+    bounds: OffsetBounds | None = None,
+    tell: ProgressCallback = ignore_progress,
 ) -> Replay:
     """Read the experiences of a range of the log.
 
@@ -68,7 +68,10 @@ async def replay(
         await reading.read_all()
         count = len(reading.gathered.decisions)
         joined = join(
-            reading.gathered, rewarding, found.holds, lambda n: tell(Told("joining decisions", n, max(n, count)))
+            reading.gathered,
+            rewarding,
+            found.holds,
+            lambda n: tell(ReplayProgress("joining decisions", n, max(n, count))),
         )
         return Replay(found, joined, reading.num_records)
 
@@ -76,7 +79,7 @@ async def replay(
 class _Reading:
     """One pass over the log, topic by topic."""
 
-    def __init__(self, reader: LogReader, bounds: Bounds, asked: Range, tell: Tell) -> None:
+    def __init__(self, reader: LogReader, bounds: OffsetBounds, asked: ReplayRange, tell: ProgressCallback) -> None:
         self.gathered = RecordIndex(is_wanted=asked.wants)
         self.num_records = 0
         self._reader, self._bounds, self._tell = reader, bounds, tell
@@ -125,5 +128,5 @@ class _Reading:
                 for record in batch.records:
                     take(record)
                 seen += len(batch.records)
-                self._tell(Told(phase, seen, expected))
+                self._tell(ReplayProgress(phase, seen, expected))
         self.num_records += seen

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from esper.config import Settings
 from esper.graph.features import VIEW_VERSION
-from esper.services.tamiyo.dataset.experience_join import SeenView
+from esper.services.tamiyo.dataset.experience_join import ViewReference
 from esper.services.tamiyo.dataset.experiences import Key
-from esper.streams.replay.replay_projection import Tell, say_nothing
+from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress
 from esper.streams.replay.view_recompute import recompute_views
 
 
 @dataclass(slots=True)
-class Verified:
+class ViewVerification:
     """How recorded views compare.
 
     Attributes:
@@ -35,13 +35,15 @@ class Verified:
         return self.num_equal + len(self.different)
 
 
-async def verify_views(settings: Settings, views: Mapping[Key, SeenView], tell: Tell = say_nothing) -> Verified:
+async def verify_views(
+    settings: Settings, views: Mapping[Key, ViewReference], tell: ProgressCallback = ignore_progress
+) -> ViewVerification:
     """See every view again and compare its digest.
 
     Raises:
         ConflictError, ConfigError, NewerVersionError, NotAllowedError, UnavailableError: as ``recompute_views``.
     """
-    found = Verified(older=sorted(key for key, seen in views.items() if seen.view_version != VIEW_VERSION))
+    found = ViewVerification(older=sorted(key for key, seen in views.items() if seen.view_version != VIEW_VERSION))
     wanted = {key: seen.blueprint_offsets for key, seen in views.items() if seen.view_version == VIEW_VERSION}
     if not wanted:
         return found

@@ -12,7 +12,7 @@ from esper.schemas.enums import EvaluationVerdict
 from esper.schemas.events import PolicyActivated, PolicyRolledBack
 from esper.schemas.events.policies import BY_SETTINGS, NAMED_BY
 from esper.schemas.messages import OonaMessage
-from esper.services.tamiyo.policies.policy_sources import BASELINES, parameters_of
+from esper.services.tamiyo.policies.policy_sources import BASELINES, policy_parameters
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.streams.read_models.policy_versions import Evaluation, PolicyChange, PolicyVersion, TrainedVersion
 
@@ -20,7 +20,7 @@ FORCED = "forced"
 """``parameters[FORCED]`` of an activation that the gate refused."""
 
 
-def known_version(
+def find_version(
     policy_id: str,
     version: int,
     trained: Iterable[TrainedVersion],
@@ -41,14 +41,14 @@ def known_version(
         kept = {n: v for n, v in found.parameters.items() if n not in (FORCED, NAMED_BY)}
         return PolicyVersion(policy_id, version, found.kind, kept, found.weights)
     if policy_id in BASELINES:
-        return PolicyVersion(policy_id, version, policy_id, parameters_of(policy_id, tamiyo))
+        return PolicyVersion(policy_id, version, policy_id, policy_parameters(policy_id, tamiyo))
     there = ", ".join(f"v{n}" for n in sorted(of_policy)) or "none"
     raise ConfigError(
         f"{policy_id} v{version} was never trained (of this policy: {there}): see `esper tamiyo policies`"
     )
 
 
-def refusal(wanted: PolicyVersion, active: PolicyChange | None, found: Iterable[Evaluation]) -> str | None:
+def refusal_reason(wanted: PolicyVersion, active: PolicyChange | None, found: Iterable[Evaluation]) -> str | None:
     """Why the gate refuses ``wanted``, or None where it may take over.
 
     Args:
@@ -131,7 +131,7 @@ def announcement(
     return OonaMessage.of(event, id=event_id, source=source)
 
 
-def line(changes: Sequence[PolicyChange]) -> list[PolicyChange]:
+def standing_activations(changes: Sequence[PolicyChange]) -> list[PolicyChange]:
     """The activations that stand, the oldest first: a rollback takes away those that came after what it went back to.
 
     Args:
@@ -140,7 +140,7 @@ def line(changes: Sequence[PolicyChange]) -> list[PolicyChange]:
     standing: list[PolicyChange] = []
     for change in reversed(changes):
         places = [n for n, one in enumerate(standing) if _named(one.version) == _named(change.version)]
-        if change.gone_back_from is not None and places:
+        if change.rolled_back_from is not None and places:
             del standing[places[-1] + 1 :]
         else:
             standing.append(change)
@@ -159,7 +159,7 @@ def rollback(
     Raises:
         ConflictError: there was none before it.
     """
-    standing = line(changes)
+    standing = standing_activations(changes)
     if not standing:
         raise ConflictError("no policy is active: there is nothing to go back from")
     if len(standing) < 2:

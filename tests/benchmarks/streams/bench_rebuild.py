@@ -26,8 +26,8 @@ from esper.schemas.topics import TELEMETRY
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import migrate
 from esper.streams.database.stored_positions import claim_cluster
-from esper.streams.replay import Comparison, rebuild, verify
-from esper.streams.worker.batch_projection import Batch, fold
+from esper.streams.replay import ComparisonOptions, rebuild, verify
+from esper.streams.worker.batch_projection import Batch, project_batch
 
 PLAIN_BATCH = 2_000
 PAUSE_S = 0.02
@@ -46,7 +46,7 @@ async def fold_plainly(settings: Settings, schema: str) -> float:
     async def take(partition: int) -> None:
         batch = Batch(TELEMETRY.name, partition, starts[partition], tuple(waiting.pop(partition)))
         starts[partition] = batch.end
-        await fold(connection, batch)
+        await project_batch(connection, batch)
 
     begun = time.perf_counter()
     async for record in read_range(kafka, TELEMETRY):
@@ -96,7 +96,7 @@ async def measure_under_load(stack: EmbeddedStack, rounds: int) -> None:
 
     sender = asyncio.create_task(keep_sending())
     for n in range(rounds):
-        done = await rebuild(settings, comparison=Comparison() if n == rounds - 1 else None)
+        done = await rebuild(settings, comparison=ComparisonOptions() if n == rounds - 1 else None)
         compared = "" if not done.comparisons else f"; compared: {all(c.is_equal for c in done.comparisons)}"
         print(f"rebuild under load     {done.num_records:>9,} records; workers waited {done.locked_s:.3f} s{compared}")
     ended.set()

@@ -16,17 +16,17 @@ from esper.schemas.events import BreakerChanged, Event, TrainerEvent
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import REGISTRY
 from esper.streams.projectors import PROJECTORS
-from esper.streams.projectors.projected_event import Projected
-from esper.streams.read_models.seed_causes import why
-from esper.streams.worker.partition_memory import PartitionMemory, Progress
+from esper.streams.projectors.projected_event import ProjectedEvent
+from esper.streams.read_models.seed_causes import causes_of_seed
+from esper.streams.worker.partition_cache import PartitionCache, Progress
 
 
-def remembering(event: Event) -> PartitionMemory:
+def remembering(event: Event) -> PartitionCache:
     """What the fold knows of a run before it hands an event on."""
-    memory = PartitionMemory()
+    cache = PartitionCache()
     if isinstance(event, TrainerEvent):
-        memory.progress[event.run_id, event.incarnation] = Progress()
-    return memory
+        cache.progress[event.run_id, event.incarnation] = Progress()
+    return cache
 
 
 async def fold_alone(connection: asyncpg.Connection, event: Event) -> None:
@@ -36,7 +36,7 @@ async def fold_alone(connection: asyncpg.Connection, event: Event) -> None:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await PROJECTORS[topic](connection, [Projected.of(message, Position(topic, 0, 0))], remembering(event))
+        await PROJECTORS[topic](connection, [ProjectedEvent.of(message, Position(topic, 0, 0))], remembering(event))
     finally:
         await transaction.rollback()
 
@@ -64,10 +64,10 @@ async def test_why_tells_of_a_seeds_breaker(own_database: PostgresSettings) -> N
     tried = opened.model_copy(update={"sequence": 4, "step": 70, "from_state": "open", "to_state": "half_open"})
     messages = [OonaMessage.of(event, id=uuid.uuid4(), source="test") for event in (opened, tried)]
     topic = REGISTRY[opened.type].topic.name
-    batch = [Projected.of(message, Position(topic, 0, n)) for n, message in enumerate(messages)]
+    batch = [ProjectedEvent.of(message, Position(topic, 0, n)) for n, message in enumerate(messages)]
     for _twice in range(2):  # a fact is written once
-        await PROJECTORS[topic](connection, batch, PartitionMemory())
-    causes = await why(connection, opened.run_id, opened.layer_id, opened.seed_id)
+        await PROJECTORS[topic](connection, batch, PartitionCache())
+    causes = await causes_of_seed(connection, opened.run_id, opened.layer_id, opened.seed_id)
     assert [(c.kind, c.step, c.event_id) for c in causes] == [
         ("breaker", 40, messages[0].id),
         ("breaker", 70, messages[1].id),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.conditions import wait_until_async
 from support.data.rebuild_runs import esper
-from support.events.tamiyo_run_events import boundary, epoch, made, started
+from support.events.tamiyo_run_events import boundary_reached, epoch_completed, run_started, trainer_message
 from support.processes.esper_processes import WORKER, process, running
 
 from esper.config import Settings
@@ -44,12 +44,12 @@ def harmful(run_id: str, number: int) -> list[OonaMessage]:
         blueprint_id="affine", probability=0.5, policy_id="schedule", policy_version=1, reason="due",
         view_digest="ab" * 32,
     )  # fmt: skip
-    report = made(
+    report = trainer_message(
         run_id, 3, events.FieldReported, step=20, layer_id="fc1", seed_id=0, blueprint_id="affine", outcome="fossilized",
         decision_id=decision_id, command_id=ids.command_id(decision_id), method="fork", metric="val_accuracy",
         before=0.9, after=0.8 - number / 1_000, germinated_at_step=10, num_parameters=46, fork=FORK,
     )  # fmt: skip
-    told = [started(run_id), epoch(run_id, 1), boundary(run_id, 2, 1)]
+    told = [run_started(run_id), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
     return [*told, OonaMessage.of(decision, id=decision_id, source="test"), report]
 
 
@@ -72,7 +72,7 @@ async def test_a_version_that_does_harm_is_rolled_back_once_by_whoever_looks(
                 return active is not None and len(await forked_decisions(connection, active)) == NUM_RUNS
 
             await wait_until_async(all_are_folded, 40, "the forks' rows")
-            tamiyo = TamiyoSettings.model_validate({"policy": "active", "guard": {"every_s": 0.2}})
+            tamiyo = TamiyoSettings.model_validate({"policy": "active", "guard": {"interval_s": 0.2}})
             async with DecisionService(mine, tamiyo) as one, DecisionService(mine, tamiyo) as other:
                 deciding = [asyncio.create_task(service.run()) for service in (one, other)]
 
@@ -86,7 +86,7 @@ async def test_a_version_that_does_harm_is_rolled_back_once_by_whoever_looks(
             active = await active_policy(connection)
         assert active is not None
         assert active.reason.startswith("by itself: it does harm: over 12 runs")
-        assert active.gone_back_from == ("schedule", 1)
+        assert active.rolled_back_from == ("schedule", 1)
     records = [r.decode() async for r in read_range(mine.need_kafka(), POLICIES)]
     assert len({m.id for m in records if isinstance(m.data, events.PolicyRolledBack)}) == 1
     code, printed = await esper(mine, "projections", "verify", "--quiet")

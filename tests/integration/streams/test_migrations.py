@@ -10,8 +10,8 @@ import psycopg
 import pytest
 import yoyo
 from psycopg import sql
-from support.events.event_examples import EXAMPLES, message
-from support.events.log_strategies import Log, tell_story
+from support.events.event_examples import EXAMPLES, wrap_event
+from support.events.generated_logs import GeneratedLog, generate_log
 
 from esper.config import PostgresSettings
 from esper.embedded.stack import EmbeddedStack
@@ -19,7 +19,7 @@ from esper.schemas.events import TrainerEvent
 from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, POLICIES, RUNS, TELEMETRY
 from esper.streams.database.migrations import migrate
 from esper.streams.projectors import PROJECTORS
-from esper.streams.worker.batch_projection import Batch, fold
+from esper.streams.worker.batch_projection import Batch, project_batch
 
 LAST_OLD = "0003-breakers"
 FOLDED_AGAIN = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, FIELD_REPORTS, POLICIES)}
@@ -53,14 +53,14 @@ def old_database(stack: EmbeddedStack) -> PostgresSettings:
     return own
 
 
-def whole_log() -> Log:
+def whole_log() -> GeneratedLog:
     """Two runs with a resume, letters that were redriven, and one event of every type."""
     scripts = [["train", "epoch", "gap", "save", "train", "resume", "train", "epoch"], ["train", "train"]]
-    log, _known = tell_story(7, scripts, share_broken=0.1, share_resent=0.1)
+    log, _known = generate_log(7, scripts, share_broken=0.1, share_resent=0.1)
     log.share_broken = 0.0
     for number, event in enumerate(EXAMPLES):
         is_numbered = isinstance(event, TrainerEvent)
-        log.add(message(event.model_copy(update={"sequence": number}) if is_numbered else event))
+        log.add(wrap_event(event.model_copy(update={"sequence": number}) if is_numbered else event))
     return log
 
 
@@ -68,12 +68,12 @@ def opened(postgres: PostgresSettings) -> psycopg.Connection[Any]:
     return psycopg.connect(postgres.dsn.get_secret_value(), options=f"-csearch_path={postgres.schema_name}")
 
 
-async def fold_log(postgres: PostgresSettings, log: Log, topics: set[str]) -> None:
+async def fold_log(postgres: PostgresSettings, log: GeneratedLog, topics: set[str]) -> None:
     path = {"search_path": postgres.schema_name}
     connection = await asyncpg.connect(postgres.dsn.get_secret_value(), server_settings=path)
     for place, records in log.partitions.items():
         if place[0] in topics:
-            await fold(connection, Batch(*place, 0, tuple(records)))
+            await project_batch(connection, Batch(*place, 0, tuple(records)))
     await connection.close()
 
 

@@ -25,7 +25,7 @@ STATEMENTS = [
     for name in queries(room).available_queries
     if not name.endswith("_cursor") and name != "wanted_kernels"  # compares every blueprint with every width
 ]
-STATEMENTS += [("causes", "of_seed"), ("causes", "seeds_with_a_story")]
+STATEMENTS += [("causes", "of_seed"), ("causes", "changed_seeds")]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from esper.embedded.stack import EmbeddedStack
 from esper.oona.producer import OonaProducer
 from esper.schemas.topics import RUNS
 from esper.streams.database.connections import connect_pool
-from esper.streams.replay import Comparison, rebuild
+from esper.streams.replay import ComparisonOptions, rebuild
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +166,7 @@ async def test_verify_names_the_tables_and_the_rows_and_a_comparing_rebuild_swap
     run_id = "altered"
     await send(mine, [started(run_id), *epochs(run_id, range(1, 30)), *health(run_id, range(1, 30))])
     await fold_like_a_worker(mine)
-    assert (await rebuild(mine, comparison=Comparison())).is_swapped, "nothing differs"
+    assert (await rebuild(mine, comparison=ComparisonOptions())).is_swapped, "nothing differs"
     async with live(mine) as connection:
         await connection.execute("UPDATE epochs SET epoch = 99 WHERE run_id = $1 AND sequence = 7", run_id)
         await connection.execute("DELETE FROM epochs WHERE run_id = $1 AND sequence = 9", run_id)
@@ -204,13 +204,13 @@ async def test_a_rebuild_that_is_killed_leaves_the_live_rows_and_the_next_one_cl
                     *command[3:], ESPER_POSTGRES__DSN=postgres.dsn.get_secret_value())  # fmt: skip
     async with live(mine) as connection:
 
-        async def is_folding() -> bool:
+        async def has_in_flight() -> bool:
             if await connection.fetchval("SELECT to_regclass('esper_rebuild.epochs')") is None:
                 return False
             return bool(await connection.fetchval("SELECT count(*) > 0 FROM esper_rebuild.runs"))
 
         child.start()
-        await wait_until_async(is_folding, 60, "a rebuild under way")
+        await wait_until_async(has_in_flight, 60, "a rebuild under way")
         os.kill(child.pid, number)
         await asyncio.to_thread(wait_until, lambda: not child.is_alive, 30, "its end")
         assert await connection.fetchval("SELECT count(*) FROM epochs WHERE run_id = $1", run_id) == 1_999

@@ -8,7 +8,7 @@ import httpx
 import psycopg
 import pytest
 from support.conditions import wait_until
-from support.events.grown_run_events import LAYERS, grown_run
+from support.events.grown_run_events import LAYERS, grown_run_messages
 from support.processes.esper_processes import cli, log_of, running, worker
 from support.processes.urza_server import running_urza
 
@@ -45,7 +45,10 @@ def told(run_id: str) -> list[OonaMessage]:
     report = events.LayerHealthMeasured(
         run_id=run_id, incarnation=1, sequence=9_000, step=1, epoch=0, layer_id=LAYERS[0].layer_id, signals=(signal,)
     )
-    return [*grown_run(run_id), OonaMessage.of(report, id=ids.trainer_event_id(run_id, 1, 9_000), source="test")]
+    return [
+        *grown_run_messages(run_id),
+        OonaMessage.of(report, id=ids.trainer_event_id(run_id, 1, 9_000), source="test"),
+    ]
 
 
 def send(stack: EmbeddedStack, run_id: str) -> None:

@@ -15,8 +15,8 @@ from esper.config import Settings
 from esper.oona.cloudevents import encode
 from esper.oona.log_reader import partition_of, read_range
 from esper.schemas.topics import RUNS, TELEMETRY
-from esper.streams.read_models import projection_lag
-from esper.streams.replay import Comparison, Until, create_snapshot, drop_snapshot, list_snapshots, rebuild
+from esper.streams.read_models.projection_status import projection_status
+from esper.streams.replay import ComparisonOptions, Cutoff, create_snapshot, drop_snapshot, list_snapshots, rebuild
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ async def test_the_past_is_folded_beside_the_present_up_to_a_time_or_an_offset_a
     code, printed = await esper(mine, "projections", "rebuild", "--until", now.isoformat(), "--into", "at_noon")
     assert code == 0, printed
     place = f"{RUNS.name}[{records[4].position.partition}]@{records[4].position.offset}"
-    await create_snapshot(mine, Until.parse([place]), "early")
+    await create_snapshot(mine, Cutoff.parse([place]), "early")
     async with live(mine) as connection:
 
         async def counts(schema: str) -> tuple[int, int]:
@@ -56,7 +56,7 @@ async def test_the_past_is_folded_beside_the_present_up_to_a_time_or_an_offset_a
         code, printed = await esper(mine, "why", run_id, "fc1:0", "--schema", "at_noon")
         assert "nothing ever happened to seed fc1:0" in printed
         with pytest.raises(Exception, match="there is a schema 'early' already"):
-            await create_snapshot(mine, Until.parse([place]), "early")
+            await create_snapshot(mine, Cutoff.parse([place]), "early")
         with pytest.raises(Exception, match="'public' is no past of 'esper'; there are at_noon, early"):
             await drop_snapshot(mine, "public")
         assert (await rebuild(mine)).is_swapped, "pasts are left alone"
@@ -92,8 +92,8 @@ async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild
         place = own[7].position
         await connection.execute(late, run_id, place.partition, place.offset)
         assert await different(mine) == []
-        done = await rebuild(mine, comparison=Comparison())
-        assert (done.is_swapped, done.num_taken_over) == (True, 3)
+        done = await rebuild(mine, comparison=ComparisonOptions())
+        assert (done.is_swapped, done.num_carried_over) == (True, 3)
         assert await connection.fetch(query, run_id) == before, "windows whose start has expired are taken over whole"
         assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are redriven signals"
         await send(mine, health(run_id, range(100, 120)))
@@ -133,7 +133,7 @@ async def test_rows_beyond_the_end_of_a_log_that_lost_records_are_kept(mine: Set
     async with live(mine) as connection:
         moved = "UPDATE positions SET next_offset = next_offset + 50 WHERE topic = $1 AND log_partition = $2"
         await connection.execute(moved, RUNS.name, partition_of("beyond", RUNS))
-    (stopped,) = (await projection_lag.standing(mine)).red
+    (stopped,) = (await projection_status(mine)).red
     assert "the broker lost records or was wiped" in (stopped.red or "")
     assert await different(mine) == ["positions"]
     kept_as = (await rebuild(mine)).kept_as
@@ -150,7 +150,7 @@ async def test_status_tells_what_waits_what_stopped_and_who_is_away(mine: Settin
     await fold_like_a_worker(mine)
     await send(mine, epochs(run_id, range(5, 8)))
     record = encode(epochs(run_id, range(8, 9))[0])
-    seen = await projection_lag.standing(mine)
+    seen = await projection_status(mine)
     (behind,) = [p for p in seen.partitions if p.lag]
     assert (behind.topic, behind.partition, behind.lag) == (RUNS.name, partition_of(run_id, RUNS), 3)
     assert behind.oldest_age_s is not None

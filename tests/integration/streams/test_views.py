@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.data.reference_health_windows import HealthWindow
-from support.events.log_strategies import BoundaryKey, Log, tell_story
+from support.events.generated_logs import BoundaryKey, GeneratedLog, generate_log
 
 from esper.config import PostgresSettings
 from esper.graph.assembly import assemble
@@ -21,8 +21,8 @@ from esper.graph.graph_view import GraphView
 from esper.oona.records import TopicPartition
 from esper.streams.read_models.pending_boundaries import is_complete, pending_boundaries, read_view_rows
 from esper.streams.read_models.view_row_reader import read_many_view_rows
-from esper.streams.worker.batch_projection import Batch, fold
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.worker.batch_projection import Batch, project_batch
+from esper.streams.worker.partition_cache import PartitionCache
 
 EXAMPLES = int(os.environ.get("VIEW_EXAMPLES", "10"))
 SCRIPTS = st.lists(
@@ -53,11 +53,11 @@ async def view_of(connection: Any, key: BoundaryKey, offsets: Sequence[int] | No
 class Reader:
     """Folds a log in one of the ways in which workers could, and reads views as soon as they are complete."""
 
-    def __init__(self, connection: asyncpg.Connection, log: Log, rng: random.Random) -> None:
+    def __init__(self, connection: asyncpg.Connection, log: GeneratedLog, rng: random.Random) -> None:
         self.views: dict[BoundaryKey, Read] = {}
         self._connection, self._log, self._rng = connection, log, rng
         self._next = dict.fromkeys(log.partitions, 0)
-        self._memories: dict[TopicPartition, PartitionMemory] = {}
+        self._caches: dict[TopicPartition, PartitionCache] = {}
         self._sizes = rng.choice(((1,), (1, 2, 5), (50,), (1, 3, 200)))
 
     async def fold_all(self, boundaries: list[BoundaryKey]) -> None:
@@ -68,12 +68,12 @@ class Reader:
 
     async def _fold_some(self, place: TopicPartition) -> None:
         if self._rng.random() < 0.1:  # a restart, or another worker
-            self._memories.clear()
+            self._caches.clear()
         begin = max(0, self._next[place] - self._rng.choice((0, 0, 0, 3)))  # a stale fetch reads some again
         records = self._log.partitions[place][begin : begin + self._rng.choice(self._sizes) + self._next[place] - begin]
         start = self._log.partitions[place][begin - 1].position.offset + 1 if begin else 0
-        memory = self._memories.setdefault(place, PartitionMemory())
-        await fold(self._connection, Batch(*place, start, tuple(records)), memory=memory)
+        cache = self._caches.setdefault(place, PartitionCache())
+        await project_batch(self._connection, Batch(*place, start, tuple(records)), cache=cache)
         self._next[place] = begin + len(records)
 
     async def _look(self, boundaries: list[BoundaryKey]) -> None:
@@ -137,14 +137,14 @@ def test_a_view_has_the_same_bytes_however_and_whenever_the_log_was_folded(own_d
             print_blob=True,
         )
         def same_bytes(seed: int, scripts: list[list[str]], share_broken: float, share_resent: float) -> None:
-            log, known = tell_story(seed, scripts, share_broken, share_resent)
+            log, known = generate_log(seed, scripts, share_broken, share_resent)
             runner.run(compare_folds(connection, log, known, random.Random(seed)))
 
         same_bytes()
 
 
 async def compare_folds(
-    connection: asyncpg.Connection, log: Log, known: dict[BoundaryKey, Any], rng: random.Random
+    connection: asyncpg.Connection, log: GeneratedLog, known: dict[BoundaryKey, Any], rng: random.Random
 ) -> None:
     """Fold in two ways: views as they were read first, read again at the end, and read by the other must be equal."""
     boundaries = list(known)
@@ -158,7 +158,7 @@ async def compare_folds(
                 again = await read_again(connection, views)
                 changed = [difference(views[key][1], again[key][1]) for key in views if again[key] != views[key]]
                 assert not changed, "a view must not change after it was read"
-            if not log.is_spoilt:
+            if not log.has_undecodable:
                 assert reader.views.keys() == known.keys(), "nothing is missing, so every boundary is complete"
                 for key, (_offsets, data) in reader.views.items():
                     agrees(GraphView.from_bytes(data), *known[key])

@@ -153,7 +153,7 @@ async def test_a_worker_refuses_what_does_not_fit_with_one_clear_error(
     assert code == 0, printed
     wiped, bad_key, no_broker = await asyncio.gather(
         refusal(fresh_stack, tmp_path, "wiped"),
-        refusal(fresh_stack, tmp_path, "bad-key", ESPER_STREAMS__SLOTT="1"),
+        refusal(fresh_stack, tmp_path, "bad-key", ESPER_STREAMS__MEMBERID="1"),
         refusal(fresh_stack, tmp_path, "no-broker", ESPER_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1"),
     )
     assert "a wiped broker, or the wrong address" in wiped

@@ -20,7 +20,7 @@ from esper.schemas.topics import RUNS, TELEMETRY, TOPICS
 from esper.streams.database.connections import connect, connect_pool
 from esper.streams.database.stored_positions import claim_cluster, stored_positions
 from esper.streams.replay import verify
-from esper.streams.worker.batch_projection import Batch, fold
+from esper.streams.worker.batch_projection import Batch, project_batch
 
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
 
@@ -62,7 +62,7 @@ async def fold_like_a_worker(settings: Settings) -> None:
             async for record in read_range(kafka, topic, start=starts):
                 found.setdefault(record.position.partition, []).append(record)
             for partition, records in found.items():
-                await fold(connection, Batch(topic.name, partition, starts[partition], tuple(records)))
+                await project_batch(connection, Batch(topic.name, partition, starts[partition], tuple(records)))
 
 
 @asynccontextmanager

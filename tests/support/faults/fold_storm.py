@@ -1,6 +1,6 @@
 """Workers that fold one log in every order and with every crash that a real one could bring about, and the judge.
 
-Nothing here is Faust or Kafka: ``esper.streams.worker.batch_projection.fold`` alone, on a real Postgres.
+Nothing here is Faust or Kafka: ``esper.streams.worker.batch_projection.project_batch`` alone, on a real Postgres.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from esper.errors import DecodeError, PositionError
 from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position, TopicPartition
 from esper.streams.database.stored_positions import stored_positions
-from esper.streams.worker.batch_projection import Batch, fold
-from esper.streams.worker.partition_memory import PartitionMemory
+from esper.streams.worker.batch_projection import Batch, project_batch
+from esper.streams.worker.partition_cache import PartitionCache
 
 NUM_WORKERS = 3
 NOT_COMPARED = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
@@ -92,7 +92,7 @@ class Workers:
         self._log, self._first = log, first
         self._places = sorted(log)
         self._stands: list[dict[TopicPartition, int]] = [{} for _ in range(NUM_WORKERS)]
-        self._memories: dict[tuple[int, TopicPartition], PartitionMemory] = {}
+        self._caches: dict[tuple[int, TopicPartition], PartitionCache] = {}
 
     async def close(self) -> None:
         """Leave."""
@@ -133,12 +133,12 @@ class Workers:
         kill = connection.terminate if attempt and attempt.is_killed else lambda: None
         crash, is_late = (attempt.crash, attempt.is_late) if attempt else (None, False)
         place = (batch.topic, batch.partition)
-        memory = self._memories.setdefault((worker, place), PartitionMemory())
+        cache = self._caches.setdefault((worker, place), PartitionCache())
         if attempt is None or not attempt.remembers:
-            memory.forget()
+            cache.forget()
         faulty = FaultyConnection(connection, crash, is_late=is_late, kill=kill)
         try:
-            await fold(faulty, batch, memory=memory)
+            await project_batch(faulty, batch, cache=cache)
             self._stands[worker][place] = batch.end
         finally:
             if connection.is_closed():
@@ -159,7 +159,7 @@ async def replayed(connection: Any, log: Log, first: int, letters: Mapping[Posit
         start = first
         for n in range(0, len(records), cut):
             batch = Batch(*place, start, tuple(records[n : n + cut]))
-            await fold(connection, batch, letters)
+            await project_batch(connection, batch, letters)
             start = batch.end
 
 

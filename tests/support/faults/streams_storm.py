@@ -24,7 +24,7 @@ from esper.embedded.processes import ChildProcess, free_port
 from esper.embedded.stack import EmbeddedStack
 from esper.oona.producer import OonaProducer
 from esper.streams.database.connections import connect
-from esper.streams.read_models.projection_lag import lags
+from esper.streams.read_models.projection_status import topic_lags
 from esper.streams.replay import rebuild, verify
 
 KILL_WITHIN_S = 2.0  # of some progress
@@ -193,7 +193,7 @@ class StreamsStorm:
             connection = await connect(self.settings.need_postgres())
             try:
                 await connection.execute("SET search_path = esper")
-                return sum(t.lag for t in await lags(connection, self.settings.need_kafka()) if t.lag is not None)
+                return sum(t.lag for t in await topic_lags(connection, self.settings.need_kafka()) if t.lag is not None)
             finally:
                 await connection.close()
 

@@ -29,7 +29,7 @@ from esper.oona.progress_watch import Stall
 from esper.oona.records import Position
 from esper.services.urza.metrics import UrzaMetrics
 from esper.streams.settings import StreamsSettings
-from esper.streams.worker.batch_projection import Batch, AppliedBatch
+from esper.streams.worker.batch_projection import Batch, ProjectedBatch
 from esper.streams.worker.projection_worker import ProjectionWorker
 from esper.streams.worker.worker_metrics import WorkerMetrics
 
@@ -189,7 +189,9 @@ def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[Wor
     assert shown(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
     metrics.partitions_assigned({PLACE: 0})
     assert shown(metrics.meter)["esper_worker_partition_stopped", labels] == 0
-    assert ("esper_worker_partition_stopped", ("4", "system.runs")) not in shown(metrics.meter), "it is another worker's"
+    assert ("esper_worker_partition_stopped", ("4", "system.runs")) not in shown(metrics.meter), (
+        "it is another worker's"
+    )
 
 
 def test_what_was_away_is_counted_by_cause(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
@@ -331,21 +333,21 @@ async def test_a_worker_tries_again_where_its_connection_ends_however_asyncpg_sa
 ) -> None:
     left = [error, error]
 
-    async def apply_batch(_connection: object, _batch: Batch, cache: object) -> AppliedBatch:
+    async def project_batch(_connection: object, _batch: Batch, cache: object) -> ProjectedBatch:
         if left:
             raise left.pop()
-        return AppliedBatch(0, has_letters=False, transaction_s=0.0)
+        return ProjectedBatch(0, has_letters=False, transaction_s=0.0)
 
     class Pool:
         def acquire(self) -> Any:
             return nullcontext()
 
-    monkeypatch.setattr("esper.streams.worker.projection_worker.apply_batch", apply_batch)
+    monkeypatch.setattr("esper.streams.worker.projection_worker.project_batch", project_batch)
     worker = ProjectionWorker(load_settings(environ={}), StreamsSettings.model_validate({"retry_max_delay_s": 0.01}))
     monkeypatch.setattr(worker, "_pool", Pool(), raising=False)
     monkeypatch.setattr(worker, "_producer", object())
     worker.metrics.partitions_assigned({PLACE: 0})
-    await worker.apply(batch(0, 1), is_current=True)
+    await worker.project(batch(0, 1), is_current=True)
     assert not left
     assert worker.metrics.health.problems() == []
     assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in shown(

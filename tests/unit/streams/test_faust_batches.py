@@ -23,16 +23,16 @@ class Client(BatchConsumer):
         self.flow_active = True
         self.stored, self.fetched, self.num_seeks = stored, fetched, 0
         self.asked: list[tuple[int, int]] = []
-        self.may_go_on, self.fails = True, False
+        self.may_deliver, self.fails = True, False
         self._next_start, self._in_flight = {}, {}
         self._acked_index = {PLACE: set()}
         self._acked = {PLACE: []}
         monitor = SimpleNamespace(track_tp_end_offset=lambda _tp, _offset: None)
-        self.app: Any = SimpleNamespace(consumer_generation_id=1, monitor=monitor, may_go_on=self._answer)
+        self.app: Any = SimpleNamespace(consumer_generation_id=1, monitor=monitor, may_deliver=self._answer)
 
     async def _answer(self, _tp: TP, start: int, fetched: int) -> bool:
         self.asked.append((start, fetched))
-        return self.may_go_on
+        return self.may_deliver
 
     async def _wait_next_records(self, timeout: float) -> Any:
         return {PLACE: [SimpleNamespace(offset=n) for n in self.fetched]}, {PLACE}
@@ -81,7 +81,7 @@ async def test_batches_carry_where_they_start_and_the_app_is_asked_about_each(mo
     (second,) = await client.batches()
     assert [(b.start, b.end) for b in (first, second)] == [(5, 7), (7, 13)]
     assert client.asked == [(5, 5), (7, 9)]
-    client.may_go_on = False
+    client.may_deliver = False
     assert await client.batches() == []
 
 

@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 from support.conditions import wait_until_async
 from support.data.decided_runs import STEPS, Story, decided, lay_out, recorded, tell_run
 from support.data.rebuild_runs import esper, live, send
-from support.events.log_strategies import Trainer, library
+from support.events.generated_logs import SimulatedTrainer, library_messages
 
 from esper.config import Settings
 from esper.graph.assembly import assemble
@@ -29,15 +29,15 @@ from esper.schemas.topics import BLUEPRINTS, DECISIONS, LIFECYCLE, RUNS, TELEMET
 from esper.services.tamiyo.control.legal_choices import WAIT
 from esper.services.tamiyo.dataset.dataset_origin import read_origin
 from esper.services.tamiyo.dataset.experience_join import join
-from esper.services.tamiyo.dataset.log_ranges import EARLIEST, Range
+from esper.services.tamiyo.dataset.log_ranges import EARLIEST, ReplayRange
 from esper.services.tamiyo.dataset.log_replay import Replay, replay
 from esper.services.tamiyo.dataset.record_index import RecordIndex
-from esper.services.tamiyo.dataset.report_rewards import forked
+from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.settings import RentSettings
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.stored_positions import claim_cluster
 from esper.streams.read_models.pending_boundaries import read_view_rows
-from esper.streams.worker.batch_projection import Batch, fold
+from esper.streams.worker.batch_projection import Batch, project_batch
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +50,12 @@ def expected_digest(stories: list[Story]) -> str:
     gathered, rent = RecordIndex(), RentSettings.model_validate({})
     for record in lay_out(stories, random.Random(0)):
         gathered.add(record)
-    return join(gathered, forked(rent)).experiences.digest
+    return join(gathered, fork_rewards(rent)).experiences.digest
 
 
 async def read(settings: Settings, since: str = EARLIEST, until: tuple[str, ...] = (), runs: str = "*") -> Replay:
     return await replay(
-        settings.need_kafka(), Range.parse([since], until, [runs]), forked(RentSettings.model_validate({}))
+        settings.need_kafka(), ReplayRange.parse([since], until, [runs]), fork_rewards(RentSettings.model_validate({}))
     )
 
 
@@ -146,7 +146,7 @@ async def test_a_truncated_log_is_told_place_by_place_and_decision_by_decision(m
     cut = await read(mine, runs=run_id)
     lost = {e.key for e in whole.joined.experiences.stored} - {e.key for e in cut.joined.experiences.stored}
     assert lost
-    told = {(a.run_id, a.incarnation, a.boundary) for a in cut.asides if a.reason in ("no_view", "view_differs")}
+    told = {(a.run_id, a.incarnation, a.boundary) for a in cut.exclusions if a.reason in ("no_view", "view_differs")}
     assert lost <= told, "every decision that is lost is named"
     code, printed = await esper(mine, "tamiyo", "replay", "--runs", run_id, "--strict", "--show", "3", "-q")
     assert code == 1
@@ -174,21 +174,21 @@ async def fold_everything(settings: Settings) -> None:
             async for record in read_range(kafka, topic):
                 found.setdefault(record.position.partition, []).append(record)
             for partition, records in found.items():
-                await fold(connection, Batch(topic.name, partition, 0, tuple(records)))
+                await project_batch(connection, Batch(topic.name, partition, 0, tuple(records)))
 
 
 async def trained_run(settings: Settings, run_id: str, seed: int) -> list[GraphView]:
     """A run with telemetry, folded, and its views as they were read from the live rows."""
     told: list[OonaMessage] = []
-    trainer = Trainer(run_id, random.Random(seed), told.append)
+    trainer = SimulatedTrainer(run_id, random.Random(seed), told.append)
     trainer.start()
     for _n in range(9):
         trainer.train(20)
         trainer.end_epoch()
-    await send(settings, [*library(random.Random(seed)), *told])
+    await send(settings, [*library_messages(random.Random(seed)), *told])
     await fold_everything(settings)
     async with live(settings) as connection:
-        keys = [key for key in trainer.seen if key[0] == run_id]
+        keys = [key for key in trainer.states_at_boundaries if key[0] == run_id]
         return [assemble(await read_view_rows(connection, *key)) for key in keys]
 
 

@@ -20,16 +20,16 @@ from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
 from esper.services.tamiyo.policies.baselines import SchedulePolicy, WaitPolicy
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
-from esper.services.tamiyo.policies.policy_sources import BaselineSource, WeightsSource, settled
+from esper.services.tamiyo.policies.policy_sources import BaselineSource, WeightsSource, configured_version
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.services.tamiyo.versions.activation import (
     FORCED,
     activation,
     announcement,
-    known_version,
-    line,
-    refusal,
+    find_version,
+    refusal_reason,
     rollback,
+    standing_activations,
 )
 from esper.services.tamiyo.versions.policy_follower import RETRY_S, PolicyFollower
 from esper.streams.read_models.policy_versions import Evaluation, PolicyChange, PolicyVersion, TrainedVersion, Weights
@@ -70,7 +70,7 @@ GNN = version("gnn", 2, "gnn")
 def test_only_what_the_newest_evaluation_against_the_active_one_calls_better_passes(
     found: list[Evaluation], told: str | None
 ) -> None:
-    refused = refusal(GNN, ACTIVE, found)
+    refused = refusal_reason(GNN, ACTIVE, found)
     if told is None:
         assert refused is None
     else:
@@ -101,12 +101,12 @@ def test_an_activation_needs_a_reason_and_something_to_change() -> None:
 def test_a_version_is_known_from_its_training_from_its_activation_or_as_a_baseline() -> None:
     weights = Weights("ab" * 32, 5)
     trained = TrainedVersion(PolicyVersion("gnn", 2, "gnn", {"width": 8}, weights), 1, [], (None, None), 3, {}, "", DAY)
-    assert known_version("gnn", 2, [trained], [], TAMIYO) == trained.version
+    assert find_version("gnn", 2, [trained], [], TAMIYO) == trained.version
     before = change(1, version("gnn", 1, "gnn", width=4, forced=True))
-    assert known_version("gnn", 1, [trained], [before], TAMIYO).parameters == {"width": 4}
-    assert known_version("schedule", 7, [], [], TAMIYO).parameters == {"every_epochs": 4, "epsilon": 0.05}
+    assert find_version("gnn", 1, [trained], [before], TAMIYO).parameters == {"width": 4}
+    assert find_version("schedule", 7, [], [], TAMIYO).parameters == {"every_epochs": 4, "epsilon": 0.05}
     with pytest.raises(ConfigError, match=r"gnn v3 was never trained \(of this policy: v1, v2\)"):
-        known_version("gnn", 3, [trained], [before], TAMIYO)
+        find_version("gnn", 3, [trained], [before], TAMIYO)
 
 
 @given(st.lists(st.integers(1, 4) | st.just("back"), max_size=30))
@@ -128,11 +128,11 @@ def test_rollbacks_go_back_along_the_activations_that_stand(steps: list[int | st
         elif not stack or stack[-1] != step:
             stack.append(int(step))
             changes.insert(0, change(n, version("p", int(step))))
-    assert [one.version.version for one in line(changes)] == stack
+    assert [one.version.version for one in standing_activations(changes)] == stack
 
 
 def test_a_controller_announces_itself_once_and_one_that_follows_only_where_nobody_is_named() -> None:
-    own = settled(TAMIYO)
+    own = configured_version(TAMIYO)
     for is_fixed in (True, False):
         first, again = (announcement(own, [], "tamiyo", is_fixed=is_fixed) for _n in range(2))
         assert first is not None
@@ -213,12 +213,12 @@ async def test_who_decides_goes_on_until_the_next_is_loaded() -> None:
     follower.look(change(1, GNN))
     await asked(shelf, 2)
     follower.look(change(1, GNN))
-    assert follower.acting.policy_id == "wait"
+    assert follower.active.policy_id == "wait"
     shelf.gates[2].set_result(WaitPolicy())
     await done(follower)
-    assert follower.acting.policy_id == "wait", "nothing changes but by a look, between two batches"
+    assert follower.active.policy_id == "wait", "nothing changes but by a look, between two batches"
     follower.look(change(1, GNN))
-    assert follower.acting.of == GNN
+    assert follower.active.of == GNN
     follower.look(change(1, GNN))
     await asked(shelf, 2)
     assert metrics.health.problems() == []
@@ -232,7 +232,7 @@ async def test_what_cannot_be_loaded_is_told_and_tried_again_and_the_one_before_
     shelf.gates[2].set_exception(RuntimeError("no such tensor"))
     await done(follower)
     follower.look(change(1, GNN))
-    assert follower.acting.policy_id == "wait"
+    assert follower.active.policy_id == "wait"
     (problem,) = metrics.health.problems()
     assert "gnn v2" in problem.reason
     assert "no such tensor" in problem.reason
@@ -245,7 +245,7 @@ async def test_what_cannot_be_loaded_is_told_and_tried_again_and_the_one_before_
     shelf.gates[2].set_result(WaitPolicy())
     await done(follower)
     follower.look(change(1, GNN))
-    assert follower.acting.of == GNN
+    assert follower.active.of == GNN
     assert metrics.health.problems() == []
 
 
@@ -257,7 +257,7 @@ async def test_a_change_that_is_taken_back_while_it_loads_never_decides() -> Non
     follower.look(change(2, version("wait", 1), ("gnn", 2)))
     shelf.gates[2].cancel()
     follower.look(change(2, version("wait", 1), ("gnn", 2)))
-    assert follower.acting.policy_id == "wait"
+    assert follower.active.policy_id == "wait"
     follower.look(change(3, version("gnn", 3, "gnn")))
     await asked(shelf, 2, 3)
     await follower.aclose()
@@ -268,7 +268,7 @@ async def test_an_unknown_kind_is_a_problem_that_names_those_that_are_known() ->
     await follower.start(change(1, version("tree", 1, "tree")))
     (problem,) = metrics.health.problems()
     assert "no source of kind 'tree': gnn" in problem.reason
-    assert follower.acting.policy_id == "wait"
+    assert follower.active.policy_id == "wait"
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["load", "fail", "wait"])), max_size=20))
@@ -292,7 +292,7 @@ def test_whatever_the_log_says_somebody_decides_and_it_is_one_that_was_loaded(
                 if follower._loading is not None:
                     await asyncio.wait([follower._loading])
             follower.look(change(n, version("gnn", number, "gnn")))
-            assert (follower.acting.policy_id, follower.acting.version) in loaded
+            assert (follower.active.policy_id, follower.active.version) in loaded
         await follower.aclose()
 
     asyncio.run(follow())

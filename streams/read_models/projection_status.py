@@ -19,7 +19,7 @@ from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS, TopicSpec, all_topics
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect_pool
-from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
+from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import check_cluster_id, check_position, stored_positions
 
@@ -37,7 +37,7 @@ class TopicLag:
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionStanding:
+class PartitionStatus:
     """One partition; what is not known, since Kafka or Postgres is away, is None.
 
     Attributes:
@@ -88,17 +88,17 @@ class RefusedDeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ProjectionStatus:
     """Everything at one moment. ``log_trouble`` and ``rows_trouble`` say why a side is not known, None where it is."""
 
-    partitions: tuple[PartitionStanding, ...]
+    partitions: tuple[PartitionStatus, ...]
     letters: Mapping[str, DeadLetterCounts]
     refused: tuple[RefusedDeadLetter, ...]
     log_trouble: str | None
     rows_trouble: str | None
 
     @property
-    def red(self) -> tuple[PartitionStanding, ...]:
+    def red(self) -> tuple[PartitionStatus, ...]:
         """Where no worker can go on."""
         return tuple(p for p in self.partitions if p.red is not None)
 
@@ -123,7 +123,7 @@ class _Log:
     unfolded: dict[TopicPartition, StoredRecord] = field(default_factory=dict)
 
 
-async def lags(connection: Connection, kafka: KafkaSettings) -> list[TopicLag]:
+async def topic_lags(connection: Connection, kafka: KafkaSettings) -> list[TopicLag]:
     """Every topic and its dead letters."""
     positions = await stored_positions(connection)
     first, last = await beginning_offsets(kafka, all_topics()), await end_offsets(kafka, all_topics())
@@ -136,7 +136,7 @@ async def lags(connection: Connection, kafka: KafkaSettings) -> list[TopicLag]:
     return found
 
 
-async def standing(settings: Settings) -> Standing:
+async def projection_status(settings: Settings) -> ProjectionStatus:
     """Ask both sides. Never raises because one is away: it says so.
 
     Raises:
@@ -155,7 +155,7 @@ async def standing(settings: Settings) -> Standing:
     except UnavailableError as error:
         log_trouble = str(error)
     partitions = tuple(_partition(place, rows, log, settings.need_kafka()) for t in TOPICS for place in _places(t))
-    return Standing(partitions, rows.letters, rows.refused, log_trouble, rows_trouble)
+    return ProjectionStatus(partitions, rows.letters, rows.refused, log_trouble, rows_trouble)
 
 
 def _places(spec: TopicSpec) -> list[TopicPartition]:
@@ -163,7 +163,7 @@ def _places(spec: TopicSpec) -> list[TopicPartition]:
 
 
 async def _ask_postgres(settings: Settings) -> _Rows:
-    postgres, sql = settings.need_postgres(), queries("letters")
+    postgres, sql = settings.need_postgres(), queries("dead_letters")
     try:
         async with connect_pool(postgres) as pool, pool.acquire() as connection:
             counts = {
@@ -173,7 +173,7 @@ async def _ask_postgres(settings: Settings) -> _Rows:
             refused = [RefusedDeadLetter(*row) async for row in sql.refused(connection)]
             cluster = await queries("positions").cluster_id(connection)
             return _Rows(await stored_positions(connection), counts, tuple(refused), cluster)
-    except AWAY_ERRORS as error:
+    except UNAVAILABLE_ERRORS as error:
         raise postgres_error(error, postgres) from error
 
 
@@ -204,9 +204,9 @@ async def _first_records(
     return found
 
 
-def _partition(place: TopicPartition, rows: _Rows, log: _Log, kafka: KafkaSettings) -> PartitionStanding:
+def _partition(place: TopicPartition, rows: _Rows, log: _Log, kafka: KafkaSettings) -> PartitionStatus:
     first = log.unfolded.get(place)
-    return PartitionStanding(
+    return PartitionStatus(
         *place,
         first=log.first.get(place),
         end=log.end.get(place),

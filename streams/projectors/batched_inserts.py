@@ -7,7 +7,7 @@ from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import by_column
 
 
-class Facts:
+class BatchedInserts:
     """Rows by the name of the query that inserts them, in the order of the log.
 
     A query that meets the same key twice keeps the first: what it writes are facts.

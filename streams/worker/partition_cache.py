@@ -39,7 +39,7 @@ class OpenWindow:
 
 
 @dataclass(slots=True)
-class PartitionMemory:
+class PartitionCache:
     """Valid at ``next_offset`` of the positions table ``table`` (its oid: a swap changes it)."""
 
     next_offset: int | None = None

@@ -30,12 +30,17 @@ from esper.schemas.topics import TELEMETRY, TOPICS
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import missing_migrations
-from esper.streams.database.postgres_errors import AWAY_ERRORS, postgres_error
+from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import claim_cluster, stored_positions
-from esper.streams.replay.expired_ranges import comparable_rows, take_over
+from esper.streams.replay.expired_ranges import carry_over, comparable_rows
 from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
-from esper.streams.replay.replay_projection import ReplayProjector, Tell, open_replay_projector, say_nothing
+from esper.streams.replay.replay_projection import (
+    ProgressCallback,
+    ReplayProjector,
+    ignore_progress,
+    open_replay_projector,
+)
 from esper.streams.replay.replay_schemas import (
     BEFORE,
     REPLACED,
@@ -60,13 +65,13 @@ POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Rebuilt:
+class RebuildResult:
     """What a rebuild did.
 
     Attributes:
         is_swapped: False where the comparison found differences that were not accepted: live is as it was.
         comparisons: every table, live against rebuilt; empty where it was not asked for.
-        num_taken_over: health windows that were taken from live, since the log does not hold their start any more.
+        num_carried_over: health windows that were taken from live, since the log does not hold their start any more.
         locked_s: how long workers could not commit.
         kept_as: the schema that holds the rows from before, where the log cannot give them again.
     """
@@ -74,13 +79,13 @@ class Rebuilt:
     num_records: int
     is_swapped: bool
     comparisons: tuple[TableComparison, ...] = ()
-    num_taken_over: int = 0
+    num_carried_over: int = 0
     locked_s: float = 0.0
     kept_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparisonOptions:
     """That, and how, a rebuild compares before it swaps."""
 
     num_shown: int = 0
@@ -91,7 +96,9 @@ class _BusyError(Exception):
     """The swap would have kept workers or readers waiting for too long; who is in the way."""
 
 
-async def rebuild(settings: Settings, tell: Tell = say_nothing, comparison: Comparison | None = None) -> Rebuilt:
+async def rebuild(
+    settings: Settings, tell: ProgressCallback = ignore_progress, comparison: ComparisonOptions | None = None
+) -> RebuildResult:
     """Fold the log anew, as far as workers have folded it, and put it in the place of the live projections.
 
     Workers and readers may go on meanwhile; what workers have not read is theirs to fold, since they write its dead
@@ -110,12 +117,12 @@ async def rebuild(settings: Settings, tell: Tell = say_nothing, comparison: Comp
             cluster = await cluster_id(kafka)
             reader = await exits.enter_async_context(open_log(kafka))
             schema = await exits.enter_async_context(scratch_schema(postgres, live))
-            refolder = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
-            await claim_cluster(refolder.connection, cluster, kafka)
+            projector = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
+            await claim_cluster(projector.connection, cluster, kafka)
             known = await live.fetchval("SELECT cluster_id FROM cluster")
-            rebuilding = _Rebuilding(postgres, live, reader, refolder, schema, is_same=known in (None, cluster))
+            rebuilding = _Rebuilding(postgres, live, reader, projector, schema, is_same=known in (None, cluster))
             return await rebuilding.run(comparison)
-    except AWAY_ERRORS as error:
+    except UNAVAILABLE_ERRORS as error:
         raise postgres_error(error, postgres) from error
 
 
@@ -126,41 +133,41 @@ class _Rebuilding:
     postgres: PostgresSettings
     live: Connection
     reader: LogReader
-    refolder: ReplayProjector
+    projector: ReplayProjector
     schema: str
     is_same: bool
     letters: SkippedRecords = field(init=False)
     taken_over_at: Offsets = field(init=False, default_factory=dict)
-    num_taken_over: int = field(init=False, default=0)
+    num_carried_over: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.letters = SkippedRecords(self.reader, self.refolder.first)
+        self.letters = SkippedRecords(self.reader, self.projector.first)
 
-    async def run(self, comparison: Comparison | None) -> Rebuilt:
+    async def run(self, comparison: ComparisonOptions | None) -> RebuildResult:
         """All of it."""
-        self.refolder.say("reading dead letters")
-        await self.letters.read_on(self.live)
-        await self.letters.note_expired(self.refolder.connection)
-        self.refolder.say("folding")
+        self.projector.say("reading dead letters")
+        await self.letters.refresh(self.live)
+        await self.letters.record_expired(self.projector.connection)
+        self.projector.say("folding")
         comparisons: tuple[TableComparison, ...] = ()
         if comparison is not None:
             comparisons = await self._compare(comparison.num_shown)
             if not comparison.accepts_changes and not all(c.is_equal for c in comparisons):
-                return Rebuilt(self.refolder.num_records, is_swapped=False, comparisons=comparisons)
+                return RebuildResult(self.projector.num_records, is_swapped=False, comparisons=comparisons)
         await self._catch_up()
         await self._take_over()
-        self.refolder.say("gathering statistics")
-        for table in await tables_of(Side(self.refolder.connection, self.schema)):
-            await self.refolder.connection.execute(f"ANALYZE {quoted(self.schema)}.{quoted(table)}")
+        self.projector.say("gathering statistics")
+        for table in await tables_of(Side(self.projector.connection, self.schema)):
+            await self.projector.connection.execute(f"ANALYZE {quoted(self.schema)}.{quoted(table)}")
         kept_as = await self._name_to_keep()
         locked_s = await self._swap_patiently(kept_as or f"{self.postgres.schema_name}_{REPLACED}")
         if kept_as is None:
             await self._drop_replaced()
-        return Rebuilt(
-            self.refolder.num_records,
+        return RebuildResult(
+            self.projector.num_records,
             is_swapped=True,
             comparisons=comparisons,
-            num_taken_over=self.num_taken_over,
+            num_carried_over=self.num_carried_over,
             locked_s=locked_s,
             kept_as=kept_as,
         )
@@ -173,9 +180,9 @@ class _Rebuilding:
         """Fold, in rounds, until little is left."""
         for _n in range(MAX_ROUNDS):
             covered = await self._covered(self.live)
-            await self.letters.read_on(self.live)
-            await self.refolder.fold_to(covered, self.letters.known)
-            if self.refolder.left(await self._covered(self.live)) <= FEW_RECORDS:
+            await self.letters.refresh(self.live)
+            await self.projector.replay_to(covered, self.letters.known)
+            if self.projector.left(await self._covered(self.live)) <= FEW_RECORDS:
                 return
         raise ConflictError(
             f"workers fold as fast as this rebuild, it did not catch up in {MAX_ROUNDS} rounds; the live rows are as "
@@ -187,9 +194,9 @@ class _Rebuilding:
             return
         first, positions = await self.reader.first_offsets(), await self._covered(self.live)
         moved = sorted(n for _topic, n in self._moved(positions))
-        async with self.refolder.connection.transaction():
-            self.num_taken_over += await take_over(
-                self.refolder.connection, self.postgres.schema_name, self.schema, first, moved
+        async with self.projector.connection.transaction():
+            self.num_carried_over += await carry_over(
+                self.projector.connection, self.postgres.schema_name, self.schema, first, moved
             )
         self.taken_over_at = positions
 
@@ -203,11 +210,13 @@ class _Rebuilding:
 
     async def _compare(self, num_shown: int) -> tuple[TableComparison, ...]:
         """Fold up to one moment of the live rows, and compare with live as it was at that moment."""
-        async with frozen(self.postgres) as seen:
+        async with frozen_connection(self.postgres) as seen:
             ends = await self._covered(seen)
-            await self.letters.read_on(self.live)
-            await self.refolder.fold_to(ends, self.letters.known)
-            return await compare_at(seen, self.postgres.schema_name, self.refolder, self.schema, self.reader, num_shown)
+            await self.letters.refresh(self.live)
+            await self.projector.replay_to(ends, self.letters.known)
+            return await compare_at(
+                seen, self.postgres.schema_name, self.projector, self.schema, self.reader, num_shown
+            )
 
     async def _name_to_keep(self) -> str | None:
         """A name for the rows from before, where the log cannot give all of them again."""
@@ -227,7 +236,7 @@ class _Rebuilding:
                 return await self._swap(replaced)
             except (_BusyError, asyncpg.LockNotAvailableError) as error:
                 busy = error
-            self.refolder.say(f"waiting ({busy}), try {n + 2} of {MAX_TRIES}")
+            self.projector.say(f"waiting ({busy}), try {n + 2} of {MAX_TRIES}")
             await asyncio.sleep(RETRY_S)
             await self._catch_up()
         raise ConflictError(
@@ -240,14 +249,14 @@ class _Rebuilding:
         name = self.postgres.schema_name
         connection = await connect(self.postgres)
         try:
-            self.refolder.say("waiting for the workers' positions")
+            self.projector.say("waiting for the workers' positions")
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
                 await connection.execute(f"LOCK TABLE {quoted(name)}.positions IN EXCLUSIVE MODE")
                 begun = time.monotonic()
-                self.refolder.say("catching up")
+                self.projector.say("catching up")
                 await self._finish()
-                self.refolder.say("swapping")
+                self.projector.say("swapping")
                 await self._wait_for_older_snapshots()
                 await connection.execute(f"ALTER SCHEMA {quoted(name)} RENAME TO {quoted(replaced)}")
                 await connection.execute(f"ALTER SCHEMA {quoted(self.schema)} RENAME TO {quoted(name)}")
@@ -261,9 +270,9 @@ class _Rebuilding:
 
     async def _finish(self) -> None:
         """What is left, while nobody folds: records, letters, expired windows, rights."""
-        name, fresh = self.postgres.schema_name, self.refolder.connection
-        await self.letters.read_on(self.live)
-        await self.refolder.fold_to(await self._covered(self.live), self.letters.known)
+        name, fresh = self.postgres.schema_name, self.projector.connection
+        await self.letters.refresh(self.live)
+        await self.projector.replay_to(await self._covered(self.live), self.letters.known)
         await self._take_over()
         async with fresh.transaction():
             await fresh.execute("DELETE FROM pending_letters")
@@ -289,11 +298,11 @@ class _Rebuilding:
         try:
             await drop_schema(self.live, f"{self.postgres.schema_name}_{REPLACED}")
         except ConflictError as error:
-            self.refolder.say(str(error))
+            self.projector.say(str(error))
 
 
 @asynccontextmanager
-async def frozen(postgres: PostgresSettings) -> AsyncIterator[Connection]:
+async def frozen_connection(postgres: PostgresSettings) -> AsyncIterator[Connection]:
     """A connection that sees the live rows as they are at its first query, however long it takes."""
     connection = await connect(postgres, postgres.schema_name)
     try:
@@ -305,14 +314,14 @@ async def frozen(postgres: PostgresSettings) -> AsyncIterator[Connection]:
 
 
 async def compare_at(
-    seen: Connection, live_schema: str, refolder: ReplayProjector, schema: str, reader: LogReader, num_shown: int
+    seen: Connection, live_schema: str, projector: ReplayProjector, schema: str, reader: LogReader, num_shown: int
 ) -> tuple[TableComparison, ...]:
     """Compare live, as ``seen`` sees it, with what was folded up to the same positions."""
-    rebuilt = refolder.connection
-    refolder.say("comparing")
+    rebuilt = projector.connection
+    projector.say("comparing")
     compared = await comparable_rows(seen, live_schema, rebuilt, schema, await reader.first_offsets())
     found = []
     async for table in compare_all(Side(seen, live_schema), Side(rebuilt, schema), compared, num_shown):
-        refolder.say(f"comparing: {table.table}")
+        projector.say(f"comparing: {table.table}")
         found.append(table)
     return tuple(sorted(found, key=lambda c: c.table))
