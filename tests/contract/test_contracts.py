@@ -10,7 +10,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.events.event_examples import EXAMPLES, KERNEL, SIGNAL, SPEC, message
+from support.events.event_examples import EXAMPLES, KERNEL, SIGNAL, SPEC, wrap_event
 
 from esper.errors import DecodeError, NewerVersionError
 from esper.oona.cloudevents import decode, encode
@@ -33,13 +33,13 @@ def test_there_is_an_example_of_every_event_type() -> None:
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda e: e.type)
 class TestEveryEvent:
     def test_comes_back_as_it_went(self, event: Event) -> None:
-        sent = message(event)
+        sent = wrap_event(event)
         record = encode(sent)
         assert decode(record.topic, record.value, record.headers) == sent
         assert ANY_EVENT.validate_json(event.model_dump_json()) == event
 
     def test_is_a_cloud_event_to_another_library(self, event: Event) -> None:
-        sent = message(event)
+        sent = wrap_event(event)
         record = encode(sent)
         read = from_binary_event(KafkaMessage(headers=dict(record.headers), key=record.key, value=record.value))
         assert (read.get_id(), read.get_type(), read.get_source()) == (str(sent.id), event.type, "test")
@@ -52,7 +52,7 @@ class TestEveryEvent:
     def test_is_keyed_and_named_by_the_registry(self, event: Event) -> None:
         entry = REGISTRY[event.type]
         assert EVENT_TYPE.fullmatch(event.type)
-        assert encode(message(event)).key.decode() == str(getattr(event, entry.key_field))
+        assert encode(wrap_event(event)).key.decode() == str(getattr(event, entry.key_field))
         assert entry in types_on(entry.topic)
 
     def test_refuses_unknown_fields_and_change(self, event: Event) -> None:
@@ -62,7 +62,7 @@ class TestEveryEvent:
             event.type = "other"
 
     def test_elsewhere_or_newer_is_refused_for_what_it_is(self, event: Event) -> None:
-        record = encode(message(event))
+        record = encode(wrap_event(event))
         other = topics.RUNS if REGISTRY[event.type].topic != topics.RUNS else topics.COMMANDS
         with pytest.raises(DecodeError, match="wrong_topic"):
             decode(other.name, record.value, record.headers)
@@ -83,7 +83,7 @@ class TestEveryEvent:
     ],
 )
 def test_garbage_is_refused_with_a_reason(value: bytes | None, drop: str | None, reason: str) -> None:
-    record = encode(message(EXAMPLES[7]))
+    record = encode(wrap_event(EXAMPLES[7]))
     headers = [(n, v) for n, v in record.headers if n != drop]
     with pytest.raises(DecodeError) as caught:
         decode(record.topic, value, headers)
@@ -91,7 +91,7 @@ def test_garbage_is_refused_with_a_reason(value: bytes | None, drop: str | None,
 
 
 def test_a_refusal_names_field_and_value() -> None:
-    record = encode(message(EXAMPLES[7]))
+    record = encode(wrap_event(EXAMPLES[7]))
     broken = record.value.replace(b'"step":40', b'"step":-4')
     with pytest.raises(DecodeError, match=r"step: .*greater than or equal to 0 \(got -4\)"):
         decode(record.topic, broken, record.headers)

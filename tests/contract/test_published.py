@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.events import golden_records
 from support.events.contract_strategies import values_of
-from support.events.event_examples import BY_TYPE, EXAMPLES, message, tried
+from support.events.event_examples import BY_TYPE, EXAMPLES, decode_or_error, wrap_event
 from typer.testing import CliRunner
 
 from esper.cli import schema, schema_conformance
@@ -92,7 +92,7 @@ def test_whatever_is_written_conforms(event_type: str) -> None:
     @given(values_of(REGISTRY[event_type].model))
     @settings(max_examples=20, deadline=None)
     def conforms(event: Any) -> None:
-        record, tally = encode(message(event)), schema_conformance.Tally()
+        record, tally = encode(wrap_event(event)), schema_conformance.Tally()
         headers = {name: text.decode() for name, text in record.headers}
         schemas().count(tally, "here", headers, record.value)
         tally.raise_if_broken()
@@ -115,11 +115,11 @@ OTHERS: tuple[Any, ...] = (
 @given(st.sampled_from(EXAMPLES), st.data())
 @settings(max_examples=500, deadline=None)
 def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObject) -> None:
-    record = encode(message(event))
+    record = encode(wrap_event(event))
     value = json.loads(record.value or b"")
     changed(value, data)
     is_valid = validator(event.type).is_valid(value)
-    read = tried(record.topic, json.dumps(value).encode(), record.headers)
+    read = decode_or_error(record.topic, json.dumps(value).encode(), record.headers)
     if isinstance(read, DecodeError):
         assert not is_valid or any(rule in read.detail for rule in BEYOND_SCHEMAS), read
     else:
@@ -128,13 +128,13 @@ def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObj
 
 def test_a_verdict_without_its_runs_is_refused_by_the_schema_as_by_the_code() -> None:
     (event, *_more) = [e for e in EXAMPLES if e.type == "esper.policy.evaluated.v1" and e.verdict == "better"]
-    record = encode(message(event))
+    record = encode(wrap_event(event))
     value = json.loads(record.value or b"")
     assert validator(event.type).is_valid(value)
     for runs in ({"held_out_runs": []}, {}):
         told = {k: v for k, v in value.items() if k != "held_out_runs"} | runs
         assert not validator(event.type).is_valid(told)
-        assert isinstance(tried(record.topic, json.dumps(told).encode(), record.headers), DecodeError)
+        assert isinstance(decode_or_error(record.topic, json.dumps(told).encode(), record.headers), DecodeError)
 
 
 def changed(value: Any, data: st.DataObject) -> None:

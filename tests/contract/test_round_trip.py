@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.events.contract_strategies import values_of
-from support.events.event_examples import BY_TYPE, EXAMPLES, message, tried
+from support.events.event_examples import BY_TYPE, EXAMPLES, decode_or_error, wrap_event
 
 from esper.errors import MAX_DETAIL_CHARS, DecodeError
 from esper.oona.cloudevents import decode, encode
@@ -41,7 +41,7 @@ def test_every_event_comes_back_in_its_envelope(event_type: str) -> None:
     @given(values_of(REGISTRY[event_type].model))
     @THOROUGH
     def comes_back(event: object) -> None:
-        sent = message(event)  # type: ignore[arg-type]
+        sent = wrap_event(event)  # type: ignore[arg-type]
         record = encode(sent)
         assert decode(record.topic, record.value, record.headers) == sent
 
@@ -69,9 +69,9 @@ NASTY = (
 @given(st.sampled_from(EXAMPLES), st.data())
 @settings(max_examples=250, deadline=None)
 def test_a_broken_value_decodes_or_is_refused_in_one_short_line(event: object, data: st.DataObject) -> None:
-    record = encode(message(event))  # type: ignore[arg-type]
+    record = encode(wrap_event(event))  # type: ignore[arg-type]
     value = data.draw(st.one_of(altered(record.value or b""), mangled(record.value or b"")))
-    read = tried(record.topic, value, record.headers)
+    read = decode_or_error(record.topic, value, record.headers)
     if isinstance(read, DecodeError):
         assert read.reason in REASONS
         assert 0 < len(read.detail) <= MAX_DETAIL_CHARS
@@ -122,9 +122,9 @@ HEADERS = st.sampled_from(
 @example("ce_source", b"\x00")
 @settings(max_examples=150, deadline=None)
 def test_a_broken_header_is_refused_in_one_short_line(name: str, text: bytes) -> None:
-    record = encode(message(BY_TYPE["esper.run.ended.v1"]))
+    record = encode(wrap_event(BY_TYPE["esper.run.ended.v1"]))
     headers = [(n, text if n == name else t) for n, t in record.headers]
-    read = tried(record.topic, record.value, headers)
+    read = decode_or_error(record.topic, record.value, headers)
     if isinstance(read, DecodeError):
         assert read.reason in {"bad_header", "unknown_type", "missing_header"}
         assert len(read.detail) <= MAX_DETAIL_CHARS
@@ -150,7 +150,7 @@ def test_a_broken_header_is_refused_in_one_short_line(name: str, text: bytes) ->
     ],
 )
 def test_a_refusal_names_field_value_and_what_is_allowed(event_type: str, old: str, new: str, says: str) -> None:
-    record = encode(message(BY_TYPE[event_type]))
+    record = encode(wrap_event(BY_TYPE[event_type]))
     assert record.value is not None
     broken = record.value.replace(old.encode(), new.encode())
     with pytest.raises(DecodeError, match=says):

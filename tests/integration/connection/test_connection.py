@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from support.conditions import wait_until, wait_until_async
-from support.events.seed_commands import SPEC, germinate, stored, stored_kernel, told
+from support.events.run_messages import read_run_messages
+from support.events.seed_commands import SPEC, send_germinate, store_blob, store_kernel
 from support.paths import PROCESSES
 from support.processes.esper_processes import process
 from support.processes.small_disk import end_of, on_small_disk
@@ -34,7 +35,7 @@ SCRIPT = PROCESSES / "resumable_run.py"
 async def test_a_killed_run_resumes_to_the_bit_with_the_command_applied_where_it_was(
     stack: EmbeddedStack, tmp_path: Path
 ) -> None:
-    kernel = await stored_kernel(stack, 8)
+    kernel = await store_kernel(stack, 8)
     weights = {}
     for name, modes in {"whole": ["whole"], "broken": ["killed", "resumed"]}.items():
         run_id = f"{name}-{uuid.uuid4().hex[:8]}"
@@ -46,7 +47,7 @@ async def test_a_killed_run_resumes_to_the_bit_with_the_command_applied_where_it
             child.start()
             if mode != "resumed":
                 await asyncio.to_thread(wait_until, lambda c=child: "send" in c.log_path.read_text(), 90)
-                await germinate(stack, run_id, kernel)
+                await send_germinate(stack, run_id, kernel)
             await asyncio.to_thread(wait_until, lambda c=child: not c.is_alive, 120, "the end of the process")
             assert child.returncode == (-9 if mode == "killed" else 0), child.tail()
         weights[name] = torch.load(out, weights_only=True)
@@ -58,12 +59,12 @@ async def test_a_killed_run_resumes_to_the_bit_with_the_command_applied_where_it
 
 
 async def check_story_of_a_resumed_run(stack: EmbeddedStack, run_id: str, command: uuid.UUID) -> None:
-    lifecycle = [m.data for m in await told(stack, run_id, topics.LIFECYCLE)]
+    lifecycle = [m.data for m in await read_run_messages(stack, run_id, topics.LIFECYCLE)]
     germinated = [e for e in lifecycle if isinstance(e, events.SeedTransitioned) and e.command_id == command]
     assert [(e.incarnation, e.step) for e in germinated] == [(1, 30), (2, 30)]
-    resumed = [m.data for m in await told(stack, run_id, topics.RUNS) if isinstance(m.data, events.RunResumed)]
+    resumed = [m.data for m in await read_run_messages(stack, run_id, topics.RUNS) if isinstance(m.data, events.RunResumed)]
     assert [(e.incarnation, e.step, e.from_incarnation) for e in resumed] == [(2, 20, 1)]
-    ends = [m.data for m in await told(stack, run_id, topics.FIELD_REPORTS) if m.data.incarnation == 2]
+    ends = [m.data for m in await read_run_messages(stack, run_id, topics.FIELD_REPORTS) if m.data.incarnation == 2]
     assert [e.outcome for e in ends] == [SeedStage.CULLED]
     assert (ends[0].before, ends[0].command_id) == (0.2, command)
 
@@ -87,7 +88,7 @@ def training(stack: EmbeddedStack, folder: Path, run_id: str, **options: Any) ->
 async def test_commands_that_do_not_fit_are_rejected_by_an_event(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
-    kernel, narrow = await stored_kernel(stack, 8), await stored_kernel(stack, 3)
+    kernel, narrow = await store_kernel(stack, 8), await store_kernel(stack, 3)
     run, one_step = training(stack, tmp_path, run_id)
 
     def train() -> None:
@@ -95,21 +96,21 @@ async def test_commands_that_do_not_fit_are_rejected_by_an_event(
             for _n in range(7):
                 one_step()
             sent = [
-                asyncio.run(germinate(stack, run_id, kernel, boundary=1)),
-                asyncio.run(germinate(stack, run_id, kernel, boundary=2)),
-                asyncio.run(germinate(stack, run_id, kernel, boundary=3, incarnation=7, seed_id=1)),
-                asyncio.run(germinate(stack, run_id, kernel, boundary=4, expires_at_step=6, seed_id=1)),
-                asyncio.run(germinate(stack, run_id, kernel, boundary=5, layer_id="nowhere")),
-                asyncio.run(germinate(stack, run_id, narrow, boundary=6, seed_id=1)),
-                asyncio.run(germinate(stack, run_id, ("0" * 64, 9), boundary=7, seed_id=1)),
-                asyncio.run(germinate(stack, run_id, kernel, boundary=1)),
+                asyncio.run(send_germinate(stack, run_id, kernel, boundary=1)),
+                asyncio.run(send_germinate(stack, run_id, kernel, boundary=2)),
+                asyncio.run(send_germinate(stack, run_id, kernel, boundary=3, incarnation=7, seed_id=1)),
+                asyncio.run(send_germinate(stack, run_id, kernel, boundary=4, expires_at_step=6, seed_id=1)),
+                asyncio.run(send_germinate(stack, run_id, kernel, boundary=5, layer_id="nowhere")),
+                asyncio.run(send_germinate(stack, run_id, narrow, boundary=6, seed_id=1)),
+                asyncio.run(send_germinate(stack, run_id, ("0" * 64, 9), boundary=7, seed_id=1)),
+                asyncio.run(send_germinate(stack, run_id, kernel, boundary=1)),
             ]
             wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "all commands")
             for _n in range(10):
                 one_step()
 
     await asyncio.to_thread(train)
-    lifecycle = await told(stack, run_id, topics.LIFECYCLE)
+    lifecycle = await read_run_messages(stack, run_id, topics.LIFECYCLE)
     applied = [m for m in lifecycle if isinstance(m.data, events.SeedTransitioned) and m.data.command_id]
     assert len(applied) == 1
     assert applied[0].causation_id == applied[0].data.command_id
@@ -135,7 +136,7 @@ async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if
         "must be all zero": pack("x", SPEC, LayerKind.LINEAR, 8, {**zeros, "1.weight": torch.ones(8, 2)}),
         "it was altered": pack(f"x-{uuid.uuid4().hex}", SPEC, LayerKind.LINEAR, 8, zeros),
     }
-    kernels = [await stored(stack, data) for data in made.values()]
+    kernels = [await store_blob(stack, data) for data in made.values()]
     altered = stack.s3.root / "data" / "esper" / "kernels" / kernels[-1][0]
     altered.write_bytes(altered.read_bytes()[:-1] + b"?")
     run, one_step = training(stack, tmp_path, run_id)
@@ -143,13 +144,13 @@ async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if
     def train() -> None:
         with run:
             one_step()
-            sent = [asyncio.run(germinate(stack, run_id, k, boundary=n)) for n, k in enumerate(kernels, start=1)]
+            sent = [asyncio.run(send_germinate(stack, run_id, k, boundary=n)) for n, k in enumerate(kernels, start=1)]
             wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "all commands")
             for _n in range(10):
                 one_step()
 
     await asyncio.to_thread(train)
-    events_told = [m.data for m in await told(stack, run_id, topics.LIFECYCLE)]
+    events_told = [m.data for m in await read_run_messages(stack, run_id, topics.LIFECYCLE)]
     assert [type(e) for e in events_told] == [events.CommandRejected] * len(made)
     for event, says in zip(events_told, made, strict=True):
         assert event.reason is RejectionReason.KERNEL_INVALID
@@ -192,7 +193,7 @@ async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_after
 
     slowest = await asyncio.to_thread(train)
     assert slowest < 2.0, "a step waited on the bus"
-    sequences = sorted({m.data.sequence for m in await told(fresh_stack, run_id)})
+    sequences = sorted({m.data.sequence for m in await read_run_messages(fresh_stack, run_id)})
     assert len(sequences) > 1000
     assert sequences == list(range(len(sequences)))
 
@@ -201,7 +202,7 @@ async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_after
 async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
-    kernel = await stored_kernel(stack, 8)
+    kernel = await store_kernel(stack, 8)
     child = on_small_disk(stack, tmp_path, "training", run_id, str(tmp_path))
     child.start()
 
@@ -214,7 +215,7 @@ async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
 
     try:
         await says("send a command")
-        command = await germinate(stack, run_id, kernel)
+        command = await send_germinate(stack, run_id, kernel)
         (tmp_path / "sent").touch()
         await says("stop the broker")
         stack.kafka.pause()
@@ -224,11 +225,11 @@ async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
         stack.kafka.go_on()
         (tmp_path / "started").touch()
     await asyncio.to_thread(end_of, child)
-    found = [m.data for m in await told(stack, run_id, topics.RUNS, topics.LIFECYCLE)]
+    found = [m.data for m in await read_run_messages(stack, run_id, topics.RUNS, topics.LIFECYCLE)]
     assert [e.boundary for e in found if isinstance(e, events.BoundaryReached)] == [5], "told again with room"
     grown = [(e.step, e.command_id) for e in found if isinstance(e, events.SeedTransitioned) and e.command_id]
     assert grown == [(25, command.id)]
-    sequences = sorted({m.data.sequence for m in await told(stack, run_id)})
+    sequences = sorted({m.data.sequence for m in await read_run_messages(stack, run_id)})
     assert sequences == list(range(len(sequences))), "no event that could not be written used a number up"
 
 
@@ -243,7 +244,7 @@ async def test_telemetry_that_did_not_fit_is_told_before_the_run_ends_and_used_n
                 one_step()
 
     await asyncio.to_thread(train)
-    found = [m.data for m in await told(stack, run_id)]
+    found = [m.data for m in await read_run_messages(stack, run_id)]
     measured = [e for e in found if isinstance(e, events.LayerHealthMeasured)]
     (gap,) = [e for e in found if isinstance(e, events.TelemetryGap)]
     assert len(measured) + gap.num_lost == 60 * len(run._model.layers), "to the record"
@@ -307,7 +308,7 @@ async def test_blobs_are_what_their_name_says(stack: EmbeddedStack) -> None:
 async def test_many_commands_for_one_kernel_are_one_fetch_and_predictions_give_way(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
-    kernels = [await stored_kernel(stack, width) for width in (8, 16, 32)]
+    kernels = [await store_kernel(stack, width) for width in (8, 16, 32)]
     commands = [
         events.GerminateSeed.model_validate({
             "run_id": run_id, "incarnation": 1, "boundary": 1, "decision_id": uuid.uuid4(), "layer_id": "0",
@@ -344,7 +345,7 @@ async def _is(value: bool) -> bool:
 async def test_the_kernel_of_a_seed_under_way_is_pinned_and_the_next_run_has_it_early(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
-    kernel = await stored_kernel(stack, 8)
+    kernel = await store_kernel(stack, 8)
 
     def train(name: str) -> KernelCache:
         run, one_step = training(stack, tmp_path, name)
@@ -352,7 +353,7 @@ async def test_the_kernel_of_a_seed_under_way_is_pinned_and_the_next_run_has_it_
         with run:
             if name != run_id:
                 wait_until(lambda: cache.stats.prefetched, 30, "the kernel of the run before")
-            sent = [asyncio.run(germinate(stack, name, kernel, boundary=n + 1, seed_id=n)) for n in range(2)]
+            sent = [asyncio.run(send_germinate(stack, name, kernel, boundary=n + 1, seed_id=n)) for n in range(2)]
             wait_until(lambda: run._inbox.has_seen([m.id for m in sent]), 30, "the commands")
             for _n in range(5):
                 one_step()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from support.conditions import wait_until
-from support.events.seed_commands import germinate, stored_kernel, told
+from support.events.run_messages import read_run_messages
+from support.events.seed_commands import send_germinate, store_kernel
 from support.processes import two_trainers
 from support.processes.esper_processes import process
 
@@ -23,13 +24,13 @@ async def test_two_ranks_morph_in_the_same_step_and_resume_to_the_bit(
     stack: EmbeddedStack, tmp_path: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    kernel = await stored_kernel(stack, 8)
+    kernel = await store_kernel(stack, 8)
     store, out = tmp_path / "store", tmp_path / "1.pt"
     loop = asyncio.get_running_loop()
 
     def ask(run: Any) -> None:
         assert isinstance(run, RunLink)
-        command = asyncio.run_coroutine_threadsafe(germinate(stack, run_id, kernel), loop).result(30)
+        command = asyncio.run_coroutine_threadsafe(send_germinate(stack, run_id, kernel), loop).result(30)
         wait_until(lambda: run._inbox.has_seen([command.id]), 30, "the command")
 
     arguments = (str(store), str(tmp_path / "rank-1"), run_id, str(out))
@@ -55,7 +56,7 @@ async def test_two_ranks_morph_in_the_same_step_and_resume_to_the_bit(
     assert whole["stages"][two_trainers.CHECKPOINT_STEP :] == resumed["stages"]
     assert_alike(whole["weights"], resumed["weights"])
     assert (resumed["restored"], second[1]["restored"]) == ({"rank": 0}, {"rank": 1})
-    moved = [m.data for m in await told(stack, run_id, topics.LIFECYCLE)]
+    moved = [m.data for m in await read_run_messages(stack, run_id, topics.LIFECYCLE)]
     germinated = [e for e in moved if isinstance(e, events.SeedTransitioned) and e.to_stage is SeedStage.GERMINATED]
     assert [(e.incarnation, e.step) for e in germinated] == [(1, 10)]
 

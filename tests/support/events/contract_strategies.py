@@ -1,7 +1,7 @@
-"""Hypothesis strategies made from the models themselves: a new model or field is tested by itself.
+"""Hypothesis strategies built from the contract models, so that a new model or field is tested without further work.
 
-``values_of(model)`` draws from the fields' types and constraints. What a model checks between its
-fields is beyond that: ``_REPAIRS`` makes a drawn value fit, and a model without an entry has no such rule.
+``values_of(model)`` draws from the types and constraints of the fields. Rules between fields are not covered by that:
+``_REPAIRS`` has a function for each model with such a rule, which changes drawn fields until they satisfy it.
 """
 
 import base64
@@ -37,8 +37,8 @@ Fields = dict[str, Any]
 
 
 def values_of(model: type[BaseModel]) -> st.SearchStrategy[Any]:
-    """Valid instances of a model, made through its constructor."""
-    drawn = {name: _field(field) for name, field in model.model_fields.items()}
+    """Valid instances of a model, built through its constructor."""
+    drawn = {name: _field_strategy(field) for name, field in model.model_fields.items()}
     if model is HealthSignal:
         sick = st.sampled_from([math.nan, math.inf, -math.inf])
         drawn |= {name: drawn[name] | sick for name in STATISTICS}
@@ -46,23 +46,23 @@ def values_of(model: type[BaseModel]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(drawn).map(lambda fields: model(**repair(fields)))
 
 
-def _field(field: FieldInfo) -> st.SearchStrategy[Any]:
-    return _of(field.annotation, field.metadata)
+def _field_strategy(field: FieldInfo) -> st.SearchStrategy[Any]:
+    return _type_strategy(field.annotation, field.metadata)
 
 
-def _of(kind: Any, constraints: Iterable[Any]) -> st.SearchStrategy[Any]:
+def _type_strategy(kind: Any, constraints: Iterable[Any]) -> st.SearchStrategy[Any]:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _of(inner[0], [*constraints, *_flat(inner[1:])])
+        return _type_strategy(inner[0], [*constraints, *_flat(inner[1:])])
     if origin is Literal:
         return st.sampled_from(inner)
     if origin in (Union, types.UnionType):
-        return st.one_of(*(_of(one, ()) for one in inner))
+        return st.one_of(*(_type_strategy(one, ()) for one in inner))
     limits = _limits(constraints)
     if origin is tuple:
-        return st.lists(_of(inner[0], ()), min_size=limits.get("min_size", 0), max_size=MAX_ITEMS).map(tuple)
+        return st.lists(_type_strategy(inner[0], ()), min_size=limits.get("min_size", 0), max_size=MAX_ITEMS).map(tuple)
     if origin is dict:
-        return st.dictionaries(_of(inner[0], ()), _of(inner[1], ()), max_size=MAX_ITEMS)
+        return st.dictionaries(_type_strategy(inner[0], ()), _type_strategy(inner[1], ()), max_size=MAX_ITEMS)
     if issubclass(kind, Enum):
         return st.sampled_from(kind)
     if issubclass(kind, BaseModel):
@@ -82,9 +82,9 @@ def _limits(constraints: Iterable[Any]) -> dict[str, Any]:
                 found |= {"min_size": one.min_length or 0, "max_size": one.max_length, "pattern": one.pattern}
             elif one is BASE64:
                 found["base64"] = True
-            for name, of in _LIMITS.items():
-                if getattr(one, of, None) is not None:
-                    found[name] = getattr(one, of)
+            for name, attribute in _LIMITS.items():
+                if getattr(one, attribute, None) is not None:
+                    found[name] = getattr(one, attribute)
     return found
 
 
@@ -119,9 +119,9 @@ def _texts(limits: Fields) -> st.SearchStrategy[str]:
     pattern = limits.get("pattern")
     if pattern is not None and pattern != TEXT_PATTERN:
         return st.from_regex(pattern.replace("$", r"\Z"), fullmatch=True)
-    letters = st.characters(exclude_characters="\x00" if pattern else "", exclude_categories=["Cs"])
+    characters = st.characters(exclude_characters="\x00" if pattern else "", exclude_categories=["Cs"])
     return st.text(
-        letters, min_size=limits.get("min_size", 0), max_size=min(limits.get("max_size") or MAX_CHARS, MAX_CHARS)
+        characters, min_size=limits.get("min_size", 0), max_size=min(limits.get("max_size") or MAX_CHARS, MAX_CHARS)
     )
 
 
@@ -140,24 +140,24 @@ _PLAIN: dict[Any, Callable[[Fields], st.SearchStrategy[Any]]] = {
 }
 
 
-def _signal(fields: Fields) -> Fields:
+def _repair_signal(fields: Fields) -> Fields:
     is_sick = fields["non_finite"] or any(
         f is not None and not math.isfinite(f) for f in (fields[s] for s in STATISTICS)
     )
     return {**fields, "health_score": 0.0} if is_sick else fields
 
 
-def _report(fields: Fields) -> Fields:
+def _repair_health_report(fields: Fields) -> Fields:
     own = {"layer_id": fields["layer_id"]}
     return {**fields, "signals": tuple(s.model_copy(update=own) for s in fields["signals"])}
 
 
-def _seed(fields: Fields) -> Fields:
+def _repair_seed(fields: Fields) -> Fields:
     is_dormant = fields["blueprint_id"] is None
     return {**fields, "stage": SeedStage.DORMANT} if is_dormant else fields
 
 
-def _decision(fields: Fields) -> Fields:
+def _repair_decision(fields: Fields) -> Fields:
     action = Action.WAIT if fields["stale"] else fields["action"]
     target = {"layer_id": None, "seed_id": None} if action is Action.WAIT else {
         "layer_id": fields["layer_id"] or "fc1", "seed_id": fields["seed_id"] or 0
@@ -167,31 +167,31 @@ def _decision(fields: Fields) -> Fields:
     return {**fields, "action": action, **target, "blueprint_id": blueprint, "view_digest": digest}
 
 
-def _field_report(fields: Fields) -> Fields:
+def _repair_field_report(fields: Fields) -> Fields:
     is_fork = fields["fork"] is not None
     outcome = fields["outcome"] if is_fork or fields["outcome"] in ENDS else SeedStage.CULLED
     return {**fields, "method": ReportMethod.FORK if is_fork else ReportMethod.BEFORE_AFTER, "outcome": outcome}
 
 
-def _change(fields: Fields) -> Fields:
+def _repair_blueprint_change(fields: Fields) -> Fields:
     is_proposal = fields["spec"] is not None
     change = fields["change"]
     other = BlueprintChange.RETIRE if change is BlueprintChange.PROPOSE else change
     return {**fields, "change": BlueprintChange.PROPOSE if is_proposal else other}
 
 
-def _evaluation(fields: Fields) -> Fields:
+def _repair_evaluation(fields: Fields) -> Fields:
     is_whole = None not in (fields["estimate"], fields["low"], fields["high"]) and fields["held_out_runs"]
     return fields if is_whole else {**fields, "verdict": EvaluationVerdict.TOO_THIN}
 
 
 _REPAIRS: dict[type[BaseModel], Callable[[Fields], Fields]] = {
-    HealthSignal: _signal,
-    LayerHealthMeasured: _report,
-    Seed: _seed,
-    DecisionMade: _decision,
-    BlueprintChangeRequested: _change,
-    PolicyEvaluated: _evaluation,
-    FieldReported: _field_report,
+    HealthSignal: _repair_signal,
+    LayerHealthMeasured: _repair_health_report,
+    Seed: _repair_seed,
+    DecisionMade: _repair_decision,
+    BlueprintChangeRequested: _repair_blueprint_change,
+    PolicyEvaluated: _repair_evaluation,
+    FieldReported: _repair_field_report,
     KernelRegistered: lambda fields: {**fields, "blueprint_id": fields["kernel"].blueprint_id},
 }

@@ -1,4 +1,4 @@
-"""One event of every type, as small as it can be and still say something."""
+"""One small event of every type, and helpers that wrap and decode events."""
 
 import uuid
 from collections.abc import Iterable
@@ -108,14 +108,14 @@ EXAMPLES: tuple[Event, ...] = (
 BY_TYPE = {event.type: event for event in EXAMPLES}
 
 
-def tried(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> OonaMessage | DecodeError:
-    """What a record decodes to, or why it does not."""
+def decode_or_error(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> OonaMessage | DecodeError:
+    """The message that a record decodes to, or the error that decoding raised."""
     try:
         return decode(topic, value, headers)
     except DecodeError as error:
         return error
 
 
-def message(event: Event) -> OonaMessage:
-    """The event in an envelope of its own."""
+def wrap_event(event: Event) -> OonaMessage:
+    """The event in a new envelope, with random ids."""
     return OonaMessage.of(event, id=uuid.uuid4(), source="test", causation_id=uuid.uuid4())

@@ -1,12 +1,11 @@
-"""Commands as Tamiyo would send them, and what a run told, for tests of the trainer's link."""
+"""Germinate commands as Tamiyo sends them, and the kernels that they name, for tests of the run link."""
 
 from typing import Any
 
 from esper.embedded.stack import EmbeddedStack
 from esper.kasmina.kernels import build_kernel
-from esper.oona.log_reader import partition_of, read_range
 from esper.oona.producer import OonaProducer
-from esper.schemas import events, ids, topics
+from esper.schemas import events, ids
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import LayerKind
 from esper.schemas.messages import OonaMessage
@@ -15,16 +14,19 @@ from esper.storage.blobs import BlobStore
 SPEC = BlueprintSpec(module="low_rank", parameters={"rank": 2}, targets=(LayerKind.LINEAR,))
 
 
-async def stored_kernel(stack: EmbeddedStack, width: int) -> tuple[str, int]:
-    return await stored(stack, build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width))
+async def store_kernel(stack: EmbeddedStack, width: int) -> tuple[str, int]:
+    """Store a kernel of ``SPEC`` for layers of this width; returns its SHA-256 and its size in bytes."""
+    return await store_blob(stack, build_kernel("low-rank-2", SPEC, LayerKind.LINEAR, width))
 
 
-async def stored(stack: EmbeddedStack, data: bytes) -> tuple[str, int]:
+async def store_blob(stack: EmbeddedStack, data: bytes) -> tuple[str, int]:
+    """Store any bytes in S3; returns their SHA-256 and their size in bytes."""
     async with BlobStore(stack.settings().need_s3()) as blobs:
         return await blobs.put(data), len(data)
 
 
-async def germinate(stack: EmbeddedStack, run_id: str, kernel: tuple[str, int], **changed: Any) -> OonaMessage:
+async def send_germinate(stack: EmbeddedStack, run_id: str, kernel: tuple[str, int], **changed: Any) -> OonaMessage:
+    """Send a command to germinate seed 0 of layer "0"; ``kernel`` is (SHA-256, bytes), ``changed`` overrides fields."""
     boundary = changed.pop("boundary", 1)
     decision = ids.decision_id(run_id, 1, boundary)
     fields = {
@@ -37,13 +39,3 @@ async def germinate(stack: EmbeddedStack, run_id: str, kernel: tuple[str, int], 
     async with OonaProducer(stack.settings().need_kafka()) as producer:
         await producer.send(message)
     return message
-
-
-async def told(stack: EmbeddedStack, run_id: str, *names: topics.TopicSpec) -> list[OonaMessage]:
-    found = []
-    for topic in names or (topics.RUNS, topics.LIFECYCLE, topics.FIELD_REPORTS, topics.TELEMETRY):
-        partition = partition_of(run_id, topic)
-        async for record in read_range(stack.settings().need_kafka(), topic, partition=partition):
-            if record.key == run_id.encode():
-                found.append(record.decode())
-    return found

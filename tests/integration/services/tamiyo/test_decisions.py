@@ -8,7 +8,7 @@ from typing import Any
 
 from support.conditions import wait_until_async
 from support.data.certified_blueprints import certified_at_once
-from support.events.tamiyo_run_events import is_offered
+from support.events.tamiyo_run_events import is_kernel_offered
 from support.processes.esper_processes import running, worker
 
 from esper.embedded.stack import EmbeddedStack
@@ -69,7 +69,7 @@ async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: 
         async with OonaProducer(stack.settings().need_kafka()) as producer:
             await producer.send_batch(certified_at_once())
             await producer.send(OonaMessage.of(registered, id=ids.kernel_event_id(KERNEL.kernel_sha256), source="test"))
-            await wait_until_async(lambda: is_offered(stack, KERNEL), 40, "the kernel")
+            await wait_until_async(lambda: is_kernel_offered(stack, KERNEL), 40, "the kernel")
             await producer.send_batch([started(run_id), epoch, boundary(run_id, 2, 1)])
             await producer.send_batch([started(blind), boundary(blind, 2, 1, **{TELEMETRY.name: 1})])
         async with DecisionService(stack.settings(), tamiyo) as service:

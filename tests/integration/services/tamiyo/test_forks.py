@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 from support.conditions import wait_until
-from support.events.seed_commands import germinate, stored, told
+from support.events.run_messages import read_run_messages
+from support.events.seed_commands import send_germinate, store_blob
 from support.models.growing_model import OPTIONS
 from support.processes.esper_processes import running, worker
 
@@ -16,7 +17,7 @@ from esper.kasmina.kernels import build_kernel, load_kernel
 from esper.schemas import events, topics
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import Action, LayerKind, ReportMethod, SeedStage
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied, BranchTrainer, follow
+from esper.services.tolaria.counterfactuals.branch_trainer import AppliedCommand, BranchTrainer, replay_commands
 from esper.services.tolaria.counterfactuals.forks import Forks
 from esper.services.tolaria.settings import TrainerSettings
 from esper.services.tolaria.training import trainer as loop
@@ -30,7 +31,7 @@ def trainer_of(folder: Path, **fork: Any) -> TrainerSettings:
     fields = {
         "network": "mlp", "hidden": WIDTH, "depth": 2, "batch_size": 128, "copies": 1, "epochs": 6, "threads": 1,
         "seeds_per_layer": 2, "schedule": SCHEDULE, "link": {"boundary_steps": 3, "folder": folder},
-        "fork": {"every": 1.0, "horizon_epochs": 2, **fork},
+        "fork": {"germination_share": 1.0, "horizon_epochs": 2, **fork},
     }  # fmt: skip
     return TrainerSettings.model_validate(fields)
 
@@ -38,7 +39,7 @@ def trainer_of(folder: Path, **fork: Any) -> TrainerSettings:
 async def kernel_of(stack: EmbeddedStack, module: str) -> tuple[tuple[str, int], bytes]:
     spec = BlueprintSpec(module=module, parameters=OPTIONS.get(module, {}), targets=(LayerKind.LINEAR,))
     data = build_kernel(module.replace("_", "-"), spec, LayerKind.LINEAR, WIDTH)
-    return await stored(stack, data), data
+    return await store_blob(stack, data), data
 
 
 def command_at_once(stack: EmbeddedStack, run_id: str, kernels: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +48,8 @@ def command_at_once(stack: EmbeddedStack, run_id: str, kernels: list[Any], monke
 
     def enter(forks: Forks) -> Forks:
         sent = [
-            asyncio.run(germinate(stack, run_id, kernels[0], layer_id="hidden.0", boundary=1)),
-            asyncio.run(germinate(stack, run_id, kernels[1], layer_id="hidden.1", boundary=2)),
+            asyncio.run(send_germinate(stack, run_id, kernels[0], layer_id="hidden.0", boundary=1)),
+            asyncio.run(send_germinate(stack, run_id, kernels[1], layer_id="hidden.1", boundary=2)),
         ]
         wait_until(lambda: forks._run._inbox.has_seen([m.id for m in sent]), 30, "both commands")
         return entered(forks)
@@ -66,20 +67,22 @@ async def test_a_forked_germination_is_told_with_the_metric_of_a_run_without_it(
     trainer = trainer_of(tmp_path, max_parallel=max_parallel)
     await asyncio.to_thread(loop.train, trainer, stack.settings(), run_id=run_id)
 
-    reports = [m for m in await told(stack, run_id, topics.FIELD_REPORTS) if m.data.method is ReportMethod.FORK]
+    reports = [
+        m for m in await read_run_messages(stack, run_id, topics.FIELD_REPORTS) if m.data.method is ReportMethod.FORK
+    ]
     commands = [
-        Applied(3, Action.GERMINATE, "hidden.0", 0, load_kernel(low_data, low_rank[0])),
-        Applied(3, Action.GERMINATE, "hidden.1", 0, load_kernel(mlp_data, mlp[0])),
+        AppliedCommand(3, Action.GERMINATE, "hidden.0", 0, load_kernel(low_data, low_rank[0])),
+        AppliedCommand(3, Action.GERMINATE, "hidden.1", 0, load_kernel(mlp_data, mlp[0])),
     ]
     assert {m.data.layer_id for m in reports} == {"hidden.0", "hidden.1"}
-    with_both = BranchTrainer(trainer).train(2, follow(commands))
+    with_both = BranchTrainer(trainer).train(2, replay_commands(commands))
     for report in reports:
         others = [c for c in commands if c.layer_id != report.data.layer_id]
-        assert report.data.before == BranchTrainer(trainer).train(2, follow(others))
+        assert report.data.before == BranchTrainer(trainer).train(2, replay_commands(others))
         assert report.data.after == with_both
         assert report.data.fork is not None
         assert (report.data.germinated_at_step, report.data.fork.horizon_steps) == (3, 27)
-    everything = sorted(await told(stack, run_id), key=lambda m: m.data.sequence)
+    everything = sorted(await read_run_messages(stack, run_id), key=lambda m: m.data.sequence)
     assert [m.data.sequence for m in everything] == list(range(len(everything)))
     assert isinstance(everything[-1].data, events.RunEnded), "what is late is told before the end"
     moves = {m.id: m.data for m in everything if isinstance(m.data, events.SeedTransitioned)}
@@ -115,7 +118,7 @@ async def test_a_run_that_wants_no_forks_takes_no_snapshot(
         raise AssertionError("nobody asked for forks")
 
     monkeypatch.setattr(Forks, "__init__", refuse)
-    trainer = trainer_of(tmp_path, every=0.0)
+    trainer = trainer_of(tmp_path, germination_share=0.0)
     await asyncio.to_thread(loop.train, trainer, stack.settings(), run_id=run_id)
-    reports = await told(stack, run_id, topics.FIELD_REPORTS)
+    reports = await read_run_messages(stack, run_id, topics.FIELD_REPORTS)
     assert not reports

@@ -9,7 +9,8 @@ import pytest
 from support.conditions import wait_until_async
 from support.data.random_experiences import experiences, stored
 from support.data.rebuild_runs import esper
-from support.events.tamiyo_run_events import boundary, epoch, started, told
+from support.events.run_messages import read_run_messages
+from support.events.tamiyo_run_events import boundary_reached, epoch_completed, run_started
 from support.processes.esper_processes import WORKER, process, running
 
 from esper.config import Settings
@@ -83,13 +84,13 @@ async def test_a_fitted_policy_is_published_activated_and_decides(
 
         run_id = "decided-by-the-network"
         async with OonaProducer(mine.need_kafka()) as producer:
-            await producer.send_batch([started(run_id), epoch(run_id, 1), boundary(run_id, 2, 1)])
+            await producer.send_batch([run_started(run_id), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)])
         tamiyo = TamiyoSettings.model_validate({"policy": "active"})
         async with DecisionService(mine, tamiyo) as service:
             deciding = asyncio.create_task(service.run())
 
             async def decisions() -> list[Any]:
-                return [m.data for m in await told(log, run_id, DECISIONS)]
+                return [m.data for m in await read_run_messages(log, run_id, DECISIONS)]
 
             (decision, *_more) = await wait_until_async(decisions, 60, "the decision")
             deciding.cancel()

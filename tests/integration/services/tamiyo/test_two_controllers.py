@@ -14,7 +14,16 @@ import psycopg
 import pytest
 from support.conditions import wait_until, wait_until_async
 from support.data.certified_blueprints import certified_at_once
-from support.events.tamiyo_run_events import KERNEL, boundary, ended, epoch, is_offered, seen_at_first, started, told
+from support.events.run_messages import read_run_messages
+from support.events.tamiyo_run_events import (
+    KERNEL,
+    boundary_reached,
+    epoch_completed,
+    first_boundary_view,
+    is_kernel_offered,
+    run_ended,
+    run_started,
+)
 from support.paths import PROCESSES
 from support.processes.esper_processes import SCRIPTS, log_of, process, running, worker
 from support.processes.paused_tamiyo import LOOKED
@@ -64,7 +73,7 @@ def run_on_which_they_differ() -> str:
     """Chance is drawn by the run's name: one for which both germinate, each in another layer."""
     for n in itertools.count():
         run_id = f"rivals-{uuid.uuid4().hex[:8]}-{n}"
-        view = seen_at_first(run_id, LAYERS)
+        view = first_boundary_view(run_id, LAYERS)
         one = EpsilonSoft(RandomPolicy(), 0.05, 0).choose(view).choice
         other = EpsilonSoft(SchedulePolicy(1), 0.05, 0).choose(view).choice
         if one.action == other.action == Action.GERMINATE and one.seed != other.seed:
@@ -88,8 +97,10 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
         registered = events.KernelRegistered(blueprint_id="affine", kernel=KERNEL)
         await producer.send_batch(certified_at_once())
         await producer.send(OonaMessage.of(registered, id=ids.kernel_event_id(KERNEL.kernel_sha256), source="test"))
-        await wait_until_async(lambda: is_offered(rivals.stack, KERNEL), 30, "the kernel")
-        await producer.send_batch([started(run_id, LAYERS), epoch(run_id, 1), boundary(run_id, 2, 1)])
+        await wait_until_async(lambda: is_kernel_offered(rivals.stack, KERNEL), 30, "the kernel")
+        await producer.send_batch(
+            [run_started(run_id, LAYERS), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
+        )
         wait_until(lambda: is_stopped(victim), 40, "the controller's stop")
         if topic == COMMANDS.name:  # the other one, once awake, finds the decision; else it may write one too
             await wait_until_async(lambda: counting(rivals.stack, run_id), 30, "the decision's row")
@@ -113,8 +124,8 @@ async def counting(stack: EmbeddedStack, run_id: str) -> tuple[str, str] | None:
 
 async def agree(stack: EmbeddedStack, run_id: str) -> dict[str, Any]:
     """The first decision in the log is that of the projections, every command is its own, and a trainer takes one."""
-    decisions = await told(stack, run_id, DECISIONS)
-    commands = await told(stack, run_id, COMMANDS)
+    decisions = await read_run_messages(stack, run_id, DECISIONS)
+    commands = await read_run_messages(stack, run_id, COMMANDS)
     first = decisions[0]
     row = await wait_until_async(lambda: counting(stack, run_id), 30, "the decision's row")
     assert row == (first.data.policy_id, first.data.layer_id)
@@ -130,7 +141,7 @@ async def agree(stack: EmbeddedStack, run_id: str) -> dict[str, Any]:
 
 
 async def is_commanded(stack: EmbeddedStack, run_id: str) -> bool:
-    return bool(await told(stack, run_id, COMMANDS))
+    return bool(await read_run_messages(stack, run_id, COMMANDS))
 
 
 WHO_COUNTS = {VIEWS.name: "schedule", DECISIONS.name: "schedule", COMMANDS.name: "random"}
@@ -147,7 +158,7 @@ async def test_one_is_killed_on_its_way_and_the_other_ends_what_was_begun(
     await wait_until_async(lambda: is_commanded(rivals.stack, run_id), 40, "the command")
     found = await agree(rivals.stack, run_id)
     assert found == {"policy": WHO_COUNTS[topic], "decisions": 1, "commands": 1}
-    await producer.send(ended(run_id, 3))
+    await producer.send(run_ended(run_id, 3))
 
 
 @pytest.mark.parametrize("topic", WHO_COUNTS)
@@ -170,7 +181,7 @@ async def test_one_stands_still_and_writes_late_what_does_not_count_any_more(
         "decisions": 2 if is_decided_late else 1,
         "commands": 1 if is_decided_late else 2,
     }
-    await producer.send(ended(run_id, 3))
+    await producer.send(run_ended(run_id, 3))
 
 
 async def test_two_that_decide_side_by_side_leave_one_decision_that_counts_at_every_boundary(
@@ -180,23 +191,23 @@ async def test_two_that_decide_side_by_side_leave_one_decision_that_counts_at_ev
     run_ids = [run_on_which_they_differ() for _n in range(4)]
     second = process(rivals.stack, rivals.folder, "second", str(SCRIPTS / "esper"), "serve", "tamiyo", **VICTIM)
     with running(second, "tamiyo.ready"):
-        await producer.send_batch([m for r in run_ids for m in (started(r, LAYERS), epoch(r, 1))])
+        await producer.send_batch([m for r in run_ids for m in (run_started(r, LAYERS), epoch_completed(r, 1))])
         for number in range(1, 9):
-            await producer.send_batch([boundary(r, number + 1, number) for r in run_ids])
+            await producer.send_batch([boundary_reached(r, number + 1, number) for r in run_ids])
 
             async def all_decided(number: int = number) -> bool:
-                found = [await told(rivals.stack, r, DECISIONS) for r in run_ids]
+                found = [await read_run_messages(rivals.stack, r, DECISIONS) for r in run_ids]
                 return all(number in {d.data.boundary for d in of_run} for of_run in found)
 
             await wait_until_async(all_decided, 30, f"decisions for boundary {number}")
     for run_id in run_ids:
         first: dict[int, Any] = {}
-        for decision in await told(rivals.stack, run_id, DECISIONS):
+        for decision in await read_run_messages(rivals.stack, run_id, DECISIONS):
             assert not decision.data.stale
             first.setdefault(decision.data.boundary, decision.data)
         assert sorted(first) == list(range(1, 9))
-        commands = await told(rivals.stack, run_id, COMMANDS)
+        commands = await read_run_messages(rivals.stack, run_id, COMMANDS)
         for command in (c.data for c in commands):
             counted = first[command.boundary]
             assert (command.layer_id, command.seed_id) == (counted.layer_id, counted.seed_id)
-        await producer.send(ended(run_id, 10))
+        await producer.send(run_ended(run_id, 10))

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from support.conditions import wait_until
-from support.events.grown_run_events import KERNEL, grown_run
+from support.events.grown_run_events import KERNEL, grown_run_messages
 from support.processes.esper_processes import cli
 from support.processes.urza_server import READER, WRITER, items, key, refused, send
 
@@ -39,7 +39,7 @@ def run(stack: EmbeddedStack, api: httpx.Client) -> str:
     """A run that grew, folded."""
     run_id = f"grown-{uuid.uuid4().hex[:8]}"
 
-    send(stack, grown_run(run_id))
+    send(stack, grown_run_messages(run_id))
     wait_until(lambda: len(items(api, f"/runs/{run_id}/epochs")) == 2, 60, "the run")
     wait_until(lambda: len(items(api, f"/runs/{run_id}/reports")) == 2, 60, "its reports")
     wait_until(lambda: len(items(api, f"/runs/{run_id}/decisions")) == 4, 60, "its decisions")

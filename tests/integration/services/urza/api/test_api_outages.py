@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.conditions import wait_until
-from support.events.grown_run_events import grown_run
+from support.events.grown_run_events import grown_run_messages
 from support.processes.esper_processes import cli
 from support.processes.urza_server import items, key, refused, send, urza_and_worker
 
@@ -33,7 +33,7 @@ def test_a_rebuild_fails_no_request_and_what_is_away_is_named_until_it_is_back(
 ) -> None:
     stack = fresh_stack
     with urza_and_worker(stack, tmp_path) as url, httpx.Client(base_url=url, timeout=30) as api:
-        send(stack, grown_run("steady"))
+        send(stack, grown_run_messages("steady"))
         wait_until(lambda: len(items(api, "/runs/steady/epochs")) == 2, 60, "the run")
         with asked_all_the_time(url) as answers:
             code, printed = cli(stack, tmp_path, "projections", "rebuild")

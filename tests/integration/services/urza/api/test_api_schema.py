@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.conditions import wait_until
-from support.events.grown_run_events import grown_run
+from support.events.grown_run_events import grown_run_messages
 from support.processes.esper_processes import SCRIPTS, log_of, process
 from support.processes.urza_server import WRITER, send
 
@@ -44,7 +44,7 @@ def test_schemathesis_finds_nothing(guarded: str, stack: EmbeddedStack, folder: 
 
 def _fill(stack: EmbeddedStack, url: str) -> None:
     """A run, its decisions and a kernel for its layers: there is something to ask for."""
-    send(stack, grown_run(RUN))
+    send(stack, grown_run_messages(RUN))
     with httpx.Client(base_url=url, headers=AS_WRITER, timeout=30) as api:
         for path in (f"/runs/{RUN}/reports", f"/runs/{RUN}/decisions", "/kernels?num_features=8"):
             wait_until(lambda path=path: api.get(path).json().get("items"), 60, path)

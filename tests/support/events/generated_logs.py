@@ -1,9 +1,9 @@
-"""Stories: what trainers and Urza could tell, as the log would hold it. Drawn by hypothesis.
+"""Random logs of trainers and Urza, as a broker would hold them, and the state that each view must show.
 
-``Trainer`` keeps a trainer's rules: sequences count up over all topics, everything that a boundary names was sent
-before it, health of a window is told before the first boundary after it, moves happen at boundaries. It is also the
-oracle: ``seen`` has what it knew itself at each boundary. ``Log`` lays messages into partitions, and can spoil that:
-records that cannot be decoded, redriven later; resends; offsets that hold no record.
+``SimulatedTrainer`` keeps a trainer's rules: sequences count up over all topics, every event that a boundary names is
+sent before it, the health of a window is sent before the first boundary after it, seeds move at boundaries. It is also
+the test oracle: ``states_at_boundaries`` holds its own state at each boundary. ``GeneratedLog`` appends messages to
+partitions and adds faults: records that cannot be decoded and are redriven later, resends, gaps between offsets.
 """
 
 import random
@@ -36,8 +36,8 @@ BoundaryKey = tuple[str, int, int]
 
 
 @dataclass
-class Asleep:
-    """One seed, as the trainer has it."""
+class SimulatedSeed:
+    """The trainer's state of one seed; dormant at first."""
 
     stage: SeedStage = SeedStage.DORMANT
     since_step: int = 0
@@ -49,67 +49,67 @@ class Asleep:
 
 
 @dataclass
-class Trainer:
-    """One run, incarnation after incarnation."""
+class SimulatedTrainer:
+    """The trainer of one run, through all its incarnations. ``send`` takes each message."""
 
     run_id: str
     rng: random.Random
-    tell: Callable[[OonaMessage], None]
+    send: Callable[[OonaMessage], None]
     num_layers: int = 2
     incarnation: int = 0
     sequence: int = 0
     step: int = 0
     epoch: int = 0
     last_sequences: dict[str, int] = field(default_factory=dict)
-    seeds: dict[tuple[str, int], Asleep] = field(default_factory=dict)
+    seeds: dict[tuple[str, int], SimulatedSeed] = field(default_factory=dict)
     epochs: list[tuple[int, int]] = field(default_factory=list)
-    saved: list[Any] = field(default_factory=list)
+    checkpoints: list[Any] = field(default_factory=list)
     windows: dict[tuple[str, int, int], list[Any]] = field(default_factory=dict)
-    seen: dict[BoundaryKey, Any] = field(default_factory=dict)
+    states_at_boundaries: dict[BoundaryKey, Any] = field(default_factory=dict)
 
-    def say(self, event: type[events.TrainerEvent], /, **fields: Any) -> None:
-        """The next event of this incarnation."""
+    def emit(self, event: type[events.TrainerEvent], /, **fields: Any) -> None:
+        """Send the next event of this incarnation."""
         number, self.sequence = self.sequence, self.sequence + 1
-        place = {"run_id": self.run_id, "incarnation": self.incarnation, "sequence": number, "step": self.step}
+        origin = {"run_id": self.run_id, "incarnation": self.incarnation, "sequence": number, "step": self.step}
         message = OonaMessage.of(
-            event(**place, **fields), id=ids.trainer_event_id(self.run_id, self.incarnation, number), source="t"
+            event(**origin, **fields), id=ids.trainer_event_id(self.run_id, self.incarnation, number), source="t"
         )
         self.last_sequences[message.registration.topic.name] = number
-        self.tell(message)
+        self.send(message)
 
     def start(self) -> None:
-        """Incarnation 1."""
+        """Start incarnation 1."""
         names = [f"layer{n}" for n in range(self.num_layers)]
         self.incarnation = 1
-        self.seeds = {(name, n): Asleep() for name in names for n in range(2)}
-        self.say(
+        self.seeds = {(name, n): SimulatedSeed() for name in names for n in range(2)}
+        self.emit(
             events.RunStarted, model="Net", boundary_steps=BOUNDARY_STEPS, command_offset=0,
             layers=tuple(LayerNode(layer_id=n, kind="linear", num_features=WIDTH, num_parameters=72, num_seeds=2) for n in names),
             edges=tuple(LayerEdge(source=a, target=b) for a, b in pairwise(names)),
             hyperparameters=self.rng.choice(({}, {"epochs": 4}, {"epochs": 2.5}, {"epochs": True})),
         )  # fmt: skip
-        self.save(is_told=False)
+        self.save_checkpoint(is_reported=False)
 
     def train(self, num_steps: int) -> None:
-        """Steps, with the health and the boundaries that fall on them."""
+        """Take steps, with the health reports and the boundaries that are due on them."""
         for _n in range(num_steps):
             self.step += 1
             if self.step % HEALTH_EVERY == 0:
-                self.tell_health()
+                self.report_health()
             if self.step % BOUNDARY_STEPS == 0:
                 self.pass_boundary()
 
-    def tell_health(self) -> None:
-        """One report a layer; now and then one is lost."""
+    def report_health(self) -> None:
+        """Send one report a layer; 15 % of them are lost."""
         for layer_id in dict.fromkeys(name for name, _n in self.seeds):
             if self.rng.random() < 0.15:
                 continue
-            signals = tuple(self.signal(layer_id, n) for n in range(2))
-            self.say(events.LayerHealthMeasured, epoch=self.epoch, layer_id=layer_id, signals=signals)
+            signals = tuple(self.draw_signal(layer_id, n) for n in range(2))
+            self.emit(events.LayerHealthMeasured, epoch=self.epoch, layer_id=layer_id, signals=signals)
 
-    def signal(self, layer_id: str, seed_id: int) -> HealthSignal:
-        """Any signal, added to what the trainer knows of the window."""
-        mean = self.number()
+    def draw_signal(self, layer_id: str, seed_id: int) -> HealthSignal:
+        """A random signal; it is added to the trainer's own sums of the window."""
+        mean = self.draw_number()
         signal = HealthSignal(
             layer_id=layer_id, seed_id=seed_id, chunk_id=seed_id, epoch=self.epoch, activation_mean=mean,
             health_score=self.rng.random() if mean is None or isfinite(mean) else 0.0, dead_ratio=self.rng.random(),
@@ -118,32 +118,36 @@ class Trainer:
         add_signal(self.windows.setdefault(key, new_sums()), signal)
         return signal
 
-    def number(self) -> float | None:
-        """Any statistic."""
+    def draw_number(self) -> float | None:
+        """A random statistic: null, an extreme number, or one near 0."""
         return self.rng.choice((*ODD_NUMBERS, None)) if self.rng.random() < 0.3 else self.rng.gauss(0, 3)
 
     def pass_boundary(self) -> None:
-        """Seeds move, breakers open, commands are refused; then the boundary."""
+        """Move seeds, change breakers and reject commands at random, then send the boundary."""
         for (layer_id, n), seed in self.seeds.items():
-            place = {"layer_id": layer_id, "seed_id": n}
+            seed_key = {"layer_id": layer_id, "seed_id": n}
             if self.rng.random() < 0.4:
-                self.move(seed, **place)
+                self.move(seed, **seed_key)
             if self.rng.random() < 0.1:
                 before, seed.breaker = seed.breaker, self.rng.choice(("closed", "open", "half_open"))
-                self.say(
-                    events.BreakerChanged, from_state=before, to_state=seed.breaker, num_failures=self.rng.randrange(4), **place
+                self.emit(
+                    events.BreakerChanged, from_state=before, to_state=seed.breaker, num_failures=self.rng.randrange(4), **seed_key
                 )  # fmt: skip
             if self.rng.random() < 0.1:
                 command = ids.command_id(ids.decision_id(self.run_id, self.incarnation, self.sequence + 1))
-                self.say(events.CommandRejected, command_id=command, reason="expired", **place)
+                self.emit(events.CommandRejected, command_id=command, reason="expired", **seed_key)
         number = self.step // BOUNDARY_STEPS
-        self.say(events.BoundaryReached, boundary=number, epoch=self.epoch, last_sequences=dict(self.last_sequences))
+        self.emit(events.BoundaryReached, boundary=number, epoch=self.epoch, last_sequences=dict(self.last_sequences))
         newest = last_complete_window(self.step)
-        health = {place: HealthWindow(tuple(self.windows.get((*place, newest), new_sums()))) for place in self.seeds}
-        self.seen[self.run_id, self.incarnation, number] = (deepcopy(self.seeds), tuple(self.epochs), health)
+        health = {key: HealthWindow(tuple(self.windows.get((*key, newest), new_sums()))) for key in self.seeds}
+        self.states_at_boundaries[self.run_id, self.incarnation, number] = (
+            deepcopy(self.seeds),
+            tuple(self.epochs),
+            health,
+        )
 
-    def move(self, seed: Asleep, **place: Any) -> None:
-        """One allowed transition."""
+    def move(self, seed: SimulatedSeed, **seed_key: Any) -> None:
+        """Send one random transition that the lifecycle allows."""
         before, seed.since_step = seed.stage, self.step
         seed.stage = self.rng.choice(sorted(TRANSITIONS[before]))
         if seed.stage is SeedStage.GERMINATED:
@@ -152,41 +156,41 @@ class Trainer:
         seed.num_given_up += seed.stage in EMBARGO_STAGES
         if seed.stage is SeedStage.DORMANT:
             seed.blueprint_id = None
-        self.say(
+        self.emit(
             events.SeedTransitioned, from_stage=before, to_stage=seed.stage, reason="schedule",
-            blueprint_id=seed.blueprint_id, num_parameters=16 if seed.blueprint_id else 0, **place,
+            blueprint_id=seed.blueprint_id, num_parameters=16 if seed.blueprint_id else 0, **seed_key,
         )  # fmt: skip
 
     def end_epoch(self) -> None:
-        """Metrics."""
+        """Send the metrics of the epoch and begin the next one."""
         metrics = {"val_accuracy": self.rng.random(), "loss": self.rng.choice((None, 1e308, -1e308, 0.5))}
         self.epochs.append((self.epoch, self.step))
-        self.say(events.EpochCompleted, epoch=self.epoch, metrics=metrics)
+        self.emit(events.EpochCompleted, epoch=self.epoch, metrics=metrics)
         self.epoch += 1
 
-    def lose(self) -> None:
-        """Telemetry that is missing."""
-        self.say(
+    def report_gap(self) -> None:
+        """Report missing telemetry."""
+        self.emit(
             events.TelemetryGap, from_step=max(0, self.step - self.rng.randrange(40)), num_lost=self.rng.randint(1, 9)
         )
 
-    def save(self, *, is_told: bool = True) -> None:
-        """A checkpoint."""
-        self.saved.append(deepcopy((self.step, self.epoch, self.seeds, self.epochs)))
-        if is_told:
-            self.say(events.CheckpointSaved, epoch=self.epoch, sha256="ab" * 32, size_bytes=9, command_offset=0)
+    def save_checkpoint(self, *, is_reported: bool = True) -> None:
+        """Keep the state to resume from, and report it if ``is_reported``."""
+        self.checkpoints.append(deepcopy((self.step, self.epoch, self.seeds, self.epochs)))
+        if is_reported:
+            self.emit(events.CheckpointSaved, epoch=self.epoch, sha256="ab" * 32, size_bytes=9, command_offset=0)
 
-    def resume(self) -> "Trainer":
-        """A new incarnation goes on from a checkpoint; gives the old one, which may not know that it is dead."""
-        zombie = Trainer(**{**vars(self), "seen": {}, "saved": []})
+    def resume(self) -> "SimulatedTrainer":
+        """Resume from a checkpoint as the next incarnation; returns the superseded one, which may still send."""
+        zombie = SimulatedTrainer(**{**vars(self), "states_at_boundaries": {}, "checkpoints": []})
         zombie.seeds, zombie.epochs = deepcopy((self.seeds, self.epochs))
         zombie.last_sequences, zombie.windows, self.windows = dict(self.last_sequences), self.windows, {}
-        self.saved = self.saved[: self.rng.randint(1, len(self.saved))]
-        self.step, self.epoch, self.seeds, self.epochs = deepcopy(self.saved[-1])
+        self.checkpoints = self.checkpoints[: self.rng.randint(1, len(self.checkpoints))]
+        self.step, self.epoch, self.seeds, self.epochs = deepcopy(self.checkpoints[-1])
         self.incarnation, self.sequence, self.last_sequences = self.incarnation + 1, 0, {}
         for seed in self.seeds.values():
             seed.breaker = "closed"
-        self.say(
+        self.emit(
             events.RunResumed, from_incarnation=self.incarnation - 1, epoch=self.epoch, command_offset=0,
             seeds=tuple(
                 Seed(layer_id=name, seed_id=n, stage=s.stage, stage_since_step=s.since_step, blueprint_id=s.blueprint_id)
@@ -196,14 +200,14 @@ class Trainer:
         return zombie
 
     def act(self, action: str) -> None:
-        """One thing out of a story."""
+        """Carry out one action of a script; an unknown action trains."""
         match action:
             case "epoch":
                 self.end_epoch()
             case "gap":
-                self.lose()
+                self.report_gap()
             case "save":
-                self.save()
+                self.save_checkpoint()
             case "resume":
                 zombie = self.resume()
                 if self.rng.random() < 0.5:
@@ -214,8 +218,8 @@ class Trainer:
                 self.train(self.rng.randint(1, 24))
 
 
-def library(rng: random.Random) -> Iterator[OonaMessage]:
-    """Blueprints and kernels: some certified, some retired again, some kernels twice, one of a blueprint nobody has."""
+def library_messages(rng: random.Random) -> Iterator[OonaMessage]:
+    """Blueprints and kernels in random order: some certified, some retired, some kernels registered twice."""
     for blueprint_id in rng.sample(BLUEPRINTS, len(BLUEPRINTS)):
         changes = (BlueprintChange.PROPOSE, BlueprintChange.COMPILE, BlueprintChange.CERTIFY, BlueprintChange.RETIRE)
         for version, change in enumerate(changes[: rng.choice((2, 3, 3, 3, 4))]):
@@ -234,42 +238,52 @@ def library(rng: random.Random) -> Iterator[OonaMessage]:
                 yield OonaMessage.of(registered, id=ids.kernel_event_id(sha256), source="t")
 
 
-class Log:
-    """Partitions of records, as a broker would hold them. ``is_spoilt`` once a record could not be decoded."""
+class GeneratedLog:
+    """Partitions of records as a broker holds them. ``has_undecodable``: some record cannot be decoded."""
 
     def __init__(self, rng: random.Random, share_broken: float, share_resent: float) -> None:
         self.partitions: dict[TopicPartition, list[StoredRecord]] = {}
-        self.is_spoilt = False
+        self.has_undecodable = False
         self._rng = rng
         self.share_broken, self.share_resent = share_broken, share_resent
         self._sent: dict[TopicPartition, list[OonaMessage]] = {}
-        self._letters: list[tuple[TopicPartition, Position, OonaMessage]] = []
+        self._undecodable: list[tuple[TopicPartition, Position, OonaMessage]] = []
 
     def add(self, message: OonaMessage) -> None:
-        """Append a message; spoil now and then."""
+        """Append a message; corrupt it, resend earlier ones or redrive at random."""
         topic = message.registration.topic
-        place = (topic.name, partition_for(message.registration.key_of(message.data).encode(), topic.num_partitions))
-        self._sent.setdefault(place, []).append(message)
+        partition = (
+            topic.name,
+            partition_for(message.registration.key_of(message.data).encode(), topic.num_partitions),
+        )
+        self._sent.setdefault(partition, []).append(message)
         is_broken = self._rng.random() < self.share_broken
-        position = self._append(place, message, is_broken=is_broken)
+        position = self._append(partition, message, is_broken=is_broken)
         if is_broken:
-            self.is_spoilt = True
-            self._letters.append((place, position, message))
+            self.has_undecodable = True
+            self._undecodable.append((partition, position, message))
         if self._rng.random() < self.share_resent:
-            for resent in self._sent[place][-self._rng.randint(1, 4) :]:
-                self._append(place, resent)
-        if self._letters and self._rng.random() < 0.1:
+            for resent in self._sent[partition][-self._rng.randint(1, 4) :]:
+                self._append(partition, resent)
+        if self._undecodable and self._rng.random() < 0.1:
             self.redrive()
 
     def redrive(self) -> None:
-        """Send letters again, in any order, some of them twice."""
-        for place, origin, message in self._rng.sample(self._letters, self._rng.randint(0, len(self._letters))):
-            self._append(place, message, origin=origin)
+        """Append corrupted messages again, intact, in random order; a later call may repeat them."""
+        for partition, origin, message in self._rng.sample(
+            self._undecodable, self._rng.randint(0, len(self._undecodable))
+        ):
+            self._append(partition, message, origin=origin)
 
     def _append(
-        self, place: TopicPartition, message: OonaMessage, *, is_broken: bool = False, origin: Position | None = None
+        self,
+        partition: TopicPartition,
+        message: OonaMessage,
+        *,
+        is_broken: bool = False,
+        origin: Position | None = None,
     ) -> Position:
-        records = self.partitions.setdefault(place, [])
+        records = self.partitions.setdefault(partition, [])
         offset = records[-1].position.offset + self._rng.choice((1, 1, 1, 3)) if records else self._rng.randrange(3)
         record = encode(message)
         headers, value = record.headers, record.value
@@ -277,28 +291,28 @@ class Log:
             headers = (*headers, (ORIGIN, f"{origin.topic}/{origin.partition}/{origin.offset}".encode()))
         if is_broken:
             value = b"\x00"
-        position = Position(*place, offset)
+        position = Position(*partition, offset)
         records.append(StoredRecord(position, record.key, value, headers, 1_700_000_000_000 + 60_000 * offset))
         return position
 
 
-def tell_story(
+def generate_log(
     seed: int, scripts: list[list[str]], share_broken: float, share_resent: float
-) -> tuple[Log, dict[BoundaryKey, Any]]:
-    """Runs side by side, each acting out its script; gives the log and what the trainers knew at their boundaries."""
+) -> tuple[GeneratedLog, dict[BoundaryKey, Any]]:
+    """Run trainers side by side, each by its script; returns the log and each trainer's state at its boundaries."""
     rng = random.Random(seed)
-    log = Log(rng, share_broken, share_resent)
-    trainers = [Trainer(f"run{n}", rng, log.add) for n in range(len(scripts))]
-    shelf = list(library(rng))
+    log = GeneratedLog(rng, share_broken, share_resent)
+    trainers = [SimulatedTrainer(f"run{n}", rng, log.add) for n in range(len(scripts))]
+    library = list(library_messages(rng))
     for trainer in trainers:
         trainer.start()
-    waiting = [list(script) for script in scripts]
-    while any(waiting):
-        number = rng.choice([n for n, script in enumerate(waiting) if script])
-        trainers[number].act(waiting[number].pop(0))
-        for _n in range(min(len(shelf), rng.randrange(4))):
-            log.add(shelf.pop(0))
-    for message in shelf:
+    remaining = [list(script) for script in scripts]
+    while any(remaining):
+        number = rng.choice([n for n, script in enumerate(remaining) if script])
+        trainers[number].act(remaining[number].pop(0))
+        for _n in range(min(len(library), rng.randrange(4))):
+            log.add(library.pop(0))
+    for message in library:
         log.add(message)
     log.redrive()
-    return log, {key: known for trainer in trainers for key, known in trainer.seen.items()}
+    return log, {key: state for trainer in trainers for key, state in trainer.states_at_boundaries.items()}
