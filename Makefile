@@ -3,6 +3,7 @@
 .PHONY: help install lock format check test test-slow test-scatter coverage faults faults-streams faults-s3 soak demo up down status \
 	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo train-tamiyo compare-tamiyo bench-kasmina catalogues compat wheel-check clean
 ROUNDS ?= 50
+WORKERS ?= 2
 STEPS ?= 10000
 OPS ?= 10000
 RECORDS ?= 200000
@@ -27,8 +28,8 @@ install: ## .venv with everything pinned (TORCH="torch==..." for another build o
 demo: install ## one real training run that grows, from start to report
 	@exec $(BIN)/esper demo
 
-test: install ## all tests but the slow ones and the slow proofs
-	@exec $(BIN)/python -m pytest
+test: install ## all tests but the slow ones, on WORKERS=2 processes, each with its own stack
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: install ## the tests that take longest: outages, kills, whole processes again and again
 	@exec $(BIN)/python -m pytest --slow -m slow tests/e2e tests/integration
