@@ -9,25 +9,25 @@ from esper.schemas.base import (
     Contract,
     Count,
     Epoch,
-    Fact,
+    FrozenContract,
     Incarnation,
     LayerId,
     Name,
-    NotNegative,
+    NonNegative,
     NumFeatures,
     Positive,
     RunId,
     SeedId,
     Sha256,
     Text,
-    Unit,
+    UnitInterval,
     Version,
 )
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
-from esper.schemas.specs.json_schema_conditions import GIVEN, when
+from esper.schemas.specs.json_schema_conditions import NOT_NULL, when
 
 
-class LayerNode(Fact):
+class LayerNode(FrozenContract):
     """A node of a run's model graph: one layer that holds seeds.
 
     ``num_features`` is the size of the layer's output channel dimension, which is
@@ -41,7 +41,7 @@ class LayerNode(Fact):
     num_seeds: Annotated[int, Field(ge=1, le=1024)]
 
 
-class LayerEdge(Fact):
+class LayerEdge(FrozenContract):
     """The output of ``source`` flows into ``target`` (through modules that hold no seeds)."""
 
     source: LayerId
@@ -52,14 +52,14 @@ class Seed(Contract):
     """One seed of one layer, as it stands."""
 
     model_config = ConfigDict(
-        json_schema_extra=when("stage", "dormant", otherwise={"blueprint_id": GIVEN}, is_default=True)
+        json_schema_extra=when("stage", "dormant", otherwise={"blueprint_id": NOT_NULL}, is_default=True)
     )
 
     layer_id: LayerId
     seed_id: SeedId
     stage: SeedStage = SeedStage.DORMANT
     stage_since_step: Count = 0
-    alpha: Unit = 0.0
+    alpha: UnitInterval = 0.0
     blueprint_id: BlueprintId | None = None
     kernel_sha256: Sha256 | None = None
 
@@ -70,7 +70,7 @@ class Seed(Contract):
         return self
 
 
-class BlueprintSpec(Fact):
+class BlueprintSpec(FrozenContract):
     """What a blueprint builds: a module of the catalogue and its parameters.
 
     Declarative on purpose: nothing that is fetched is ever executed or unpickled.
@@ -103,7 +103,7 @@ class Kernel(Contract):
     size_bytes: Positive
 
 
-class Measurement(Fact):
+class Measurement(FrozenContract):
     """What a blueprint's module came to in a layer of one kind and width, on the machine that certified it.
 
     Latency is that of a forward pass over ``batch_size`` samples of ``positions`` positions. Peak memory is the most
@@ -117,8 +117,8 @@ class Measurement(Fact):
     positions: Positive
     flops: Annotated[Count, Field(description="Of a forward pass over one sample of so many positions.")]
     batch_size: Positive
-    latency_p50_ms: NotNegative
-    latency_p95_ms: NotNegative
+    latency_p50_ms: NonNegative
+    latency_p95_ms: NonNegative
     peak_memory_bytes: Count
 
 
@@ -133,17 +133,17 @@ class Run(Contract):
     epoch: Epoch = 0
 
 
-class TrainingResults(Fact):
+class TrainingResults(FrozenContract):
     """What a run comes to.
 
     Accuracies are shares in 0..1 on the validation set. ``overhead_percent`` is the time
     spent inside Esper's calls against the time of the loop without them.
     """
 
-    initial_accuracy: Unit
-    final_accuracy: Unit
+    initial_accuracy: UnitInterval
+    final_accuracy: UnitInterval
     adaptations_applied: Count
-    overhead_percent: NotNegative
+    overhead_percent: NonNegative
     epochs: Epoch
     steps: Count
-    duration_s: NotNegative
+    duration_s: NonNegative

@@ -30,8 +30,8 @@ Incarnation = Annotated[int, Field(ge=1, le=MAX_INT32)]
 Boundary = Annotated[int, Field(ge=1, le=MAX_INT32)]
 Version = Annotated[int, Field(ge=1, le=MAX_INT32)]
 NumFeatures = Annotated[int, Field(ge=1, le=MAX_INT32)]
-Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Scalar = bool | int | float | Text
 
@@ -47,7 +47,7 @@ class Contract(BaseModel):
     )
 
 
-class Fact(Contract):
+class FrozenContract(Contract):
     """A contract that never changes once made: events, commands, parts of them."""
 
     model_config = ConfigDict(frozen=True)

@@ -37,7 +37,7 @@ def is_allowed(from_stage: S, to_stage: S) -> bool:
     return to_stage in TRANSITIONS[from_stage]
 
 
-def way_out(stage: S) -> S:
+def given_up_stage(stage: S) -> S:
     """The stage in which a seed that is given up at ``stage`` ends.
 
     Raises:

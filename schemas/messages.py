@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, Field, SerializeAsAny
 
-from esper.schemas.base import Fact, Name, Text
+from esper.schemas.base import FrozenContract, Name, Text
 from esper.schemas.events import Event
 from esper.schemas.registry import Registration, registration
 from esper.schemas.specs.json_schema import schema_id
@@ -15,7 +15,7 @@ from esper.schemas.specs.json_schema import schema_id
 TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 
-class OonaMessage(Fact):
+class OonaMessage(FrozenContract):
     """One event in its envelope.
 
     ``correlation_id`` is the run, or what else the event is keyed by. ``causation_id`` is
@@ -59,11 +59,11 @@ class OonaMessage(Fact):
             data=event,
             correlation_id=registration(event.type).key_of(event),
             causation_id=causation_id,
-            traceparent=child_of(traceparent),
+            traceparent=child_traceparent(traceparent),
         )
 
 
-def child_of(traceparent: str | None) -> str:
+def child_traceparent(traceparent: str | None) -> str:
     """A new span (W3C Trace Context, version 00) in the trace of ``traceparent``, or in a new one."""
     trace_id = traceparent.split("-")[1] if traceparent else secrets.token_hex(16)
     return f"00-{trace_id}-{secrets.token_hex(8)}-01"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from esper.schemas.base import Fact, NotNegative, SeedId, Unit
+from esper.schemas.base import FrozenContract, NonNegative, SeedId, UnitInterval
 from esper.schemas.specs.json_schema_conditions import when
 
 STATISTICS = ("activation_mean", "activation_std", "dead_ratio", "gradient_norm", "effective_rank")
@@ -31,7 +31,7 @@ def _sick_when_non_finite(signal: "HealthSignal") -> "HealthSignal":
     return signal
 
 
-class HealthSignal(Fact):
+class HealthSignal(FrozenContract):
     """The health of one seed's chunk of a layer's output at one sampled step.
 
     A layer's output channels are divided among its seeds; ``chunk_id`` names the part that
@@ -48,12 +48,12 @@ class HealthSignal(Fact):
     seed_id: SeedId
     chunk_id: SeedId
     epoch: Annotated[int, Field(ge=0)]
-    health_score: Unit
+    health_score: UnitInterval
     activation_mean: float | None = None
-    activation_std: NotNegative | None = None
-    dead_ratio: Unit | None = None
-    gradient_norm: NotNegative | None = None
-    effective_rank: NotNegative | None = None
+    activation_std: NonNegative | None = None
+    dead_ratio: UnitInterval | None = None
+    gradient_norm: NonNegative | None = None
+    effective_rank: NonNegative | None = None
     non_finite: bool = False
 
     @classmethod

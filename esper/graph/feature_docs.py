@@ -25,7 +25,7 @@ def features_markdown() -> str:
     return "\n".join(_lines())
 
 
-def with_features(text: str) -> str:
+def replace_feature_tables(text: str) -> str:
     """A page with the tables in place of what follows its mark.
 
     Raises:
@@ -55,4 +55,4 @@ def _row(feature: Feature) -> str:
 
 if __name__ == "__main__":
     page = Path(sys.argv[1])
-    page.write_text(with_features(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page.write_text(replace_feature_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -23,7 +23,7 @@ from esper.errors import KernelError
 from esper.kasmina.catalogue import CATALOGUE, MAX_KERNEL_BYTES
 from esper.kasmina.modules import build_module
 from esper.schemas.assets import BlueprintSpec
-from esper.schemas.base import BlueprintId, Fact
+from esper.schemas.base import BlueprintId, FrozenContract
 from esper.schemas.enums import LayerKind
 
 FORMAT = "esper-kernel-1"
@@ -42,7 +42,7 @@ GROWN_TYPES = ("F32", "F64", "F16", "BF16")
 """What safetensors calls the types that weights may have."""
 
 
-class _Description(Fact):
+class _Description(FrozenContract):
     """What a kernel says of itself, in the header."""
 
     format: Literal["esper-kernel-1"]
@@ -52,7 +52,7 @@ class _Description(Fact):
     num_features: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,9}$")]
 
 
-class _TensorEntry(Fact):
+class _TensorEntry(FrozenContract):
     """What the header says of one tensor."""
 
     dtype: str

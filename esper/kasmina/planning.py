@@ -12,7 +12,7 @@ from esper.kasmina.lifecycle import NEXT_BY_SCHEDULE, StageSchedule, Transition
 from esper.kasmina.seeds import AwakeSeed
 from esper.kasmina.state import SeedArrays, SeedIndices
 from esper.schemas.enums import BreakerState, SeedStage, TransitionReason
-from esper.schemas.lifecycle import ACTIVE_STAGES, EMBARGO_STAGES, is_allowed, way_out
+from esper.schemas.lifecycle import ACTIVE_STAGES, EMBARGO_STAGES, given_up_stage, is_allowed
 
 SILENT = "its layer's forward never ran while it was training: what holds the layer reads its weight directly"
 
@@ -57,7 +57,7 @@ class SeedPlanner:
         stage = self.state.stage_of(handle.index, seed_id)
         if stage not in ACTIVE_STAGES:
             raise ContractError(f"seed {layer_id}:{seed_id} is {stage}: nothing to give up")
-        return self._plan(handle, seed_id, way_out(stage), TransitionReason.COMMAND)
+        return self._plan(handle, seed_id, given_up_stage(stage), TransitionReason.COMMAND)
 
     def plan_fossilize(self, layer_id: str, seed_id: int) -> Transition:
         """A seed that is being evaluated becomes permanent.
@@ -95,11 +95,11 @@ class SeedPlanner:
         seed = handle.awake.get(seed_id)
         if seed is not None and stage in ACTIVE_STAGES and seed.breaker.should_give_up:
             detail = f"failed its trial too: {seed.breaker.detail}"
-            return self._plan(handle, seed_id, way_out(stage), TransitionReason.FAILURE, detail=detail)
+            return self._plan(handle, seed_id, given_up_stage(stage), TransitionReason.FAILURE, detail=detail)
         if stage not in NEXT_BY_SCHEDULE or (seed is not None and seed.breaker.state is not BreakerState.CLOSED):
             return None
         if stage is SeedStage.TRAINING and seed is not None and not seed.has_run:
-            return self._plan(handle, seed_id, way_out(stage), TransitionReason.FAILURE, detail=SILENT)
+            return self._plan(handle, seed_id, given_up_stage(stage), TransitionReason.FAILURE, detail=SILENT)
         to, _field = NEXT_BY_SCHEDULE[stage]
         return self._plan(handle, seed_id, to, _reason_of(stage))
 

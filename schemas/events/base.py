@@ -1,9 +1,9 @@
 """What every event carries: its type, and for a trainer's events the place in their run."""
 
-from esper.schemas.base import Count, Fact, Incarnation, RunId, Sequence
+from esper.schemas.base import Count, FrozenContract, Incarnation, RunId, Sequence
 
 
-class Event(Fact):
+class Event(FrozenContract):
     """The value of one record. ``type`` tells the members of the closed union apart."""
 
     type: str

@@ -8,9 +8,9 @@ from esper.schemas.assets import BlueprintSpec, Kernel, Measurement
 from esper.schemas.base import MAX_INT32, BlueprintId, NumFeatures, Remark, ShortName, Version
 from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events.base import Event
-from esper.schemas.specs.json_schema_conditions import GIVEN, NULL, when
+from esper.schemas.specs.json_schema_conditions import NOT_NULL, NULL, when
 
-SPEC_GOES_WITH_PROPOSE = when("change", "propose", then={"spec": GIVEN}, otherwise={"spec": NULL})
+SPEC_ONLY_WITH_PROPOSE = when("change", "propose", then={"spec": NOT_NULL}, otherwise={"spec": NULL})
 """What ``check_spec`` demands, for a body's JSON Schema."""
 
 
@@ -30,7 +30,7 @@ class BlueprintChangeRequested(Event):
     ``expected_version`` is the version that the writer saw, 0 where the blueprint is new.
     """
 
-    model_config = ConfigDict(json_schema_extra=SPEC_GOES_WITH_PROPOSE)
+    model_config = ConfigDict(json_schema_extra=SPEC_ONLY_WITH_PROPOSE)
 
     type: Literal["esper.blueprint-change.requested.v2"] = "esper.blueprint-change.requested.v2"
     blueprint_id: BlueprintId

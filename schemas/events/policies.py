@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 from esper.schemas.base import (
     MAX_INT32,
     Count,
-    Fact,
+    FrozenContract,
     Name,
-    NotNegative,
+    NonNegative,
     PolicyId,
     Positive,
     Remark,
@@ -19,19 +19,19 @@ from esper.schemas.base import (
     Sha256,
     ShortName,
     Text,
-    Unit,
+    UnitInterval,
     Version,
 )
 from esper.schemas.enums import EvaluationVerdict
 from esper.schemas.events.base import Event
-from esper.schemas.specs.json_schema_conditions import GIVEN, NOT_EMPTY, when
+from esper.schemas.specs.json_schema_conditions import NOT_EMPTY, NOT_NULL, when
 
 NAMED_BY = "named_by"
 BY_SETTINGS = "settings"
 """``parameters[NAMED_BY]`` of an activation that a controller with a fixed policy wrote: it speaks for itself alone."""
 
 
-class LogRange(Fact):
+class LogRange(FrozenContract):
     """Records of one partition: from ``from_offset`` up to ``until_offset``, which is not among them."""
 
     topic: Name
@@ -77,7 +77,7 @@ class PolicyEvaluated(Event):
                 when(
                     "verdict",
                     verdict,
-                    then={"estimate": GIVEN, "low": GIVEN, "high": GIVEN, "held_out_runs": NOT_EMPTY},
+                    then={"estimate": NOT_NULL, "low": NOT_NULL, "high": NOT_NULL, "held_out_runs": NOT_EMPTY},
                 )
                 for verdict in ("better", "not_better")
             ]
@@ -93,8 +93,8 @@ class PolicyEvaluated(Event):
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
-    confidence: Unit
-    effective_sample_size: NotNegative
+    confidence: UnitInterval
+    effective_sample_size: NonNegative
     num_decisions: Count
     held_out_runs: tuple[RunId, ...] = ()
     verdict: EvaluationVerdict

@@ -8,9 +8,9 @@ from pydantic import ConfigDict, model_validator
 from esper.schemas.base import (
     BlueprintId,
     Count,
-    Fact,
+    FrozenContract,
     LayerId,
-    NotNegative,
+    NonNegative,
     Positive,
     Remark,
     SeedId,
@@ -19,9 +19,9 @@ from esper.schemas.base import (
 )
 from esper.schemas.enums import BreakerState, RejectionReason, ReportMethod, SeedStage, TransitionReason
 from esper.schemas.events.base import TrainerEvent
-from esper.schemas.specs.json_schema_conditions import GIVEN, NULL, when
+from esper.schemas.specs.json_schema_conditions import NOT_NULL, NULL, when
 
-ENDS = (SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED)
+END_STAGES = (SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED)
 """Where an adaptation ends."""
 
 
@@ -72,7 +72,7 @@ class BreakerChanged(TrainerEvent):
     detail: Remark = ""
 
 
-class ForkedPair(Fact):
+class ForkedPair(FrozenContract):
     """How a fork was made: two branches from one snapshot, on the same batches, one of them without the adaptation.
 
     Attributes:
@@ -88,7 +88,7 @@ class ForkedPair(Fact):
 
     horizon_steps: Positive
     num_draws: Positive
-    variance: NotNegative | None = None
+    variance: NonNegative | None = None
     is_placebo: bool = False
     num_parameters_host: Positive
     flops_added: Count
@@ -111,7 +111,12 @@ class FieldReported(TrainerEvent):
     model_config = ConfigDict(
         json_schema_extra={
             "allOf": [
-                when("method", "fork", then={"fork": GIVEN}, otherwise={"fork": NULL, "outcome": {"enum": [*ENDS]}})
+                when(
+                    "method",
+                    "fork",
+                    then={"fork": NOT_NULL},
+                    otherwise={"fork": NULL, "outcome": {"enum": [*END_STAGES]}},
+                )
             ]
         }
     )
@@ -144,6 +149,6 @@ class FieldReported(TrainerEvent):
     def _fork_goes_with_its_method(self) -> Self:
         if (self.method is ReportMethod.FORK) != (self.fork is not None):
             raise ValueError("fork goes with method=fork alone")
-        if self.fork is None and self.outcome not in ENDS:
+        if self.fork is None and self.outcome not in END_STAGES:
             raise ValueError(f"{self.outcome}: a report of method=before_after is told at a seed's end")
         return self

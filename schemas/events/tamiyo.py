@@ -18,7 +18,7 @@ from esper.schemas.base import (
 )
 from esper.schemas.enums import Action
 from esper.schemas.events.base import RunEvent
-from esper.schemas.specs.json_schema_conditions import GIVEN, NULL, when
+from esper.schemas.specs.json_schema_conditions import NOT_NULL, NULL, when
 
 
 class ViewRecorded(RunEvent):
@@ -46,14 +46,14 @@ class DecisionMade(RunEvent):
                     "action",
                     "wait",
                     then={"layer_id": NULL, "seed_id": NULL},
-                    otherwise={"layer_id": GIVEN, "seed_id": GIVEN},
+                    otherwise={"layer_id": NOT_NULL, "seed_id": NOT_NULL},
                 ),
-                when("action", "germinate", then={"blueprint_id": GIVEN}, otherwise={"blueprint_id": NULL}),
+                when("action", "germinate", then={"blueprint_id": NOT_NULL}, otherwise={"blueprint_id": NULL}),
                 when(
                     "stale",
                     True,
                     then={"action": {"const": "wait"}, "view_digest": NULL},
-                    otherwise={"view_digest": GIVEN},
+                    otherwise={"view_digest": NOT_NULL},
                 ),
             ]
         }

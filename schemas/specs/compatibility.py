@@ -14,14 +14,14 @@ from esper.schemas.specs.schema_comparison import Change, compare
 from esper.schemas.upcasters import EVENT_TYPE, Upcaster, next_version, versions_from
 
 
-class Who(StrEnum):
+class AffectedParty(StrEnum):
     """Whom a change breaks."""
 
     LOG_READERS = "readers of the log, once upgraded"
     OLD_CONSUMERS = "consumers not upgraded yet"
-    EVERYBODY = "everybody who reads or writes the topic"
+    ALL_CLIENTS = "everybody who reads or writes the topic"
     REBUILDS = "rebuilds and retraining"
-    NOBODY = "nobody"
+    NONE = "nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Finding:
     subject: str
     path: str
     what: str
-    who: Who
+    affected: AffectedParty
     why: str
     remedy: str
 
     @property
     def is_break(self) -> bool:
         """Whether the contracts cannot be released like this."""
-        return self.who is not Who.NOBODY
+        return self.affected is not AffectedParty.NONE
 
 
 def check(released: ContractSet, current: ContractSet, upcasters: Mapping[str, Upcaster]) -> list[Finding]:
@@ -53,7 +53,7 @@ def _types(released: ContractSet, current: ContractSet, upcasters: Mapping[str, 
         new = current.types.get(newest)
         if new is None:
             yield Finding(
-                name, "", "the type was removed", Who.LOG_READERS,
+                name, "", "the type was removed", AffectedParty.LOG_READERS,
                 "its records are in the log for ever, and would be dead-lettered as unknown",
                 f"keep its model, or read it as {next_version(name)} through an upcaster in schemas/upcasters.py",
             )  # fmt: skip
@@ -70,12 +70,12 @@ def _shape(name: str, change: Change) -> Iterator[Finding]:
     remedy = f"leave {name} as it was; put the change into {next_version(name)}, with an upcaster from {name}"
     if change.narrower:
         yield Finding(
-            name, change.path, change.what, Who.LOG_READERS,
+            name, change.path, change.what, AffectedParty.LOG_READERS,
             "records that are in the log already need not fit: a rebuild or replay would dead-letter them", remedy,
         )  # fmt: skip
     if change.wider:
         yield Finding(
-            name, change.path, change.what, Who.OLD_CONSUMERS,
+            name, change.path, change.what, AffectedParty.OLD_CONSUMERS,
             "they refuse what they do not know: they would dead-letter new records", remedy,
         )  # fmt: skip
 
@@ -83,13 +83,13 @@ def _shape(name: str, change: Change) -> Iterator[Finding]:
 def _place(name: str, old: TypeContract, new: TypeContract) -> Iterator[Finding]:
     if old.topic != new.topic:
         yield Finding(
-            name, "topic", f"{old.topic} became {new.topic}", Who.EVERYBODY,
+            name, "topic", f"{old.topic} became {new.topic}", AffectedParty.ALL_CLIENTS,
             "a type on another topic is refused: upgraded readers refuse the old records, the others the new ones",
             "leave it on its topic; for another topic make another type",
         )  # fmt: skip
     if old.key_field != new.key_field:
         yield Finding(
-            name, "key", f"{old.key_field} became {new.key_field}", Who.EVERYBODY,
+            name, "key", f"{old.key_field} became {new.key_field}", AffectedParty.ALL_CLIENTS,
             "events that belong together would lie in two partitions, before and after, and lose their order",
             "leave the key as it is; for another key make another type on another topic",
         )  # fmt: skip
@@ -104,7 +104,7 @@ def _new_type(name: str, released: ContractSet) -> Finding:
         else "consumers that are not upgraded would dead-letter it as unknown"
     )
     what = "a new version" if earlier else "a new type"
-    return Finding(name, "", what, Who.NOBODY, why, "upgrade consumers before producers")
+    return Finding(name, "", what, AffectedParty.NONE, why, "upgrade consumers before producers")
 
 
 def _topics(released: ContractSet, current: ContractSet) -> Iterator[Finding]:
@@ -112,27 +112,29 @@ def _topics(released: ContractSet, current: ContractSet) -> Iterator[Finding]:
         new = current.topics.get(name)
         if new is None:
             yield Finding(
-                name, "", "the topic was removed", Who.EVERYBODY,
+                name, "", "the topic was removed", AffectedParty.ALL_CLIENTS,
                 "its records would be read by nobody, and rebuilt tables would lack them", "keep the topic",
             )  # fmt: skip
         else:
             yield from _topic(name, old, new)
     for name in sorted(current.topics.keys() - released.topics.keys()):
         remedy = "run `esper topics apply` before anything that uses it starts"
-        yield Finding(name, "", "a new topic", Who.NOBODY, "a worker refuses to start while it is missing", remedy)
+        yield Finding(
+            name, "", "a new topic", AffectedParty.NONE, "a worker refuses to start while it is missing", remedy
+        )
 
 
 def _topic(name: str, old: TopicContract, new: TopicContract) -> Iterator[Finding]:
     if old.num_partitions != new.num_partitions:
         yield Finding(
-            name, "partitions", f"{old.num_partitions} became {new.num_partitions}", Who.EVERYBODY,
+            name, "partitions", f"{old.num_partitions} became {new.num_partitions}", AffectedParty.ALL_CLIENTS,
             "a key would move to another partition: order and stored positions are by partition",
             "leave the count as it is; for another count make another topic",
         )  # fmt: skip
     if old.retention_ms != new.retention_ms:
         is_shorter = old.retention_ms < 0 or 0 <= new.retention_ms < old.retention_ms
         yield Finding(
-            name, "retention", f"{_kept(old)} became {_kept(new)}", Who.REBUILDS if is_shorter else Who.NOBODY,
+            name, "retention", f"{_kept(old)} became {_kept(new)}", AffectedParty.REBUILDS if is_shorter else AffectedParty.NONE,
             "records they read would be gone" if is_shorter else "nothing is lost, the log takes more room",
             "keep records at least as long" if is_shorter else "mind the disk",
         )  # fmt: skip

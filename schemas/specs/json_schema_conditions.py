@@ -8,7 +8,7 @@ from typing import Any
 
 Condition = dict[str, Any]
 
-GIVEN: Condition = {"not": {"type": "null"}}
+NOT_NULL: Condition = {"not": {"type": "null"}}
 NOT_EMPTY: Condition = {"minItems": 1}
 NULL: Condition = {"type": "null"}
 """Missing counts as null: every such field has null as its default."""
@@ -38,5 +38,5 @@ def when(
 
 
 def _all_of(fields: dict[str, Condition]) -> Condition:
-    required = [name for name, condition in fields.items() if condition in (GIVEN, NOT_EMPTY)]
+    required = [name for name, condition in fields.items() if condition in (NOT_NULL, NOT_EMPTY)]
     return {"properties": dict(fields)} | ({"required": required} if required else {})

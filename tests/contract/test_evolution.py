@@ -22,7 +22,7 @@ from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import REGISTRY, Registration, Registry
 from esper.schemas.specs.asyncapi import document
-from esper.schemas.specs.compatibility import Who, check
+from esper.schemas.specs.compatibility import AffectedParty, check
 from esper.schemas.specs.contract_set import ContractSet, contracts_of, read_released, with_released, write_released
 from esper.schemas.upcasters import Upcaster, Value, next_version, upcast
 
@@ -178,11 +178,11 @@ class FreePart(BaseModel, extra="allow"):
     size: int
 
 
-LOG, OLD = Who.LOG_READERS, Who.OLD_CONSUMERS
+LOG, OLD = AffectedParty.LOG_READERS, AffectedParty.OLD_CONSUMERS
 
 
 @pytest.mark.parametrize(
-    ("changes", "path", "says", "who"),
+    ("changes", "path", "says", "affected"),
     [
         ({"level": None}, "level", "removed", {LOG, OLD}),
         ({"note": None}, "note", "removed", {LOG}),
@@ -222,37 +222,57 @@ LOG, OLD = Who.LOG_READERS, Who.OLD_CONSUMERS
     ],
 )
 def test_a_change_of_shape_is_named_with_whom_it_breaks(
-    changes: dict[str, Any], path: str, says: str, who: set[Who]
+    changes: dict[str, Any], path: str, says: str, affected: set[AffectedParty]
 ) -> None:
     findings = check(contracts(), contracts(**changes), {})
     told = [f for f in findings if f.path == path and says in f.what]
-    assert {f.who for f in told} == who, findings
+    assert {f.affected for f in told} == affected, findings
     assert all(V2 in f.remedy and f.why and f.is_break for f in told)
 
 
 def test_looking_the_other_way_the_other_side_breaks() -> None:
     narrower = contracts(level=(Annotated[int, Field(ge=2, le=9)], ...), parts=(tuple[FreePart, ...], ...))
-    assert {(f.path, f.who) for f in check(narrower, contracts(), {})} == {("level", OLD), ("parts[]", LOG)}
+    assert {(f.path, f.affected) for f in check(narrower, contracts(), {})} == {("level", OLD), ("parts[]", LOG)}
 
 
 @pytest.mark.parametrize(
-    ("change", "subject", "says", "who"),
+    ("change", "subject", "says", "affected"),
     [
-        (lambda s: move(s, topic="system.other"), V1, "system.runs became system.other", Who.EVERYBODY),
-        (lambda s: move(s, key_field="name"), V1, "run_id became name", Who.EVERYBODY),
-        (lambda s: ContractSet({}, s.topics), V1, "the type was removed", Who.LOG_READERS),
-        (lambda s: retopic(s, topics.RUNS.name, num_partitions=24), "system.runs", "12 became 24", Who.EVERYBODY),
-        (lambda s: retopic(s, topics.RUNS.name, retention_ms=5), "system.runs", "for ever became 5 ms", Who.REBUILDS),
-        (lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=5), "telemetry.seed.health", "5 ms", Who.REBUILDS),
-        (lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=-1), "telemetry.seed.health", "for ever", Who.NOBODY),
-        (lambda s: ContractSet(s.types, {}), "system.runs", "the topic was removed", Who.EVERYBODY),
+        (lambda s: move(s, topic="system.other"), V1, "system.runs became system.other", AffectedParty.ALL_CLIENTS),
+        (lambda s: move(s, key_field="name"), V1, "run_id became name", AffectedParty.ALL_CLIENTS),
+        (lambda s: ContractSet({}, s.topics), V1, "the type was removed", AffectedParty.LOG_READERS),
+        (
+            lambda s: retopic(s, topics.RUNS.name, num_partitions=24),
+            "system.runs",
+            "12 became 24",
+            AffectedParty.ALL_CLIENTS,
+        ),
+        (
+            lambda s: retopic(s, topics.RUNS.name, retention_ms=5),
+            "system.runs",
+            "for ever became 5 ms",
+            AffectedParty.REBUILDS,
+        ),
+        (
+            lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=5),
+            "telemetry.seed.health",
+            "5 ms",
+            AffectedParty.REBUILDS,
+        ),
+        (
+            lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=-1),
+            "telemetry.seed.health",
+            "for ever",
+            AffectedParty.NONE,
+        ),
+        (lambda s: ContractSet(s.types, {}), "system.runs", "the topic was removed", AffectedParty.ALL_CLIENTS),
     ],
 )
 def test_a_type_or_topic_that_moves_is_named(
-    change: Callable[[ContractSet], ContractSet], subject: str, says: str, who: Who
+    change: Callable[[ContractSet], ContractSet], subject: str, says: str, affected: AffectedParty
 ) -> None:
     findings = check(contracts(), change(contracts()), {})
-    assert [f.who for f in findings if f.subject == subject and says in f.what] == [who]
+    assert [f.affected for f in findings if f.subject == subject and says in f.what] == [affected]
 
 
 def move(contract_set: ContractSet, **place: str) -> ContractSet:
@@ -284,7 +304,7 @@ def test_a_new_version_needs_an_upcaster() -> None:
     assert [(f.subject, f.what) for f in found if f.is_break] == [(V1, "the type was removed")]
     upcasters: dict[str, Upcaster] = {V1: lambda value: {**value, "level": str(value["level"])}}
     found = check(contracts(), of_model(second, V2, upcasters), upcasters)
-    assert [(f.what, f.who) for f in found] == [("a new version", Who.NOBODY)]
+    assert [(f.what, f.affected) for f in found] == [("a new version", AffectedParty.NONE)]
 
 
 def test_a_release_is_read_as_it_was_written_and_keeps_old_versions(tmp_path: Path) -> None:

@@ -24,15 +24,15 @@ from esper.schemas.enums import (
     TransitionReason,
 )
 from esper.schemas.events import AnyEvent, FieldReported, RunEvent
-from esper.schemas.events.seeds import ENDS
+from esper.schemas.events.seeds import END_STAGES
 from esper.schemas.lifecycle import (
     ACTIVE_STAGES,
     EMBARGO_STAGES,
     STAGE_CODES,
     STAGES,
     TRANSITIONS,
+    given_up_stage,
     is_allowed,
-    way_out,
 )
 from esper.schemas.operational import STATISTICS, HealthSignal
 from esper.schemas.registry import REGISTRY, Registration, types_on
@@ -79,10 +79,10 @@ def test_a_seed_can_come_to_every_stage_and_back() -> None:
         reached |= {to for stage in reached for to in TRANSITIONS[stage]}
     assert reached == set(SeedStage)
     assert all(TRANSITIONS[stage] == {SeedStage.DORMANT} for stage in EMBARGO_STAGES)
-    assert all(is_allowed(stage, way_out(stage)) for stage in ACTIVE_STAGES)
-    assert {way_out(stage) for stage in ACTIVE_STAGES} == {SeedStage.CANCELLED, SeedStage.CULLED}
+    assert all(is_allowed(stage, given_up_stage(stage)) for stage in ACTIVE_STAGES)
+    assert {given_up_stage(stage) for stage in ACTIVE_STAGES} == {SeedStage.CANCELLED, SeedStage.CULLED}
     with pytest.raises(ValueError, match="cannot be given up"):
-        way_out(SeedStage.FOSSILIZED)
+        given_up_stage(SeedStage.FOSSILIZED)
 
 
 def test_registry_union_and_topics_hold_the_same_events() -> None:
@@ -130,8 +130,8 @@ def test_every_action_but_wait_has_a_command_that_the_lifecycle_allows() -> None
 
 def test_a_field_report_is_written_at_every_end_but_a_rollback_and_of_a_fork_before_it_too() -> None:
     outcomes = set(get_args(FieldReported.model_fields["outcome"].annotation))
-    assert set(ENDS) == {SeedStage.FOSSILIZED} | EMBARGO_STAGES - {SeedStage.ROLLED_BACK}
-    assert outcomes == set(ENDS) | ACTIVE_STAGES
+    assert set(END_STAGES) == {SeedStage.FOSSILIZED} | EMBARGO_STAGES - {SeedStage.ROLLED_BACK}
+    assert outcomes == set(END_STAGES) | ACTIVE_STAGES
 
 
 def test_a_run_ends_in_every_state_but_running() -> None:

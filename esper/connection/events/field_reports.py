@@ -5,7 +5,7 @@ from uuid import UUID
 
 from esper.kasmina.lifecycle import Transition
 from esper.schemas.enums import ReportMethod
-from esper.schemas.events.seeds import ENDS
+from esper.schemas.events.seeds import END_STAGES
 
 
 class AdaptationBook:
@@ -29,7 +29,7 @@ class AdaptationBook:
 
     def ended(self, plan: Transition) -> dict[str, Any] | None:
         """The report's fields for a seed that came to its end; None for any other move."""
-        opened = self._open.pop(_key(plan), None) if plan.to_stage in ENDS else None
+        opened = self._open.pop(_key(plan), None) if plan.to_stage in END_STAGES else None
         if opened is None:
             return None
         return {

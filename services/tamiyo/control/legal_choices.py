@@ -22,7 +22,7 @@ _STAGES = {stage: n for n, stage in enumerate(SeedStage)}
 _NUM_ENDS: Indices = np.array([(s in ACTIVE_STAGES) + (s is SeedStage.EVALUATING) for s in SeedStage], dtype=np.int64)
 """Choices that a seed of each stage has to end: culling what is under way, and making permanent what is judged."""
 
-ENDS = (Action.CULL, Action.FOSSILIZE)
+END_STAGES = (Action.CULL, Action.FOSSILIZE)
 """What can end what is under way in a seed, in the order of its choices."""
 
 
@@ -92,7 +92,7 @@ class LegalChoices(Sequence[Choice]):
         yield WAIT
         for seed, way, count in zip(self._view.seeds, self.fit.tolist(), self._counts.tolist(), strict=True):
             if way < 0:
-                yield from (Choice(action, seed) for action in ENDS[:count])
+                yield from (Choice(action, seed) for action in END_STAGES[:count])
             else:
                 yield from (Choice(Action.GERMINATE, seed, kernels[n]) for n in self.fitting[way].tolist())
 
@@ -107,16 +107,16 @@ class LegalChoices(Sequence[Choice]):
             return Action.WAIT, None, None
         seed = int(self.first.searchsorted(index, side="right")) - 1
         way, place = self.fit[seed], index - int(self.first[seed])
-        return (ENDS[place], seed, None) if way < 0 else (Action.GERMINATE, seed, int(self.fitting[way][place]))
+        return (END_STAGES[place], seed, None) if way < 0 else (Action.GERMINATE, seed, int(self.fitting[way][place]))
 
     def ends(self, action: Action) -> tuple[Indices, Indices]:
         """(N,), (N,): the seeds that an end is open to, and the place of that choice."""
-        place = ENDS.index(action)
+        place = END_STAGES.index(action)
         seeds = np.flatnonzero((self.fit < 0) & (self._counts > place))
         return seeds, self.first[seeds] + place
 
 
-class OneChoice:
+class SingleChoice:
     """One of the legal choices, by itself, with the same columns: to learn from what was chosen."""
 
     def __init__(self, choices: LegalChoices, index: int) -> None:

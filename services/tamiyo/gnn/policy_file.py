@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from esper.errors import ContractError
 from esper.graph.features import VIEW_VERSION
-from esper.schemas.base import BlueprintId, Fact, Scalar, Sha256, ShortName, Text
+from esper.schemas.base import BlueprintId, FrozenContract, Scalar, Sha256, ShortName, Text
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy, KnownBlueprints
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork
 from esper.services.tamiyo.gnn.settings import NetworkSettings
@@ -25,7 +25,7 @@ MAX_POLICY_BYTES = 64 * 2**20
 MAX_CARD_BYTES = 256 * 1024
 
 
-class Training(Fact):
+class Training(FrozenContract):
     """What a policy learnt from, and how far that can be trusted.
 
     Attributes:
@@ -42,7 +42,7 @@ class Training(Fact):
     limits: Text = ""
 
 
-class PolicyCard(Fact):
+class PolicyCard(FrozenContract):
     """What a policy's file says of itself."""
 
     format: Literal["esper-policy-1"] = "esper-policy-1"
@@ -61,7 +61,7 @@ class PolicyCard(Fact):
         return NetworkShape(self.width, self.rounds, len(self.blueprints))
 
 
-def card_of(shape: NetworkShape, blueprints: KnownBlueprints, metric: str, temperature: float) -> PolicyCard:
+def make_card(shape: NetworkShape, blueprints: KnownBlueprints, metric: str, temperature: float) -> PolicyCard:
     """The card of a network of this program, without what it learnt from."""
     return PolicyCard(
         width=shape.width,

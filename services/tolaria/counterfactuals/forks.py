@@ -30,7 +30,7 @@ from esper.kasmina.distributed import Move
 from esper.logging import get_logger
 from esper.schemas.enums import Action, ReportMethod, SeedStage
 from esper.schemas.events import CullSeed, GerminateSeed
-from esper.schemas.events.seeds import ENDS
+from esper.schemas.events.seeds import END_STAGES
 from esper.services.tolaria.counterfactuals.branch_measurement import (
     ForkJob,
     Measured,
@@ -38,7 +38,7 @@ from esper.services.tolaria.counterfactuals.branch_measurement import (
     measure_packed,
     pack_job,
 )
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied, SeedKey, snapshot_of
+from esper.services.tolaria.counterfactuals.branch_trainer import AppliedCommand, SeedKey, snapshot_of
 from esper.services.tolaria.settings import TrainerSettings
 
 METRIC = "val_accuracy"
@@ -79,7 +79,7 @@ class Forks:
         self._epoch_began_at = run.step_number
         self._pending: list[PendingFork] = []
         self._drafted: dict[UUID, ForkJob] = {}
-        self._now: list[Applied] = []
+        self._now: list[AppliedCommand] = []
         self._germinated_at: dict[SeedKey, int] = {}
         self._pool: Pool | None = None
         self._packers: ThreadPool | None = None  # writing a snapshot out takes longer than copying it
@@ -108,7 +108,7 @@ class Forks:
         self._now, self._drafted = [], {}
         drawn = [c for c in commands if self._is_drawn(c)]
         end_of_epoch = min(self._run.epoch + self._trainer.fork.horizon_epochs, self._trainer.epochs - 1)
-        room = self._trainer.fork.max_waiting - len(self._pending)
+        room = self._trainer.fork.max_pending - len(self._pending)
         self.counts["skipped"] += max(0, len(drawn) - room)
         if not drawn[:room]:
             return
@@ -119,13 +119,13 @@ class Forks:
         for command in drawn[:room]:
             kernel = command.kernel or self._training.model.held.get(_seed_of(command))
             if kernel is not None:
-                decided = Applied(step, _action_of(command), *_seed_of(command), command.kernel)
+                decided = AppliedCommand(step, _action_of(command), *_seed_of(command), command.kernel)
                 self._drafted[command.message.id] = ForkJob(snapshot, decided, kernel, end_of_epoch)
 
     def applied(self, command: ReceivedCommand, moved: Cause, step: int) -> None:
         """Note it for all forks that are under way; begin its own, if it was drawn."""
         seed, job = _seed_of(command), self._drafted.get(command.message.id)
-        did = job.decided if job else Applied(step, _action_of(command), *seed, command.kernel)
+        did = job.decided if job else AppliedCommand(step, _action_of(command), *seed, command.kernel)
         self._now.append(did)
         for pending in self._under_way():
             pending.job.commands.append(did)
@@ -142,7 +142,7 @@ class Forks:
         """Note which adaptations ended."""
         for move in moves:
             for pending in self._under_way():
-                if pending.job.decided.seed == (move.plan.layer_id, move.plan.seed_id) and move.plan.to_stage in ENDS:
+                if pending.job.decided.seed == (move.plan.layer_id, move.plan.seed_id) and move.plan.to_stage in END_STAGES:
                     pending.outcome = pending.outcome or move.plan.to_stage
 
     def epoch_completed(self, value: float) -> None:
@@ -206,7 +206,7 @@ class Forks:
 
     def _is_drawn(self, received: ReceivedCommand) -> bool:
         is_growth = isinstance(received.command, GerminateSeed)
-        share = self._trainer.fork.every if is_growth else self._trainer.fork.every_verdict
+        share = self._trainer.fork.germination_share if is_growth else self._trainer.fork.verdict_share
         named = f"{self._trainer.rng_seed}:{received.message.id}"
         return random.Random(hashlib.sha256(named.encode()).digest()).random() < share
 

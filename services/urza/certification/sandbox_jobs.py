@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from esper.errors import ContractError
 from esper.schemas.assets import BlueprintSpec, Measurement
-from esper.schemas.base import BlueprintId, Count, Fact, NumFeatures, Remark, ShortName
+from esper.schemas.base import BlueprintId, Count, FrozenContract, NumFeatures, Remark, ShortName
 from esper.schemas.enums import LayerKind
 
 MAX_REASON_CHARS = 500
@@ -19,7 +19,7 @@ HEADER_BYTES = 4  # how a frame says how long its header is
 MAX_HEADER_BYTES = 64 * 1024
 
 
-class Limits(Fact):
+class Limits(FrozenContract):
     """What one job may use before it is ended."""
 
     wall_s: float
@@ -28,16 +28,16 @@ class Limits(Fact):
     answer_bytes: int
 
 
-class Examine(Fact):
+class ExamineJob(FrozenContract):
     """Build a blueprint's module in layers of these widths, and find out whether it does what it must."""
 
     blueprint_id: BlueprintId
     spec: BlueprintSpec
     widths: tuple[NumFeatures, ...]
-    kernel_seed: int
+    kernel_rng_seed: int
 
 
-class WantedKernel(Fact):
+class WantedKernel(FrozenContract):
     """One kernel that a run could want."""
 
     blueprint_id: BlueprintId
@@ -47,21 +47,21 @@ class WantedKernel(Fact):
     num_features: NumFeatures
 
 
-class Build(Fact):
+class BuildJob(FrozenContract):
     """Build these kernels, one after the other."""
 
     kernels: tuple[WantedKernel, ...]
-    kernel_seed: int
+    kernel_rng_seed: int
 
 
-class Order(Fact):
+class JobRequest(FrozenContract):
     """One line to the sandbox."""
 
     limits: Limits
-    job: Examine | Build
+    job: ExamineJob | BuildJob
 
 
-class Ending(Fact):
+class JobResult(FrozenContract):
     """How a job ended, told by the sandbox itself; ``size`` bytes of answer follow.
 
     ``failure`` is why the answer is missing or cut off.
@@ -71,23 +71,23 @@ class Ending(Fact):
     size: Count = 0
 
 
-class Examination(Fact):
+class Examination(FrozenContract):
     """What became of a blueprint: a refusal to build it, a check that it failed, or its measurements."""
 
     @model_validator(mode="after")
     def _passed_by_checks(self) -> Self:
-        if self.not_built is None and self.not_passed is None and not (self.checks and self.measurements):
+        if self.build_error is None and self.check_error is None and not (self.checks and self.measurements):
             raise ValueError("it says neither what was refused nor what was checked")
         return self
 
-    not_built: Remark | None = None
-    not_passed: Remark | None = None
+    build_error: Remark | None = None
+    check_error: Remark | None = None
     examiner: ShortName = "unknown"
     checks: tuple[ShortName, ...] = ()
     measurements: tuple[Measurement, ...] = ()
 
 
-class KernelHeader(Fact):
+class KernelHeader(FrozenContract):
     """What comes before the bytes of a kernel; ``refusal`` is why there are none."""
 
     refusal: Remark | None = None

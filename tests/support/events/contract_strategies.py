@@ -28,7 +28,7 @@ from esper.schemas.events import (
     LayerHealthMeasured,
     PolicyEvaluated,
 )
-from esper.schemas.events.seeds import ENDS
+from esper.schemas.events.seeds import END_STAGES
 from esper.schemas.operational import STATISTICS, HealthSignal
 
 MAX_ITEMS, MAX_CHARS = 4, 40
@@ -169,7 +169,7 @@ def _repair_decision(fields: Fields) -> Fields:
 
 def _repair_field_report(fields: Fields) -> Fields:
     is_fork = fields["fork"] is not None
-    outcome = fields["outcome"] if is_fork or fields["outcome"] in ENDS else SeedStage.CULLED
+    outcome = fields["outcome"] if is_fork or fields["outcome"] in END_STAGES else SeedStage.CULLED
     return {**fields, "method": ReportMethod.FORK if is_fork else ReportMethod.BEFORE_AFTER, "outcome": outcome}
 
 

@@ -13,7 +13,7 @@ from support.paths import DOCS, TESTS
 
 from esper.errors import ContractError, NewerVersionError
 from esper.graph.assembly import assemble
-from esper.graph.feature_docs import with_features
+from esper.graph.feature_docs import replace_feature_tables
 from esper.graph.features import FEATURES, MAX_EPOCHS, RECENT_STEPS, VIEW_VERSION, Level, value_of
 from esper.graph.graph_view import GraphView, digest_of
 from esper.graph.health_windows import (
@@ -317,7 +317,7 @@ def test_the_bytes_hold_the_declared_features_and_nothing_else() -> None:
 
 def test_the_page_of_views_says_what_is_declared() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == with_features(page), "run: python -m esper.graph.feature_docs docs/reference/view-features.md"
+    assert page == replace_feature_tables(page), "run: python -m esper.graph.feature_docs docs/reference/view-features.md"
 
 
 def test_null_is_only_where_a_feature_says_so() -> None:

@@ -23,7 +23,7 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.base import MAX_INT32, BlueprintId, Remark
 from esper.schemas.enums import BlueprintChange, Verdict
 from esper.schemas.events import BlueprintChangeRequested
-from esper.schemas.events.blueprints import SPEC_GOES_WITH_PROPOSE, check_spec
+from esper.schemas.events.blueprints import SPEC_ONLY_WITH_PROPOSE, check_spec
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import BLUEPRINTS
 from esper.services.urza.api.api_context import Library, library_of
@@ -62,7 +62,7 @@ class ChangeAsked(RowModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            **SPEC_GOES_WITH_PROPOSE,
+            **SPEC_ONLY_WITH_PROPOSE,
             "example": {"change": "retire", "expected_version": 3, "reason": "superseded by low-rank-8"},
         },
     )

@@ -23,7 +23,7 @@ from esper.kasmina.catalogue import cost_of
 from esper.kasmina.lifecycle import NEXT_BY_SCHEDULE, StageSchedule
 from esper.schemas.assets import LayerNode
 from esper.schemas.enums import Action, SeedStage
-from esper.schemas.lifecycle import way_out
+from esper.schemas.lifecycle import given_up_stage
 from esper.services.tamiyo.policies import EpsilonSoft
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
 from esper.services.tamiyo.settings import HeuristicSettings, TamiyoSettings
@@ -141,7 +141,7 @@ def record() -> list[tuple[str, str, int]]:
                     asked.append((run.name, choice.kernel.kernel_sha256, choice.kernel.size_bytes))
                     run.move(key, SeedStage.GERMINATED, boundary)
                 elif choice.action is Action.CULL:
-                    run.move(key, way_out(choice.seed.stage), boundary)
+                    run.move(key, given_up_stage(choice.seed.stage), boundary)
                 else:
                     run.move(key, SeedStage.FOSSILIZED, boundary)
     return asked

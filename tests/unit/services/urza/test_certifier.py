@@ -15,10 +15,10 @@ from esper.schemas.assets import Blueprint, BlueprintSpec, Measurement
 from esper.schemas.change_verdicts import judge
 from esper.schemas.enums import BlueprintStatus, LayerKind, Verdict
 from esper.schemas.events import BlueprintChangeRequested, CertificateIssued, KernelRefused, KernelRegistered
-from esper.schemas.messages import OonaMessage, child_of
-from esper.services.urza.certification.certifier import answers_to
+from esper.schemas.messages import OonaMessage, child_traceparent
+from esper.services.urza.certification.certifier import certification_events
 from esper.services.urza.certification.sandbox_jobs import (
-    Build,
+    BuildJob,
     BuiltKernel,
     Examination,
     KernelHeader,
@@ -26,12 +26,12 @@ from esper.services.urza.certification.sandbox_jobs import (
     frames,
     reason_of,
 )
-from esper.services.urza.kernels.kernel_builder import Compiler
+from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.library_queries import Cause
 from esper.services.urza.settings import UrzaSettings
 
 SPEC = BlueprintSpec(module="affine", targets=("linear",))
-CAUSE = Cause(uuid.UUID(int=7), child_of(None))
+CAUSE = Cause(uuid.UUID(int=7), child_traceparent(None))
 MEASURED = Measurement(
     target="linear", num_features=8, num_parameters=16, positions=16, flops=0, batch_size=16, latency_p50_ms=0.1,
     latency_p95_ms=0.2, peak_memory_bytes=100,
@@ -40,9 +40,9 @@ PASSED = Examination(examiner="test", checks=("identity",), measurements=(MEASUR
 examinations = st.sampled_from(
     [
         PASSED,
-        Examination(not_built="x" * 2000),
-        Examination(not_passed="identity: no"),
-        Examination(not_built="\u2028\n"),
+        Examination(build_error="x" * 2000),
+        Examination(check_error="identity: no"),
+        Examination(build_error="\u2028\n"),
     ]
 )
 
@@ -67,7 +67,7 @@ def test_however_many_urzas_answer_a_blueprint_comes_to_one_end(
     found: list[Examination], status: str, version: int, order: random.Random
 ) -> None:
     begun = Blueprint(blueprint_id="b", version=version, status=status, spec=SPEC)
-    left = [list(answers_to("b", version, status, f)) for f in found]
+    left = [list(certification_events("b", version, status, f)) for f in found]
     mixed = []
     while any(left):
         mixed.append(order.choice([queue for queue in left if queue]).pop(0))
@@ -81,14 +81,14 @@ def test_however_many_urzas_answer_a_blueprint_comes_to_one_end(
 
 
 def test_a_certificate_is_the_cause_of_what_it_certifies() -> None:
-    compiled, certificate, certified = answers_to("b", 1, "proposed", PASSED, CAUSE)
+    compiled, certificate, certified = certification_events("b", 1, "proposed", PASSED, CAUSE)
     assert [m.data.expected_version for m in (compiled, certified)] == [1, 2]
     assert isinstance(certificate.data, CertificateIssued)
     assert certificate.data.blueprint_version == 2
     causes = [m.causation_id for m in (compiled, certificate, certified)]
     assert causes == [CAUSE.id, compiled.id, certificate.id]
     assert {trace_id_of(m.traceparent) for m in (compiled, certificate, certified)} == {trace_id_of(CAUSE.traceparent)}
-    assert [m.id for m in answers_to("b", 1, "proposed", PASSED)] == [compiled.id, certificate.id, certified.id]
+    assert [m.id for m in certification_events("b", 1, "proposed", PASSED)] == [compiled.id, certificate.id, certified.id]
 
 
 @given(st.text())
@@ -112,7 +112,7 @@ class FakeSandbox:
     def __init__(self, culprits: set[int], refused: set[int]) -> None:
         self.culprits, self.refused = culprits, refused
 
-    async def build(self, job: Build) -> tuple[list[BuiltKernel], str | None]:
+    async def build(self, job: BuildJob) -> tuple[list[BuiltKernel], str | None]:
         built = []
         for kernel in job.kernels:
             if kernel.num_features in self.culprits:
@@ -180,14 +180,14 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
 
     async def compile_all() -> None:
         sandbox: Any = FakeSandbox(culprits, refused)
-        compiler = Compiler(parts, parts, parts, sandbox, UrzaSettings())  # type: ignore[arg-type]
+        compiler = KernelBuilder(parts, parts, parts, sandbox, UrzaSettings())  # type: ignore[arg-type]
         while True:
             try:
-                await compiler.compile_wanted()
+                await compiler.build_wanted()
             except UnavailableError:
                 continue
             break
-        assert await compiler.compile_wanted() == 0, "what the projection does not show yet is not built again"
+        assert await compiler.build_wanted() == 0, "what the projection does not show yet is not built again"
 
     async def wanted(*_args: Any, **_options: Any) -> Any:
         for row in rows:
