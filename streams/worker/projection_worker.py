@@ -6,11 +6,10 @@ shown red, while the others go on. No exception leaves ``fold``: a Faust agent w
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 
@@ -23,7 +22,7 @@ from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
 from esper.oona.producer import OonaProducer
 from esper.oona.progress_watch import ProgressWatch, StallReporter
 from esper.oona.records import TopicPartition
-from esper.retry import retry_forever
+from esper.retry import Attempts, retry_forever
 from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection, Pool
 from esper.streams.database.connections import connect_pool
@@ -132,9 +131,9 @@ class ProjectionWorker:
             _log.exception("projection.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
             self._stop(place, f"{type(error).__name__}: {error}")
 
-    def retries(self, on: tuple[type[Exception], ...]) -> AsyncIterator[Any]:
+    def retries(self, on: tuple[type[Exception], ...]) -> Attempts:
         """Attempts without end, for what waiting can mend."""
-        return aiter(retry_forever(on, RETRY_FIRST_S, self._streams.retry_max_delay_s))
+        return retry_forever(on, RETRY_FIRST_S, self._streams.retry_max_delay_s)
 
     def is_red(self, place: TopicPartition) -> bool:
         """Whether a partition was stopped."""

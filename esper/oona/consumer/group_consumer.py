@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiokafka
-import stamina
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
@@ -28,6 +27,7 @@ from esper.oona.consumer.partition_reader import Handler, PartitionReader, SendR
 from esper.oona.log_reader import StoredRecord, stored
 from esper.oona.progress_watch import STALLED_AFTER_S, ProgressWatch, Stall, StallReporter
 from esper.oona.records import TopicPartition
+from esper.retry import retry_forever
 from esper.schemas.topics import TopicSpec
 
 POLL_MS = 200
@@ -39,7 +39,7 @@ STOP_S = 5.0  # for leaving the group; a broker that is away must not hold a pro
 _log = get_logger(__name__)
 
 ANY_PARTITION = -1
-START_RETRY_MAX_S = 5.0  # longest wait before a position is asked for again
+START_RETRY_S = (0.1, 5.0)  # first and longest wait before a position is read again
 MOVED_S = 0.5  # before a position that somebody else moved is read anew: a rebalance may be on its way
 LOST = "offsets {} to {} expired before they were read and are lost"
 SHRUNK = "the log ends at {}, before the position {}: a wiped broker, or the wrong one"
@@ -226,15 +226,14 @@ class GroupConsumer:
             _log.error("consumer.failed", topic=place[0], partition=place[1], exc_info=error)
 
     async def _tried_start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
-        retries = stamina.retry_context(on=Exception, attempts=None, timeout=None, wait_max=START_RETRY_MAX_S)
-        async for attempt in retries:
+        async for attempt in retry_forever(Exception, *START_RETRY_S):
             with attempt:
                 try:
                     return await self._start_of(tp, place)
                 except Exception as error:
                     self._watch.troubled(place, f"its position cannot be read: {error!r:.200}")
                     raise
-        raise AssertionError("stamina gives up never")
+        raise AssertionError("retry_forever ends with a success alone")
 
     async def _start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
         """Where to start, where the log starts, where it ends."""

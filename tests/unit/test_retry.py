@@ -1,0 +1,37 @@
+"""Retry policies: which errors are retried, how often, and how long the waits are."""
+
+import pytest
+
+from esper.retry import Backoff, retry_attempts, retry_forever
+
+
+async def test_retry_forever_ends_with_success() -> None:
+    numbers = []
+    async for attempt in retry_forever(OSError, 0.001, 0.001):
+        with attempt:
+            numbers.append(attempt.number)
+            if len(numbers) < 20:
+                raise TimeoutError
+    assert numbers == list(range(1, 21))
+
+
+async def test_retry_attempts_raises_the_last_error() -> None:
+    with pytest.raises(OSError, match="attempt 3"):
+        async for attempt in retry_attempts(OSError, 3, 0.001, 0.001):
+            with attempt:
+                raise OSError(f"attempt {attempt.number}")
+
+
+async def test_other_errors_are_not_retried() -> None:
+    with pytest.raises(ValueError, match="attempt 1"):
+        async for attempt in retry_forever((OSError, KeyError), 0.001, 0.001):
+            with attempt:
+                raise ValueError(f"attempt {attempt.number}")
+
+
+def test_backoff_doubles_up_to_its_limit() -> None:
+    backoff = Backoff(0.1, 0.4)
+    for bound_s in (0.1, 0.2, 0.4, 0.4, 0.4):
+        assert bound_s / 2 <= backoff.next_s() <= bound_s
+    backoff.reset()
+    assert backoff.next_s() <= 0.1
