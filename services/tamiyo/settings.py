@@ -35,7 +35,7 @@ class RentSettings(SectionModel):
 class GuardSettings(SectionModel):
     """When a followed version is rolled back automatically; the formula is in evaluation/policy_guard.py."""
 
-    every_s: float = Field(30.0, gt=0, description="Pause between two looks at what the active version brought.")
+    interval_s: float = Field(30.0, gt=0, description="Pause between two looks at what the active version brought.")
     min_runs: int = Field(10, ge=5, description="Runs with forked decisions below which nothing is said.")
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="How sure it must be that the version is worse than waiting, over all looks."
@@ -68,7 +68,7 @@ class TamiyoSettings(SectionModel):
     heuristic: HeuristicSettings = Field(
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
     )
-    random_wait_share: float | None = Field(
+    random_wait_probability: float | None = Field(
         None,
         ge=0,
         lt=1,

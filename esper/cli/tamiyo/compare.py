@@ -23,7 +23,7 @@ from esper.streams.database.connections import connect_pool
 from esper.streams.read_models.policy_versions import trained_versions
 
 if TYPE_CHECKING:
-    from esper.services.tolaria.corpus.training_corpus import How, RunPlan, Trained
+    from esper.services.tolaria.corpus.training_corpus import PlanTrainer, RunPlan, TrainedRun
     from esper.services.tolaria.study.policy_study import Mean, Row
 
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
@@ -65,7 +65,7 @@ def compare(
     `random` ended with, trained from scratch. Gains are paired by run; intervals 95 %.
     """
     from esper.services.tamiyo.versions.publication import read_fitted
-    from esper.services.tolaria.corpus.training_corpus import GroundSettings, plans
+    from esper.services.tolaria.corpus.training_corpus import CorpusSettings, plans
 
     unknown = [name for name in policies if name not in ENVIRONMENTS]
     if unknown:
@@ -78,8 +78,8 @@ def compare(
         read_fitted(fitted)  # before anything is started
     configure_logging(settings.logging.model_copy(update={"level": "WARNING"}))
     quiet = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": "ERROR"})})
-    common = GroundSettings(seed, folder.resolve(), pace, 0.0)
-    wanted = {"held-out runs": (common, runs), "held-out hosts": (replace(common, has_other_hosts=True), hosts)}
+    common = CorpusSettings(seed, folder.resolve(), pace, 0.0)
+    wanted = {"held-out runs": (common, runs), "held-out hosts": (replace(common, uses_held_out_hosts=True), hosts)}
     rooms = {title: list(islice(plans(ground), num)) for title, (ground, num) in wanted.items() if num}
     if fitted is not None:
         with services_of(common.folder, console, ENVIRONMENTS["schedule"]):
@@ -136,7 +136,7 @@ class _Comparison:
     ) -> None:
         self._settings, self._console, self._num = settings, console, num_processes
         self._rooms, self._folder, self._into = rooms, folder, into
-        self._found: dict[str, dict[str, list[Trained]]] = {title: {} for title in rooms}
+        self._found: dict[str, dict[str, list[TrainedRun]]] = {title: {} for title in rooms}
 
     def rows(self, policies: Sequence[str]) -> dict[str, list["Row"]]:
         """Train them all; gives the rows of each table."""
@@ -160,7 +160,7 @@ class _Comparison:
 
         return {title: rows_of(found) for title, found in self._found.items()}
 
-    def _train(self, name: str, how: "How", wanted: "Mapping[str, Sequence[RunPlan]]") -> None:
+    def _train(self, name: str, how: "PlanTrainer", wanted: "Mapping[str, Sequence[RunPlan]]") -> None:
         from esper.services.tolaria.corpus.training_corpus import train_plans
         from esper.services.tolaria.study.policy_study import in_order
 

@@ -16,7 +16,7 @@ from esper.config import Settings, load_settings
 from esper.logging import configure_logging
 
 if TYPE_CHECKING:
-    from esper.services.tolaria.corpus.training_corpus import Trained
+    from esper.services.tolaria.corpus.training_corpus import TrainedRun
 
 RANDOM_TAMIYO: Mapping[str, str] = {
     "ESPER_TAMIYO__POLICY": "random",
@@ -52,19 +52,19 @@ def ground(
     ),
 ) -> None:
     """Train many small runs, all different, that Tamiyo learns from; needs a running stack (`esper up`)."""
-    from esper.services.tolaria.corpus.training_corpus import GroundSettings, find_cifar, train_ground
+    from esper.services.tolaria.corpus.training_corpus import CorpusSettings, find_cifar, train_corpus
 
     settings, console = load_settings(), Console()
     configure_logging(settings.logging.model_copy(update={"level": "WARNING"}))
     found, reason = find_cifar(cifar)
     if found is None:
         console.print(f"digits only: {reason}", highlight=False, markup=False)
-    common = GroundSettings(seed, folder.resolve(), pace, forks, draws, found)
+    common = CorpusSettings(seed, folder.resolve(), pace, forks, draws, found)
     with ExitStack() as exits:
         if services:
             exits.enter_context(services_of(folder.resolve(), console, RANDOM_TAMIYO))
         began = time.monotonic()
-        trained = train_ground(
+        trained = train_corpus(
             common,
             settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": "ERROR"})}),
             num_runs=runs,
@@ -87,7 +87,7 @@ def services_of(folder: Path, console: Console, tamiyo: Mapping[str, str]) -> An
     return Orchestrator(standard_services(), environment, logs, report=lambda line: console.print(f"  {line}"))
 
 
-def _show(console: Console, one: "Trained") -> None:
+def _show(console: Console, one: "TrainedRun") -> None:
     plan, results = one.plan.trainer, one.results
     said = (
         f"accuracy {results.initial_accuracy:.3f} -> {results.final_accuracy:.3f}, {results.adaptations_applied} grown"
@@ -127,7 +127,7 @@ async def _told(settings: Settings, run_ids: Sequence[str]) -> Counter[str]:
     return counts
 
 
-def _summarize(console: Console, trained: Sequence["Trained"], counts: Counter[str], took_s: float) -> None:
+def _summarize(console: Console, trained: Sequence["TrainedRun"], counts: Counter[str], took_s: float) -> None:
     table = Table("of all runs", "number", "per run", "per minute")
     for name, count in [("runs", len(trained)), *sorted(counts.items())]:
         table.add_row(name, str(count), f"{count / max(1, len(trained)):.1f}", f"{60 * count / took_s:.1f}")

@@ -22,7 +22,7 @@ from esper.cli.tamiyo.tables import (
 )
 from esper.config import Settings, load_settings
 from esper.errors import ConfigError, ConflictError
-from esper.services.tamiyo.dataset.dataset_origin import was_read_with, describe_origin, read_origin
+from esper.services.tamiyo.dataset.dataset_origin import describe_origin, read_origin, was_read_with
 from esper.services.tamiyo.dataset.exclusions import FAULTS
 from esper.services.tamiyo.dataset.experience_files import read_experiences, write_experiences
 from esper.services.tamiyo.dataset.experiences import Experiences
@@ -35,9 +35,9 @@ from esper.services.tamiyo.evaluation.off_policy import Comparison, EvaluationSe
 from esper.services.tamiyo.evaluation.outcome_prediction import (
     OutcomeAccuracy,
     best_threshold,
-    repeated_draws,
     outcome_accuracy,
     predict_outcomes,
+    repeated_draws,
 )
 from esper.services.tamiyo.evaluation.policy_evaluation import Measured, RewardModel, baselines, evaluate
 from esper.services.tamiyo.evaluation.reward import MIN_DIFFERENCES, noise_floor
@@ -49,11 +49,11 @@ from esper.services.tamiyo.versions.retraining import (
     FitProgress,
     FitSettings,
     Split,
-    training_card,
-    training_ranges,
     find_fit,
     split_by_pattern,
     split_by_run,
+    training_card,
+    training_ranges,
 )
 from esper.streams.database.connections import connect_pool
 from esper.streams.read_models.policy_versions import active_policy

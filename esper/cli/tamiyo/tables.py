@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from esper.services.tamiyo.dataset.exclusions import FAULTS, MEANING, Exclusion, counted
+from esper.services.tamiyo.dataset.exclusions import DESCRIPTIONS, FAULTS, Exclusion, count_by_reason
 from esper.services.tamiyo.dataset.experiences import Experiences, Key
 from esper.services.tamiyo.dataset.log_replay import Replay
-from esper.services.tamiyo.dataset.view_verification import Verified
+from esper.services.tamiyo.dataset.view_verification import ViewVerification
 from esper.services.tamiyo.evaluation.off_policy import Comparison, Interval, PolicyEstimate
 from esper.services.tamiyo.evaluation.outcome_prediction import OutcomeAccuracy
 from esper.services.tamiyo.versions.retraining import Split
@@ -31,7 +31,7 @@ def show_replay(console: Console, replay: Replay, num_shown: int) -> None:
         console.print(table)
     for (topic, n), offset in sorted(replay.bounds.lost.items()):
         console.print(f"[red]{topic}[{n}] begins at offset {offset:,}: what was before is gone[/red]", soft_wrap=True)
-    show_asides(console, replay.asides, num_shown)
+    show_exclusions(console, replay.exclusions, num_shown)
     show_digest(console, experiences)
 
 
@@ -50,21 +50,21 @@ def show_digest(console: Console, experiences: Experiences) -> None:
     console.print(f"digest {experiences.digest}", highlight=False, soft_wrap=True)
 
 
-def show_asides(console: Console, asides: Sequence[Exclusion], num_shown: int) -> None:
+def show_exclusions(console: Console, exclusions: Sequence[Exclusion], num_shown: int) -> None:
     """How many of each reason; then the first few one by one, faults before the rest."""
-    if not asides:
+    if not exclusions:
         console.print("nothing was set aside")
         return
     table = Table("set aside", "count", "what that is")
-    for reason, count in counted(asides).items():
+    for reason, count in count_by_reason(exclusions).items():
         name = f"[red]{reason}[/red]" if reason in FAULTS else str(reason)
-        table.add_row(name, f"{count:,}", MEANING[reason])
+        table.add_row(name, f"{count:,}", DESCRIPTIONS[reason])
     console.print(table)
-    for one in sorted(asides, key=lambda a: (a.reason not in FAULTS, a))[:num_shown]:
+    for one in sorted(exclusions, key=lambda a: (a.reason not in FAULTS, a))[:num_shown]:
         console.print(escape(_told(one)), highlight=False, soft_wrap=True)
-    left = len(asides) - num_shown
+    left = len(exclusions) - num_shown
     if left > 0:
-        console.print(f"{left:,} more; `--show {len(asides)}` shows all", highlight=False)
+        console.print(f"{left:,} more; `--show {len(exclusions)}` shows all", highlight=False)
 
 
 def _told(one: Exclusion) -> str:
@@ -77,7 +77,7 @@ def _key(key: Key) -> str:
     return f"{key[0]} incarnation {key[1]} boundary {key[2]}"
 
 
-def show_verified(console: Console, verified: Verified, num_views: int) -> None:
+def show_verified(console: Console, verified: ViewVerification, num_views: int) -> None:
     """For how many views something can be said, and what; the first that differs by name."""
     console.print(
         f"{verified.num_equal:,} of {num_views:,} views come out of the log again, byte by byte", highlight=False

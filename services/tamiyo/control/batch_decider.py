@@ -32,7 +32,7 @@ from esper.services.tamiyo.control.decision_arbiter import DecisionArbiter
 from esper.services.tamiyo.control.decision_events import DecisionWithoutCommand
 from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundaryQueue
 from esper.services.tamiyo.metrics import TamiyoMetrics
-from esper.services.tamiyo.policies import Chosen
+from esper.services.tamiyo.policies import SampledChoice
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
 from esper.streams.database.connection_types import Pool
 from esper.streams.read_models.pending_boundaries import PendingBoundary
@@ -69,7 +69,7 @@ class _Made:
     unsent: DecisionWithoutCommand | None = None
 
 
-class Decider:
+class BatchDecider:
     """Decides batches; what it needs is opened and closed by who makes it."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Decider:
         self._pool, self._producer, self._first = pool, producer, first
         self._room, self._metrics, self._expiry_boundaries = room, metrics, expiry_boundaries
 
-    async def decide(self, batch: Sequence[PendingBoundary], acting: ActivePolicy) -> None:
+    async def decide(self, batch: Sequence[PendingBoundary], active: ActivePolicy) -> None:
         """Decide for boundaries that are complete.
 
         Raises:
@@ -93,19 +93,19 @@ class Decider:
         """
         views = await self._read_views(batch)
         seen = [(pending, view) for pending, view in zip(batch, views, strict=True) if isinstance(view, GraphView)]
-        chosen = await asyncio.to_thread(acting.policy.choose_all, [view for _pending, view in seen]) if seen else []
-        made = [self._made(pending, view, one, acting) for (pending, view), one in zip(seen, chosen, strict=True)]
+        chosen = await asyncio.to_thread(active.policy.choose_all, [view for _pending, view in seen]) if seen else []
+        made = [self._made(pending, view, one, active) for (pending, view), one in zip(seen, chosen, strict=True)]
         broken = [(p, view) for p, view in zip(batch, views, strict=True) if not isinstance(view, GraphView)]
-        made += [m for pending, error in broken if (m := self._given_up(pending, error, acting)) is not None]
-        await self._write(made, acting)
+        made += [m for pending, error in broken if (m := self._given_up(pending, error, active)) is not None]
+        await self._write(made, active)
 
-    async def decide_blindly(self, batch: Sequence[PendingBoundary], acting: ActivePolicy, reason: str) -> None:
+    async def decide_blindly(self, batch: Sequence[PendingBoundary], active: ActivePolicy, reason: str) -> None:
         """WAIT for boundaries whose rows did not come.
 
         Raises:
             UnavailableError, NotAllowedError: as ``decide``.
         """
-        await self._write([_Made(p, decision_events.blind_decision(p, acting, reason)) for p in batch], acting)
+        await self._write([_Made(p, decision_events.wait_without_view(p, active, reason)) for p in batch], active)
 
     async def _read_views(self, batch: Sequence[PendingBoundary]) -> list[GraphView | BaseException]:
         """The view of each, or what kept it from being made."""
@@ -137,16 +137,16 @@ class Decider:
         ):
             return await read_many_view_rows(connection, names)
 
-    def _made(self, pending: PendingBoundary, view: GraphView, chosen: Chosen, acting: ActivePolicy) -> _Made:
+    def _made(self, pending: PendingBoundary, view: GraphView, chosen: SampledChoice, active: ActivePolicy) -> _Made:
         if chosen.error is not None:
             self._metrics.decision_failed("policy")
             with traced(pending.traceparent):
                 _log.error("policy.failed", run=view.run_id, boundary=view.boundary, error=chosen.error)
-        decision = decision_events.made_decision(view, chosen, pending, acting)
+        decision = decision_events.decision_message(view, chosen, pending, active)
         return _Made(pending, decision, view, decision_events.unsent_of(decision, chosen))
 
     def _given_up(
-        self, pending: PendingBoundary, error: GraphView | BaseException, acting: ActivePolicy
+        self, pending: PendingBoundary, error: GraphView | BaseException, active: ActivePolicy
     ) -> _Made | None:
         """WAIT for a boundary whose view cannot be made, if it was tried for long enough."""
         told = f"{type(error).__name__}: {error}"
@@ -158,12 +158,12 @@ class Decider:
         if not is_over:
             return None
         return _Made(
-            pending, decision_events.blind_decision(pending, acting, decision_events.BROKEN_REASON.format(told))
+            pending, decision_events.wait_without_view(pending, active, decision_events.BROKEN_REASON.format(told))
         )
 
-    async def _write(self, made: Sequence[_Made], acting: ActivePolicy) -> None:
+    async def _write(self, made: Sequence[_Made], active: ActivePolicy) -> None:
         errors: list[EsperError] = []
-        written = await self._write_views(made, acting, errors)
+        written = await self._write_views(made, active, errors)
         places = await self._deliver([m.decision for m in written], errors)
         told = [(m, place) for m, place in zip(written, places, strict=True) if isinstance(place, Position)]
         for one, _place in told:
@@ -172,7 +172,7 @@ class Decider:
         for error in errors:
             raise error
 
-    async def _write_views(self, made: Sequence[_Made], acting: ActivePolicy, errors: list[EsperError]) -> list[_Made]:
+    async def _write_views(self, made: Sequence[_Made], active: ActivePolicy, errors: list[EsperError]) -> list[_Made]:
         """Those whose decision may follow; one whose view no broker takes (too large) waits, and says so."""
         seeing = [m for m in made if m.view is not None]
         places = await self._deliver(
@@ -186,7 +186,7 @@ class Decider:
                 self._metrics.decision_failed("record")
                 _log.error("view.refused", run=one.pending.run_id, boundary=one.pending.boundary, error=str(place))
                 reason = decision_events.BROKEN_REASON.format(f"the log does not take it: {place}")
-                written.append(_Made(one.pending, decision_events.blind_decision(one.pending, acting, reason)))
+                written.append(_Made(one.pending, decision_events.wait_without_view(one.pending, active, reason)))
         return written
 
     async def _command(self, told: Sequence[tuple[_Made, Position]], errors: list[EsperError]) -> None:

@@ -23,7 +23,7 @@ from esper.schemas.events import (
     ViewRecorded,
 )
 from esper.schemas.messages import OonaMessage
-from esper.services.tamiyo.policies import Chosen
+from esper.services.tamiyo.policies import SampledChoice
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
 from esper.streams.read_models.pending_boundaries import PendingBoundary, UncommandedDecision
 
@@ -66,7 +66,9 @@ def recorded_view(view: GraphView, pending: PendingBoundary) -> OonaMessage:
     return _caused_by_boundary(event, ids.view_id(view.run_id, view.incarnation, view.boundary), pending)
 
 
-def made_decision(view: GraphView, chosen: Chosen, pending: PendingBoundary, acting: ActivePolicy) -> OonaMessage:
+def decision_message(
+    view: GraphView, chosen: SampledChoice, pending: PendingBoundary, active: ActivePolicy
+) -> OonaMessage:
     """The decision for a complete boundary."""
     seed, kernel = chosen.choice.seed, chosen.choice.kernel
     event = DecisionMade(
@@ -79,15 +81,15 @@ def made_decision(view: GraphView, chosen: Chosen, pending: PendingBoundary, act
         seed_id=seed.seed_id if seed else None,
         blueprint_id=kernel.blueprint_id if kernel else None,
         probability=min(1.0, chosen.probability),
-        policy_id=acting.policy_id,
-        policy_version=acting.version,
+        policy_id=active.policy_id,
+        policy_version=active.version,
         reason=chosen.reason[:MAX_REASON_CHARS],
         view_digest=view.digest,
     )
     return _caused_by_boundary(event, _decision_id(pending), pending)
 
 
-def blind_decision(pending: PendingBoundary, acting: ActivePolicy, reason: str) -> OonaMessage:
+def wait_without_view(pending: PendingBoundary, active: ActivePolicy, reason: str) -> OonaMessage:
     """WAIT without a view: the rows are behind, or no view can be made of them. ``reason`` says which."""
     event = DecisionMade(
         run_id=pending.run_id,
@@ -96,15 +98,15 @@ def blind_decision(pending: PendingBoundary, acting: ActivePolicy, reason: str) 
         step=pending.step,
         action=Action.WAIT,
         probability=1.0,
-        policy_id=acting.policy_id,
-        policy_version=acting.version,
+        policy_id=active.policy_id,
+        policy_version=active.version,
         reason=reason,
         stale=True,
     )
     return _caused_by_boundary(event, _decision_id(pending), pending)
 
 
-def unsent_of(decision: OonaMessage, chosen: Chosen) -> DecisionWithoutCommand | None:
+def unsent_of(decision: OonaMessage, chosen: SampledChoice) -> DecisionWithoutCommand | None:
     """What its command is made of; None for WAIT."""
     event, seed, kernel = decision.data, chosen.choice.seed, chosen.choice.kernel
     if not isinstance(event, DecisionMade) or seed is None:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from esper.errors import ContractError
 from esper.oona.records import TopicPartition
-from esper.services.tamiyo.dataset.exclusions import counted
+from esper.services.tamiyo.dataset.exclusions import count_by_reason
 from esper.services.tamiyo.dataset.experience_files import read_manifest
-from esper.services.tamiyo.dataset.log_ranges import Bounds, Range
+from esper.services.tamiyo.dataset.log_ranges import OffsetBounds, ReplayRange
 from esper.services.tamiyo.dataset.log_replay import Replay
 from esper.services.tamiyo.settings import RentSettings
 from esper.streams.replay.replay_log_reader import Offsets
@@ -18,14 +18,14 @@ class Origin(NamedTuple):
     """Where the experiences of a folder come from."""
 
     digest: str
-    asked: Range
-    bounds: Bounds
+    asked: ReplayRange
+    bounds: OffsetBounds
     measured: Mapping[str, tuple[int, int]]
     rent: Any
     placebos: tuple[tuple[str, float], ...] = ()
 
 
-def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any]:
+def describe_origin(replay: Replay, asked: ReplayRange, rent: RentSettings) -> dict[str, Any]:
     """For the manifest: the range as offsets, what was set aside, and how much was measured."""
     return {
         **_asked(asked),
@@ -33,14 +33,14 @@ def origin_of(replay: Replay, asked: Range, rent: RentSettings) -> dict[str, Any
         "ends": _told(replay.bounds.ends),
         "lost": _told(replay.bounds.lost),
         "num_decisions": replay.joined.num_decisions,
-        "set_aside": counted(replay.asides),
+        "set_aside": count_by_reason(replay.exclusions),
         "measured": {action: list(counts) for action, counts in replay.joined.measured.items()},
         "rent": rent.model_dump(),
         "placebos": [list(one) for one in replay.joined.placebos],
     }
 
 
-def is_of(folder: Path, asked: Range) -> bool:
+def was_read_with(folder: Path, asked: ReplayRange) -> bool:
     """Whether the folder was made of the part of the log that is asked for, in the same words.
 
     Raises:
@@ -60,14 +60,14 @@ def read_origin(folder: Path) -> Origin:
     try:
         begins, ends, lost = (_offsets(manifest[name]) for name in ("begins", "ends", "lost"))
         measured = {action: (int(told), int(all_)) for action, (told, all_) in manifest["measured"].items()}
-        asked = Range(runs=tuple(manifest["patterns"]))
+        asked = ReplayRange(runs=tuple(manifest["patterns"]))
         placebos = tuple((str(run_id), float(value)) for run_id, value in manifest.get("placebos", ()))
-        return Origin(manifest["digest"], asked, Bounds(lost, begins, ends), measured, manifest["rent"], placebos)
+        return Origin(manifest["digest"], asked, OffsetBounds(lost, begins, ends), measured, manifest["rent"], placebos)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ContractError(f"{folder} does not say where its experiences come from: {error!r}; replay again") from None
 
 
-def _asked(asked: Range) -> dict[str, Any]:
+def _asked(asked: ReplayRange) -> dict[str, Any]:
     return {"from": str(asked.since) or "EARLIEST", "until": str(asked.until), "patterns": list(asked.runs)}
 
 

@@ -27,7 +27,7 @@ class Reason(StrEnum):
     NO_REPORT = "no_report"
 
 
-MEANING: Mapping[Reason, str] = MappingProxyType(
+DESCRIPTIONS: Mapping[Reason, str] = MappingProxyType(
     {
         Reason.UNDECODABLE: "a record that cannot be decoded",
         Reason.NO_VIEW: "the log does not hold the view that the decision saw",
@@ -67,7 +67,7 @@ class Exclusion:
     detail: str = ""
 
 
-def counted(asides: Iterable[Exclusion]) -> dict[Reason, int]:
+def count_by_reason(exclusions: Iterable[Exclusion]) -> dict[Reason, int]:
     """How many of each reason, in the order of the reasons; those that do not occur are left out."""
-    found = Counter(one.reason for one in asides)
+    found = Counter(one.reason for one in exclusions)
     return {reason: found[reason] for reason in Reason if found[reason]}

@@ -21,7 +21,7 @@ from esper.services.tamiyo.control.legal_choices import Choice, legal_choices
 from esper.services.tamiyo.dataset.exclusions import Exclusion, Reason
 from esper.services.tamiyo.dataset.experiences import Experiences, Key, StoredExperience
 from esper.services.tamiyo.dataset.record_index import RecordIndex, SourcedEvent
-from esper.services.tamiyo.dataset.report_rewards import Reward, Rewarding
+from esper.services.tamiyo.dataset.report_rewards import Reward, RewardFunction
 from esper.services.tamiyo.policies import MIN_EPSILON
 
 MAX_VIEW_BYTES = 256 * 1024 * 1024
@@ -50,15 +50,15 @@ class ExperienceJoin:
     """
 
     experiences: Experiences
-    asides: tuple[Exclusion, ...]
+    exclusions: tuple[Exclusion, ...]
     num_decisions: int
     measured: dict[Action, tuple[int, int]] = field(default_factory=dict)
-    views: dict[Key, "SeenView"] = field(default_factory=dict, repr=False)
+    views: dict[Key, "ViewReference"] = field(default_factory=dict, repr=False)
     placebos: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class SeenView:
+class ViewReference:
     """What names a recorded view. ``view_version`` is that of its bytes."""
 
     digest: str
@@ -76,7 +76,7 @@ class _ExcludedError(Exception):
 
 def join(
     gathered: RecordIndex,
-    rewarding: Rewarding,
+    rewarding: RewardFunction,
     is_in_range: Callable[[Position], bool] = lambda _position: True,
     tell: Callable[[int], None] = lambda _num: None,
 ) -> ExperienceJoin:
@@ -100,18 +100,18 @@ def join(
         join_one.add(key, decision, rivals)
         done += 1
         tell(done)
-    asides = [*join_one.asides, *join_one.orphans(), *gathered.broken]
+    exclusions = [*join_one.exclusions, *join_one.orphans(), *gathered.broken]
     measured = {action: join_one.measured(action) for action in Action if join_one.eligible[action]}
     return ExperienceJoin(
-        Experiences(join_one.made), tuple(sorted(asides)), done, measured, join_one.views, join_one.placebos()
+        Experiences(join_one.made), tuple(sorted(exclusions)), done, measured, join_one.views, join_one.placebos()
     )
 
 
 class _Joiner:
-    def __init__(self, gathered: RecordIndex, rewarding: Rewarding) -> None:
+    def __init__(self, gathered: RecordIndex, rewarding: RewardFunction) -> None:
         self.made: list[StoredExperience] = []
-        self.asides: list[Exclusion] = []
-        self.views: dict[Key, SeenView] = {}
+        self.exclusions: list[Exclusion] = []
+        self.views: dict[Key, ViewReference] = {}
         self.eligible = Counter[Action]()
         self._rewarded = Counter[Action]()
         self._gathered, self._rewarding = gathered, rewarding
@@ -129,8 +129,8 @@ class _Joiner:
             self._set_aside(key, rival, Reason.RIVAL, f"{event.policy_id} {event.policy_version} said {_told(event)}")
         try:
             self.made.append(self._experience(key, decision))
-        except _ExcludedError as aside:
-            self._set_aside(key, decision, aside.reason, aside.detail)
+        except _ExcludedError as exclusion:
+            self._set_aside(key, decision, exclusion.reason, exclusion.detail)
 
     def measured(self, action: Action) -> tuple[int, int]:
         """Decisions to do this that became experiences, and those that could have."""
@@ -171,7 +171,7 @@ class _Joiner:
         return found
 
     def _set_aside(self, key: Key, heard: SourcedEvent, reason: Reason, detail: str) -> None:
-        self.asides.append(Exclusion(*key, reason, heard.place, detail))
+        self.exclusions.append(Exclusion(*key, reason, heard.place, detail))
 
     def _experience(self, key: Key, heard: SourcedEvent) -> StoredExperience:
         event = heard.message.data
@@ -183,8 +183,8 @@ class _Joiner:
             raise _ExcludedError(Reason.NO_CHANCE, f"probability {event.probability:g} among {len(choices)} choices")
         try:
             reward, report = self._reward(key, heard, choices[chosen])
-        except _ExcludedError as aside:
-            self.eligible[event.action] += aside.reason in UNMEASURED
+        except _ExcludedError as exclusion:
+            self.eligible[event.action] += exclusion.reason in UNMEASURED
             raise
         self.eligible[event.action] += 1
         self._rewarded[event.action] += 1
@@ -222,7 +222,7 @@ class _Joiner:
         if (view.run_id, view.incarnation, view.boundary, view.step) != (*key, event.step):
             seen = f"{view.run_id}, incarnation {view.incarnation}, boundary {view.boundary}, step {view.step}"
             raise _ExcludedError(Reason.WRONG_VIEW, f"it is of {seen}")
-        self.views[key] = SeenView(body.digest, body.view_version, view.blueprint_offsets)
+        self.views[key] = ViewReference(body.digest, body.view_version, view.blueprint_offsets)
         return body, view
 
     def _reward(self, key: Key, decision: SourcedEvent, choice: Choice) -> tuple[Reward, FieldReported | None]:

@@ -35,7 +35,7 @@ class ReplayRange:
     runs: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, since: Sequence[str], until: Sequence[str], runs: Sequence[str]) -> "Range":
+    def parse(cls, since: Sequence[str], until: Sequence[str], runs: Sequence[str]) -> "ReplayRange":
         """Read what an operator wrote.
 
         Raises:
@@ -53,7 +53,7 @@ class ReplayRange:
         """Whether a run is asked for."""
         return not self.runs or any(fnmatchcase(run_id, pattern) for pattern in self.runs)
 
-    async def bounds(self, reader: LogReader) -> "Bounds":
+    async def bounds(self, reader: LogReader) -> "OffsetBounds":
         """The range as offsets of the log as it is now.
 
         Raises:

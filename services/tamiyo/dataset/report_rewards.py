@@ -18,11 +18,11 @@ class Reward:
     variance: float | None
 
 
-Rewarding = Callable[[FieldReported, Action], Reward | Reason]
+RewardFunction = Callable[[FieldReported, Action], Reward | Reason]
 """Pure; of a report of an action other than WAIT. Gives the reason where it says nothing that may be trained on."""
 
 
-def forked(rent: RentSettings) -> Rewarding:
+def fork_rewards(rent: RentSettings) -> RewardFunction:
     """What ``esper.services.tamiyo.evaluation.reward`` makes of a fork: the gain less rent."""
 
     def rewarding(report: FieldReported, action: Action) -> Reward | Reason:

@@ -50,7 +50,7 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
+class LoggedDecisions:
     """Decisions that were made, and what came of them; one row each.
 
     Attributes:
@@ -97,7 +97,7 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetPolicy:
     """A policy to judge: the probability of each choice. ``chosen`` alone is known of the policy that acted."""
 
     name: str
@@ -105,7 +105,7 @@ class Target:
     probabilities: Ragged | None = None
 
     @classmethod
-    def of(cls, name: str, logged: Logged, probabilities: Ragged) -> "Target":
+    def of(cls, name: str, logged: LoggedDecisions, probabilities: Ragged) -> "TargetPolicy":
         """From the probabilities of all choices of every decision.
 
         Raises:
@@ -200,7 +200,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def weights_of(logged: Logged, target: Target) -> Floats:
+def weights_of(logged: LoggedDecisions, target: TargetPolicy) -> Floats:
     """w, float64 [decisions]; all 1 where the policy is the one that acted, and everything was measured."""
     return target.chosen / logged.behaviour * logged.inverse_measured
 
@@ -211,7 +211,7 @@ def effective_sample_size(weights: Floats) -> float:
     return float(np.sum(weights)) ** 2 / squares if squares > 0.0 else 0.0
 
 
-def thin_share(logged: Logged, probabilities: Ragged, min_samples: int) -> float:
+def thin_share(logged: LoggedDecisions, probabilities: Ragged, min_samples: int) -> float:
     """Of the probability that a policy gives, the share of kinds that were chosen less than ``min_samples`` times."""
     tried = Counter(kinds[n] for kinds, n in zip(logged.kinds, logged.chosen, strict=True))
     if all(tried[kind] >= min_samples for kind in set().union(*map(set, logged.kinds))):
@@ -226,10 +226,10 @@ def thin_share(logged: Logged, probabilities: Ragged, min_samples: int) -> float
 
 
 def compare(
-    logged: Logged,
-    targets: Sequence[Target],
-    judging: EvaluationSettings,
-    guesses: Ragged | None = None,
+    logged: LoggedDecisions,
+    targets: Sequence[TargetPolicy],
+    evaluation_settings: EvaluationSettings,
+    predicted_rewards: Ragged | None = None,
     candidate: str | None = None,
 ) -> Comparison:
     """Judge policies on the same decisions.
@@ -239,11 +239,11 @@ def compare(
         candidate: the policy that is compared with each of the others.
     """
     runs = sorted(set(logged.runs))
-    sums = _Sums(logged, runs, judging)
-    estimates = {t.name: _Estimates(logged, t, guesses, sums) for t in targets}
-    judged = {t.name: _judge(logged, t, estimates[t.name], judging, len(runs)) for t in targets}
+    sums = _Sums(logged, runs, evaluation_settings)
+    estimates = {t.name: _Estimates(logged, t, predicted_rewards, sums) for t in targets}
+    judged = {t.name: _judge(logged, t, estimates[t.name], evaluation_settings, len(runs)) for t in targets}
     differences = [
-        _difference(estimates, judged, (candidate, t.name), judging, len(runs))
+        _difference(estimates, judged, (candidate, t.name), evaluation_settings, len(runs))
         for t in targets
         if candidate is not None and t.name != candidate
     ]
@@ -253,13 +253,15 @@ def compare(
 class _Sums:
     """Sums over runs, as logged and as drawn: row 0 is the log itself, the others are draws of its runs."""
 
-    def __init__(self, logged: Logged, runs: Sequence[str], judging: EvaluationSettings) -> None:
+    def __init__(self, logged: LoggedDecisions, runs: Sequence[str], evaluation_settings: EvaluationSettings) -> None:
         number_of = {name: n for n, name in enumerate(runs)}
         self._run = np.array([number_of[name] for name in logged.runs], np.int64)
         self._num_runs = len(runs)
-        rng = np.random.Generator(np.random.PCG64(judging.rng_seed))
+        rng = np.random.Generator(np.random.PCG64(evaluation_settings.rng_seed))
         shares = np.full(len(runs), 1.0 / max(1, len(runs)))
-        drawn = rng.multinomial(len(runs), shares, judging.num_draws) if runs else np.zeros((0, 0), np.int64)
+        drawn = (
+            rng.multinomial(len(runs), shares, evaluation_settings.num_draws) if runs else np.zeros((0, 0), np.int64)
+        )
         self._times = np.vstack([np.ones(len(runs), np.int64), drawn]).astype(np.float64)
 
     def of(self, column: Floats) -> Floats:
@@ -272,14 +274,18 @@ class _Sums:
 class _Estimates:
     """SNIPS and DR of one policy on the log, and on every draw."""
 
-    def __init__(self, logged: Logged, target: Target, guesses: Ragged | None, sums: _Sums) -> None:
+    def __init__(
+        self, logged: LoggedDecisions, target: TargetPolicy, predicted_rewards: Ragged | None, sums: _Sums
+    ) -> None:
         self.weights = weights_of(logged, target)
         self.snips = _ratio(sums.of(self.weights * logged.rewards), sums.of(self.weights))
         self.dr: Floats | None = None
-        if guesses is not None and target.probabilities is not None:
+        if predicted_rewards is not None and target.probabilities is not None:
             inverse = logged.inverse_measured
-            expected = np.array([p @ q for p, q in zip(target.probabilities, guesses, strict=True)], np.float64)
-            rows = expected * inverse + self.weights * (logged.rewards - logged.of_chosen(guesses))
+            expected = np.array(
+                [p @ q for p, q in zip(target.probabilities, predicted_rewards, strict=True)], np.float64
+            )
+            rows = expected * inverse + self.weights * (logged.rewards - logged.of_chosen(predicted_rewards))
             self.dr = _ratio(sums.of(rows), sums.of(inverse))
 
 
@@ -289,26 +295,30 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def _judge(
-    logged: Logged, target: Target, estimates: _Estimates, judging: EvaluationSettings, num_runs: int
+    logged: LoggedDecisions,
+    target: TargetPolicy,
+    estimates: _Estimates,
+    evaluation_settings: EvaluationSettings,
+    num_runs: int,
 ) -> PolicyEstimate:
     ess = effective_sample_size(estimates.weights)
     thin = 0.0
     if target.probabilities is not None and len(logged):
-        thin = thin_share(logged, target.probabilities, judging.min_samples)
+        thin = thin_share(logged, target.probabilities, evaluation_settings.min_samples)
     refusals = []
-    if num_runs < judging.min_runs:
-        refusals.append(f"{num_runs} runs, {judging.min_runs} are needed")
-    if ess < judging.min_ess:
-        refusals.append(f"effective sample size {ess:.1f}, {judging.min_ess:g} are needed")
-    if thin > judging.max_thin_share:
+    if num_runs < evaluation_settings.min_runs:
+        refusals.append(f"{num_runs} runs, {evaluation_settings.min_runs} are needed")
+    if ess < evaluation_settings.min_ess:
+        refusals.append(f"effective sample size {ess:.1f}, {evaluation_settings.min_ess:g} are needed")
+    if thin > evaluation_settings.max_thin_share:
         refusals.append(
-            f"{100 * thin:.0f} % of what it would do was tried less than {judging.min_samples} times, "
-            f"{100 * judging.max_thin_share:g} % are allowed"
+            f"{100 * thin:.0f} % of what it would do was tried less than {evaluation_settings.min_samples} times, "
+            f"{100 * evaluation_settings.max_thin_share:g} % are allowed"
         )
     return PolicyEstimate(
         target.name,
-        _interval(estimates.snips, judging, num_runs),
-        None if estimates.dr is None else _interval(estimates.dr, judging, num_runs),
+        _interval(estimates.snips, evaluation_settings, num_runs),
+        None if estimates.dr is None else _interval(estimates.dr, evaluation_settings, num_runs),
         ess,
         float(np.max(estimates.weights, initial=0.0)),
         thin,
@@ -320,18 +330,18 @@ def _difference(
     estimates: Mapping[str, _Estimates],
     judged: Mapping[str, PolicyEstimate],
     names: tuple[str, str],
-    judging: EvaluationSettings,
+    evaluation_settings: EvaluationSettings,
     num_runs: int,
 ) -> Difference:
     mine, other = (estimates[name] for name in names)
-    dr = None if mine.dr is None or other.dr is None else _interval(mine.dr - other.dr, judging, num_runs)
+    dr = None if mine.dr is None or other.dr is None else _interval(mine.dr - other.dr, evaluation_settings, num_runs)
     is_supported = all(judged[name].is_supported for name in names)
-    return Difference(*names, _interval(mine.snips - other.snips, judging, num_runs), dr, is_supported)
+    return Difference(*names, _interval(mine.snips - other.snips, evaluation_settings, num_runs), dr, is_supported)
 
 
-def _interval(estimates: Floats, judging: EvaluationSettings, num_runs: int) -> Interval:
+def _interval(estimates: Floats, evaluation_settings: EvaluationSettings, num_runs: int) -> Interval:
     """Row 0 is the estimate. A draw in which nothing can be computed makes the interval unknown."""
-    drawn, tail = estimates[1:], expanded_tail(judging.level, num_runs)
+    drawn, tail = estimates[1:], expanded_tail(evaluation_settings.level, num_runs)
     if not len(drawn) or not np.all(np.isfinite(estimates)):
         return Interval(float(estimates[0]), float("nan"), float("nan"))
     low, high = np.quantile(drawn, (tail, 1.0 - tail))

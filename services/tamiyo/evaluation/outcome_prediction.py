@@ -100,7 +100,11 @@ def predict_outcomes(experiences: Experiences, predict_rewards: RewardModel) -> 
     for start in range(0, len(experiences), BATCH_SIZE):
         faced = [(one, legal_choices(one.view)) for one in experiences[start : start + BATCH_SIZE]]
         grown = [(one, choices) for one, choices in faced if _is_growth(one, choices)]
-        predicted_rewards = predict_rewards([one.view for one, _choices in grown], [choices for _one, choices in grown]) if grown else ()
+        predicted_rewards = (
+            predict_rewards([one.view for one, _choices in grown], [choices for _one, choices in grown])
+            if grown
+            else ()
+        )
         expected += [gains[one.chosen] for (one, _choices), gains in zip(grown, predicted_rewards, strict=True)]
         found += [one.reward for one, _choices in grown]
     return PredictedOutcome(np.array(expected), np.array(found))

@@ -13,8 +13,8 @@ from esper.services.tamiyo.evaluation.off_policy import (
     Difference,
     EvaluationSettings,
     Floats,
-    Logged,
-    Target,
+    LoggedDecisions,
+    TargetPolicy,
     compare,
 )
 from esper.services.tamiyo.policies import ActionDistribution, EpsilonSoft, Policy
@@ -29,7 +29,7 @@ Measured = Mapping[str, tuple[int, int]]
 """Action -> decisions whose outcome was measured, of how many that could have been (``ExperienceJoin.measured``)."""
 
 
-AT_ONCE = 256
+BATCH_SIZE = 256
 """Views that are open at the same time, and that a policy is asked about in one go."""
 
 
@@ -37,7 +37,7 @@ class RewardModel(Protocol):
     """A model of the reward, for the doubly robust estimate. Fit on other runs than those it is asked about."""
 
     def __call__(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
         """Of each view the reward of each of its choices, in units of the metric."""
         ...
@@ -60,9 +60,9 @@ def evaluate(
     *,
     epsilon: float,
     measured: Measured,
-    judging: EvaluationSettings | None = None,
+    evaluation_settings: EvaluationSettings | None = None,
     candidate: str | None = None,
-    guesser: RewardModel | None = None,
+    reward_model: RewardModel | None = None,
     tell: Callable[[int], None] = lambda _num: None,
 ) -> Comparison:
     """Judge policies, each made epsilon-soft, on the same held-out experiences, beside what really happened.
@@ -73,15 +73,21 @@ def evaluate(
         guesser: gives doubly robust estimates, where there is a model of the reward.
         tell: is called with the number of experiences that are done.
     """
-    facing = _Facing(policies, epsilon, measured, guesser)
-    for start in range(0, len(experiences), AT_ONCE):
-        some = list(experiences[start : start + AT_ONCE])
+    facing = _Facing(policies, epsilon, measured, reward_model)
+    for start in range(0, len(experiences), BATCH_SIZE):
+        some = list(experiences[start : start + BATCH_SIZE])
         facing.add(some)
         tell(start + len(some))
     logged = facing.logged(experiences)
-    targets = [Target(AS_LOGGED, logged.behaviour)]
-    targets += [Target.of(name, logged, rows) for name, rows in facing.rows.items()]
-    return compare(logged, targets, judging or EvaluationSettings(), facing.guesses if guesser else None, candidate)
+    targets = [TargetPolicy(AS_LOGGED, logged.behaviour)]
+    targets += [TargetPolicy.of(name, logged, rows) for name, rows in facing.rows.items()]
+    return compare(
+        logged,
+        targets,
+        evaluation_settings or EvaluationSettings(),
+        facing.predicted_rewards if reward_model else None,
+        candidate,
+    )
 
 
 def verdict_of(found: Comparison, difference: Difference, held_out_runs: Sequence[str], level: float) -> dict[str, Any]:
@@ -112,36 +118,36 @@ class _Facing:
     """What policies would have done in front of experiences, column by column."""
 
     def __init__(
-        self, policies: Mapping[str, Policy], epsilon: float, measured: Measured, guesser: RewardModel | None
+        self, policies: Mapping[str, Policy], epsilon: float, measured: Measured, reward_model: RewardModel | None
     ) -> None:
         self.rows: dict[str, list[Floats]] = {name: [] for name in policies}
-        self.guesses: list[Floats] = []
+        self.predicted_rewards: list[Floats] = []
         self._kinds: list[list[str]] = []
         self._shares: list[float] = []
-        self._measured, self._guesser = measured, guesser
+        self._measured, self._guesser = measured, reward_model
         self._ahead = {name: _Ahead(policy) for name, policy in policies.items()}
         self._acting = {name: EpsilonSoft(policy, epsilon, rng_seed=0) for name, policy in self._ahead.items()}
 
     def add(self, some: Sequence[Experience]) -> None:
         """Ask every policy about some experiences."""
         views = [one.view for one in some]
-        choices_of_each = [legal_choices(view) for view in views]
+        choices_per_view = [legal_choices(view) for view in views]
         for name, ahead in self._ahead.items():
-            ahead.look_at(views, choices_of_each)
+            ahead.look_at(views, choices_per_view)
             for view in views:
                 _choices, probabilities, _reason = self._acting[name].probabilities(view)
                 self.rows[name].append(np.asarray(probabilities, np.float64))
-        for one, choices in zip(some, choices_of_each, strict=True):
+        for one, choices in zip(some, choices_per_view, strict=True):
             self._kinds.append([kind_of(choice) for choice in choices])
             told, eligible = self._measured.get(choices[one.chosen].action, (1, 1))
             self._shares.append(told / eligible)
         if self._guesser is not None:
-            self.guesses += [np.asarray(row, np.float64) for row in self._guesser(views, choices_of_each)]
+            self.predicted_rewards += [np.asarray(row, np.float64) for row in self._guesser(views, choices_per_view)]
 
-    def logged(self, experiences: Experiences) -> Logged:
+    def logged(self, experiences: Experiences) -> LoggedDecisions:
         """What really happened."""
         stored = experiences.stored
-        return Logged(
+        return LoggedDecisions(
             runs=[e.run_id for e in stored],
             chosen=[e.chosen for e in stored],
             behaviour=np.array([e.probability for e in stored], np.float64),
@@ -159,15 +165,15 @@ class _Ahead(Policy):
         self._policy = policy
         self._known: dict[int, ActionDistribution] = {}
 
-    def look_at(self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]) -> None:
+    def look_at(self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]) -> None:
         """Ask about these; ``favour`` knows the answers as long as the views live."""
-        favourites = self._policy.favour_all(views, choices_of_each)
+        favourites = self._policy.distributions(views, choices_per_view)
         self._known = {id(view): favourite for view, favourite in zip(views, favourites, strict=True)}
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """What the policy said, or says now."""
         known = self._known.get(id(view))
-        return self._policy.favour(view, choices) if known is None else known
+        return self._policy.distribution(view, choices) if known is None else known
 
 
 def kind_of(choice: Choice) -> str:

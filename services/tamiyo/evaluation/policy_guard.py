@@ -56,7 +56,7 @@ def harm(rewards: Sequence[float], guard: GuardSettings) -> str | None:
 
 
 class PolicyGuard:
-    """Looks at the version that is active, every ``every_s``, and says whether it has to go."""
+    """Looks at the version that is active, every ``interval_s``, and says whether it has to go."""
 
     def __init__(
         self, guard: GuardSettings, rent: RentSettings, source: str, clock: Callable[[], float] = time.monotonic
@@ -68,7 +68,7 @@ class PolicyGuard:
     async def look(self, connection: Connection, active: PolicyChange | None) -> OonaMessage | None:
         """The event that rolls ``active`` back, if it does harm. Several controllers that find so write one event."""
         now = self._clock()
-        if active is None or active.id in self._done or now - self._looked_at < self._guard.every_s:
+        if active is None or active.id in self._done or now - self._looked_at < self._guard.interval_s:
             return None
         self._looked_at = now
         reason = harm(mean_rewards(await forked_decisions(connection, active), self._rent), self._guard)

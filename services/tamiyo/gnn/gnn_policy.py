@@ -73,46 +73,46 @@ class GnnPolicy(Policy):
             "threads": str(torch.get_num_threads()),
         }
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The weights of all choices at one boundary."""
-        return self.favour_all([view], [choices])[0]
+        return self.distributions([view], [choices])[0]
 
-    def favour_all(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]
+    def distributions(
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
     ) -> Sequence[ActionDistribution]:
         """The same of several boundaries, in one pass."""
         found = []
-        for (gain, value), offered in zip(self.gains(views, choices_of_each), choices_of_each, strict=True):
+        for (gain, value), offered in zip(self.gains(views, choices_per_view), choices_per_view, strict=True):
             weights = softmax(gain / self._temperature + prior(len(gain)))
             found.append(ActionDistribution(weights, self._reason(gain, value, weights, offered)))
         return found
 
     @torch.inference_mode()
     def gains(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]] | None = None
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]] | None = None
     ) -> list[tuple[NDArray[np.float64], float]]:
         """For each view the gain expected of each legal choice, (C,), in units of the reward, and the state's value.
 
         Args:
-            choices_of_each: what ``legal_choices`` gives of the views, if it is at hand.
+            choices_per_view: what ``legal_choices`` gives of the views, if it is at hand.
         """
-        batch = self._batch(views, choices_of_each)
+        batch = self._batch(views, choices_per_view)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             scores = self.network(batch)
         gain, value = scores.gain.double().cpu().numpy(), scores.value.tolist()
         ends = np.cumsum(batch.num_choices)[:-1]
         return list(zip(np.split(gain, ends), value, strict=True))
 
-    def guess(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    def predict_rewards(
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
         """Of each view the gain of each choice, in units of the metric."""
-        return [gain.tolist() for gain, _value in self.gains(views, choices_of_each)]
+        return [gain.tolist() for gain, _value in self.gains(views, choices_per_view)]
 
     def _batch(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]] | None = None
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]] | None = None
     ) -> GraphBatch:
-        given = choices_of_each if choices_of_each is not None else [None] * len(views)
+        given = choices_per_view if choices_per_view is not None else [None] * len(views)
         arrays = [
             read_view(view, self._metric, choices if isinstance(choices, LegalChoices) else None)
             for view, choices in zip(views, given, strict=True)

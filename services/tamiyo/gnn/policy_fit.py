@@ -21,8 +21,8 @@ from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.dataset.experiences import Experiences
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
 from esper.services.tamiyo.gnn.network import LEVELS
-from esper.services.tamiyo.gnn.policy_file import Training, card_of, pack_policy
-from esper.services.tamiyo.gnn.policy_trainer import Curve, PolicyTrainer, Trained
+from esper.services.tamiyo.gnn.policy_file import Training, make_card, pack_policy
+from esper.services.tamiyo.gnn.policy_trainer import Curve, PolicyTrainer, TrainedNetwork
 from esper.services.tamiyo.gnn.pooling import find_scatter
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.gnn.view_arrays import input_names
@@ -39,7 +39,7 @@ class FittedPolicy:
     """What a fit gives: a policy, what it expects, and its file."""
 
     def __init__(
-        self, trained: Trained, settings: TrainingSettings, network: NetworkSettings, experiences: Experiences
+        self, trained: TrainedNetwork, settings: TrainingSettings, network: NetworkSettings, experiences: Experiences
     ) -> None:
         self.trained, self._settings, self._experiences = trained, settings, experiences
         self._gnn = GnnPolicy(
@@ -51,11 +51,11 @@ class FittedPolicy:
         )
         self.policy = self._gnn
 
-    def guess(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    def predict_rewards(
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
         """Of each view the gain of each choice, in units of the metric."""
-        return self._gnn.guess(views, choices_of_each)
+        return self._gnn.predict_rewards(views, choices_per_view)
 
     def save(self, folder: Path, card: Mapping[str, Any]) -> None:
         """Write the policy's file, and its card as a file of its own, with what it was judged on."""
@@ -70,7 +70,7 @@ class FittedPolicy:
             },
             limits=limits_of(self._experiences),
         )
-        own = card_of(
+        own = make_card(
             self.trained.network.shape, self.trained.blueprints, self._settings.metric, self._settings.temperature
         )
         data = pack_policy(self.trained.network, own.model_copy(update={"training": told}))

@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from esper.errors import ContractError
 from esper.graph.features import Level
-from esper.services.tamiyo.control.legal_choices import OneChoice, legal_choices
+from esper.services.tamiyo.control.legal_choices import SingleChoice, legal_choices
 from esper.services.tamiyo.dataset.experiences import Experience
 from esper.services.tamiyo.dataset.replay_buffer import PrioritizedReplay
 from esper.services.tamiyo.gnn.gnn_policy import KnownBlueprints
@@ -52,7 +52,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A fitted network, and what it knows by name.
 
     Attributes:
@@ -104,7 +104,7 @@ class PolicyTrainer:
             shape = NetworkShape(settings.width, settings.rounds, len(self.blueprints.names))
             self.network = PolicyNetwork(shape)
         self._scale_to(self._train)
-        self._averaged = AveragedModel(self.network, multi_avg_fn=_moving(settings.averaging))
+        self._averaged = AveragedModel(self.network, multi_avg_fn=_moving(settings.weight_average_decay))
         self.network.dropout = Dropout(settings.dropout, self._generator)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -140,19 +140,19 @@ class PolicyTrainer:
         rate = float(self._optimizer.param_groups[0]["lr"])
         return Curve(self.num_batches, self._settings.num_batches, rate, loss, validation_loss)
 
-    def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> Trained:
+    def fit(self, progress: Callable[[Curve], None] = lambda _curve: None) -> TrainedNetwork:
         """Learn to the end, and give the network that is kept."""
         while not self.is_done:
             progress(self.step())
         return self.trained()
 
-    def trained(self) -> Trained:
+    def trained(self) -> TrainedNetwork:
         """The network that is kept so far."""
         kept = PolicyNetwork(self.network.shape)
         kept.load_state_dict(self._kept)
         with _deterministic(self._settings.threads):
             kept.calibration.fill_(self._slope(kept))
-        return Trained(kept.eval(), self.blueprints, self._kept_loss, self.baseline_loss, self._kept_at)
+        return TrainedNetwork(kept.eval(), self.blueprints, self._kept_loss, self.baseline_loss, self._kept_at)
 
     @torch.no_grad()
     def validation_losses(self) -> NDArray[np.float64]:
@@ -231,7 +231,7 @@ class PolicyTrainer:
             part = slice(start, start + settings.mini_batch_size)
             gain, value, reward = self._predict(self.network, self._train, drawn.items[part], hide=True)
             weights = torch.from_numpy(drawn.weights[part].astype(np.float32))
-            loss = (weights * (_huber(gain - reward) + settings.value_share * _huber(value - reward))).sum()
+            loss = (weights * (_huber(gain - reward) + settings.value_loss_weight * _huber(value - reward))).sum()
             (loss / settings.batch_size).backward()  # type: ignore[no-untyped-call]
             errors.append((gain - reward).detach().abs().numpy())
             total += loss.item()
@@ -251,7 +251,9 @@ class PolicyTrainer:
         """
         batch = GraphBatch.of([rows.arrays[n] for n in which], self.blueprints.numbers)
         if hide:
-            hidden = torch.rand(len(batch.blueprint), generator=self._generator) < self._settings.unknown_share
+            hidden = (
+                torch.rand(len(batch.blueprint), generator=self._generator) < self._settings.anonymous_blueprint_share
+            )
             batch.blueprint.masked_fill_(hidden, UNKNOWN_BLUEPRINT)
         scores = network(batch)
         return scores.gain / self._scale, scores.value / self._scale, torch.from_numpy(rows.reward[which]) / self._scale
@@ -260,7 +262,7 @@ class PolicyTrainer:
         arrays, is_wait, reward = [], [], []
         _names, run = np.unique([one.run_id for one in experiences], return_inverse=True)
         for one in experiences:
-            chosen = OneChoice(legal_choices(one.view), one.chosen)
+            chosen = SingleChoice(legal_choices(one.view), one.chosen)
             arrays.append(read_view(one.view, self._settings.metric, chosen))
             is_wait.append(one.chosen == 0)
             reward.append(one.reward)

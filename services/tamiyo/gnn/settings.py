@@ -44,12 +44,12 @@ class TrainingSettings(SectionModel):
     learning_rate: float = Field(3e-3, gt=0, description="The highest learning rate of the one cycle.")
     weight_decay: float = Field(1.0, ge=0, description="AdamW's weight decay.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of inputs and codes that is left out while it learns.")
-    averaging: float = Field(
+    weight_average_decay: float = Field(
         0.9, ge=0, lt=1, description="Of the weights that are kept: how much of their moving average stays an update."
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    value_share: float = Field(0.5, ge=0, description="Weight of the value's loss beside that of the gain.")
-    unknown_share: float = Field(
+    value_loss_weight: float = Field(0.5, ge=0, description="Weight of the value's loss beside that of the gain.")
+    anonymous_blueprint_share: float = Field(
         0.1, ge=0, lt=1, description="Share of blueprints that go by no name, so that unknown ones can be judged."
     )
     threads: Positive = Field(1, description="torch's threads; another number can give other bits.")

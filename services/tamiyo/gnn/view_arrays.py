@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from esper.graph.features import FEATURES, VOCABULARIES, Feature, Kind, Level
 from esper.graph.graph_view import GraphView
-from esper.services.tamiyo.control.legal_choices import Indices, LegalChoices, OneChoice, codes_of
+from esper.services.tamiyo.control.legal_choices import Indices, LegalChoices, SingleChoice, codes_of
 
 Floats = NDArray[np.float32]
 
@@ -74,10 +74,10 @@ class ViewArrays:
     kernels: Floats
     blueprints: tuple[str, ...]
     edges: Indices
-    choices: LegalChoices | OneChoice
+    choices: LegalChoices | SingleChoice
 
 
-def read_view(view: GraphView, metric: str, choices: LegalChoices | OneChoice | None = None) -> ViewArrays:
+def read_view(view: GraphView, metric: str, choices: LegalChoices | SingleChoice | None = None) -> ViewArrays:
     """A view's arrays. The run's row has the course of ``metric``; ``choices`` are all that are legal by default."""
     layers, seeds, kernels = (view.columns[level] for level in (Level.LAYER, Level.SEED, Level.KERNEL))
     choices = LegalChoices(view) if choices is None else choices

@@ -56,24 +56,24 @@ class ActionDistribution:
 class Policy(Protocol):
     """A way to prefer. Pure: the same view gives the same favourite.
 
-    Whoever has a faster way for many views at once has a ``favour_all`` of its own.
+    Whoever has a faster way for many views at once has a ``distributions`` of its own.
     """
 
     kind: str
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The favourite among ``choices``, whose first is WAIT."""
         ...
 
-    def favour_all(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    def distributions(
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[ActionDistribution]:
         """The favourites of many views, in their order: the same as ``favour`` gives one by one."""
-        return [self.favour(view, choices) for view, choices in zip(views, choices_of_each, strict=True)]
+        return [self.distribution(view, choices) for view, choices in zip(views, choices_per_view, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class SampledChoice:
     """A choice with its probability under the acting policy, in (0, 1].
 
     ``error`` is what the policy failed with; then the choice is WAIT, and nothing was drawn.
@@ -102,48 +102,48 @@ class EpsilonSoft:
             Exception: whatever the policy raises, and ValueError where its weights are no distribution.
         """
         choices = legal_choices(view)
-        favourite = self.policy.favour(view, choices)
+        favourite = self.policy.distribution(view, choices)
         return choices, self._soften(favourite, len(choices)), favourite.reason
 
-    def choose(self, view: GraphView) -> Chosen:
+    def choose(self, view: GraphView) -> SampledChoice:
         """Choose for one boundary. The same view and seed give the same choice.
 
         Raises:
             Exception: whatever the policy raises.
         """
         choices = legal_choices(view)
-        return self._draw(view, choices, self.policy.favour(view, choices))
+        return self._draw(view, choices, self.policy.distribution(view, choices))
 
-    def choose_all(self, views: Sequence[GraphView]) -> list[Chosen]:
+    def choose_all(self, views: Sequence[GraphView]) -> list[SampledChoice]:
         """Choose for many, with one call of the policy; each gets what ``choose`` gives it alone.
 
         Where the policy fails, the views are tried one by one: one on which it fails alone gets WAIT, with the error.
         """
         try:
-            choices_of_each = [legal_choices(view) for view in views]
-            favourites = list(self.policy.favour_all(views, choices_of_each))
+            choices_per_view = [legal_choices(view) for view in views]
+            favourites = list(self.policy.distributions(views, choices_per_view))
             if len(favourites) != len(views):
                 raise ValueError(f"the policy gave {len(favourites)} favourites for {len(views)} views")
         except Exception:
             return [self._choose_or_wait(view) for view in views]
         return [
             self._draw_or_wait(view, choices, favourite)
-            for view, choices, favourite in zip(views, choices_of_each, favourites, strict=True)
+            for view, choices, favourite in zip(views, choices_per_view, favourites, strict=True)
         ]
 
-    def _choose_or_wait(self, view: GraphView) -> Chosen:
+    def _choose_or_wait(self, view: GraphView) -> SampledChoice:
         try:
             return self.choose(view)
         except Exception as error:
             return _waiting(error)
 
-    def _draw_or_wait(self, view: GraphView, choices: Sequence[Choice], favourite: ActionDistribution) -> Chosen:
+    def _draw_or_wait(self, view: GraphView, choices: Sequence[Choice], favourite: ActionDistribution) -> SampledChoice:
         try:
             return self._draw(view, choices, favourite)
         except Exception as error:
             return _waiting(error)
 
-    def _draw(self, view: GraphView, choices: Sequence[Choice], favourite: ActionDistribution) -> Chosen:
+    def _draw(self, view: GraphView, choices: Sequence[Choice], favourite: ActionDistribution) -> SampledChoice:
         weights = self._soften(favourite, len(choices))
         running = weights.cumsum()
         point = self._generator(view).random() * running[-1]
@@ -153,7 +153,7 @@ class EpsilonSoft:
             is_unwanted = math.isclose(weights[index], least)
             how = f"exploration (epsilon {self._epsilon})" if is_unwanted else f"drawn at {weights[index]:.1%}"
             reason = f"{how}; the policy said: {reason}"
-        return Chosen(choices[index], float(weights[index]), reason)
+        return SampledChoice(choices[index], float(weights[index]), reason)
 
     def _soften(self, favourite: ActionDistribution, num_choices: int) -> NDArray[np.float64]:
         softened: NDArray[np.float64] = self._epsilon / num_choices + (1.0 - self._epsilon) * favourite.dense(
@@ -166,11 +166,11 @@ class EpsilonSoft:
         return random.Random(hashlib.sha256(named.encode()).digest())
 
 
-def only(index: int, reason: str) -> ActionDistribution:
+def point_mass(index: int, reason: str) -> ActionDistribution:
     """All weight on one choice."""
     return ActionDistribution({index: 1.0}, reason)
 
 
-def _waiting(error: Exception) -> Chosen:
+def _waiting(error: Exception) -> SampledChoice:
     told = f"{type(error).__name__}: {error}".rstrip(": ")
-    return Chosen(WAIT, 1.0, f"the policy failed on this view, so nothing is done: {told:.500}", told)
+    return SampledChoice(WAIT, 1.0, f"the policy failed on this view, so nothing is done: {told:.500}", told)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from esper.graph.graph_view import GraphView
 from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.control.legal_choices import Choice
-from esper.services.tamiyo.policies import ActionDistribution, Policy, only
+from esper.services.tamiyo.policies import ActionDistribution, Policy, point_mass
 
 CULL, EARLY_CULL = 0.3, 0.03  # the weight of a cull, and of one that nobody has judged yet, where another action has 1
 
@@ -16,9 +16,9 @@ class WaitPolicy(Policy):
 
     kind = "wait"
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """WAIT."""
-        return only(0, "the wait policy never grows")
+        return point_mass(0, "the wait policy never grows")
 
 
 class RandomPolicy(Policy):
@@ -36,7 +36,7 @@ class RandomPolicy(Policy):
     def __init__(self, wait_share: float | None = None) -> None:
         self._wait_share = wait_share
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """The same weight on every choice, or on every choice of an action."""
         told = "the random policy has no favourite"
         if self._wait_share is None or len(choices) == 1:
@@ -57,18 +57,18 @@ class SchedulePolicy(Policy):
     def __init__(self, every_epochs: int) -> None:
         self._every = every_epochs
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         """Fossilize first; else germinate when it is time; else wait."""
         for index, choice in enumerate(choices):
             if choice.action is Action.FOSSILIZE:
-                return only(index, "the schedule fossilizes every seed that is evaluated")
+                return point_mass(index, "the schedule fossilizes every seed that is evaluated")
         started = [s for s in view.seeds if s.germinated_at_step is not None]
         due = view.num_epochs // self._every
         options = [n for n, c in enumerate(choices) if c.action is Action.GERMINATE]
         if len(started) < due and options:
             reason = f"{view.num_epochs} epochs, one seed every {self._every}: {len(started)} of {due} so far"
-            return only(options[len(started) % len(options)], reason)
-        return only(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
+            return point_mass(options[len(started) % len(options)], reason)
+        return point_mass(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
 
 
 def _weight(kind: tuple[Action, bool]) -> float:

@@ -80,7 +80,7 @@ class WeightsSource:
         return await asyncio.to_thread(self._build, data, version)
 
 
-def sources(settings: Settings, tamiyo: TamiyoSettings) -> dict[str, PolicySource]:
+def sources_by_kind(settings: Settings, tamiyo: TamiyoSettings) -> dict[str, PolicySource]:
     """Kind -> its source."""
     return {**dict.fromkeys(BASELINES, BaselineSource(tamiyo)), "gnn": WeightsSource(settings, partial(_gnn, tamiyo))}
 
@@ -96,24 +96,24 @@ def _gnn(tamiyo: TamiyoSettings, data: bytes, _version: PolicyVersion) -> Policy
 
 def make_policy(tamiyo: TamiyoSettings) -> Policy:
     """The policy that the settings name, or where they follow the log, that which decides before it names one."""
-    return baseline(settled(tamiyo).kind, tamiyo, {})
+    return baseline(configured_version(tamiyo).kind, tamiyo, {})
 
 
-def settled(tamiyo: TamiyoSettings) -> PolicyVersion:
+def configured_version(tamiyo: TamiyoSettings) -> PolicyVersion:
     """The version that the settings name, as ``make_policy``."""
     kind = DEFAULT_KIND if tamiyo.policy == "active" else tamiyo.policy
-    return PolicyVersion(kind, tamiyo.policy_version, kind, parameters_of(kind, tamiyo))
+    return PolicyVersion(kind, tamiyo.policy_version, kind, policy_parameters(kind, tamiyo))
 
 
-def parameters_of(kind: str, tamiyo: TamiyoSettings) -> dict[str, Scalar]:
+def policy_parameters(kind: str, tamiyo: TamiyoSettings) -> dict[str, Scalar]:
     """What an activation of a baseline says of how it acts."""
     own: dict[str, Scalar] = {}
     if kind == "heuristic":
         own = tamiyo.heuristic.model_dump()
     elif kind == "schedule":
         own = {"every_epochs": tamiyo.schedule_every_epochs}
-    elif kind == "random" and tamiyo.random_wait_share is not None:
-        own = {"wait_share": tamiyo.random_wait_share}
+    elif kind == "random" and tamiyo.random_wait_probability is not None:
+        own = {"wait_share": tamiyo.random_wait_probability}
     return {**own, "epsilon": tamiyo.epsilon}
 
 
@@ -127,7 +127,7 @@ def baseline(kind: str, tamiyo: TamiyoSettings, parameters: Mapping[str, Scalar]
         case "wait":
             return WaitPolicy()
         case "random":
-            share = parameters.get("wait_share", tamiyo.random_wait_share)
+            share = parameters.get("wait_share", tamiyo.random_wait_probability)
             return RandomPolicy(None if share is None else float(share))
         case "schedule":
             return SchedulePolicy(int(parameters.get("every_epochs", tamiyo.schedule_every_epochs)))

@@ -39,7 +39,7 @@ class PolicyFollower:
         metrics: TamiyoMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.acting = start
+        self.active = start
         self._sources, self._soften, self._metrics, self._clock = sources, soften, metrics, clock
         self._wanted: PolicyVersion | None = None
         self._loading: asyncio.Task[Policy] | None = None
@@ -47,7 +47,7 @@ class PolicyFollower:
 
     def look(self, change: PolicyChange | None) -> None:
         """Take what was loaded since, if it is still what the log names; begin to load what it names now."""
-        wanted = None if change is None or change.version == self.acting.of else change.version
+        wanted = None if change is None or change.version == self.active.of else change.version
         if wanted != self._wanted:
             self._want(wanted)
         if self._loading is not None and self._loading.done():
@@ -91,7 +91,7 @@ class PolicyFollower:
         except Exception as error:  # whatever a policy's own code raises
             self._failed(wanted, error)
             return
-        before, self.acting = self.acting, ActivePolicy(wanted, self._soften(policy))
+        before, self.active = self.active, ActivePolicy(wanted, self._soften(policy))
         self._wanted = None
         self._metrics.policy_loaded(wanted.policy_id, wanted.version)
         _log.info("policy.swapped", policy=str(wanted), kind=wanted.kind, before=str(before.of))
@@ -99,7 +99,7 @@ class PolicyFollower:
     def _failed(self, wanted: PolicyVersion, error: Exception) -> None:
         self._retry_at = self._clock() + self._wait_s
         told = f"{type(error).__name__}: {error}"
-        _log.error("policy.load_failed", policy=str(wanted), error=told, kept=str(self.acting.of), retry_s=self._wait_s)
+        _log.error("policy.load_failed", policy=str(wanted), error=told, kept=str(self.active.of), retry_s=self._wait_s)
         self._metrics.policy_load_failed(
             f"{wanted}, which the log names as active, cannot be loaded ({told:.300}); {self.acting.of} still decides"
         )

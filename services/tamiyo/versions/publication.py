@@ -27,7 +27,7 @@ _NAMESPACE = uuid.UUID("5b1cc7a0-4c8e-5d0e-9a51-9f7f1f3f2b6d")
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedFiles:
     """What ``esper tamiyo retrain`` left in a folder."""
 
     data: bytes
@@ -35,7 +35,7 @@ class Fitted:
     card: Mapping[str, Any]
 
 
-def read_fitted(folder: Path) -> Fitted:
+def read_fitted(folder: Path) -> FittedFiles:
     """The policy in a folder, verified: this program can run it, and its card is its own.
 
     Raises:
@@ -48,11 +48,17 @@ def read_fitted(folder: Path) -> Fitted:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ContractError(f"{folder} holds no policy ({error}): write one with `esper tamiyo retrain`") from error
     load_policy(data, sha256)
-    return Fitted(data, sha256, card)
+    return FittedFiles(data, sha256, card)
 
 
 def messages_of(
-    fitted: Fitted, policy_id: str, version: int, parent: int | None, baseline_version: int, reason: str, source: str
+    fitted: FittedFiles,
+    policy_id: str,
+    version: int,
+    parent: int | None,
+    baseline_version: int,
+    reason: str,
+    source: str,
 ) -> list[OonaMessage]:
     """The `trained` event, and what was found of it against each rival. The same policy and version, the same ids.
 
@@ -78,7 +84,7 @@ def messages_of(
     return messages
 
 
-def _trained(fitted: Fitted, policy_id: str, version: int, parent: int | None, reason: str) -> PolicyTrained:
+def _trained(fitted: FittedFiles, policy_id: str, version: int, parent: int | None, reason: str) -> PolicyTrained:
     training, own = fitted.card["training"], read_card(fitted.data)
     return PolicyTrained(
         policy_id=policy_id,
@@ -119,5 +125,5 @@ def _rival(name: str, baseline_version: int) -> tuple[str, int] | None:
     return (policy_id, int(version)) if policy_id and version.isdecimal() else None
 
 
-def _id(fitted: Fitted, policy_id: str, version: int, what: str) -> uuid.UUID:
+def _id(fitted: FittedFiles, policy_id: str, version: int, what: str) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, f"{fitted.sha256}:{policy_id}:{version}:{what}")

@@ -55,13 +55,13 @@ class FitProgress:
     numbers: Mapping[str, float]
 
 
-class Trained(Protocol):
+class FitResult(Protocol):
     """What a fit gives."""
 
     policy: Policy
 
-    def guess(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    def predict_rewards(
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
         """Of each view the reward that it expects of each choice, in units of the metric."""
         ...
@@ -71,10 +71,10 @@ class Trained(Protocol):
         ...
 
 
-class Fit(Protocol):
+class FitFunction(Protocol):
     """Fits a policy. Deterministic by seed on one machine."""
 
-    def __call__(self, train: Experiences, settings: FitSettings, progress: Callable[[FitProgress], None]) -> Trained:
+    def __call__(self, train: Experiences, settings: FitSettings, progress: Callable[[FitProgress], None]) -> FitResult:
         """Learn from ``train`` alone; what it needs to stop early it splits off itself."""
         ...
 
@@ -86,7 +86,7 @@ class Split(NamedTuple):
     held_out: Experiences
 
 
-def find_fit() -> Fit:
+def find_fit() -> FitFunction:
     """The function that fits a policy.
 
     Raises:
@@ -94,7 +94,7 @@ def find_fit() -> Fit:
     """
     module, _colon, name = FIT.partition(":")
     try:
-        return cast("Fit", getattr(importlib.import_module(module), name))
+        return cast("FitFunction", getattr(importlib.import_module(module), name))
     except ModuleNotFoundError as error:
         if error.name is not None and module.startswith(error.name):
             raise ConfigError(
@@ -135,7 +135,7 @@ def _split(experiences: Experiences, held: Set[str], of_what: str, options: str)
     return split
 
 
-def card_of(
+def training_card(
     split: Split,
     judged: Comparison,
     rng_seed: int,
@@ -145,7 +145,7 @@ def card_of(
     """What goes on the card of a policy: what it was fitted to, what it was judged on, and the verdict. Plain JSON.
 
     Args:
-        data: the part of the log that it learnt from (``data_of``).
+        data: the part of the log that it learnt from (``training_ranges``).
         foreseen: how well it foresees outcomes on the runs that were held out, by what they are called in the card.
     """
     level, runs = EvaluationSettings().level, split.held_out.runs
@@ -159,7 +159,7 @@ def card_of(
     return {**sides, "seed": rng_seed, "data": list(data), **told, **outcomes}
 
 
-def data_of(begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> list[dict[str, Any]]:
+def training_ranges(begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> list[dict[str, Any]]:
     """Which decisions were learnt from, for a card: by partition, from and until an offset."""
     topic = DECISIONS.name
     return [

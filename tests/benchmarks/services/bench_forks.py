@@ -19,7 +19,12 @@ from esper.kasmina.kernels import build_kernel, load_kernel
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import Action, LayerKind
 from esper.services.tolaria.counterfactuals.branch_measurement import ForkJob, measure, measure_packed, pack_job
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied, BranchTrainer, follow, snapshot_of
+from esper.services.tolaria.counterfactuals.branch_trainer import (
+    AppliedCommand,
+    BranchTrainer,
+    replay_commands,
+    snapshot_of,
+)
 from esper.services.tolaria.counterfactuals.forks import _begin_worker
 from esper.services.tolaria.settings import TrainerSettings
 
@@ -39,9 +44,9 @@ def job_of(trainer: TrainerSettings, end_of_epoch: int) -> ForkJob:
     spec = BlueprintSpec(module="mlp", parameters={"width": 64}, targets=(LayerKind.LINEAR,))
     data = build_kernel("mlp-64", spec, LayerKind.LINEAR, trainer.hidden)
     kernel = load_kernel(data, hashlib.sha256(data).hexdigest())
-    decided, taken = Applied(42, Action.GERMINATE, "fc1", 0, kernel), []
+    decided, taken = AppliedCommand(42, Action.GERMINATE, "fc1", 0, kernel), []
 
-    def steer(line: BranchTrainer) -> list[Applied]:
+    def steer(line: BranchTrainer) -> list[AppliedCommand]:
         if line.step == 42:
             taken.append(line.snapshot())
         return [decided] if line.step == 42 else []
@@ -80,7 +85,7 @@ def epochs(rounds: int) -> None:
             running: Any = pool.apply_async(measure_packed, (trainer, job)) if is_beside else None
             line = BranchTrainer(trainer)
             began = time.perf_counter()
-            line.train(0, follow([]))
+            line.train(0, replay_commands([]))
             own[is_beside].append((time.perf_counter() - began) / line.step)
             if running is not None:
                 print(f"  the branch {'ended first' if running.ready() else 'ran all the while'}")

@@ -35,11 +35,11 @@ from esper.schemas.assets import BlueprintSpec, Kernel, LayerNode
 from esper.schemas.enums import LayerKind
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import Examine
-from esper.services.urza.kernels.kernel_builder import Compiler
+from esper.services.urza.certification.sandbox_jobs import ExamineJob
+from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 from esper.services.urza.settings import UrzaSettings
-from esper.services.urza.urza_service import limits_of
+from esper.services.urza.urza_service import sandbox_limits
 from esper.storage.blobs import BlobStore
 from esper.storage.s3_client import S3Client
 from esper.streams.database.connections import connect_pool
@@ -107,7 +107,7 @@ async def one_by_one(parts: Parts, rows: Sequence[Any]) -> int:
     for row in rows:
         spec = BlueprintSpec.model_validate(json.loads(row["spec"]))
         kind, width = LayerKind(row["kind"]), row["num_features"]
-        data = build_kernel(row["blueprint_id"], spec, kind, width, seed=OWN.kernel_seed)
+        data = build_kernel(row["blueprint_id"], spec, kind, width, seed=OWN.kernel_rng_seed)
         digest = await parts.blobs.put(data)
         loaded = load_kernel(await parts.blobs.get(digest, max_bytes=MAX_KERNEL_BYTES), digest)
         kernel = Kernel(
@@ -132,8 +132,8 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
                 rows = await parts.until_wanted(lambda n: n >= num_widths)
                 parts.blobs.line.wait_s, begin = wait_s, time.monotonic()
                 if name == "Urza":
-                    compiler = Compiler(parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN)
-                    count[name] += await compiler.compile_wanted()
+                    compiler = KernelBuilder(parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN)
+                    count[name] += await compiler.build_wanted()
                 else:
                     count[name] += await one_by_one(parts, rows)
                 taken[name] += time.monotonic() - begin
@@ -147,18 +147,18 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
 
 async def bench_examinations(rounds: int, cold: int) -> None:
     """The shipped blueprints in one sandbox, and a few in a sandbox each."""
-    jobs = [Examine(blueprint_id=i, spec=s, widths=OWN.certify_widths, kernel_seed=0) for i, s in SHIPPED.items()]
-    async with Sandbox(limits_of(OWN)) as sandbox:
+    jobs = [ExamineJob(blueprint_id=i, spec=s, widths=OWN.certify_widths, kernel_rng_seed=0) for i, s in SHIPPED.items()]
+    async with Sandbox(sandbox_limits(OWN)) as sandbox:
         begin = time.monotonic()
         await sandbox.examine(jobs[0])
         start_s, begin = time.monotonic() - begin, time.monotonic()
         for _round in range(rounds):
             for job in jobs:
-                assert (await sandbox.examine(job)).not_passed is None
+                assert (await sandbox.examine(job)).check_error is None
         warm_s = (time.monotonic() - begin) / rounds / len(jobs)
     begin = time.monotonic()
     for job in jobs[:cold]:
-        async with Sandbox(limits_of(OWN)) as sandbox:
+        async with Sandbox(sandbox_limits(OWN)) as sandbox:
             await sandbox.examine(job)
     cold_s = (time.monotonic() - begin) / cold
     print(f"examining: the first {start_s:.1f} s after the start, then {1000 * warm_s:.0f} ms for each blueprint")
@@ -186,12 +186,12 @@ async def bench(stack: EmbeddedStack, folder: Path, arguments: argparse.Namespac
     await bench_start(stack, folder)
     await bench_examinations(arguments.rounds, arguments.cold)
     async with AsyncExitStack() as exits:
-        sandbox = await exits.enter_async_context(Sandbox(limits_of(OWN)))
+        sandbox = await exits.enter_async_context(Sandbox(sandbox_limits(OWN)))
         pool = await exits.enter_async_context(connect_pool(settings.need_postgres()))
         producer = await exits.enter_async_context(OonaProducer(settings.need_kafka(), client_id="bench"))
         blobs = await exits.enter_async_context(DistantStore(settings.need_s3()))
         await sandbox.examine(
-            Examine(blueprint_id="warm", spec=SHIPPED["affine"], widths=(8,), kernel_seed=0)
+            ExamineJob(blueprint_id="warm", spec=SHIPPED["affine"], widths=(8,), kernel_rng_seed=0)
         )  # what starts it is not timed
         parts = Parts(pool, producer, blobs, sandbox)
         await bench_kernels(parts, arguments.widths, arguments.rounds, [0.0, arguments.away / 1000])

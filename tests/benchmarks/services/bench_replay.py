@@ -26,9 +26,9 @@ from esper.oona.producer import OonaProducer
 from esper.schemas import ids
 from esper.schemas.enums import LayerKind, SeedStage
 from esper.services.tamiyo.control.legal_choices import legal_choices
-from esper.services.tamiyo.dataset.log_ranges import Range
+from esper.services.tamiyo.dataset.log_ranges import ReplayRange
 from esper.services.tamiyo.dataset.log_replay import replay
-from esper.services.tamiyo.dataset.report_rewards import forked
+from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.evaluation.policy_evaluation import baselines, evaluate
 from esper.services.tamiyo.settings import TamiyoSettings
 
@@ -90,25 +90,25 @@ async def send(kafka: KafkaSettings, story: Story) -> None:
 
 def measure(kafka: KafkaSettings, num_layers: int, num_decisions: int) -> None:
     asyncio.run(send(kafka, told(num_layers, num_decisions, random.Random(num_layers))))
-    asked = Range(runs=(f"bench-{num_layers}-*",))
+    asked = ReplayRange(runs=(f"bench-{num_layers}-*",))
     phases: dict[str, float] = {}
 
     def tell(what: Any) -> None:
         phases.setdefault(what.phase.split(":")[0], time.perf_counter())
 
     began = time.perf_counter()
-    found = asyncio.run(replay(kafka, asked, forked(TAMIYO.rent), tell=tell))
+    found = asyncio.run(replay(kafka, asked, fork_rewards(TAMIYO.rent), tell=tell))
     ended = time.perf_counter()
     joining = phases["joining decisions"]
     experiences = found.joined.experiences
     assert len(experiences) == found.joined.num_decisions
     _opened, opening = timed(len(experiences), lambda: [one.view for one in experiences])
-    _judged, judging = timed(
+    _judged, evaluation_settings = timed(
         len(experiences), lambda: evaluate(experiences, baselines(TAMIYO), epsilon=0.05, measured={})
     )
     size = sum(len(e.view_zstd) for e in experiences.stored) / len(experiences)
     rates = (num_decisions / (joining - began), num_decisions / (ended - joining), num_decisions / (ended - began))
-    figures = "".join(f"{rate:>12,.0f}" for rate in (*rates, opening, judging))
+    figures = "".join(f"{rate:>12,.0f}" for rate in (*rates, opening, evaluation_settings))
     print(f"{num_layers:>6}{len(experiences):>11,}{size:>11,.0f}{figures}", flush=True)
 
 

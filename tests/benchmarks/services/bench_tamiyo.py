@@ -105,8 +105,8 @@ def by_runs(numbers: Sequence[int], rounds: int) -> None:
         choices = [legal_choices(v) for v in views]
         together, apart = [], []
         for _round in range(WARM + max(3, rounds // 3)):
-            together.append(seconds(partial(gnn.favour_all, views, choices)))
-            apart.append(sum(seconds(partial(gnn.favour, v, c)) for v, c in zip(views, choices, strict=True)))
+            together.append(seconds(partial(gnn.distributions, views, choices)))
+            apart.append(sum(seconds(partial(gnn.distribution, v, c)) for v, c in zip(views, choices, strict=True)))
         fast, slow = median(together[WARM:]), median(apart[WARM:])
         print(
             f"{number:>8}  {1e3 * fast:>12.2f}{1e3 * slow:>15.2f}{slow / fast:>8.1f}{number / fast:>13,.0f}", flush=True

@@ -2,7 +2,7 @@
 
 Three loads: few connections that ask without a pause, 1,000 that ask once a second each (so many clients at a
 time), and 1,000 without a pause, more than the machine can answer: those wait for 1,000 others each time.
-Two servers in turn on the same rows: one that keeps answers, and one that keeps none (``urza.cache_mb`` 0), so
+Two servers in turn on the same rows: one that keeps answers, and one that keeps none (``urza.cache_mib`` 0), so
 that what keeping is worth is a ratio of one run. wrk, server, worker, Postgres and broker share this machine.
 """
 
@@ -204,7 +204,7 @@ def main() -> None:
         found = {}
         for told, loads, env in (
             ("answers kept", kept, {}),
-            ("none kept", [few], {"ESPER_URZA__CACHE_MB": "0"}),
+            ("none kept", [few], {"ESPER_URZA__CACHE_MIB": "0"}),
         ):
             print(
                 f"\n{told:26s}{'clients':>12s}{'rate/s':>10s}{'p50 ms':>9s}{'p95':>9s}{'p99':>9s}"

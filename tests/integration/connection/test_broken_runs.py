@@ -19,7 +19,7 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DECISIONS, VIEWS
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.decision_service import DecisionService
-from esper.services.tamiyo.policies import ActionDistribution, Policy, only
+from esper.services.tamiyo.policies import ActionDistribution, Policy, point_mass
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.streams.database.connections import connect_pool
 
@@ -37,10 +37,10 @@ class Picky(Policy):
     def __init__(self, hated: str) -> None:
         self._hated = hated
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         if view.run_id == self._hated:
             raise RuntimeError("not this one")
-        return only(0, "as always")
+        return point_mass(0, "as always")
 
 
 async def test_one_broken_run_holds_up_no_other(stack: EmbeddedStack, tmp_path: Path) -> None:

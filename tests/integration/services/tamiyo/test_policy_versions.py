@@ -26,8 +26,8 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.decision_service import DecisionService
-from esper.services.tamiyo.policies import ActionDistribution, Policy, only
-from esper.services.tamiyo.policies.policy_sources import WeightsSource, sources
+from esper.services.tamiyo.policies import ActionDistribution, Policy, point_mass
+from esper.services.tamiyo.policies.policy_sources import WeightsSource, sources_by_kind
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.storage.blob_keys import BlobKind
 from esper.storage.blobs import BlobStore
@@ -144,14 +144,14 @@ class Constant(Policy):
     def __init__(self, name: str, batches: list[tuple[str, tuple[str, ...]]]) -> None:
         self._name, self._batches = name, batches
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-        return only(0, self._name)
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+        return point_mass(0, self._name)
 
-    def favour_all(
-        self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /
+    def distributions(
+        self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[ActionDistribution]:
         self._batches.append((self._name, tuple(v.run_id for v in views)))
-        return super().favour_all(views, choices_of_each)
+        return super().distributions(views, choices_per_view)
 
 
 class Decided:
@@ -213,7 +213,7 @@ async def test_two_versions_are_rolled_under_load_and_no_boundary_goes_without_a
     def build(data: bytes, version: PolicyVersion) -> Policy:
         return Constant(f"{json.loads(data)['name']} as {version}", batches)
 
-    kinds = {**sources(mine, tamiyo), "constant": WeightsSource(mine, build)}
+    kinds = {**sources_by_kind(mine, tamiyo), "constant": WeightsSource(mine, build)}
     async with BlobStore(mine.need_s3()) as blobs:
         for number in VERSIONS:
             data = json.dumps({"name": f"blob {number}"}).encode()

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from esper.graph.graph_view import NO_HEALTH, GraphView, LayerView, SeedView
 from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.services.tamiyo.control import batch_decider
-from esper.services.tamiyo.control.batch_decider import Decider
+from esper.services.tamiyo.control.batch_decider import BatchDecider
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.control.pending_boundary_queue import GRACE_S, RESEND_AFTER_S, PendingBoundaryQueue
-from esper.services.tamiyo.policies import ActionDistribution, EpsilonSoft, Policy, only
+from esper.services.tamiyo.policies import ActionDistribution, EpsilonSoft, Policy, point_mass
 from esper.services.tamiyo.policies.baselines import RandomPolicy
 from esper.streams.read_models.pending_boundaries import PendingBoundary, UncommandedDecision
 
@@ -44,10 +44,10 @@ class Picky(Policy):
     def __init__(self, raising: set[str], nonsense: Mapping[str, ActionDistribution]) -> None:
         self._raising, self._nonsense = raising, nonsense
 
-    def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         if view.run_id in self._raising:
             raise RuntimeError(f"cannot stand {view.run_id}")
-        return self._nonsense.get(view.run_id) or only(len(choices) - 1, f"the last of {len(choices)}")
+        return self._nonsense.get(view.run_id) or point_mass(len(choices) - 1, f"the last of {len(choices)}")
 
 
 NONSENSE = st.sampled_from(
@@ -106,10 +106,10 @@ def test_a_reason_tells_what_epsilon_chose_from_what_the_policy_itself_left_to_c
 
 def test_a_policy_that_forgets_a_view_is_asked_one_by_one() -> None:
     class Forgetful(Picky):
-        def favour_all(
-            self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]
+        def distributions(
+            self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
         ) -> list[ActionDistribution]:
-            return [self.favour(views[0], choices_of_each[0])]
+            return [self.distribution(views[0], choices_per_view[0])]
 
     views = [view(0, 2), view(1, 3)]
     acting = EpsilonSoft(Forgetful(set(), {}), 0.05, 0)
@@ -185,11 +185,11 @@ def test_a_policy_is_asked_once_for_a_batch() -> None:
     asked: list[int] = []
 
     class Counting(Picky):
-        def favour_all(
-            self, views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]]
+        def distributions(
+            self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
         ) -> Sequence[ActionDistribution]:
             asked.append(len(views))
-            return super().favour_all(views, choices_of_each)
+            return super().distributions(views, choices_per_view)
 
     EpsilonSoft(Counting(set(), {}), 0.05, 0).choose_all([view(n, 2) for n in range(9)])
     assert asked == [9]
@@ -229,7 +229,7 @@ def test_rows_that_cannot_be_read_cost_no_other_run_its_view(broken: set[int], n
         return [run_id for run_id, _incarnation, _boundary in names]
 
     nothing: Any = None
-    decider = Decider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
+    decider = BatchDecider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
     with (
         patch.object(batch_decider, "read_many_view_rows", read),
         patch.object(batch_decider, "_assembled", lambda _p, row: row),
@@ -251,7 +251,7 @@ async def test_postgres_that_is_away_is_not_asked_for_each_run() -> None:
         raise ConnectionResetError("gone")
 
     nothing: Any = None
-    decider = Decider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
+    decider = BatchDecider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
     with patch.object(batch_decider, "read_many_view_rows", read), pytest.raises(ConnectionResetError):
         await decider._read_views([numbered(n) for n in range(30)])
     assert asked == [10, 10, 10]

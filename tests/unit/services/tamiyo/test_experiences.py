@@ -21,7 +21,7 @@ from esper.oona.log_reader import StoredRecord
 from esper.schemas import ids
 from esper.schemas.enums import Action
 from esper.services.tamiyo.control.legal_choices import legal_choices
-from esper.services.tamiyo.dataset.exclusions import FAULTS, MEANING, Reason, counted
+from esper.services.tamiyo.dataset.exclusions import DESCRIPTIONS, FAULTS, Reason, count_by_reason
 from esper.services.tamiyo.dataset.experience_files import (
     MANIFEST,
     NUMBERS,
@@ -32,20 +32,20 @@ from esper.services.tamiyo.dataset.experience_files import (
 from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join
 from esper.services.tamiyo.dataset.experiences import Experiences
 from esper.services.tamiyo.dataset.record_index import RecordIndex
-from esper.services.tamiyo.dataset.report_rewards import forked
+from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 
 
 def joined(records: list[StoredRecord], **gathering: Any) -> ExperienceJoin:
     gathered = RecordIndex(**gathering)
     for record in records:
         gathered.add(record)
-    return join(gathered, forked(RENT))
+    return join(gathered, fork_rewards(RENT))
 
 
 def told(found: ExperienceJoin) -> Any:
     """Everything but the places, which resends move."""
-    asides = sorted((one.run_id, one.incarnation, one.boundary, one.reason, one.detail) for one in found.asides)
-    return found.experiences.digest, asides
+    exclusions = sorted((one.run_id, one.incarnation, one.boundary, one.reason, one.detail) for one in found.exclusions)
+    return found.experiences.digest, exclusions
 
 
 STORIES = st.builds(
@@ -66,7 +66,7 @@ def test_every_boundary_comes_to_what_its_story_says(stories: list[Story], seed:
     reasons += Counter({Reason.RIVAL: sum(n for story in stories for n in story.rivals.values())})
     reasons += Counter({Reason.NO_DECISION: sum(story.orphans for story in stories)})
     reasons += Counter({Reason.WRONG_REPORT: sum(story.wrong_reports for story in stories)})
-    assert counted(found.asides) == +reasons
+    assert count_by_reason(found.exclusions) == +reasons
     assert found.num_decisions == len(expected)
     assert sum(rewarded for rewarded, _eligible in found.measured.values()) == len(found.experiences)
     unmeasured = sum(eligible - rewarded for rewarded, eligible in found.measured.values())
@@ -141,7 +141,7 @@ def test_of_two_decisions_the_first_in_the_log_counts_and_a_report_of_the_others
     story.told["control.tamiyo.decisions"][0] = other.told["control.tamiyo.decisions"][0]
     found = joined(records_of(story))
     assert len(found.experiences) == 0, "the report is of what came second, and was carried out all the same"
-    assert counted(found.asides) == {Reason.WRONG_REPORT: 1, Reason.RIVAL: 1, Reason.NO_REPORT: 1}
+    assert count_by_reason(found.exclusions) == {Reason.WRONG_REPORT: 1, Reason.RIVAL: 1, Reason.NO_REPORT: 1}
 
 
 def test_a_view_of_another_boundary_is_not_the_view() -> None:
@@ -150,8 +150,11 @@ def test_a_view_of_another_boundary_is_not_the_view() -> None:
     story.told["control.tamiyo.views"], story.told["control.tamiyo.decisions"] = [], []
     story.tell(recorded(elsewhere), ids.view_id(*key))
     story.tell(decided(view, choice, 0.5, view_digest=elsewhere.digest), ids.decision_id(*key))
-    (aside,) = joined(records_of(story)).asides
-    assert (aside.reason, aside.detail) == (Reason.WRONG_VIEW, "it is of run, incarnation 1, boundary 1, step 11")
+    (exclusion,) = joined(records_of(story)).exclusions
+    assert (exclusion.reason, exclusion.detail) == (
+        Reason.WRONG_VIEW,
+        "it is of run, incarnation 1, boundary 1, step 11",
+    )
 
 
 def test_a_view_that_is_no_view_is_told_and_one_of_a_newer_program_stops_the_replay() -> None:
@@ -171,13 +174,13 @@ def test_a_view_that_is_no_view_is_told_and_one_of_a_newer_program_stops_the_rep
             with pytest.raises(NewerVersionError):
                 joined(records_of(story))
         else:
-            assert counted(joined(records_of(story)).asides) == {Reason.VIEW_DAMAGED: 1}
+            assert count_by_reason(joined(records_of(story)).exclusions) == {Reason.VIEW_DAMAGED: 1}
 
 
 def test_a_view_that_claims_to_be_huge_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esper.services.tamiyo.dataset.experience_join.MAX_VIEW_BYTES", 1_000)
-    (aside,) = joined(records_of(one_whole()[0])).asides
-    assert (aside.reason, aside.detail.startswith("it claims to have")) == (Reason.VIEW_DAMAGED, True)
+    (exclusion,) = joined(records_of(one_whole()[0])).exclusions
+    assert (exclusion.reason, exclusion.detail.startswith("it claims to have")) == (Reason.VIEW_DAMAGED, True)
 
 
 def test_what_workers_passed_over_is_left_out_until_it_is_redriven() -> None:
@@ -185,22 +188,22 @@ def test_what_workers_passed_over_is_left_out_until_it_is_redriven() -> None:
     decision = next(r for r in records if r.position.topic == "control.tamiyo.decisions")
     passed = {decision.position: "invalid: step"}
     found = joined(records, skipped_record=passed)
-    assert counted(found.asides) == {Reason.UNDECODABLE: 1, Reason.NO_DECISION: 1}
+    assert count_by_reason(found.exclusions) == {Reason.UNDECODABLE: 1, Reason.NO_DECISION: 1}
     place = decision.position
     redriven = decision._replace(
         position=place._replace(offset=place.offset + 9),
         headers=(*decision.headers, (ORIGIN, f"{place.topic}/{place.partition}/{place.offset}".encode())),
     )
     found = joined([*records, redriven], skipped_record=passed)
-    assert (len(found.experiences), found.asides) == (1, ())
+    assert (len(found.experiences), found.exclusions) == (1, ())
 
 
 def test_a_record_that_is_no_event_is_told_with_its_place() -> None:
     records = records_of(one_whole()[0])
     broken = [r._replace(value=b"\x00") if r.position.topic == "innovation.field-reports" else r for r in records]
     found = joined(broken)
-    assert counted(found.asides) == {Reason.UNDECODABLE: 1, Reason.NO_REPORT: 1}
-    undecodable = next(one for one in found.asides if one.reason is Reason.UNDECODABLE)
+    assert count_by_reason(found.exclusions) == {Reason.UNDECODABLE: 1, Reason.NO_REPORT: 1}
+    undecodable = next(one for one in found.exclusions if one.reason is Reason.UNDECODABLE)
     assert undecodable.place.startswith("innovation.field-reports[")
     assert undecodable.run_id == "run"
 
@@ -250,6 +253,6 @@ def test_two_experiences_of_one_boundary_cannot_be() -> None:
 
 
 def test_every_reason_says_what_it_means() -> None:
-    assert set(MEANING) == set(Reason)
+    assert set(DESCRIPTIONS) == set(Reason)
     assert Reason.NO_VIEW in FAULTS
     assert FAULTS.isdisjoint({Reason.NO_REPORT, Reason.STALE, Reason.RIVAL})

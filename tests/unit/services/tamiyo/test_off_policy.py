@@ -14,8 +14,8 @@ from esper.services.tamiyo.evaluation.off_policy import (
     Comparison,
     EvaluationSettings,
     Interval,
-    Logged,
-    Target,
+    LoggedDecisions,
+    TargetPolicy,
     compare,
     effective_sample_size,
     expanded_tail,
@@ -32,9 +32,9 @@ EASY = EvaluationSettings(min_runs=2, min_ess=1.0, min_samples=1, num_draws=400)
 
 
 class Bandit(NamedTuple):
-    logged: Logged
-    target: Target
-    guesses: list[NDArray[np.float64]]
+    logged: LoggedDecisions
+    target: TargetPolicy
+    predicted_rewards: list[NDArray[np.float64]]
 
 
 def bandit(
@@ -52,7 +52,7 @@ def bandit(
     rewards = MEANS[chosen] + CONTEXT[chosen] * contexts + effect + rng.normal(0, 0.5, num)
     kept = np.ones(num, bool) if measured is None else rng.random(num) < measured[chosen]
     (where,) = np.nonzero(kept)
-    logged = Logged(
+    logged = LoggedDecisions(
         runs=[f"run{n}" for n in runs[where]],
         chosen=chosen[where].tolist(),
         behaviour=BEHAVIOUR[chosen[where]],
@@ -60,12 +60,12 @@ def bandit(
         kinds=[KINDS] * len(where),
         measured=None if measured is None else measured[chosen[where]],
     )
-    guesses = [MEANS + 0.1 * c for c in contexts[where]]  # a model that is good, and not right
-    return Bandit(logged, Target.of("candidate", logged, [TARGET] * len(where)), guesses)
+    predicted_rewards = [MEANS + 0.1 * c for c in contexts[where]]  # a model that is good, and not right
+    return Bandit(logged, TargetPolicy.of("candidate", logged, [TARGET] * len(where)), predicted_rewards)
 
 
-def judged(b: Bandit, judging: EvaluationSettings = EASY) -> Any:
-    return compare(b.logged, [b.target], judging, b.guesses).judged["candidate"]
+def judged(b: Bandit, evaluation_settings: EvaluationSettings = EASY) -> Any:
+    return compare(b.logged, [b.target], evaluation_settings, b.predicted_rewards).judged["candidate"]
 
 
 def covers(interval: Interval, truth: float) -> bool:
@@ -89,7 +89,7 @@ def test_without_the_chance_of_being_measured_an_estimate_is_wrong() -> None:
     values = []
     for seed in range(40):
         b = bandit(seed, measured=measured)
-        blind = Logged(b.logged.runs, b.logged.chosen, b.logged.behaviour, b.logged.rewards, b.logged.kinds)
+        blind = LoggedDecisions(b.logged.runs, b.logged.chosen, b.logged.behaviour, b.logged.rewards, b.logged.kinds)
         values.append((judged(b).snips.value, judged(b._replace(logged=blind)).snips.value))
     told, blindly = np.mean(values, axis=0)
     assert told == pytest.approx(TRUTH, abs=0.04)
@@ -98,17 +98,17 @@ def test_without_the_chance_of_being_measured_an_estimate_is_wrong() -> None:
 
 def test_a_paired_difference_is_sharper_than_two_intervals_and_finds_the_better_one() -> None:
     b = bandit(1, num_runs=80)
-    worse = Target.of("worse", b.logged, [np.array([0.3, 0.2, 0.4, 0.1])] * len(b.logged))
-    found = compare(b.logged, [b.target, worse], EASY, b.guesses, candidate="candidate")
+    worse = TargetPolicy.of("worse", b.logged, [np.array([0.3, 0.2, 0.4, 0.1])] * len(b.logged))
+    found = compare(b.logged, [b.target, worse], EASY, b.predicted_rewards, candidate="candidate")
     (difference,) = found.differences
     assert (difference.name, difference.than) == ("candidate", "worse")
     assert covers(difference.snips, 0.05)
     width = difference.snips.high - difference.snips.low
     assert width < 0.5 * (found.judged["worse"].snips.high - found.judged["worse"].snips.low)
-    clearly = Target.of("clearly", b.logged, [np.array([0.1, 0.1, 0.1, 0.7])] * len(b.logged))
-    found = compare(b.logged, [b.target, clearly], EASY, b.guesses, candidate="candidate")
+    clearly = TargetPolicy.of("clearly", b.logged, [np.array([0.1, 0.1, 0.1, 0.7])] * len(b.logged))
+    found = compare(b.logged, [b.target, clearly], EASY, b.predicted_rewards, candidate="candidate")
     assert found.differences[0].is_better
-    other_way = compare(b.logged, [b.target, clearly], EASY, b.guesses, candidate="clearly")
+    other_way = compare(b.logged, [b.target, clearly], EASY, b.predicted_rewards, candidate="clearly")
     assert not other_way.differences[0].is_better
 
 
@@ -117,9 +117,9 @@ def test_two_policies_that_are_alike_are_not_found_better_more_often_than_the_le
     for seed in range(100):
         b = bandit(seed)
         # worth the same: what it does more of one it does less of the other of equal mean
-        alike = Target.of("alike", b.logged, [TARGET + np.array([-0.1, 0.2, -0.1, 0.0])] * len(b.logged))
+        alike = TargetPolicy.of("alike", b.logged, [TARGET + np.array([-0.1, 0.2, -0.1, 0.0])] * len(b.logged))
         assert float(np.array([-0.1, 0.2, -0.1, 0.0]) @ MEANS) == pytest.approx(0.0)
-        better += compare(b.logged, [b.target, alike], EASY, b.guesses, "candidate").differences[0].is_better
+        better += compare(b.logged, [b.target, alike], EASY, b.predicted_rewards, "candidate").differences[0].is_better
     assert better <= 8, "2.5 of 100 are expected"
 
 
@@ -129,9 +129,11 @@ def test_two_policies_that_are_alike_are_not_found_better_more_often_than_the_le
 def test_without_overlap_it_refuses_and_says_why() -> None:
     b = bandit(0)
     never = [tuple(f"{kind} elsewhere" if kind == "cull" else kind for kind in KINDS)] * len(b.logged)
-    logged = Logged(b.logged.runs, [0] * len(b.logged), b.logged.behaviour, b.logged.rewards, never)
-    target = Target.of("candidate", logged, [np.array([0.0, 0.0, 0.0, 1.0])] * len(logged))
-    found = compare(logged, [target, Target("logged", logged.behaviour)], EvaluationSettings(), candidate="candidate")
+    logged = LoggedDecisions(b.logged.runs, [0] * len(b.logged), b.logged.behaviour, b.logged.rewards, never)
+    target = TargetPolicy.of("candidate", logged, [np.array([0.0, 0.0, 0.0, 1.0])] * len(logged))
+    found = compare(
+        logged, [target, TargetPolicy("logged", logged.behaviour)], EvaluationSettings(), candidate="candidate"
+    )
     verdict = found.judged["candidate"]
     assert not verdict.is_supported
     assert verdict.refusals == (
@@ -150,8 +152,8 @@ def test_few_runs_and_few_effective_decisions_are_refused() -> None:
 
 
 def test_nothing_at_all_is_refused() -> None:
-    empty = Logged([], [], np.zeros(0), np.zeros(0), [])
-    found = compare(empty, [Target.of("candidate", empty, [])], EvaluationSettings())
+    empty = LoggedDecisions([], [], np.zeros(0), np.zeros(0), [])
+    found = compare(empty, [TargetPolicy.of("candidate", empty, [])], EvaluationSettings())
     assert (found.num_runs, found.judged["candidate"].is_supported) == (0, False)
 
 
@@ -171,14 +173,14 @@ def test_a_log_that_cannot_be_is_refused(broken: dict[str, Any]) -> None:
         "runs": ["a"], "chosen": [0], "behaviour": np.array([0.5]), "rewards": np.array([0.0]), "kinds": [KINDS],
     }  # fmt: skip
     with pytest.raises(ValueError, match="must"):
-        Logged(**{**fields, **broken})
+        LoggedDecisions(**{**fields, **broken})
 
 
 def test_probabilities_that_are_none_are_refused() -> None:
     logged = bandit(0, 2, 2).logged
     for row in ([0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [1.5, -0.5, 0.0, 0.0]):
         with pytest.raises(ValueError, match="candidate: every choice needs a probability"):
-            Target.of("candidate", logged, [np.array(row)] * len(logged))
+            TargetPolicy.of("candidate", logged, [np.array(row)] * len(logged))
 
 
 # what must always hold
@@ -190,7 +192,7 @@ def test_the_policy_that_acted_has_weights_of_one_and_its_own_mean(
     seed: int, num_runs: int, num_decisions: int
 ) -> None:
     logged = bandit(seed, num_runs, num_decisions).logged
-    itself = Target.of("itself", logged, [BEHAVIOUR] * len(logged))
+    itself = TargetPolicy.of("itself", logged, [BEHAVIOUR] * len(logged))
     assert weights_of(logged, itself).tolist() == [1.0] * len(logged)
     found = compare(logged, [itself], EASY).judged["itself"]
     assert found.snips.value == pytest.approx(float(logged.rewards.mean()))
@@ -203,15 +205,15 @@ def test_the_policy_that_acted_has_weights_of_one_and_its_own_mean(
 def test_the_order_of_decisions_and_the_names_of_runs_change_nothing(seed: int, order: Any) -> None:
     b = bandit(seed, 5, 6)
     rows = order.sample(range(len(b.logged)), len(b.logged))
-    logged = Logged(
+    logged = LoggedDecisions(
         runs=[b.logged.runs[n] for n in rows],
         chosen=[b.logged.chosen[n] for n in rows],
         behaviour=b.logged.behaviour[rows],
         rewards=b.logged.rewards[rows],
         kinds=[b.logged.kinds[n] for n in rows],
     )
-    target = Target.of("candidate", logged, [TARGET] * len(logged))
-    there, here = judged(b), judged(Bandit(logged, target, [b.guesses[n] for n in rows]))
+    target = TargetPolicy.of("candidate", logged, [TARGET] * len(logged))
+    there, here = judged(b), judged(Bandit(logged, target, [b.predicted_rewards[n] for n in rows]))
     for one, other in ((there.snips, here.snips), (there.dr, here.dr)):
         assert (one.value, one.low, one.high) == pytest.approx(
             (other.value, other.low, other.high), rel=1e-9, abs=1e-12
@@ -229,7 +231,9 @@ def test_the_effective_sample_size_lies_between_none_and_all(weights: list[float
 
 def test_a_perfect_model_leaves_no_variance_of_actions() -> None:
     b = bandit(2)
-    exact = Logged(b.logged.runs, b.logged.chosen, b.logged.behaviour, MEANS[list(b.logged.chosen)], b.logged.kinds)
+    exact = LoggedDecisions(
+        b.logged.runs, b.logged.chosen, b.logged.behaviour, MEANS[list(b.logged.chosen)], b.logged.kinds
+    )
     found: Comparison = compare(exact, [b.target], EASY, [MEANS] * len(exact))
     dr = found.judged["candidate"].dr
     assert dr is not None

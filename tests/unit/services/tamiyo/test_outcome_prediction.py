@@ -18,9 +18,9 @@ from esper.services.tamiyo.evaluation.outcome_prediction import (
     OutcomeAccuracy,
     auc,
     best_threshold,
-    drawn_several_times,
-    foresight,
-    guessed,
+    outcome_accuracy,
+    predict_outcomes,
+    repeated_draws,
     wilson,
 )
 from esper.services.tamiyo.evaluation.policy_evaluation import RewardModel
@@ -39,21 +39,23 @@ TRAIN, HELD_OUT = of_runs(range(30)), of_runs(range(30, 45))
 FLOOR: NoiseFloor = noise_floor([-0.004, 0.002, 0.003, -0.001, 0.001])
 
 
-def knows(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /) -> list[list[float]]:
+def knows(views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /) -> list[list[float]]:
     """What is true of every choice."""
     return [
         [true_gain(choice, strain(view, choice)) for choice in choices]
-        for view, choices in zip(views, choices_of_each, strict=True)
+        for view, choices in zip(views, choices_per_view, strict=True)
     ]
 
 
-def judged(held_out: Experiences, guess: RewardModel, floor: float) -> OutcomeAccuracy | None:
-    learnt = guessed(TRAIN, guess)
-    return foresight(best_threshold(learnt.expected, learnt.reward > floor), guessed(held_out, guess), floor)
+def judged(held_out: Experiences, predict_rewards: RewardModel, floor: float) -> OutcomeAccuracy | None:
+    learnt = predict_outcomes(TRAIN, predict_rewards)
+    return outcome_accuracy(
+        best_threshold(learnt.expected, learnt.reward > floor), predict_outcomes(held_out, predict_rewards), floor
+    )
 
 
-def expects_nothing(views: Sequence[GraphView], choices_of_each: Sequence[Sequence[Choice]], /) -> list[list[float]]:
-    return [[0.0] * len(choices) for choices in choices_of_each]
+def expects_nothing(views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /) -> list[list[float]]:
+    return [[0.0] * len(choices) for choices in choices_per_view]
 
 
 def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_balance() -> None:
@@ -81,7 +83,7 @@ def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
             for n, one in enumerate(HELD_OUT.stored)
         ]
     )
-    several = drawn_several_times(drawn)
+    several = repeated_draws(drawn)
     assert several is not None
     found = judged(several[0], knows, several[1])
     assert found is not None
@@ -89,7 +91,7 @@ def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
     assert 0 < found.num_helped < found.num
     assert found.num_helped > judged(HELD_OUT, knows, FLOOR.high).num_helped  # a lower floor
     assert found.accuracy > found.always_no
-    assert drawn_several_times(Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored])) is None
+    assert repeated_draws(Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored])) is None
 
 
 def test_the_paired_floor_is_of_germinations_alone_and_one_that_did_nothing_counts_where_a_placebo_does_not() -> None:
@@ -104,10 +106,10 @@ def test_the_paired_floor_is_of_germinations_alone_and_one_that_did_nothing_coun
     drawn = [
         replace(one, reward=0.0, is_placebo=one.key == placebo) if not one.reward_variance else one for one in drawn
     ]
-    several = drawn_several_times(Experiences(drawn))
+    several = repeated_draws(Experiences(drawn))
     assert several is not None
     assert several[1] == pytest.approx(1.96e-4, rel=0.1)
-    assert len(guessed(several[0], knows).reward) == len(growth) - 1
+    assert len(predict_outcomes(several[0], knows).reward) == len(growth) - 1
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=30))

@@ -85,7 +85,7 @@ def test_a_policy_without_chance_is_refused() -> None:
 def favourite(view: GraphView, **thresholds: Any):
     policy = HeuristicPolicy(HeuristicSettings.model_validate(thresholds))
     choices = legal_choices(view)
-    found = policy.favour(view, choices)
+    found = policy.distribution(view, choices)
     return choices[max(found.weights, key=lambda n: found.weights[n])], found.reason
 
 

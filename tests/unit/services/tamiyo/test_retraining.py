@@ -23,7 +23,7 @@ from esper.services.tamiyo.dataset.experience_files import write_experiences
 from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join
 from esper.services.tamiyo.dataset.experiences import Experiences, StoredExperience
 from esper.services.tamiyo.dataset.record_index import RecordIndex
-from esper.services.tamiyo.dataset.report_rewards import forked
+from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.evaluation.off_policy import EvaluationSettings
 from esper.services.tamiyo.evaluation.policy_evaluation import AS_LOGGED, baselines, evaluate, verdict_of
 from esper.services.tamiyo.policies import ActionDistribution
@@ -42,7 +42,7 @@ def joined(num_runs: int, num_boundaries: int) -> ExperienceJoin:
         [tell_run(f"r{n}", random.Random(n), num_boundaries) for n in range(num_runs)], random.Random(0)
     ):
         gathered.add(record)
-    return join(gathered, forked(RENT))
+    return join(gathered, fork_rewards(RENT))
 
 
 MANY = joined(20, 25)
@@ -110,7 +110,7 @@ def test_policies_are_judged_as_they_would_act_and_the_one_that_acted_is_the_log
         baselines(TAMIYO),
         epsilon=0.1,
         measured={},
-        judging=EvaluationSettings(min_samples=1, max_thin_share=1.0, min_ess=1.0),
+        evaluation_settings=EvaluationSettings(min_samples=1, max_thin_share=1.0, min_ess=1.0),
         candidate="random",
     )
     assert set(found.judged) == {AS_LOGGED, "wait", "random", "schedule", "heuristic"}
@@ -124,8 +124,15 @@ def test_policies_are_judged_as_they_would_act_and_the_one_that_acted_is_the_log
 
 def test_a_difference_is_told_as_the_event_of_an_evaluation_has_it() -> None:
     found, thin = (
-        evaluate(MANY.experiences, baselines(TAMIYO), epsilon=0.1, measured={}, judging=judging, candidate="random")
-        for judging in (
+        evaluate(
+            MANY.experiences,
+            baselines(TAMIYO),
+            epsilon=0.1,
+            measured={},
+            evaluation_settings=evaluation_settings,
+            candidate="random",
+        )
+        for evaluation_settings in (
             EvaluationSettings(min_samples=1, max_thin_share=1.0, min_ess=1.0),
             EvaluationSettings(min_runs=99),
         )
@@ -155,14 +162,14 @@ def test_a_policy_that_can_is_asked_in_one_go_and_one_by_one_gives_the_same() ->
     class Batched(RandomPolicy):
         num_asked = 0
 
-        def favour(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
+        def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
             raise AssertionError("it was asked about all of them before")
 
-        def favour_all(
+        def distributions(
             self, views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]
         ) -> list[ActionDistribution]:
             self.num_asked += 1
-            return [RandomPolicy().favour(view, some) for view, some in zip(views, choices, strict=True)]
+            return [RandomPolicy().distribution(view, some) for view, some in zip(views, choices, strict=True)]
 
     batched = Batched()
     seen = [
@@ -186,13 +193,13 @@ class FakeFit:
         self.given.append((train, settings))
         progress(FitProgress(1, 2, {"loss": 0.5}))
 
-        def guess(views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]) -> list[list[float]]:
+        def predict_rewards(views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]) -> list[list[float]]:
             return [[0.0] * len(some) for some in choices]
 
         def save(folder: Path, card: Mapping[str, Any]) -> None:
             (folder / "card.json").write_text(json.dumps(card))
 
-        return SimpleNamespace(policy=RandomPolicy(), guess=guess, save=save)
+        return SimpleNamespace(policy=RandomPolicy(), predict_rewards=predict_rewards, save=save)
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -14,24 +14,24 @@ from esper.graph.health_windows import WINDOW_STEPS
 from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.control.legal_choices import WAIT, Choice
 from esper.services.tamiyo.policies.baselines import CULL, EARLY_CULL, RandomPolicy
-from esper.services.tolaria.corpus.training_corpus import MIN_BOUNDARY_STEPS, GroundSettings, find_cifar, plan_of, plans
-from esper.services.tolaria.counterfactuals.branch_trainer import BranchTrainer, follow
+from esper.services.tolaria.corpus.training_corpus import MIN_BOUNDARY_STEPS, CorpusSettings, find_cifar, plan_of, plans
+from esper.services.tolaria.counterfactuals.branch_trainer import BranchTrainer, replay_commands
 from esper.services.tolaria.training.cifar import load_cifar10
 from esper.services.tolaria.training.training_loop import make_model
 
 DATA = SHARED_DATA
-GROUND = GroundSettings(seed=3, folder=Path("runs"))
+GROUND = CorpusSettings(seed=3, folder=Path("runs"))
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 @settings(max_examples=50)
 def test_a_plan_is_the_same_wherever_it_is_drawn(seed: int, number: int) -> None:
-    ground = GroundSettings(seed=seed, folder=Path("runs"))
+    ground = CorpusSettings(seed=seed, folder=Path("runs"))
     assert plan_of(ground, number) == plan_of(ground, number) == next(plans(ground, number))
     assert plan_of(ground, number) != plan_of(ground, number + 1)
     assert (
         plan_of(ground, number).trainer.rng_seed
-        != plan_of(GroundSettings(seed + 1, Path("runs")), number).trainer.rng_seed
+        != plan_of(CorpusSettings(seed + 1, Path("runs")), number).trainer.rng_seed
     )
 
 
@@ -49,8 +49,8 @@ def test_plans_are_of_many_kinds_and_all_can_be_made() -> None:
 
 def test_a_plan_trains() -> None:
     trainer = plan_of(GROUND, 0).trainer
-    first = BranchTrainer(trainer).train(4, follow([]))
-    assert BranchTrainer(trainer).train(4, follow([])) == first > 0.2, "a guess is right once in ten"
+    first = BranchTrainer(trainer).train(4, replay_commands([]))
+    assert BranchTrainer(trainer).train(4, replay_commands([])) == first > 0.2, "a guess is right once in ten"
 
 
 def test_cifar_is_left_out_with_a_reason_where_it_is_not(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_cifar_is_left_out_with_a_reason_where_it_is_not(tmp_path: Path) -> None
     assert "there is no" in find_cifar(tmp_path)[1]
     with pytest.raises(UnavailableError, match="download CIFAR-10"):
         load_cifar10(tmp_path, 10, 0)
-    with_cifar = GroundSettings(seed=3, folder=Path("runs"), cifar=tmp_path)
+    with_cifar = CorpusSettings(seed=3, folder=Path("runs"), cifar=tmp_path)
     kinds = {plan_of(with_cifar, n).trainer.dataset for n in range(40)}
     assert kinds == {"digits", "cifar10"}
 
@@ -81,13 +81,13 @@ def test_cifar_is_read_as_it_is_in_the_file_and_again_from_the_cache(
 
 def test_the_random_policy_waits_as_often_as_it_is_told() -> None:
     choices = [WAIT, *[Choice(Action.GERMINATE)] * 30, Choice(Action.CULL), Choice(Action.FOSSILIZE)]
-    weights = RandomPolicy(0.7).favour(None, choices).weights  # type: ignore[arg-type]
+    weights = RandomPolicy(0.7).distribution(None, choices).weights  # type: ignore[arg-type]
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights[0] == 0.7
     assert weights[32] == pytest.approx(30 * weights[1]) == pytest.approx(0.3 / (2 + CULL))
     assert weights[31] == pytest.approx(CULL * weights[32])
-    assert RandomPolicy(0.7).favour(None, [WAIT]).weights == {0: 1.0}  # type: ignore[arg-type]
-    alike = RandomPolicy().favour(None, choices).weights  # type: ignore[arg-type]
+    assert RandomPolicy(0.7).distribution(None, [WAIT]).weights == {0: 1.0}  # type: ignore[arg-type]
+    alike = RandomPolicy().distribution(None, choices).weights  # type: ignore[arg-type]
     assert set(alike.values()) == {1 / 33}
 
 
@@ -97,6 +97,6 @@ def test_the_random_policy_seldom_culls_what_nobody_has_judged() -> None:
         for n, s in enumerate((SeedStage.TRAINING, SeedStage.EVALUATING))
     ]
     choices = [WAIT, *[Choice(Action.CULL, s) for s in seeds], Choice(Action.FOSSILIZE, seeds[1])]
-    weights = RandomPolicy(0.5).favour(None, choices).weights  # type: ignore[arg-type]
+    weights = RandomPolicy(0.5).distribution(None, choices).weights  # type: ignore[arg-type]
     each = 0.5 / (1 + CULL + EARLY_CULL)
     assert weights == pytest.approx({0: 0.5, 1: EARLY_CULL * each, 2: CULL * each, 3: each})

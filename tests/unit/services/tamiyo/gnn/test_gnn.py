@@ -19,11 +19,11 @@ from esper.graph.features import Level
 from esper.graph.graph_view import GraphView
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
-from esper.services.tamiyo.control.legal_choices import WAIT, Choice, OneChoice, legal_choices
+from esper.services.tamiyo.control.legal_choices import WAIT, Choice, SingleChoice, legal_choices
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy, KnownBlueprints
 from esper.services.tamiyo.gnn.graph_batch import GraphBatch
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork
-from esper.services.tamiyo.gnn.policy_file import card_of, load_policy, pack_policy, read_card
+from esper.services.tamiyo.gnn.policy_file import load_policy, make_card, pack_policy, read_card
 from esper.services.tamiyo.gnn.pooling import find_scatter, has_torch_scatter
 from esper.services.tamiyo.gnn.settings import NetworkSettings
 from esper.services.tamiyo.gnn.view_arrays import input_names, read_view
@@ -198,7 +198,7 @@ def test_a_device_that_there_is_not_is_named_with_its_setting(device: str) -> No
 
 def packed(**changed: object) -> bytes:
     net = network(torch.float32)
-    card = card_of(net.shape, BLUEPRINTS, "val_accuracy", 0.02)
+    card = make_card(net.shape, BLUEPRINTS, "val_accuracy", 0.02)
     return pack_policy(net, card.model_copy(update=changed))
 
 
@@ -216,7 +216,7 @@ def test_a_policy_is_read_as_it_was_written_to_the_bit() -> None:
     assert data == packed()
     read = load_policy(data, hashlib.sha256(data).hexdigest(), NetworkSettings(device="cpu"))
     made = GnnPolicy(network(torch.float32), BLUEPRINTS, temperature=0.02, options=NetworkSettings(device="cpu"))
-    ours, theirs = (policy.favour(view, legal_choices(view)) for policy in (read, made))
+    ours, theirs = (policy.distribution(view, legal_choices(view)) for policy in (read, made))
     assert (ours.weights == theirs.weights).all()
     assert ours.reason == theirs.reason
     assert read_card(data).blueprints == BLUEPRINTS.names
@@ -231,7 +231,7 @@ def test_who_expects_nothing_waits_half_of_the_time_however_many_choices_there_a
     policy = GnnPolicy(expects_nothing, BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
     for num_layers in (1, 4, 12):
         view = drawn_view(random.Random(num_layers), num_layers)
-        weights = policy.favour(view, legal_choices(view)).weights
+        weights = policy.distribution(view, legal_choices(view)).weights
         assert weights[0] == pytest.approx(0.5)
         assert sum(weights[n] for n in range(len(weights))) == pytest.approx(1.0)
 
@@ -276,7 +276,7 @@ def test_a_choice_alone_has_the_gain_that_it_has_among_all(policy: GnnPolicy, vi
     """What training asks about is what acting asks about."""
     choices = legal_choices(view)
     index = pick % len(choices)
-    batch = GraphBatch.of([read_view(view, "val_accuracy", OneChoice(choices, index))], BLUEPRINTS.numbers)
+    batch = GraphBatch.of([read_view(view, "val_accuracy", SingleChoice(choices, index))], BLUEPRINTS.numbers)
     with torch.inference_mode():
         scores = policy.network(batch.each(lambda t: t.double() if t.is_floating_point() else t))
     assert scores.gain.tolist() == pytest.approx([policy.gains([view])[0][0][index]], abs=1e-9)

@@ -16,7 +16,7 @@ from esper.services.tamiyo.dataset.experiences import Experience, Experiences
 from esper.services.tamiyo.gnn import policy_fit
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
 from esper.services.tamiyo.gnn.policy_file import load_policy
-from esper.services.tamiyo.gnn.policy_trainer import Curve, PolicyTrainer, Trained
+from esper.services.tamiyo.gnn.policy_trainer import Curve, PolicyTrainer, TrainedNetwork
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.versions.retraining import FitProgress, FitSettings
 
@@ -31,7 +31,7 @@ def fit(
     held_out: list[Experience],
     how: TrainingSettings,
     progress: Callable[[Curve], None] = lambda _curve: None,
-) -> Trained:
+) -> TrainedNetwork:
     return PolicyTrainer(train, held_out, how).fit(progress)
 
 
@@ -130,10 +130,10 @@ def test_a_fit_that_was_interrupted_goes_on_and_gives_the_same_file(tmp_path: Pa
     assert card["training"]["experiences_digest"] == LOG.digest
     policy = load_policy((folders[0] / "policy.safetensors").read_bytes(), card["policy_sha256"])
     view, choices = TRAIN[0].view, legal_choices(TRAIN[0].view)
-    assert policy.favour(view, choices).weights == pytest.approx(whole.policy.favour(view, choices).weights)
-    (guessed,) = whole.guess([view], [choices])
-    assert guessed[0] == 0.0
-    assert len(guessed) == len(choices)
+    assert policy.distribution(view, choices).weights == pytest.approx(whole.policy.distribution(view, choices).weights)
+    (predict_outcomes,) = whole.predict_rewards([view], [choices])
+    assert predict_outcomes[0] == 0.0
+    assert len(predict_outcomes) == len(choices)
 
 
 @pytest.mark.usefixtures("quick")

@@ -19,7 +19,7 @@ def test_it_decides_on_models_of_any_size() -> None:
     for num_layers in (1, 7, 60):
         view = drawn_view(random.Random(num_layers), num_layers)
         choices = legal_choices(view)
-        weights = policy.favour(view, choices).weights
+        weights = policy.distribution(view, choices).weights
         assert sum(weights[n] for n in range(len(choices))) == pytest.approx(1.0)
 
 
