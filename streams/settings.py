@@ -1,54 +1,65 @@
 """The `streams` section of the settings."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from esper.config import SectionModel
-from esper.metrics.settings import MetricsAddress
+from esper.metrics.settings import MetricsEndpointSettings
 from esper.schemas.topics import TELEMETRY_RETENTION
 
 
-class StreamsSettings(SectionModel):
-    """How a stream worker runs."""
+class StreamsSettings(MetricsEndpointSettings):
+    """Settings of a stream worker."""
 
-    group: str = Field("esper-streams", description="The consumer group that workers share.")
+    metrics_port_variable: ClassVar[str] = "ESPER_STREAMS__METRICS_PORT"
+
+    group: str = Field("esper-streams", description="Kafka consumer group; workers in one group share the partitions.")
     member_id: int | None = Field(
         None,
         ge=0,
         lt=256,
-        description="Fixes the worker's static membership id on its host; the first free slot where it is not set.",
+        description="Number of the worker's static group membership on its host. If not set, the worker takes the "
+        "first free number.",
     )
-    max_batch_records: int = Field(5_000, ge=1, description="Records folded in one transaction, at most.")
-    buffered_batches: int = Field(8, ge=1, description="Batches of a topic that wait in memory to be folded, at most.")
+    max_batch_records: int = Field(
+        5_000,
+        ge=1,
+        description="Maximum number of records in one transaction. Small batches lower the throughput; large ones "
+        "delay the first rows and hold locks longer.",
+    )
+    buffered_batches: int = Field(
+        8, ge=1, description="Maximum number of batches per topic that wait in memory; more need more memory."
+    )
     concurrent_batches: int = Field(
-        4, ge=1, description="Batches folded at once, each of another partition and on a connection of its own."
+        4,
+        ge=1,
+        description="Number of batches projected at the same time, each of a different partition and on its own "
+        "Postgres connection. Keep it at or below `postgres.pool_size`.",
     )
     session_timeout_s: float = Field(
-        10.0, gt=0, description="How long a silent worker keeps its partitions, in seconds."
+        10.0,
+        gt=0,
+        description="Seconds without a heartbeat after which Kafka gives the worker's partitions to another one. "
+        "Too small: a busy worker loses its partitions. Too large: a dead worker holds them longer.",
     )
     retry_max_delay_s: float = Field(
-        5.0, gt=0, description="Longest pause between two tries while Postgres or Kafka is away, in seconds."
+        5.0, gt=0, description="Longest pause between two attempts while Postgres or Kafka is unavailable, in seconds."
     )
     transaction_timeout_s: float = Field(
         120.0,
         gt=0,
-        description="When Postgres ends a batch's transaction, in seconds: so long can a worker that was stopped, "
-        "or whose host is gone, hold up its partition.",
+        description="Seconds after which Postgres aborts a batch's transaction. This bounds how long a stopped worker "
+        "or a lost host can block its partition; too small a value aborts large batches.",
     )
     stalled_after_s: float = Field(
-        30.0, gt=0, description="How long a partition with records left may stand still before it is told, in seconds."
+        30.0,
+        gt=0,
+        description="Seconds without progress after which a partition that has unprocessed records is reported as "
+        "stalled.",
     )
     window_retention_h: float = Field(
         TELEMETRY_RETENTION.total_seconds() / 3600,
         gt=0,
-        description="How long health windows are kept, in hours, by whole days of the log. The log has their telemetry "
-        "no longer than that, so that a rebuild would not bring older ones back.",
+        description="Hours for which health windows are kept, rounded up to whole days. A rebuild cannot restore "
+        "windows older than `kafka.telemetry_retention_h`, because Kafka no longer has their records.",
     )
-    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
-    metrics_port: int = Field(
-        0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
-    )
-
-    @property
-    def metrics_address(self) -> MetricsAddress:
-        """Where the worker answers Prometheus."""
-        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_STREAMS__METRICS_PORT")

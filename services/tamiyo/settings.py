@@ -1,69 +1,115 @@
 """The `tamiyo` section of the settings."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from esper.config import SectionModel
-from esper.metrics.settings import MetricsAddress
+from esper.metrics.settings import MetricsEndpointSettings
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 
 
 class HeuristicSettings(SectionModel):
     """Thresholds of the heuristic policy; docs/design/policies.md explains each."""
 
-    metric: str = Field("val_accuracy", description="The metric that is watched.")
-    patience: int = Field(3, ge=1, description="The last so many epochs are compared with those before them.")
-    min_gain: float = Field(0.02, ge=0, description="Less gain than this is a plateau, and a seed is germinated.")
-    tolerance: float = Field(
-        0.02, ge=0, description="A seed may cost so much of the metric and still become permanent."
+    metric: str = Field("val_accuracy", description="Name of the run metric that the policy watches; higher is better.")
+    patience: int = Field(
+        3,
+        ge=1,
+        description="Number of recent epochs whose best metric is compared with the best before them. Too small: noise "
+        "looks like a plateau. Too large: growth comes late.",
     )
-    max_active: int = Field(1, ge=1, description="Seeds awake at once, at most.")
-    cooldown_epochs: int = Field(1, ge=0, description="Epochs between two germinations, at least.")
+    min_gain: float = Field(
+        0.02,
+        ge=0,
+        description="Smallest improvement of the metric that counts as progress; with less, a seed germinates.",
+    )
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        description="Largest loss of the metric with which a seed is fossilized; above it, it is culled.",
+    )
+    max_active: int = Field(
+        1,
+        ge=1,
+        description="Maximum number of active seeds per run. With more than 1, their effects mix.",
+    )
+    cooldown_epochs: int = Field(1, ge=0, description="Minimum number of epochs between two germinations.")
     max_growth: float = Field(
-        4.0, gt=0, description="Parameters of a new kernel, at most, as a multiple of its layer's own."
+        4.0, gt=0, description="Maximum size of a new kernel, as a multiple of its layer's own number of parameters."
     )
 
 
 class RentSettings(SectionModel):
-    """What size costs, in the metric's own unit; docs/design/reward.md explains it."""
+    """What added size costs in a reward, in units of the metric; docs/design/reward.md explains it."""
 
-    parameters: float = Field(0.01, ge=0, description="Rent for as many parameters as the host has itself.")
-    flops: float = Field(0.01, ge=0, description="Rent for as many FLOPs a sample as the host takes itself.")
+    parameters: float = Field(
+        0.01, ge=0, description="Cost of doubling the model's parameters, in units of the metric; 0 makes them free."
+    )
+    flops: float = Field(
+        0.01,
+        ge=0,
+        description="Cost of doubling the model's FLOPs per sample, in units of the metric; 0 makes them free.",
+    )
 
 
 class GuardSettings(SectionModel):
-    """When a followed version is rolled back automatically; the formula is in evaluation/policy_guard.py."""
+    """When the active policy version is rolled back automatically; the formula is in evaluation/policy_guard.py."""
 
-    interval_s: float = Field(30.0, gt=0, description="Pause between two looks at what the active version brought.")
-    min_runs: int = Field(10, ge=5, description="Runs with forked decisions below which nothing is said.")
+    interval_s: float = Field(30.0, gt=0, description="Seconds between two checks of the active version's results.")
+    min_runs: int = Field(
+        10, ge=5, description="Minimum number of runs with forked decisions before the guard can roll a version back."
+    )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="How sure it must be that the version is worse than waiting, over all looks."
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Probability, over all checks together, with which a version must be worse than waiting before it "
+        "is rolled back.",
     )
 
 
-class TamiyoSettings(SectionModel):
-    """How Tamiyo decides."""
+class TamiyoSettings(MetricsEndpointSettings):
+    """Settings of the controller."""
+
+    metrics_port_variable: ClassVar[str] = "ESPER_TAMIYO__METRICS_PORT"
 
     policy: Literal["heuristic", "wait", "random", "schedule", "active"] = Field(
-        "heuristic", description="Which policy decides; `active` follows the one that the log names (`esper tamiyo`)."
+        "heuristic",
+        description="Policy that decides; `active` follows the version set by `esper tamiyo activate`.",
     )
-    policy_version: int = Field(1, ge=1, description="The version that decisions name, unless the log names it.")
-    epsilon: float = Field(0.05, ge=0.05, le=1.0, description="Share of decisions drawn from all legal choices.")
-    rng_seed: int = Field(0, description="Where the policy's chance starts.")
-    poll_s: float = Field(0.05, gt=0, description="Pause between two looks for complete boundaries, in seconds.")
-    max_batch: int = Field(
-        32,
-        ge=1,
-        le=4096,
-        description="Boundaries that are decided together, at most.",
+    policy_version: int = Field(
+        1, ge=1, description="Version number recorded in decisions; ignored when `policy` is `active`."
     )
+    epsilon: float = Field(
+        0.05,
+        ge=0.05,
+        le=1.0,
+        description="Fraction of decisions drawn at random from all legal choices. Learning from the log needs some; "
+        "large values make the runs grow at random.",
+    )
+    rng_seed: int = Field(0, description="Seed of the random number generator of the policy.")
+    poll_s: float = Field(
+        0.05,
+        gt=0,
+        description="Seconds between two queries for complete boundaries. Small values load Postgres; large ones delay "
+        "decisions.",
+    )
+    max_batch: int = Field(32, ge=1, le=4096, description="Maximum number of boundaries decided in one batch.")
     stale_after_s: float = Field(
-        5.0, gt=0, description="How long a boundary may stay incomplete before the decision is WAIT, in seconds."
+        5.0,
+        gt=0,
+        description="Seconds to wait for the complete view of a boundary; then the decision is WAIT. Keep it above the "
+        "worker's usual lag.",
     )
-    expiry_boundaries: int = Field(6, ge=1, description="How many boundaries a command stays valid.")
+    expiry_boundaries: int = Field(
+        6,
+        ge=1,
+        description="Number of boundaries for which a command stays valid. Too small: a late command is rejected as "
+        "expired. Too large: a command is applied to a model that has changed since.",
+    )
     schedule_every_epochs: int = Field(
-        4, ge=1, description="The `schedule` policy germinates a seed every so many epochs."
+        4, ge=1, description="Number of epochs between two germinations of the `schedule` policy."
     )
     heuristic: HeuristicSettings = Field(
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
@@ -72,23 +118,14 @@ class TamiyoSettings(SectionModel):
         None,
         ge=0,
         lt=1,
-        description="What the `random` policy gives to WAIT, where it could do otherwise; "
-        "all choices are alike where it is not set.",
+        description="Probability of WAIT under the `random` policy when other choices exist. If not set, all choices "
+        "are equally likely.",
     )
-    rent: RentSettings = Field(RentSettings.model_validate({}), description="What size costs in a reward.")
+    rent: RentSettings = Field(RentSettings.model_validate({}), description="Cost of added size in a reward.")
     guard: GuardSettings = Field(
-        GuardSettings.model_validate({}), description="When the active version is rolled back by itself."
+        GuardSettings.model_validate({}), description="Automatic rollback of the active version."
     )
-    network: NetworkSettings = Field(NetworkSettings.model_validate({}), description="How the learnt policy is run.")
+    network: NetworkSettings = Field(NetworkSettings.model_validate({}), description="Execution of the graph network.")
     training: TrainingSettings = Field(
-        TrainingSettings.model_validate({}), description="How the learnt policy is trained."
+        TrainingSettings.model_validate({}), description="Training of the graph network."
     )
-    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
-    metrics_port: int = Field(
-        0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
-    )
-
-    @property
-    def metrics_address(self) -> MetricsAddress:
-        """Where Tamiyo answers Prometheus."""
-        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_TAMIYO__METRICS_PORT")

@@ -13,78 +13,103 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class ScheduleSettings(SectionModel):
-    """PlanTrainer long a seed stays in each stage, in boundaries, and how alpha rises."""
+    """How long a seed stays in each stage, in boundaries, and how alpha rises."""
 
-    germinated: Positive = Field(1, description="Boundaries in GERMINATED.")
-    training: Positive = Field(6, description="Boundaries in TRAINING.")
-    grafting: Positive = Field(4, description="Boundaries in GRAFTING, while alpha rises.")
-    stabilizing: Positive = Field(2, description="Boundaries in STABILIZING.")
-    evaluating: Positive = Field(12, description="Boundaries in EVALUATING before the seed is culled.")
-    embargo: Positive = Field(8, description="Boundaries that a seed which was given up stays away.")
-    alpha: AlphaCurve = Field(AlphaCurve.LINEAR, description="PlanTrainer alpha rises in GRAFTING.")
+    germinated: Positive = Field(1, description="Number of boundaries in GERMINATED.")
+    training: Positive = Field(
+        6, description="Number of boundaries in TRAINING. Too few: an untrained seed is blended into the output."
+    )
+    grafting: Positive = Field(
+        4, description="Number of boundaries in GRAFTING, while alpha rises from 0 to 1. Few make the step abrupt."
+    )
+    stabilizing: Positive = Field(2, description="Number of boundaries in STABILIZING.")
+    evaluating: Positive = Field(
+        12, description="Maximum number of boundaries in EVALUATING; the seed is culled if no decision comes by then."
+    )
+    embargo: Positive = Field(
+        8, description="Number of boundaries before a seed can germinate again after it was cancelled or culled."
+    )
+    alpha: AlphaCurve = Field(AlphaCurve.LINEAR, description="Curve along which alpha rises in GRAFTING.")
 
 
 class ForkSettings(SectionModel):
     """Which decisions are measured by a fork, and what that may cost; docs/design/reward.md explains it."""
 
-    every: float = Field(0.0, ge=0, le=1, description="Share of germinations that are forked; 0 forks none.")
-    every_verdict: float = Field(0.0, ge=0, le=1, description="Share of applied culls and fossilizations, likewise.")
-    horizon_epochs: Positive = Field(
-        3, description="Epoch ends from the decision to the metric, the end of its own epoch not counted."
+    germination_share: float = Field(
+        0.0, ge=0, le=1, description="Fraction of germinations that are forked; 0 disables it, 1 is the most expensive."
     )
-    draws: Positive = Field(
+    verdict_share: float = Field(
+        0.0, ge=0, le=1, description="Fraction of applied culls and fossilizations that are forked; 0 disables it."
+    )
+    horizon_epochs: Positive = Field(
+        3,
+        description="Number of epoch ends from the decision to the comparison of the branches, not counting the end of "
+        "the decision's own epoch.",
+    )
+    num_batch_orders: Positive = Field(
         1,
-        description="Batch orders that a fork is averaged over; the first is the run's own, others take two branches.",
+        description="Number of batch orders over which a fork is averaged. The first is the run's own and needs one "
+        "extra branch; each further one needs two.",
     )
     max_parallel: int = Field(
-        1, ge=0, description="Processes that train branches beside the run; 0 trains them in its own, once it is over."
+        1,
+        ge=0,
+        description="Number of processes that train branches at the same time; 0 trains them in the run's own process "
+        "after the run.",
     )
-    max_waiting: Positive = Field(16, description="Forks whose snapshots are kept at once; further ones are not made.")
+    max_pending: Positive = Field(
+        16,
+        description="Maximum number of forks whose snapshots are kept in memory; further decisions are not forked.",
+    )
     finish_timeout_s: float = Field(
-        300.0, ge=0, description="PlanTrainer long the end of a run waits for its forks, in seconds; then they are dropped."
+        300.0, ge=0, description="Seconds for which the end of a run waits for its forks; the rest are dropped."
     )
 
 
 class TrainerSettings(SectionModel):
-    """A run on scikit-learn's digits, or on CIFAR-10."""
+    """Settings of a training run on scikit-learn's digits or on CIFAR-10."""
 
-    dataset: Literal["digits", "cifar10"] = Field("digits", description="What is learnt.")
+    dataset: Literal["digits", "cifar10"] = Field("digits", description="Dataset to train on.")
     data_folder: Path = Field(
-        Path("data"), description="Where `cifar10-train.parquet` is, in the layout of the Hugging Face hub."
+        Path("data"), description="Folder with `cifar10-train.parquet`, in the layout of the Hugging Face hub."
     )
     num_images: Positive = Field(
-        12_000, description="CIFAR-10's images that are used, a quarter of them for validation."
+        12_000, description="Number of CIFAR-10 images to use; a quarter of them is for validation."
     )
     network: Literal["digits", "mlp", "cnn"] = Field(
         "digits",
-        description="The host: two convolutions and two linear layers, or `depth` layers of one kind and a head.",
+        description="Network to train: `digits` has two convolutions and two linear layers; `mlp` and `cnn` have "
+        "`depth` hidden layers and a head.",
     )
-    depth: Positive = Field(2, description="Hidden layers of `mlp`, convolutions of `cnn`.")
-    epochs: Positive = Field(20, description="Epochs of the run.")
-    batch_size: Positive = Field(64, description="Examples in one step.")
-    copies: Positive = Field(8, description="Augmented copies of the training set in one epoch.")
-    channels: Positive = Field(6, description="Width of the convolutions.")
+    depth: Positive = Field(2, description="Number of hidden layers of `mlp`, or of convolutions of `cnn`.")
+    epochs: Positive = Field(20, description="Number of epochs.")
+    batch_size: Positive = Field(64, description="Number of examples per optimizer step.")
+    copies: Positive = Field(8, description="Number of augmented copies of the training set in one epoch.")
+    channels: Positive = Field(6, description="Number of output channels of the convolutions.")
     hidden: Positive = Field(12, description="Width of the hidden linear layers.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="The optimizer.")
-    learning_rate: float = Field(0.05, gt=0, description="Its learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Its momentum, where it is `sgd`.")
-    rng_seed: int = Field(7, description="Where the run's chance starts: weights, order, augmentation.")
-    threads: int = Field(1, ge=0, description="torch's threads; 0 leaves torch's own choice.")
-    seeds_per_layer: Positive = Field(2, description="Seeds that each chosen layer holds.")
-    checkpoint_epochs: Positive = Field(5, description="A checkpoint after every so many epochs.")
-    schedule: ScheduleSettings = Field(
-        ScheduleSettings.model_validate({}), description="PlanTrainer long a seed stays in each stage."
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
+    learning_rate: float = Field(0.05, gt=0, description="Learning rate of the optimizer.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of `sgd`; ignored by `adamw`.")
+    rng_seed: int = Field(7, description="Seed of the initial weights, the order of the batches and the augmentation.")
+    threads: int = Field(1, ge=0, description="Number of torch threads; 0 leaves torch's default.")
+    seeds_per_layer: Positive = Field(2, description="Number of seeds in each selected layer.")
+    checkpoint_epochs: Positive = Field(
+        5, description="Number of epochs between two checkpoints; a killed run repeats at most this much work."
     )
-    pace_s: float = Field(
+    schedule: ScheduleSettings = Field(
+        ScheduleSettings.model_validate({}), description="How long a seed stays in each stage."
+    )
+    min_boundary_interval_s: float = Field(
         0.0,
         ge=0,
-        description="Least time between two boundaries, in seconds, so that decisions reach a run that takes no time.",
+        description="Minimum number of seconds between two boundaries. It slows very short runs down so that decisions "
+        "can reach them; 0 never waits.",
     )
-    fork: ForkSettings = Field(ForkSettings.model_validate({}), description="Forks, which measure what a decision did.")
-    link: LinkOptions = Field(LinkOptions.model_validate({}), description="PlanTrainer the run is linked to Oona.")
+    fork: ForkSettings = Field(ForkSettings.model_validate({}), description="Forks, which measure a decision's effect.")
+    link: LinkOptions = Field(LinkOptions.model_validate({}), description="Connection of the run to Kafka and S3.")
 
     @model_validator(mode="after")
-    def _host_fits_the_images(self) -> Self:
+    def _check_network_fits_dataset(self) -> Self:
         if self.network == "digits" and self.dataset != "digits":
-            raise ValueError("network `digits` takes images of 8x8: choose `cnn` or `mlp` for another dataset")
+            raise ValueError("network `digits` takes 8x8 images only; set network to `cnn` or `mlp` for other datasets")
         return self

@@ -2,112 +2,119 @@
 
 import hashlib
 import re
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from esper.config import SectionModel
 from esper.errors import ConfigError
-from esper.metrics.settings import MetricsAddress
+from esper.metrics.settings import MetricsEndpointSettings
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
-class UrzaSettings(SectionModel):
-    """How the library of blueprints and kernels is served."""
+class UrzaSettings(MetricsEndpointSettings):
+    """Settings of the library of blueprints and kernels, and of its API."""
 
-    host: str = Field("127.0.0.1", description="The address that the API listens on.")
-    port: int = Field(0, ge=0, le=65535, description="Its port; 0 takes a free one, which the log names.")
+    metrics_port_variable: ClassVar[str] = "ESPER_URZA__METRICS_PORT"
+
+    host: str = Field("127.0.0.1", description="Address on which the API listens; other than loopback it needs tokens.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the API; 0 takes a free port, which the log names.")
     reader_tokens_sha256: str = Field(
-        "", description="SHA-256 of each token that may read, separated by commas; `esper roles token` makes one."
+        "",
+        description="SHA-256 digests of the tokens that may read, comma-separated; `esper roles token` creates one.",
     )
     writer_tokens_sha256: str = Field(
-        "", description="SHA-256 of each token that may read and ask for changes, separated by commas."
+        "",
+        description="SHA-256 digests of the tokens that may read and request changes, comma-separated.",
     )
-    is_open: bool = Field(
-        False, description="Serves other hosts without a token; for use behind something that asks who comes."
+    allow_anonymous: bool = Field(
+        False,
+        description="Serve other hosts without a token; set it only behind a proxy that authenticates callers.",
     )
-    cache_mb: float = Field(64.0, ge=0, description="Memory for answers and kernels that are given again, in MiB.")
-    kernel_seed: int = Field(0, description="Makes the weights of new kernels reproducible.")
+    cache_mib: float = Field(
+        64.0, ge=0, description="Memory for cached responses and kernels, in MiB; 0 caches nothing."
+    )
+    kernel_rng_seed: int = Field(0, description="Seed of the weights of new kernels.")
     certify_widths: tuple[int, ...] = Field(
         (16, 64),
         min_length=1,
         max_length=8,
-        description="Widths (output features) in which a blueprint is examined before it is certified.",
+        description="Layer widths (output features) at which a blueprint is examined before it is certified; each one "
+        "takes a sandbox job.",
     )
     sandbox_wall_s: float = Field(
         30.0,
         gt=0,
-        description="How long one job of the sandbox may take: a blueprint, or a batch of kernels, in seconds.",
+        description="Maximum wall time of one sandbox job (a blueprint or a batch of kernels), in seconds. If it is "
+        "too small for the machine, sound blueprints are rejected.",
     )
-    sandbox_cpu_s: int = Field(
-        20, ge=1, description="How much processor time one job of the sandbox may use, in seconds."
-    )
-    sandbox_memory_mb: int = Field(
+    sandbox_cpu_s: int = Field(20, ge=1, description="Maximum CPU time of one sandbox job, in seconds.")
+    sandbox_memory_mib: int = Field(
         2048,
         ge=256,
-        description="How much memory one job of the sandbox may take, in MiB; the largest kernel needs 1 GiB.",
+        description="Maximum address space of one sandbox job, in MiB; the largest kernel needs 1024.",
     )
-    parallel_uploads: int = Field(10, ge=1, le=50, description="How many kernels go to S3 at a time.")
-    poll_s: float = Field(0.2, gt=0, description="Pause between two looks at the projection, in seconds.")
+    parallel_uploads: int = Field(
+        10, ge=1, le=50, description="Number of concurrent kernel uploads; keep it at or below `s3.pool_size`."
+    )
+    poll_s: float = Field(
+        0.2,
+        gt=0,
+        description="Seconds between two reads of the projections. Small values load Postgres; large ones delay "
+        "certification.",
+    )
     change_timeout_s: float = Field(
         5.0,
         gt=0,
-        description="How long a change waits for Kafka (then 503) and for its projection (then 202), in seconds.",
+        description="Seconds for which a change request waits for Kafka (then 503), and for its projection (then 202).",
     )
-    metrics_host: str = Field("127.0.0.1", description="The address that metrics and readiness are served on.")
-    metrics_port: int = Field(
-        0, ge=0, le=65535, description="Where Prometheus reads; 0 takes a free port, which the log names."
-    )
-
-    @property
-    def metrics_address(self) -> MetricsAddress:
-        """Where Urza answers Prometheus."""
-        return MetricsAddress(self.metrics_host, self.metrics_port, "ESPER_URZA__METRICS_PORT")
 
     @property
     def reader_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of the tokens that may read."""
-        return _listed(self.reader_tokens_sha256)
+        """SHA-256 digests of the tokens that may read."""
+        return _split(self.reader_tokens_sha256)
 
     @property
     def writer_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of the tokens that may read and write."""
-        return _listed(self.writer_tokens_sha256)
+        """SHA-256 digests of the tokens that may read and write."""
+        return _split(self.writer_tokens_sha256)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether who comes has to show one."""
+        """Whether callers must present a token."""
         return bool(self.reader_hashes or self.writer_hashes)
 
     @model_validator(mode="after")
-    def _hashes_are_some(self) -> Self:
+    def _check_token_digests(self) -> Self:
         for name in ("reader_tokens_sha256", "writer_tokens_sha256"):
-            if not all(_SHA256.match(h) for h in _listed(getattr(self, name))):
-                raise ValueError(f"{name} wants 64 hexadecimal digits a token, not the token: see `esper roles token`")
+            if not all(_SHA256.match(h) for h in _split(getattr(self, name))):
+                raise ValueError(
+                    f"{name} must hold the SHA-256 of each token (64 hexadecimal digits), not the token; "
+                    "`esper roles token` prints it"
+                )
         return self
 
 
 def check_exposure(own: UrzaSettings) -> None:
-    """Make sure that no other host is let in without a token.
+    """Check that the API does not serve other hosts without a token.
 
     Raises:
-        ConfigError: it would be; with what to set.
+        ConfigError: it would; the message names the settings to change.
     """
-    if own.has_tokens or own.is_open or own.host in LOOPBACK:
+    if own.has_tokens or own.allow_anonymous or own.host in LOOPBACK:
         return
     raise ConfigError(
-        f"urza.host is {own.host}, which other hosts reach, and no token is asked for: make tokens with "
+        f"urza.host is {own.host}, which other hosts can reach, and no token is configured; create tokens with "
         "`esper roles token` and set ESPER_URZA__WRITER_TOKENS_SHA256 and ESPER_URZA__READER_TOKENS_SHA256, "
-        "or set ESPER_URZA__IS_OPEN=true behind something that asks who comes"
+        "or set ESPER_URZA__ALLOW_ANONYMOUS=true behind a proxy that authenticates callers"
     )
 
 
 def token_hash(token: str) -> str:
-    """How a token stands in the settings."""
+    """The digest of a token, as the settings hold it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _split(text: str) -> tuple[str, ...]:
     return tuple(h.strip() for h in text.split(",") if h.strip())

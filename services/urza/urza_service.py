@@ -9,27 +9,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-import asyncpg
-
 from esper.config import Settings
-from esper.errors import ContractError, NotAllowedError, UnavailableError
+from esper.errors import ContractError
 from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.logging import get_logger
 from esper.oona.admin.topics import verify_topics
+from esper.oona.broker_errors import TRANSIENT_ERRORS
 from esper.oona.producer import OonaProducer
+from esper.retry import Backoff
 from esper.services.urza.certification.certifier import Certifier
 from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import Limits
-from esper.services.urza.kernels.kernel_builder import Compiler
+from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.kernels.shipped_blueprints import is_shipped, ship
 from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
 from esper.streams.database.connection_types import Pool
 from esper.streams.database.connections import connect_pool
+from esper.streams.database.postgres_errors import DRIVER_ERRORS
 
 RETRY_S = (0.2, 5.0)
-TRANSIENT = (UnavailableError, NotAllowedError, ContractError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+TRANSIENT = (*TRANSIENT_ERRORS, ContractError, OSError, *DRIVER_ERRORS)
 ANSWER_BYTES = MAX_KERNEL_BYTES + 1024 * 1024  # the largest that a job may say: one kernel and its header
 
 _log = get_logger(__name__)
@@ -60,12 +61,12 @@ class Urza:
         return bool(self.standing) and all(self.standing.values())
 
 
-def limits_of(settings: UrzaSettings) -> Limits:
+def sandbox_limits(settings: UrzaSettings) -> Limits:
     """What one job of the sandbox may use."""
     return Limits(
         wall_s=settings.sandbox_wall_s,
         cpu_s=settings.sandbox_cpu_s,
-        memory_bytes=settings.sandbox_memory_mb * 1024 * 1024,
+        memory_bytes=settings.sandbox_memory_mib * 1024 * 1024,
         answer_bytes=ANSWER_BYTES,
     )
 
@@ -82,7 +83,7 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
     await verify_topics(kafka)
     async with AsyncExitStack() as exits:
         urza = Urza(
-            sandbox=await exits.enter_async_context(Sandbox(limits_of(own))),  # first: it warms up meanwhile
+            sandbox=await exits.enter_async_context(Sandbox(sandbox_limits(own))),  # first: it warms up meanwhile
             pool=await exits.enter_async_context(connect_pool(settings.need_postgres())),
             producer=await exits.enter_async_context(OonaProducer(kafka, client_id="urza")),
             blobs=await exits.enter_async_context(BlobStore(settings.need_s3())),
@@ -104,7 +105,7 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
 
 def _steps(urza: Urza) -> dict[str, Step]:
     certifier = Certifier(urza.pool, urza.producer, urza.sandbox, urza.settings)
-    compiler = Compiler(urza.pool, urza.producer, urza.blobs, urza.sandbox, urza.settings)
+    compiler = KernelBuilder(urza.pool, urza.producer, urza.blobs, urza.sandbox, urza.settings)
     has_proposed = has_shipped = False
 
     async def certify() -> bool:
@@ -115,28 +116,27 @@ def _steps(urza: Urza) -> dict[str, Step]:
                 has_proposed = True
             if not has_shipped and (has_shipped := await is_shipped(connection)):
                 _log.info("catalogue.completed")
-        await certifier.certify_waiting()
+        await certifier.certify_pending()
         return has_shipped
 
     async def compile_kernels() -> bool:
-        await compiler.compile_wanted()
+        await compiler.build_wanted()
         return True
 
     return {"certifying": certify, "compiling": compile_kernels}
 
 
 async def _keep(urza: Urza, name: str, step: Step) -> None:
-    urza.standing[name], wait_s = False, RETRY_S[0]
+    urza.standing[name], backoff = False, Backoff(*RETRY_S)
     while True:
         try:
             urza.standing[name] = await step()
-            wait_s = RETRY_S[0]
+            backoff.reset()
             await asyncio.sleep(urza.settings.poll_s)
             continue
         except TRANSIENT as error:
-            _log.warning("urza.delayed", loop=name, error=str(error), retry_s=wait_s)
+            _log.warning("urza.delayed", loop=name, error=str(error))
         except Exception:  # a fault of ours may not end the loop: it would stand still, and nobody would see it
-            _log.exception("urza.failed", loop=name, retry_s=wait_s)
+            _log.exception("urza.failed", loop=name)
         urza.standing[name] = False
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, RETRY_S[1])
+        await backoff.wait()

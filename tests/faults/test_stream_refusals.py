@@ -138,9 +138,9 @@ def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_p
     blocked.write_text("")
     refused = refusal(fresh_stack, tmp_path, "no-folder", ESPER_STATE_DIR=str(blocked))
     assert "no slot can be kept in" in refused
-    with running(worker(fresh_stack, tmp_path, "first", ESPER_STREAMS__SLOT="3", **TIMES), "worker.ready") as child:
+    with running(worker(fresh_stack, tmp_path, "first", ESPER_STREAMS__MEMBER_ID="3", **TIMES), "worker.ready") as child:
         log.wait_until_folded()
-        refused = refusal(fresh_stack, tmp_path, "same-slot", ESPER_STREAMS__SLOT="3")
+        refused = refusal(fresh_stack, tmp_path, "same-slot", ESPER_STREAMS__MEMBER_ID="3")
         assert "slot 3 of this host is held by another worker" in refused
         log.do("DROP SCHEMA esper CASCADE")  # somebody began anew, under a worker that stands at offset 5
         migrate(fresh_stack.settings().need_postgres())

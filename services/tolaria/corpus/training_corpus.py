@@ -21,10 +21,10 @@ from esper.embedded.processes import die_with_parent
 from esper.errors import EsperError, UnavailableError
 from esper.logging import configure_logging
 from esper.schemas.assets import TrainingResults
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied
+from esper.services.tolaria.counterfactuals.branch_trainer import AppliedCommand
 from esper.services.tolaria.settings import TrainerSettings
 from esper.services.tolaria.training.cifar import FILE
-from esper.services.tolaria.training.run_costs import Ledger, RunCost, host_cost
+from esper.services.tolaria.training.run_costs import CostLedger, RunCost, host_cost
 
 DIGITS_IN_TRAINING = 1348
 BOUNDARIES_IN_EPOCH = 2
@@ -46,26 +46,26 @@ SGD_RATES, SGD_SHARE = (0.03, 0.1), 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class GroundSettings:
+class CorpusSettings:
     """What all plans of a ground have in common.
 
     Attributes:
         seed: where the plans' chance starts; it is in the runs' names.
         folder: gets what the runs keep on disk.
-        pace_s: see ``trainer.pace_s``.
+        min_boundary_interval_s: see ``trainer.min_boundary_interval_s``.
         fork_share: of germinations that are forked; verdicts half as often.
         fork_draws: batch orders that a fork is measured on; from 2 on reports tell its variance.
         cifar: the folder with CIFAR-10; None leaves it out.
-        has_other_hosts: draw the hosts that are kept apart, to try a policy on.
+        uses_held_out_hosts: draw the hosts that are kept apart, to try a policy on.
     """
 
     seed: int
     folder: Path
-    pace_s: float = 0.3
+    min_boundary_interval_s: float = 0.3
     fork_share: float = 1.0
     fork_draws: int = 1
     cifar: Path | None = None
-    has_other_hosts: bool = False
+    uses_held_out_hosts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,11 @@ class RunPlan:
 
     run_id: str
     trainer: TrainerSettings
-    grown: tuple[Applied, ...] = ()
+    grown: tuple[AppliedCommand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedRun:
     """What became of a plan: results and what they cost, or why there are none. ``cpu_s`` is time of the processor."""
 
     plan: RunPlan
@@ -103,16 +103,16 @@ def find_cifar(folder: Path | None) -> tuple[Path | None, str]:
     return folder, ""
 
 
-How = Callable[[RunPlan, Settings], Trained]
+PlanTrainer = Callable[[RunPlan, Settings], TrainedRun]
 """Trains a plan; a function of a module, since it is called in other processes."""
 
 
-def plan_of(ground: GroundSettings, number: int) -> RunPlan:
+def plan_of(ground: CorpusSettings, number: int) -> RunPlan:
     """The plan with this number."""
     named = f"ground:{ground.seed}:{number}"
     chance = random.Random(hashlib.sha256(named.encode()).digest())
     is_cifar = chance.random() < CIFAR_SHARE and ground.cifar is not None
-    fields = _cifar(chance) if is_cifar else _digits(chance, ground.has_other_hosts)
+    fields = _cifar(chance) if is_cifar else _digits(chance, ground.uses_held_out_hosts)
     steps = fields.pop("steps_in_epoch")
     common = {
         "rng_seed": chance.randrange(2**31),
@@ -121,13 +121,13 @@ def plan_of(ground: GroundSettings, number: int) -> RunPlan:
         "seeds_per_layer": chance.choice((1, 2)),
         "checkpoint_epochs": 1_000,
         "schedule": SCHEDULE,
-        "pace_s": ground.pace_s,
+        "min_boundary_interval_s": ground.min_boundary_interval_s,
         "data_folder": ground.cifar or Path(),
         "fork": {
-            "every": ground.fork_share,
-            "every_verdict": ground.fork_share / 2,
+            "germination_share": ground.fork_share,
+            "verdict_share": ground.fork_share / 2,
             "horizon_epochs": HORIZON_EPOCHS,
-            "draws": ground.fork_draws,
+            "num_batch_orders": ground.fork_draws,
             "max_parallel": 0,
         },
         "link": {
@@ -136,11 +136,11 @@ def plan_of(ground: GroundSettings, number: int) -> RunPlan:
             "folder": ground.folder,
         },
     }
-    name = "hosts" if ground.has_other_hosts else "ground"
+    name = "hosts" if ground.uses_held_out_hosts else "ground"
     return RunPlan(f"{name}-{ground.seed}-{number:05d}", TrainerSettings.model_validate({**common, **fields}))
 
 
-def plans(ground: GroundSettings, first: int = 0) -> Iterator[RunPlan]:
+def plans(ground: CorpusSettings, first: int = 0) -> Iterator[RunPlan]:
     """All plans from a number on; there is no last one."""
     number = first
     while True:
@@ -148,19 +148,19 @@ def plans(ground: GroundSettings, first: int = 0) -> Iterator[RunPlan]:
         number += 1
 
 
-def train_plan(plan: RunPlan, settings: Settings) -> Trained:
+def train_plan(plan: RunPlan, settings: Settings) -> TrainedRun:
     """Train one plan in this process, through the bus."""
     from esper.services.tolaria.training.trainer import train
 
     def work() -> tuple[TrainingResults, RunCost]:
-        ledger = Ledger(plan.trainer, host_cost(plan.trainer))
+        ledger = CostLedger(plan.trainer, host_cost(plan.trainer))
         _run_id, results = train(plan.trainer, settings, run_id=plan.run_id, observer=ledger)
         return results, ledger.total(results.steps)
 
     return timed(plan, work)
 
 
-def timed(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) -> Trained:
+def timed(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) -> TrainedRun:
     """What became of a plan; an error is what became of it, and costs no other run anything."""
     began, busy = time.monotonic(), time.process_time()
     results, cost, problem = None, None, ""
@@ -170,12 +170,12 @@ def timed(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) ->
         problem = str(error)
     except Exception as error:  # of data that cannot be read, say
         problem = f"{type(error).__name__}: {error}"
-    return Trained(plan, time.monotonic() - began, time.process_time() - busy, results, cost, problem)
+    return TrainedRun(plan, time.monotonic() - began, time.process_time() - busy, results, cost, problem)
 
 
-def train_ground(
-    ground: GroundSettings, settings: Settings, *, num_runs: int, first: int = 0, **more: Any
-) -> list[Trained]:
+def train_corpus(
+    ground: CorpusSettings, settings: Settings, *, num_runs: int, first: int = 0, **more: Any
+) -> list[TrainedRun]:
     """Train plans ``first`` to ``first + num_runs - 1`` of a ground; more arguments as for ``train_plans``."""
     return train_plans(itertools.islice(plans(ground, first), num_runs), settings, **more)
 
@@ -184,17 +184,17 @@ def train_plans(
     coming: Iterable[RunPlan],
     settings: Settings,
     *,
-    how: How = train_plan,
+    how: PlanTrainer = train_plan,
     num_processes: int = 2,
     deadline_s: float | None = None,
-    report: Callable[[Trained], None] = lambda _trained: None,
-) -> list[Trained]:
+    report: Callable[[TrainedRun], None] = lambda _trained: None,
+) -> list[TrainedRun]:
     """Train plans, several at once, in processes of their own; those that began before the deadline end.
 
     Raises:
         UnavailableError: no run could be trained at all, or a process was killed from outside.
     """
-    began, trained, under_way, waiting = time.monotonic(), list[Trained](), set[Future[Trained]](), iter(coming)
+    began, trained, under_way, waiting = time.monotonic(), list[TrainedRun](), set[Future[TrainedRun]](), iter(coming)
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, spawning, _begin_process, (settings,)) as pool:
         while True:
@@ -212,7 +212,7 @@ def train_plans(
     return trained
 
 
-def _ended(run: Future[Trained]) -> Trained:
+def _ended(run: Future[TrainedRun]) -> TrainedRun:
     try:
         return run.result()
     except BrokenProcessPool as error:
@@ -230,14 +230,14 @@ def _begin_process(settings: Settings) -> None:
     _settings[:] = [settings]
 
 
-def _train_here(how: How, plan: RunPlan) -> Trained:
+def _train_here(how: PlanTrainer, plan: RunPlan) -> TrainedRun:
     return how(plan, _settings[0])
 
 
-def _digits(chance: random.Random, has_other_hosts: bool) -> dict[str, Any]:
-    hidden: Sequence[int] = OTHER_HIDDEN if has_other_hosts else HIDDEN
-    channels: Sequence[int] = OTHER_CHANNELS if has_other_hosts else CHANNELS
-    depths: Sequence[int] = OTHER_DEPTHS if has_other_hosts else DEPTHS
+def _digits(chance: random.Random, uses_held_out_hosts: bool) -> dict[str, Any]:
+    hidden: Sequence[int] = OTHER_HIDDEN if uses_held_out_hosts else HIDDEN
+    channels: Sequence[int] = OTHER_CHANNELS if uses_held_out_hosts else CHANNELS
+    depths: Sequence[int] = OTHER_DEPTHS if uses_held_out_hosts else DEPTHS
     network = chance.choice(("mlp", "mlp", "cnn", "digits"))
     copies, batch_size = 2, 64
     optimizer = "sgd" if chance.random() < SGD_SHARE else "adamw"

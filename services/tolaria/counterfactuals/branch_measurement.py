@@ -1,6 +1,6 @@
 """Branches of a fork: what else could have been decided, trained from the run's snapshot.
 
-Pure but for the training itself: the same job gives the same numbers in any process. docs/reward.md has
+Pure but for the training itself: the same job gives the same numbers in any process. docs/design/reward.md has
 the estimator.
 """
 
@@ -14,7 +14,7 @@ from esper.connection.checkpoints.training_state import from_bytes, to_bytes
 from esper.kasmina.kernels import LoadedKernel
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.events import ForkedPair
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied, BranchTrainer, Snapshot, Steer, follow
+from esper.services.tolaria.counterfactuals.branch_trainer import AppliedCommand, BranchTrainer, Snapshot, CommandSchedule, replay_commands
 from esper.services.tolaria.settings import TrainerSettings
 from esper.services.tolaria.training.run_costs import host_cost
 
@@ -37,10 +37,10 @@ class ForkJob:
     """
 
     snapshot: Snapshot
-    decided: Applied
+    decided: AppliedCommand
     kernel: LoadedKernel
     end_of_epoch: int
-    commands: list[Applied] = field(default_factory=list)
+    commands: list[AppliedCommand] = field(default_factory=list)
     own_value: float | None = None
     own_step: int = 0
 
@@ -54,7 +54,7 @@ class ForkJob:
         return {
             "snapshot": dict(self.snapshot),
             "decided": self.commands.index(self.decided),
-            "kernel": Applied(0, Action.GERMINATE, "", 0, self.kernel).to_dict(),
+            "kernel": AppliedCommand(0, Action.GERMINATE, "", 0, self.kernel).to_dict(),
             "end_of_epoch": self.end_of_epoch,
             "commands": [c.to_dict() for c in self.commands],
             "own": [self.own_value, self.own_step],
@@ -63,8 +63,8 @@ class ForkJob:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
         """The inverse of ``to_dict``."""
-        commands = [Applied.from_dict(c) for c in saved["commands"]]
-        kernel = Applied.from_dict(saved["kernel"]).kernel
+        commands = [AppliedCommand.from_dict(c) for c in saved["commands"]]
+        kernel = AppliedCommand.from_dict(saved["kernel"]).kernel
         assert kernel is not None
         decided = commands[saved["decided"]]
         return cls(saved["snapshot"], decided, kernel, saved["end_of_epoch"], commands, *saved["own"])
@@ -85,7 +85,7 @@ def measure(trainer: TrainerSettings, job: ForkJob) -> Measured:
     Raises:
         ContractError: a command that the run applied does not fit a branch: the two cannot be compared.
     """
-    pairs = [_pair(trainer, job, draw) for draw in range(trainer.fork.draws)]
+    pairs = [_pair(trainer, job, draw) for draw in range(trainer.fork.num_batch_orders)]
     count, steps = len(pairs), job.own_step - job.decided.step
     before, after = (sum(values) / count for values in zip(*pairs, strict=True))
     variance = None
@@ -109,16 +109,16 @@ def _pair(trainer: TrainerSettings, job: ForkJob, draw: int) -> tuple[float, flo
     own_draw, other_draw = (2 * draw, 2 * draw + 1) if job.is_placebo else (draw, draw)
     own = job.own_value if draw == 0 else None
     if own is None:
-        own = _value(trainer, job, follow(job.commands), own_draw)
-    other = _value(trainer, job, otherwise(job), other_draw)
+        own = _value(trainer, job, replay_commands(job.commands), own_draw)
+    other = _value(trainer, job, opposite_schedule(job), other_draw)
     return (own, other) if job.decided.action is Action.CULL else (other, own)
 
 
-def _value(trainer: TrainerSettings, job: ForkJob, steer: Steer, draw: int) -> float:
+def _value(trainer: TrainerSettings, job: ForkJob, steer: CommandSchedule, draw: int) -> float:
     return BranchTrainer.from_snapshot(trainer, job.snapshot, draw=draw).train(job.end_of_epoch, steer)
 
 
-def otherwise(job: ForkJob) -> Steer:
+def opposite_schedule(job: ForkJob) -> CommandSchedule:
     """What the branch does that the run is not: all that the run did to other seeds, and with this seed the opposite.
 
     Instead of germinating it stays dormant; instead of becoming permanent it is culled; instead of
@@ -126,17 +126,17 @@ def otherwise(job: ForkJob) -> Steer:
     """
     seed = job.decided.seed
 
-    def steer(line: BranchTrainer) -> Iterable[Applied]:
+    def steer(line: BranchTrainer) -> Iterable[AppliedCommand]:
         for command in job.commands:
             if command.step != line.step:
                 continue
             if command.seed != seed:
                 yield command
             elif command is job.decided and command.action is Action.FOSSILIZE:
-                yield Applied(line.step, Action.CULL, *seed)
+                yield AppliedCommand(line.step, Action.CULL, *seed)
         is_kept = job.decided.action is Action.CULL
         if is_kept and line.model.seed(*seed).stage is SeedStage.EVALUATING:
-            yield Applied(line.step, Action.FOSSILIZE, *seed)
+            yield AppliedCommand(line.step, Action.FOSSILIZE, *seed)
 
     return steer
 

@@ -102,7 +102,7 @@ def train(
     return run.run_id, run.results
 
 
-def train_plain(trainer: TrainerSettings, report: Report = lambda _progress: None, *, draw: int = 0) -> TrainingResults:
+def train_baseline(trainer: TrainerSettings, report: Report = lambda _progress: None, *, draw: int = 0) -> TrainingResults:
     """The same loop without Esper: what growth and overhead are measured against.
 
     Args:
@@ -139,8 +139,8 @@ class _Course:
     def step(self) -> None:
         """Call it after each optimizer step."""
         self.run.step()
-        if self.trainer.pace_s and self.run.step_number % self.trainer.link.boundary_steps == 0:
-            time.sleep(max(0.0, self._boundary_at + self.trainer.pace_s - time.monotonic()))
+        if self.trainer.min_boundary_interval_s and self.run.step_number % self.trainer.link.boundary_steps == 0:
+            time.sleep(max(0.0, self._boundary_at + self.trainer.min_boundary_interval_s - time.monotonic()))
             self._boundary_at = time.monotonic()
 
     def epoch_completed(self, val_accuracy: float, loss: float) -> None:
@@ -160,7 +160,7 @@ class _Course:
 @contextmanager
 def _forks_of(trainer: TrainerSettings, run: RunLink | FollowerLink, training: Training) -> Iterator[Forks | None]:
     """The forks of a run that the settings want some of; one rank of several has none."""
-    if not (trainer.fork.every or trainer.fork.every_verdict) or not isinstance(run, RunLink):
+    if not (trainer.fork.germination_share or trainer.fork.verdict_share) or not isinstance(run, RunLink):
         yield None
         return
     with Forks(trainer, run, training) as forks:

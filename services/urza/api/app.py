@@ -36,7 +36,7 @@ def make_api(urza: Urza, settings: Settings) -> FastAPI:
 
     api = FastAPI(title="Urza", version="1", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     visibility = "private" if urza.settings.has_tokens else "public"
-    shelf = LruCache(int(urza.settings.cache_mb * MIB))
+    shelf = LruCache(int(urza.settings.cache_mib * MIB))
     api.add_middleware(ResponseCache, shelf=shelf, versions=library.versions, visibility=visibility)
     api.add_middleware(RequestAuth, own=urza.settings)  # outermost: the last one added
     add_problems(api)

@@ -67,7 +67,7 @@ class RequestAuth:
 
     def _not_admitted(self, method: str, headers: Headers) -> Response | None:
         if not self._own.has_tokens:
-            if self._own.is_open or _host_of(headers) in LOOPBACK:
+            if self._own.allow_anonymous or _host_of(headers) in LOOPBACK:
                 return None
             return problem(400, "without tokens Urza answers to localhost and 127.0.0.1 alone: see docs/guides/security.md")
         scheme, _, token = headers.get("authorization", "").partition(" ")

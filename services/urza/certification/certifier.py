@@ -18,7 +18,7 @@ from esper.schemas.enums import BlueprintChange, BlueprintStatus
 from esper.schemas.events import BlueprintChangeRequested, CertificateIssued
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import Examination, Examine, reason_of
+from esper.services.urza.certification.sandbox_jobs import Examination, ExamineJob, reason_of
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
 from esper.services.urza.settings import UrzaSettings
@@ -40,7 +40,7 @@ class Certifier:
         self._settings = settings
         self._answered: dict[tuple[str, int], None] = {}
 
-    async def certify_waiting(self) -> int:
+    async def certify_pending(self) -> int:
         """Examine the blueprints that wait for it, and say what became of each; gives their number.
 
         Raises:
@@ -49,10 +49,10 @@ class Certifier:
         rows = await self._waiting()
         for row in rows:
             found = await self._examine(row)
-            answers = answers_to(row["blueprint_id"], row["version"], row["status"], found, cause_of(row))
+            answers = certification_events(row["blueprint_id"], row["version"], row["status"], found, cause_of(row))
             await self._producer.send_batch(answers)
             self._answered[row["blueprint_id"], row["version"]] = None
-            refusal = found.not_built or found.not_passed
+            refusal = found.build_error or found.check_error
             log = _log.info if refusal is None else _log.warning
             log("blueprint.examined", blueprint=row["blueprint_id"], version=row["version"], refusal=refusal)
         return len(rows)
@@ -74,18 +74,18 @@ class Certifier:
 
     async def _examine(self, row: Any) -> Examination:
         try:
-            job = Examine(
+            job = ExamineJob(
                 blueprint_id=row["blueprint_id"],
                 spec=BlueprintSpec.model_validate(json.loads(row["spec"])),
                 widths=self._settings.certify_widths,
-                kernel_seed=self._settings.kernel_seed,
+                kernel_rng_seed=self._settings.kernel_rng_seed,
             )
         except (ValidationError, ValueError) as error:
-            return Examination(not_built=reason_of(f"its spec cannot be read: {error}"))
+            return Examination(build_error=reason_of(f"its spec cannot be read: {error}"))
         return await self._sandbox.examine(job)
 
 
-def answers_to(
+def certification_events(
     blueprint_id: str, version: int, status: str, found: Examination, cause: Cause | OonaMessage = Cause()
 ) -> Sequence[OonaMessage]:
     """The events that follow from an examination of this version, in their order.
@@ -102,15 +102,15 @@ def answers_to(
         event_id = ids.library_request_id(blueprint_id, seen, what)
         return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
-    if found.not_built is not None:
-        return [change(BlueprintChange.REJECT, version, f"it cannot be built: {found.not_built}", cause)]
+    if found.build_error is not None:
+        return [change(BlueprintChange.REJECT, version, f"it cannot be built: {found.build_error}", cause)]
     answers = []
     if status == BlueprintStatus.PROPOSED:
         cause = change(BlueprintChange.COMPILE, version, "it was built for every layer that it names", cause)
         answers.append(cause)
         version += 1
-    if found.not_passed is not None:
-        return [*answers, change(BlueprintChange.REJECT, version, f"it failed a check: {found.not_passed}", cause)]
+    if found.check_error is not None:
+        return [*answers, change(BlueprintChange.REJECT, version, f"it failed a check: {found.check_error}", cause)]
     certificate = OonaMessage.of(
         CertificateIssued(
             blueprint_id=blueprint_id,

@@ -1,7 +1,7 @@
-"""The sandbox as Urza sees it: jobs go in, answers come out, whatever a job does.
+"""The sandbox as Urza sees it: jobs go in, results come out, whatever a blueprint's module does.
 
-Owns the process (``sandbox_process``), which is started once, warm, and replaced when it dies. It gets
-no ESPER_ variable, hence no credential; what its jobs may use is in their limits. One job at a time.
+Owns the process (``sandbox_process``), which starts once, stays warm, and is replaced when it dies. It gets no ESPER_
+variable, hence no credential; limits bound its jobs. One job runs at a time.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from pydantic import ValidationError
 from esper.errors import ContractError, UnavailableError
 from esper.logging import get_logger
 from esper.services.urza.certification.sandbox_jobs import (
-    Build,
+    BuildJob,
     BuiltKernel,
-    Ending,
     Examination,
-    Examine,
+    ExamineJob,
+    JobRequest,
+    JobResult,
     Limits,
-    Order,
-    frames,
+    decode_frames,
     reason_of,
 )
 
@@ -33,22 +33,23 @@ COMMAND = (sys.executable, "-P", "-m", "esper.services.urza.certification.sandbo
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",  # its threads would not be there after a fork
+    "OPENBLAS_NUM_THREADS": "1",  # threads do not survive the fork of a worker process
     "MKL_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
-START_TIMEOUT_S = 120.0  # torch takes long to import on a busy machine
-ANSWER_GRACE_S = 30.0  # beyond a job's wall clock: then the process itself hangs
-ATTEMPTS = 2  # a machine that is busy or short of memory may have been the reason
+START_TIMEOUT_S = 120.0  # importing torch takes long on a busy machine
+RESULT_GRACE_S = 30.0  # beyond a job's wall clock; after it the process itself hangs
+MAX_ATTEMPTS = 2  # a busy machine, or one short of memory, can be the cause of a failure
+CONTAINED = "contained in the sandbox"
 
 _log = get_logger(__name__)
 
 
 class Sandbox:
-    """Async context manager. Its process is started at once; who needs it first waits until it is warm.
+    """Async context manager. Its process starts at once; the first job waits until it is warm.
 
     Args:
-        command: what to run as the process; tests put modules into it that no catalogue has.
+        command: runs the process; tests add modules to its catalogue.
     """
 
     def __init__(self, limits: Limits, command: Sequence[str] = COMMAND) -> None:
@@ -65,80 +66,80 @@ class Sandbox:
     async def __aexit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
     ) -> None:
-        await self._end()
+        await self._kill()
 
     @property
     def pid(self) -> int | None:
-        """The number of its process, while it has one."""
+        """The id of its process, while it has one."""
         return self._process.pid if self._process is not None else None
 
-    async def examine(self, job: Examine, limits: Limits | None = None) -> Examination:
-        """What became of a blueprint. One that broke its sandbox was not built.
+    async def examine(self, job: ExamineJob, limits: Limits | None = None) -> Examination:
+        """Examine a blueprint. One that breaks its worker process has a ``build_error``.
 
         Args:
-            limits: others than the sandbox's own.
+            limits: override the sandbox's own.
 
         Raises:
             UnavailableError: the sandbox cannot be started.
         """
-        ending, answer = await self._attempt(job, limits or self._limits)
-        if ending.failure is None:
+        result, output = await self._run_with_retry(job, limits or self._limits)
+        failure = result.failure
+        if failure is None:
             try:
-                return Examination.model_validate_json(answer)
+                return Examination.model_validate_json(output)
             except ValidationError:
-                ending = Ending(failure="it answered something else than an examination")
-        return Examination(not_built=f"contained in the sandbox: {ending.failure}")
+                failure = "its output is not an examination"
+        return Examination(build_error=f"{CONTAINED}: {failure}")
 
-    async def build(self, job: Build) -> tuple[list[BuiltKernel], str | None]:
+    async def build(self, job: BuildJob) -> tuple[list[BuiltKernel], str | None]:
         """The kernels that were built, in order, and why the next one was not; None where all were.
 
         Raises:
             UnavailableError: the sandbox cannot be started.
         """
-        ending, answer = await self._attempt(job, self._limits)
+        result, output = await self._run_with_retry(job, self._limits)
         try:
-            built = list(frames(answer))
+            built = list(decode_frames(output))
         except (ContractError, ValidationError):
-            return [], "contained in the sandbox: it answered something else than kernels"
+            return [], f"{CONTAINED}: its output is not kernels"
         if len(built) >= len(job.kernels):
             return built[: len(job.kernels)], None
-        return built, f"contained in the sandbox: {ending.failure or 'it ended without an answer'}"
+        return built, f"{CONTAINED}: {result.failure or 'it ended without a result'}"
 
-    async def _attempt(self, job: Examine | Build, limits: Limits) -> tuple[Ending, bytes]:
-        """Run a job; once more where it was contained."""
-        ending = Ending()
-        for attempt in range(1, ATTEMPTS + 1):
+    async def _run_with_retry(self, job: ExamineJob | BuildJob, limits: Limits) -> tuple[JobResult, bytes]:
+        result, output = JobResult(), b""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             async with self._lock:
-                ending, answer = await self._run(Order(limits=limits, job=job))
-            if ending.failure is None:
-                return ending, answer
-            _log.warning("sandbox.job_failed", failure=ending.failure, attempt=attempt, attempts=ATTEMPTS)
-        return ending, answer
+                result, output = await self._run(JobRequest(limits=limits, job=job))
+            if result.failure is None:
+                break
+            _log.warning("sandbox.job_failed", failure=result.failure, attempt=attempt, attempts=MAX_ATTEMPTS)
+        return result, output
 
-    async def _run(self, order: Order) -> tuple[Ending, bytes]:
-        await self._warm_up()
+    async def _run(self, request: JobRequest) -> tuple[JobResult, bytes]:
+        await self._wait_until_warm()
         process = self._process
         assert process is not None
         assert process.stdin is not None
         try:
-            async with asyncio.timeout(order.limits.wall_s + ANSWER_GRACE_S):
-                process.stdin.write(order.model_dump_json().encode() + b"\n")
+            async with asyncio.timeout(request.limits.wall_s + RESULT_GRACE_S):
+                process.stdin.write(request.model_dump_json().encode() + b"\n")
                 await process.stdin.drain()
-                return await self._read_answer(process, order.limits)
-        except (EOFError, OSError, ValueError) as error:  # a TimeoutError is an OSError; ValueError: no Ending came
-            await self._end()
-            return Ending(failure=reason_of(f"it took the sandbox with it ({type(error).__name__})")), b""
+                return await self._read_result(process, request.limits)
+        except (EOFError, OSError, ValueError) as error:  # TimeoutError is an OSError; ValueError: no JobResult came
+            await self._kill()
+            return JobResult(failure=reason_of(f"it broke the sandbox process ({type(error).__name__})")), b""
         except asyncio.CancelledError:
-            await self._end()  # the answer to come would be taken for the next job's
+            await self._kill()  # the next job would read this one's result
             raise
 
-    async def _read_answer(self, process: asyncio.subprocess.Process, limits: Limits) -> tuple[Ending, bytes]:
+    async def _read_result(self, process: asyncio.subprocess.Process, limits: Limits) -> tuple[JobResult, bytes]:
         assert process.stdout is not None
         line = await process.stdout.readuntil(b"\n")
-        ending = Ending.model_validate_json(line)
-        if ending.size > limits.answer_bytes:
-            raise ValueError(f"an answer of {ending.size} bytes")
-        return ending, await process.stdout.readexactly(ending.size)
+        result = JobResult.model_validate_json(line)
+        if result.size > limits.answer_bytes:
+            raise ValueError(f"an output of {result.size} bytes")
+        return result, await process.stdout.readexactly(result.size)
 
     async def _start(self) -> None:
         self._is_warm = False
@@ -151,7 +152,7 @@ class Sandbox:
             start_new_session=True,
         )
 
-    async def _warm_up(self) -> None:
+    async def _wait_until_warm(self) -> None:
         if self._process is None or self._process.returncode is not None:
             await self._start()
         if self._is_warm:
@@ -159,24 +160,26 @@ class Sandbox:
         assert self._process is not None
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._read_answer(self._process, self._limits)
+                await self._read_result(self._process, self._limits)
         except (EOFError, OSError, ValueError) as error:
-            await self._end()
-            raise UnavailableError(f"the sandbox of blueprints did not start ({type(error).__name__})") from error
+            await self._kill()
+            raise UnavailableError(
+                f"sandbox: its process did not start ({type(error).__name__}); its stderr has the cause"
+            ) from error
         self._is_warm = True
 
-    async def _end(self) -> None:
+    async def _kill(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its children die with it
+            os.killpg(process.pid, signal.SIGKILL)  # and its children
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 
 
 def _environment() -> dict[str, str]:
-    """No more than Python and torch need, and the packages that this process sees."""
+    """What Python and torch need, and the packages that this process sees; nothing else."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     return {**kept, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)}

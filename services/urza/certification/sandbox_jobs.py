@@ -1,26 +1,28 @@
-"""What Urza asks of its sandbox, and what the sandbox answers: data alone, read by pydantic, never unpickled.
+"""Jobs of the sandbox and their results: data alone, read by pydantic, never unpickled.
 
-No torch: both sides import it. What comes out of the sandbox is checked as what a stranger wrote.
+No torch: both sides import this module. Urza treats what comes out of the sandbox as untrusted input.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from esper.errors import ContractError
 from esper.schemas.assets import BlueprintSpec, Measurement
-from esper.schemas.base import BlueprintId, Count, FrozenContract, NumFeatures, Remark, ShortName
+from esper.schemas.base import BlueprintId, Count, Fact, NumFeatures, Remark, ShortName
 from esper.schemas.enums import LayerKind
 
 MAX_REASON_CHARS = 500
-HEADER_BYTES = 4  # how a frame says how long its header is
+HEADER_LENGTH_BYTES = 4  # the length of a frame's header, before it
 MAX_HEADER_BYTES = 64 * 1024
+MAX_EXAMINED_BYTES = 4 * 1024 * 1024
+"""Of kernels that an examination returns; the kernel builder builds the rest."""
 
 
-class Limits(FrozenContract):
-    """What one job may use before it is ended."""
+class Limits(Fact):
+    """What one job may use before its worker process is killed."""
 
     wall_s: float
     cpu_s: int
@@ -28,17 +30,17 @@ class Limits(FrozenContract):
     answer_bytes: int
 
 
-class ExamineJob(FrozenContract):
-    """Build a blueprint's module in layers of these widths, and find out whether it does what it must."""
+class ExamineJob(Fact):
+    """Build a blueprint's module in layers of these widths, and check and measure it."""
 
     blueprint_id: BlueprintId
     spec: BlueprintSpec
     widths: tuple[NumFeatures, ...]
-    kernel_rng_seed: int
+    kernel_seed: int
 
 
-class WantedKernel(FrozenContract):
-    """One kernel that a run could want."""
+class WantedKernel(Fact):
+    """A kernel that a run can request."""
 
     blueprint_id: BlueprintId
     blueprint_version: int
@@ -47,37 +49,48 @@ class WantedKernel(FrozenContract):
     num_features: NumFeatures
 
 
-class BuildJob(FrozenContract):
+class BuildJob(Fact):
     """Build these kernels, one after the other."""
 
     kernels: tuple[WantedKernel, ...]
-    kernel_rng_seed: int
+    kernel_seed: int
 
 
-class JobRequest(FrozenContract):
-    """One line to the sandbox."""
+class JobRequest(Fact):
+    """One line on the sandbox's stdin."""
 
     limits: Limits
     job: ExamineJob | BuildJob
 
 
-class JobResult(FrozenContract):
-    """How a job ended, told by the sandbox itself; ``size`` bytes of answer follow.
+class JobResult(Fact):
+    """One line on the sandbox's stdout: how a job ended. ``size`` bytes of output follow.
 
-    ``failure`` is why the answer is missing or cut off.
+    ``failure`` is why the output is missing or cut off.
     """
 
     failure: Remark | None = None
     size: Count = 0
 
 
-class Examination(FrozenContract):
-    """What became of a blueprint: a refusal to build it, a check that it failed, or its measurements."""
+class ExaminedKernel(Fact):
+    """A kernel whose module was examined, read back and verified as a trainer does."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    target: LayerKind
+    num_features: NumFeatures
+    num_parameters: Count
+    data: bytes
+
+
+class Examination(Fact):
+    """The result of examining a blueprint: why it cannot be built, the check that it fails, or its measurements."""
 
     @model_validator(mode="after")
     def _passed_by_checks(self) -> Self:
         if self.build_error is None and self.check_error is None and not (self.checks and self.measurements):
-            raise ValueError("it says neither what was refused nor what was checked")
+            raise ValueError("an examination without an error needs checks and measurements")
         return self
 
     build_error: Remark | None = None
@@ -85,10 +98,11 @@ class Examination(FrozenContract):
     examiner: ShortName = "unknown"
     checks: tuple[ShortName, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    kernels: tuple[ExaminedKernel, ...] = ()
 
 
-class KernelHeader(FrozenContract):
-    """What comes before the bytes of a kernel; ``refusal`` is why there are none."""
+class KernelHeader(Fact):
+    """Precedes the bytes of a kernel; ``refusal`` is why there are none."""
 
     refusal: Remark | None = None
     num_parameters: Count = 0
@@ -97,36 +111,36 @@ class KernelHeader(FrozenContract):
 
 @dataclass(frozen=True, slots=True)
 class BuiltKernel:
-    """A kernel as it came out of the sandbox."""
+    """A kernel as the sandbox built it."""
 
     header: KernelHeader
     data: bytes
 
 
 def reason_of(text: object) -> str:
-    """A reason for the log: one printable line, not too long, whatever was quoted in it."""
+    """A reason for the log: one printable line of at most ``MAX_REASON_CHARS``, whatever the text quotes."""
     line = "".join(c if c.isprintable() else " " for c in str(text)).encode(errors="replace").decode()
     return line if len(line) <= MAX_REASON_CHARS else line[: MAX_REASON_CHARS - 3] + "..."
 
 
-def frame(header: KernelHeader, data: bytes = b"") -> bytes:
-    """A kernel on its way out of the sandbox."""
+def encode_frame(header: KernelHeader, data: bytes = b"") -> bytes:
+    """A kernel on its way out of the sandbox: length of the header, header, bytes."""
     head = header.model_dump_json().encode()
-    return len(head).to_bytes(HEADER_BYTES, "big") + head + data
+    return len(head).to_bytes(HEADER_LENGTH_BYTES, "big") + head + data
 
 
-def frames(answer: bytes) -> Iterator[BuiltKernel]:
-    """The kernels in an answer; one that was cut off at the end is left out.
+def decode_frames(output: bytes) -> Iterator[BuiltKernel]:
+    """The kernels in an output; one that is cut off at the end is left out.
 
     Raises:
-        ContractError: the answer is not of frames.
+        ContractError: the output does not consist of frames.
     """
-    view, at = memoryview(answer), 0
-    while at + HEADER_BYTES <= len(view):
-        start = at + HEADER_BYTES
+    view, at = memoryview(output), 0
+    while at + HEADER_LENGTH_BYTES <= len(view):
+        start = at + HEADER_LENGTH_BYTES
         end = start + int.from_bytes(view[at:start], "big")
         if end - start > MAX_HEADER_BYTES:
-            raise ContractError(f"the sandbox sent a header of {end - start} bytes")
+            raise ContractError(f"sandbox: a frame's header has {end - start} bytes, at most {MAX_HEADER_BYTES} allowed")
         if end > len(view):
             return
         header = KernelHeader.model_validate_json(bytes(view[start:end]))

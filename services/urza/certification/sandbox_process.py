@@ -1,11 +1,10 @@
-"""The sandbox's own process: imports torch once, then forks a child for every job, with limits, and watches it.
+"""The sandbox process: imports torch once, then forks a worker process for each job, with limits, and watches it.
 
-It reads orders from stdin, a line each, and answers on stdout: a line that says how the job ended, then the bytes of
-its answer. Invariant: what runs a blueprint's module is always a child that has limits and no way to the network
-where the kernel allows it, and that child and its process group are gone before the answer is told.
+It reads requests from stdin, one per line, and writes to stdout one result line per job, followed by the bytes of the
+job's output. Invariant: a blueprint's module only ever runs in a worker process that has limits and, where the kernel
+allows it, no network; that process and its process group are dead before the result is written.
 
-The child ends with its answer or by a limit; the process that forks it runs no module itself, so that none can
-spoil it for the next.
+This process runs no module itself, so no module can affect a later job.
 ``python -m esper.services.urza.certification.sandbox_process`` is what ``sandbox.Sandbox`` starts.
 """
 
@@ -28,14 +27,14 @@ from esper.errors import KernelError
 from esper.kasmina.kernels import build_kernel, load_kernel
 from esper.services.urza.certification.examination import examine
 from esper.services.urza.certification.sandbox_jobs import (
-    Build,
-    Ending,
-    Examine,
+    MAX_EXAMINED_BYTES,
+    ExamineJob,
+    JobRequest,
+    JobResult,
     KernelHeader,
     Limits,
-    Order,
     WantedKernel,
-    frame,
+    encode_frame,
     reason_of,
 )
 
@@ -46,82 +45,82 @@ EXIT_FAILED, EXIT_MEMORY = 70, 71
 READ_BYTES = 1 << 20
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PAGE_BYTES = resource.getpagesize()
-WARM = (
+PRELOADED_MODULES = (
     "numpy.ctypeslib",
     "torch.fx.experimental._constant_symnode",
     "torch.nested._internal.nested_tensor",
     "torch.utils._device",
 )
-"""What torch imports at its first use: here once, else in every child, where it is a tenth of an examination."""
+"""Modules that torch imports at first use. Without the preload each worker imports them: a tenth of an examination."""
 
 
 def main() -> None:
-    """Answer orders until stdin ends. The first line out is an empty ``Ending``: ready."""
-    leave_network()
+    """Run jobs until stdin ends. The first line of stdout is an empty ``JobResult``: the process is ready."""
+    isolate_network()
     die_with_parent()
-    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    for name in WARM:
-        with suppress(ImportError):  # another torch has others; children import what is missing
+    for name in PRELOADED_MODULES:
+        with suppress(ImportError):  # other versions of torch have other modules; workers import what is missing
             importlib.import_module(name)
-    _tell(answers, Ending())
-    for line in orders:
-        _tell(answers, *run(Order.model_validate_json(line)))
+    _write_result(results, JobResult())
+    for line in requests:
+        _write_result(results, *run_job(JobRequest.model_validate_json(line)))
 
 
-def leave_network() -> bool:
-    """Go where no network is, if the kernel lets this user; whether it did."""
+def isolate_network() -> bool:
+    """Enter a namespace without a network; False where the kernel does not let this user."""
     return bool(ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
 
 
-def run(order: Order) -> tuple[Ending, bytes]:
-    """Run one job in a child of its own, to its end or its limits."""
+def run_job(request: JobRequest) -> tuple[JobResult, bytes]:
+    """Run one job in a worker process until it ends or reaches a limit. Returns its result and its output."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+    worker = os.fork()
+    if worker == 0:
         os.close(reader)
-        _be_the_child(order, writer)
+        _run_worker(request, writer)
     os.close(writer)
     try:
-        answer, failure = _collect(child, reader, order.limits)
+        output, failure = _collect_output(worker, reader, request.limits)
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)  # not waited for yet, so the number is still its own
-        with suppress(ProcessLookupError):  # it may not have come to lead a group
-            os.killpg(child, signal.SIGKILL)
-        _pid, status = os.waitpid(child, 0)
-    failure = failure or _ending_of(status, order.limits)
-    return Ending(failure=failure, size=len(answer)), answer
+        os.kill(worker, signal.SIGKILL)  # it is not reaped yet, so the pid is still its own
+        with suppress(ProcessLookupError):  # it may have died before it led a group
+            os.killpg(worker, signal.SIGKILL)
+        _pid, status = os.waitpid(worker, 0)
+    failure = failure or _describe_exit(status, request.limits)
+    return JobResult(failure=failure, size=len(output)), output
 
 
-def _collect(child: int, reader: int, limits: Limits) -> tuple[bytes, str | None]:
-    """The child's answer, and why it was stopped; None where it ended by itself, however it did."""
-    answer, deadline = bytearray(), time.monotonic() + limits.wall_s
-    ended = os.pidfd_open(child)
+def _collect_output(worker: int, reader: int, limits: Limits) -> tuple[bytes, str | None]:
+    """The worker's output, and the limit that it reached; None where it exited by itself."""
+    output, deadline = bytearray(), time.monotonic() + limits.wall_s
+    exited = os.pidfd_open(worker)
     os.set_blocking(reader, False)
     poll = select.poll()
     poll.register(reader, select.POLLIN)
-    poll.register(ended, select.POLLIN)
+    poll.register(exited, select.POLLIN)
     try:
         while True:
             left_s = deadline - time.monotonic()
             ready = dict(poll.poll(max(0.0, 1000 * left_s)))
             for chunk in _chunks(reader):
-                answer += chunk
-                if len(answer) > limits.answer_bytes:
-                    return b"", f"it answered more than {limits.answer_bytes} bytes"
-            if ended in ready:
-                return bytes(answer), None
+                output += chunk
+                if len(output) > limits.answer_bytes:
+                    return b"", f"its output exceeds {limits.answer_bytes} bytes"
+            if exited in ready:
+                return bytes(output), None
             if left_s <= 0:
-                return bytes(answer), f"it took longer than {limits.wall_s:g} s"
-            if ready.get(reader, 0) & select.POLLHUP:  # it closed its end: only its own end is waited for
+                return bytes(output), f"it took longer than {limits.wall_s:g} s"
+            if ready.get(reader, 0) & select.POLLHUP:  # it closed its end: wait for its exit alone
                 poll.unregister(reader)
     finally:
-        os.close(ended)
+        os.close(exited)
 
 
 def _chunks(reader: int) -> Iterator[bytes]:
@@ -130,32 +129,33 @@ def _chunks(reader: int) -> Iterator[bytes]:
             yield chunk
 
 
-def _ending_of(status: int, limits: Limits) -> str | None:
+def _describe_exit(status: int, limits: Limits) -> str | None:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == signal.SIGXCPU:
             return f"it used more than {limits.cpu_s} s of processor time"
-        return f"it was ended by {signal.Signals(number).name}"
+        return f"it was killed by {signal.Signals(number).name}"
     code = os.WEXITSTATUS(status)
     if code == EXIT_MEMORY:
         return f"it needed more than {limits.memory_bytes >> 20} MB of memory"
     return f"it ended with exit code {code}" if code else None
 
 
-def _be_the_child(order: Order, writer: int) -> NoReturn:
-    """Take on the limits, do the job, write the answer. Whatever happens, nothing of the parent's goes on."""
+def _run_worker(request: JobRequest, writer: int) -> NoReturn:
+    """The worker process: confine it, run the job, write its output. It never returns into the parent's code."""
     try:
-        _confine(order.limits, writer)
-        with os.fdopen(writer, "wb") as answer:
-            _do(order.job, answer)
+        _confine(request.limits, writer)
+        with os.fdopen(writer, "wb") as output:
+            _execute(request, output)
     except MemoryError:
         os._exit(EXIT_MEMORY)
-    except BaseException:  # it has nowhere to tell it
+    except BaseException:  # the exit code is all that can be reported
         os._exit(EXIT_FAILED)
     os._exit(0)
 
 
 def _confine(limits: Limits, writer: int) -> None:
+    """Apply the limits: own process group, no inherited files but ``writer``, no files, forks or core dumps."""
     os.setsid()
     die_with_parent()
     os.closerange(3, writer)
@@ -163,43 +163,45 @@ def _confine(limits: Limits, writer: int) -> None:
     os.dup2(0, 2)
     os.nice(NICENESS)
     with open("/proc/self/statm", "rb") as statm:
-        has_bytes = int(statm.read().split()[0]) * PAGE_BYTES
-    for what, most in (
+        own_bytes = int(statm.read().split()[0]) * PAGE_BYTES
+    for limited, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
-        (resource.RLIMIT_AS, has_bytes + limits.memory_bytes),
+        (resource.RLIMIT_AS, own_bytes + limits.memory_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
     ):
-        hard = resource.getrlimit(what)[1]
+        hard = resource.getrlimit(limited)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
+        resource.setrlimit(limited, (most, most + (limited == resource.RLIMIT_CPU)))
 
 
-def _do(job: Examine | Build, answer: BinaryIO) -> None:
-    if isinstance(job, Examine):
-        answer.write(examine(job).model_dump_json().encode())
+def _execute(request: JobRequest, output: BinaryIO) -> None:
+    job = request.job
+    if isinstance(job, ExamineJob):
+        max_kernel_bytes = min(MAX_EXAMINED_BYTES, request.limits.answer_bytes // 2)
+        output.write(examine(job, max_kernel_bytes=max_kernel_bytes).model_dump_json().encode())
         return
     for wanted in job.kernels:
-        answer.write(_kernel(wanted, job.kernel_seed))
-        answer.flush()
+        output.write(_build_frame(wanted, job.kernel_seed))
+        output.flush()
 
 
-def _kernel(wanted: WantedKernel, seed: int) -> bytes:
-    """A kernel, read back and verified as a trainer will, in a frame; or why it is refused."""
+def _build_frame(wanted: WantedKernel, seed: int) -> bytes:
+    """The frame of a kernel, read back and verified as a trainer does; or of the reason why it is refused."""
     try:
         data = build_kernel(wanted.blueprint_id, wanted.spec, wanted.target, wanted.num_features, seed=seed)
         kernel = load_kernel(data, hashlib.sha256(data).hexdigest())
     except KernelError as error:
-        return frame(KernelHeader(refusal=reason_of(error)))
-    return frame(KernelHeader(num_parameters=kernel.num_parameters, size=len(data)), data)
+        return encode_frame(KernelHeader(refusal=reason_of(error)))
+    return encode_frame(KernelHeader(num_parameters=kernel.num_parameters, size=len(data)), data)
 
 
-def _tell(answers: BinaryIO, ending: Ending, answer: bytes = b"") -> None:
-    answers.write(ending.model_dump_json().encode() + b"\n")
-    answers.write(answer)
-    answers.flush()
+def _write_result(results: BinaryIO, result: JobResult, output: bytes = b"") -> None:
+    results.write(result.model_dump_json().encode() + b"\n")
+    results.write(output)
+    results.flush()
 
 
 if __name__ == "__main__":

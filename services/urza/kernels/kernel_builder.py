@@ -19,7 +19,7 @@ from esper.schemas.assets import BlueprintSpec, Kernel
 from esper.schemas.events import KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import Build, BuiltKernel, WantedKernel, reason_of
+from esper.services.urza.certification.sandbox_jobs import BuildJob, BuiltKernel, WantedKernel, reason_of
 from esper.services.urza.kernels.blob_upload import upload
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
@@ -37,7 +37,7 @@ _log = get_logger(__name__)
 KernelKey = tuple[str, str, int]
 
 
-class Compiler:
+class KernelBuilder:
     """Builds each wanted kernel once. ``pool`` has the projections."""
 
     def __init__(self, pool: Pool, producer: Any, blobs: BlobStore, sandbox: Sandbox, settings: UrzaSettings) -> None:
@@ -49,7 +49,7 @@ class Compiler:
         self._done: set[KernelKey] = set()
         self._causes: dict[str, Cause] = {}
 
-    async def compile_wanted(self) -> int:
+    async def build_wanted(self) -> int:
         """Build, store, read back and register what is wanted; gives the number of kernels.
 
         Raises:
@@ -79,13 +79,13 @@ class Compiler:
         batch = await self._next_batch(queue)
         if not batch:
             return []
-        built, failure = await self._sandbox.build(Build(kernels=tuple(batch), kernel_seed=self._settings.kernel_seed))
+        built, failure = await self._sandbox.build(BuildJob(kernels=tuple(batch), kernel_rng_seed=self._settings.kernel_rng_seed))
         left = batch[len(built) :]
         if failure is not None and len(batch) == 1:
             await self._refuse(left[0], failure)
             left = []
         elif failure is not None and not built:
-            built, alone = await self._sandbox.build(Build(kernels=(left[0],), kernel_seed=self._settings.kernel_seed))
+            built, alone = await self._sandbox.build(BuildJob(kernels=(left[0],), kernel_rng_seed=self._settings.kernel_rng_seed))
             if alone is not None:
                 await self._refuse(left[0], alone)
             left = left[1:]

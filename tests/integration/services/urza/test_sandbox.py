@@ -14,7 +14,7 @@ from support.paths import PROCESSES
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import LayerKind
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import Build, Examination, Examine, Limits, WantedKernel
+from esper.services.urza.certification.sandbox_jobs import BuildJob, Examination, ExamineJob, Limits, WantedKernel
 from esper.services.urza.certification.sandbox_process import NICENESS
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 
@@ -37,7 +37,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 async def examined(sandbox: Sandbox, module: str, limits: Limits | None = None, **options: float) -> Examination:
     spec = BlueprintSpec(module=module, parameters=options, targets=("linear",))
-    return await sandbox.examine(Examine(blueprint_id="b", spec=spec, widths=(16,), kernel_seed=0), limits)
+    return await sandbox.examine(ExamineJob(blueprint_id="b", spec=spec, widths=(16,), kernel_rng_seed=0), limits)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ async def examined(sandbox: Sandbox, module: str, limits: Limits | None = None, 
 )
 async def test_what_breaks_out_of_its_job_is_contained(sandbox: Sandbox, module: str, reason: str) -> None:
     found = await examined(sandbox, module, TIGHT if module in ("loops", "sleeps") else None)
-    assert found.not_built is not None
-    assert re.match(f"contained in the sandbox: {reason}", found.not_built)
-    assert (await examined(sandbox, "affine")).not_built is None, "the next one runs"
+    assert found.build_error is not None
+    assert re.match(f"contained in the sandbox: {reason}", found.build_error)
+    assert (await examined(sandbox, "affine")).build_error is None, "the next one runs"
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ async def test_what_breaks_out_of_its_job_is_contained(sandbox: Sandbox, module:
 )
 async def test_what_does_not_do_what_it_must_fails_a_check(sandbox: Sandbox, module: str, reason: str) -> None:
     found = await examined(sandbox, module)
-    assert found.not_passed is not None
-    assert reason in found.not_passed
+    assert found.check_error is not None
+    assert reason in found.check_error
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ async def test_what_cannot_be_built_is_told_in_one_line(
     sandbox: Sandbox, module: str, options: dict[str, float], reason: str
 ) -> None:
     found = await examined(sandbox, module, None, **options)
-    assert found.not_built is not None
-    assert reason in found.not_built
-    assert len(found.not_built) <= 500
-    assert found.not_built.isprintable()
+    assert found.build_error is not None
+    assert reason in found.build_error
+    assert len(found.build_error) <= 500
+    assert found.build_error.isprintable()
 
 
 async def test_a_job_sees_no_credential_and_leaves_no_process(sandbox: Sandbox) -> None:
     seen = await examined(sandbox, "tells_what_it_sees")
-    assert seen.not_passed is not None
-    assert "ESPER" not in seen.not_passed
+    assert seen.check_error is not None
+    assert "ESPER" not in seen.check_error
     lower = min(19, os.nice(0) + NICENESS)
-    assert f"nice {lower}" in seen.not_passed, "training and the API come first"
+    assert f"nice {lower}" in seen.check_error, "training and the API come first"
     left = await examined(sandbox, "forks")
-    assert left.not_passed is not None
-    child = int(left.not_passed.rsplit("left behind: ", 1)[1])
+    assert left.check_error is not None
+    child = int(left.check_error.rsplit("left behind: ", 1)[1])
     wait_until(lambda: not _runs(child), 20, "the end of the process that was left behind")
 
 
@@ -124,16 +124,16 @@ async def test_a_blueprint_for_wide_layers_is_examined_where_it_fits(sandbox: Sa
     assert [m.num_features for m in found.measurements] == [256]
     assert found.measurements[0].num_parameters == 2 * 256 * 4096 + 4096 + 256
     same = BlueprintSpec(module="affine", targets=("linear",) * 50)
-    again = await sandbox.examine(Examine(blueprint_id="b", spec=same, widths=(8, 8), kernel_seed=0))
+    again = await sandbox.examine(ExamineJob(blueprint_id="b", spec=same, widths=(8, 8), kernel_rng_seed=0))
     assert [m.num_features for m in again.measurements] == [8]
     many = BlueprintSpec(module="affine", targets=("linear",) * 5000)
-    refused = await sandbox.examine(Examine(blueprint_id="b", spec=many, widths=(8,), kernel_seed=0))
-    assert "a header of 75368 bytes; 65536 at most" in str(refused.not_built)
+    refused = await sandbox.examine(ExamineJob(blueprint_id="b", spec=many, widths=(8,), kernel_rng_seed=0))
+    assert "a header of 75368 bytes; 65536 at most" in str(refused.build_error)
 
 
 async def test_measurements_are_those_of_the_module(sandbox: Sandbox) -> None:
     spec = SHIPPED["residual-3x3"]
-    found = await sandbox.examine(Examine(blueprint_id="b", spec=spec, widths=(8, 16), kernel_seed=0))
+    found = await sandbox.examine(ExamineJob(blueprint_id="b", spec=spec, widths=(8, 16), kernel_rng_seed=0))
     small, large = found.measurements
     assert (small.target, small.num_features, large.num_features) == (LayerKind.CONV2D, 8, 16)
     assert large.flops == 2 * 2 * 9 * 16 * 16 * large.positions
@@ -148,14 +148,14 @@ async def test_kernels_before_a_culprit_are_kept_and_the_culprit_is_named(sandbo
         WantedKernel(blueprint_id="b", blueprint_version=3, spec=spec, target="linear", num_features=n)
         for n in range(10, 20)
     )
-    built, failure = await sandbox.build(Build(kernels=kernels, kernel_seed=0))
+    built, failure = await sandbox.build(BuildJob(kernels=kernels, kernel_rng_seed=0))
     assert len(built) == 3
     assert failure == "contained in the sandbox: it ended without an answer"
-    built, failure = await sandbox.build(Build(kernels=kernels[4:], kernel_seed=0))
+    built, failure = await sandbox.build(BuildJob(kernels=kernels[4:], kernel_rng_seed=0))
     assert (len(built), failure) == (6, None)
 
 
 async def test_one_that_was_killed_is_replaced(sandbox: Sandbox) -> None:
     assert sandbox.pid is not None
     os.kill(sandbox.pid, 9)
-    assert (await examined(sandbox, "affine")).not_built is None
+    assert (await examined(sandbox, "affine")).build_error is None

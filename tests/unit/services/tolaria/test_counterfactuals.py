@@ -18,10 +18,15 @@ from esper.services.tolaria.counterfactuals.branch_measurement import (
     ForkJob,
     measure,
     measure_packed,
-    otherwise,
+    opposite_schedule,
     pack_job,
 )
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied, BranchTrainer, Snapshot, follow
+from esper.services.tolaria.counterfactuals.branch_trainer import (
+    AppliedCommand,
+    BranchTrainer,
+    Snapshot,
+    replay_commands,
+)
 from esper.services.tolaria.settings import TrainerSettings
 from esper.services.tolaria.training.run_costs import host_cost
 from esper.services.tolaria.training.training_loop import make_model
@@ -43,18 +48,18 @@ def kernel(module: str = "low_rank") -> LoadedKernel:
     return loaded_kernel(LayerKind.LINEAR, 6, module)
 
 
-def germinate(step: int, seed_id: int = 0, module: str = "low_rank", layer_id: str = "hidden.1") -> Applied:
-    return Applied(step, Action.GERMINATE, layer_id, seed_id, kernel(module))
+def germinate(step: int, seed_id: int = 0, module: str = "low_rank", layer_id: str = "hidden.1") -> AppliedCommand:
+    return AppliedCommand(step, Action.GERMINATE, layer_id, seed_id, kernel(module))
 
 
-def forked(trainer: TrainerSettings, commands: list[Applied], decided: Applied, end_of_epoch: int) -> ForkJob:
+def forked(trainer: TrainerSettings, commands: list[AppliedCommand], decided: AppliedCommand, end_of_epoch: int) -> ForkJob:
     """Train a run that does ``commands``, and fork it where it did ``decided``."""
     line, taken = BranchTrainer(trainer), list[Snapshot]()
 
-    def steer(line: BranchTrainer) -> Iterable[Applied]:
+    def steer(line: BranchTrainer) -> Iterable[AppliedCommand]:
         if line.step == decided.step:
             taken.append(line.snapshot())
-        return follow(commands)(line)
+        return replay_commands(commands)(line)
 
     value = line.train(end_of_epoch, steer)
     later = [c for c in commands if c.step >= decided.step]
@@ -102,12 +107,12 @@ def test_the_branch_without_is_a_run_that_never_germinated_to_the_bit(
     job = forked(trainer, commands, decided, 3)
 
     again = BranchTrainer.from_snapshot(trainer, job.snapshot)
-    assert again.train(3, follow(job.commands)) == job.own_value
+    assert again.train(3, replay_commands(job.commands)) == job.own_value
     without = BranchTrainer.from_snapshot(trainer, job.snapshot)
-    without.train(3, otherwise(job))
+    without.train(3, opposite_schedule(job))
     never, whole = BranchTrainer(trainer), BranchTrainer(trainer)
-    never.train(3, follow(rest))
-    whole.train(3, follow(commands))
+    never.train(3, replay_commands(rest))
+    whole.train(3, replay_commands(commands))
     assert_same(state_of(without), state_of(never))
     assert_same(state_of(again), state_of(whole))
     assert never.metrics[3] == without.metrics[3]
@@ -120,15 +125,15 @@ def test_a_fork_of_what_adds_nothing_is_exactly_zero_on_the_same_batches(at: int
     decided = germinate(BOUNDARY * at, module="noop", layer_id=layer_id)
     job = forked(trainer, [decided], decided, 3)
     without = BranchTrainer.from_snapshot(trainer, job.snapshot)
-    assert without.train(3, otherwise(job)) - job.own_value == 0.0
+    assert without.train(3, opposite_schedule(job)) - job.own_value == 0.0
     grown = BranchTrainer.from_snapshot(trainer, job.snapshot)
-    grown.train(3, follow(job.commands))
+    grown.train(3, replay_commands(job.commands))
     assert_same(state_of(grown)["model"], state_of(without)["model"])
     assert grown.moves != without.moves
 
 
 def test_a_placebo_is_compared_on_other_batches_and_a_real_one_on_the_same() -> None:
-    trainer = trainer_of(fork={"draws": 3})
+    trainer = trainer_of(fork={"num_batch_orders": 3})
     placebo, real = germinate(6, module="noop"), germinate(6, module="mlp")
     told = {c.kernel.spec.module: measure(trainer, forked(trainer, [c], c, 3)) for c in (placebo, real) if c.kernel}
     assert told["noop"].fork.is_placebo
@@ -141,7 +146,7 @@ def test_a_placebo_is_compared_on_other_batches_and_a_real_one_on_the_same() -> 
 
 
 def test_variance_is_that_of_the_mean_of_the_draws() -> None:
-    trainer = trainer_of(fork={"draws": 4})
+    trainer = trainer_of(fork={"num_batch_orders": 4})
     decided = germinate(6, module="mlp")
     job = forked(trainer, [decided], decided, 2)
     measured = measure(trainer, job)
@@ -149,7 +154,7 @@ def test_variance_is_that_of_the_mean_of_the_draws() -> None:
     for draw in range(4):
         values = [
             BranchTrainer.from_snapshot(trainer, job.snapshot, draw=draw).train(2, steer)
-            for steer in (follow(job.commands), otherwise(job))
+            for steer in (replay_commands(job.commands), opposite_schedule(job))
         ]
         differences.append(values[0] - values[1])
     drawn = torch.tensor(differences, dtype=torch.float64)
@@ -162,10 +167,10 @@ def test_a_cull_is_compared_with_keeping_and_a_fossilization_with_culling() -> N
     trainer = trainer_of(epochs=6)
     begun = germinate(3, module="mlp")
     for action, other in ((Action.CULL, SeedStage.FOSSILIZED), (Action.FOSSILIZE, SeedStage.CULLED)):
-        decided = Applied(21, action, *begun.seed)  # it came to EVALUATING at step 18
+        decided = AppliedCommand(21, action, *begun.seed)  # it came to EVALUATING at step 18
         job = forked(trainer, [begun, decided], decided, 5)
         branch = BranchTrainer.from_snapshot(trainer, job.snapshot)
-        value = branch.train(5, otherwise(job))
+        value = branch.train(5, opposite_schedule(job))
         assert (21, other) in [(step, move.to_stage) for step, move in branch.moves]
         measured = measure(trainer, job)
         own, opposite = ("before", "after") if action is Action.CULL else ("after", "before")
@@ -175,10 +180,10 @@ def test_a_cull_is_compared_with_keeping_and_a_fossilization_with_culling() -> N
 def test_an_early_cull_is_compared_with_a_seed_that_goes_on_and_becomes_permanent() -> None:
     trainer = trainer_of(epochs=6)
     begun = germinate(3, module="mlp")
-    decided = Applied(9, Action.CULL, *begun.seed)
+    decided = AppliedCommand(9, Action.CULL, *begun.seed)
     branch_job = forked(trainer, [begun, decided], decided, 5)
     branch = BranchTrainer.from_snapshot(trainer, branch_job.snapshot)
-    branch.train(5, otherwise(branch_job))
+    branch.train(5, opposite_schedule(branch_job))
     assert branch.model.seed(*begun.seed).stage is SeedStage.FOSSILIZED
 
 

@@ -18,7 +18,7 @@ from esper.schemas.events import CullSeed, FieldReported, GerminateSeed
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.evaluation.reward import reward_of
 from esper.services.tamiyo.settings import RentSettings
-from esper.services.tolaria.counterfactuals.branch_trainer import Applied, BranchTrainer
+from esper.services.tolaria.counterfactuals.branch_trainer import AppliedCommand, BranchTrainer
 from esper.services.tolaria.counterfactuals.forks import Forks
 from esper.services.tolaria.settings import TrainerSettings
 
@@ -51,7 +51,7 @@ def trainer_of(**fork: Any) -> TrainerSettings:
         {
             "network": "mlp", "hidden": 6, "depth": 2, "batch_size": 128, "copies": 1, "epochs": 4, "threads": 1,
             "seeds_per_layer": 4, "link": {"boundary_steps": BOUNDARY}, "schedule": schedule,
-            "fork": {"every": 1.0, "horizon_epochs": 1, "max_parallel": 0, **fork},
+            "fork": {"germination_share": 1.0, "horizon_epochs": 1, "max_parallel": 0, **fork},
         }
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ class Story:
             self._tell_moves()
             self.forks.epoch_completed(own if value is None else value)
 
-    def _steer(self, line: BranchTrainer) -> Iterator[Applied]:
+    def _steer(self, line: BranchTrainer) -> Iterator[AppliedCommand]:
         self.run.step_number = line.step
         self._tell_moves()
         ready = self.commands.get(line.step, [])
@@ -93,7 +93,7 @@ class Story:
             self.forks.before_commands(ready, line.step)
         for one in ready:
             action = Action.GERMINATE if one.kernel else Action.CULL
-            yield Applied(line.step, action, LAYER, one.command.seed_id, one.kernel)
+            yield AppliedCommand(line.step, action, LAYER, one.command.seed_id, one.kernel)
             self.forks.applied(one, CAUSE, line.step)
 
     def _tell_moves(self) -> None:
@@ -130,7 +130,7 @@ def test_forks_wait_for_nobody_when_the_run_breaks(max_parallel: int) -> None:
 
 
 def test_only_so_many_snapshots_are_kept() -> None:
-    story = Story(trainer_of(max_waiting=2), {3: [command(n, n - 1) for n in (1, 2, 3)], 6: [command(4, 3)]})
+    story = Story(trainer_of(max_pending=2), {3: [command(n, n - 1) for n in (1, 2, 3)], 6: [command(4, 3)]})
     with story.forks as forks:
         story.train(0, 1)
         forks.finish()
@@ -151,7 +151,7 @@ def test_the_horizon_is_the_runs_end_where_that_is_nearer_and_no_fork_has_none()
 def test_a_share_is_drawn_by_the_runs_seed() -> None:
     drawn = []
     for rng_seed in (7, 7, 8):
-        trainer = trainer_of(every=0.5).model_copy(update={"rng_seed": rng_seed})
+        trainer = trainer_of(germination_share=0.5).model_copy(update={"rng_seed": rng_seed})
         forks = Story(trainer, {}).forks
         drawn.append([forks._is_drawn(command(n)) for n in range(1, 201)])
         assert not any(forks._is_drawn(command(n, action=Action.CULL)) for n in range(1, 20)), "verdicts have their own"
@@ -172,7 +172,7 @@ def test_a_branch_in_which_a_command_does_not_fit_is_no_result() -> None:
     story = Story(trainer_of(), {6: [command(1)]})
     with story.forks as forks:
         story.train(0, 3)
-        forks._pending[0].job.commands.append(Applied(9, Action.FOSSILIZE, "hidden.0", 0))
+        forks._pending[0].job.commands.append(AppliedCommand(9, Action.FOSSILIZE, "hidden.0", 0))
         forks.finish()
     assert (forks.counts["failed"], story.run.told) == (1, [])
 
@@ -180,11 +180,11 @@ def test_a_branch_in_which_a_command_does_not_fit_is_no_result() -> None:
 @pytest.mark.parametrize("saved_after", [0, 1])
 def test_pending_forks_outlive_a_checkpoint(saved_after: int) -> None:
     program = {6: [command(1)], 9: [command(2, 1)], 12: [command(3, 0, Action.CULL)]}
-    whole = Story(trainer_of(every_verdict=1.0), program)
+    whole = Story(trainer_of(verdict_share=1.0), program)
     with whole.forks:
         whole.train(0, 3)
         whole.forks.finish()
-    broken = Story(trainer_of(every_verdict=1.0), program)
+    broken = Story(trainer_of(verdict_share=1.0), program)
     with broken.forks:
         broken.train(0, saved_after)
         saved = from_bytes(to_bytes({"forks": broken.forks.to_dict()}))  # plain values and tensors
