@@ -11,24 +11,25 @@ from torch import nn
 
 import esper
 
-NUM_EPOCHS = 16
-COPIES = 30  # noisy copies of the training set in one epoch
+NUM_EPOCHS = 14
+COPIES = 20  # noisy copies of the training set in one epoch
 BATCH_SIZE = 64
 
 
-def make_network() -> nn.Module:
+class DigitsNet(nn.Module):
     """Maps images (N, 1, 8, 8) to logits (N, 10). It is narrow, so growth has something to add."""
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64, 8),
-        nn.ReLU(),
-        nn.Linear(8, 10),
-    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.fc1 = nn.Linear(64, 8)
+        self.fc2 = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.conv1(x))
+        h = nn.functional.max_pool2d(torch.relu(self.conv2(h)), 2)
+        return self.fc2(torch.relu(self.fc1(h.flatten(1))))
 
 
 def add_noise(images: torch.Tensor) -> torch.Tensor:
@@ -38,6 +39,7 @@ def add_noise(images: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     torch.manual_seed(7)
+    torch.set_num_threads(1)  # this network is too small for more
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
@@ -46,7 +48,7 @@ def main() -> None:
     val_images, val_labels = add_noise(images[validation]), labels[validation]
 
     # 1. Wrap the network. All seeds are dormant: it computes exactly what it computed before.
-    model = esper.wrap(make_network(), target_layers=[nn.Conv2d, nn.Linear], seeds_per_layer=2)
+    model = esper.wrap(DigitsNet(), target_layers=[nn.Conv2d, nn.Linear], seeds_per_layer=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     # 2. Connect. Tamiyo sees this run from here on.
@@ -68,7 +70,9 @@ def main() -> None:
             run.epoch_completed({"val_accuracy": accuracy})  # 4. After each epoch: the metric that Tamiyo watches.
             num_parameters = sum(p.numel() for p in model.parameters())
             print(f"epoch {epoch + 1:2}  accuracy {accuracy:.3f}  {num_parameters:,} parameters", flush=True)
-        print(f"grown: {run.num_adaptations} seeds germinated")
+        print(f"{run.num_adaptations} seeds germinated; at the end:")
+        for seed in model.seeds_not_dormant():
+            print(f"  {seed.layer_id}:{seed.seed_id} {seed.stage.lower()}, blueprint {seed.blueprint_id}")
 
     # 5. Keep the network without Esper: permanent seeds become plain modules.
     torch.save(model.bake(), "grown.pt")
