@@ -49,11 +49,14 @@ class Backoff:
 
 
 class Attempt:
-    """A context manager around one attempt, counted from 1; suppresses the errors that are retried."""
+    """A context manager around one attempt. Suppresses an error that is retried, and keeps it in ``error``.
+
+    ``number`` counts from 1.
+    """
 
     def __init__(self, number: int, on: Errors) -> None:
         self.number = number
-        self.has_failed = False
+        self.error: BaseException | None = None
         self._on = on
 
     def __enter__(self) -> Self:
@@ -62,8 +65,8 @@ class Attempt:
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
     ) -> bool:
-        self.has_failed = isinstance(error, self._on)
-        return self.has_failed
+        self.error = error
+        return isinstance(error, self._on)
 
 
 class Attempts:
@@ -79,7 +82,7 @@ class Attempts:
     async def __anext__(self) -> Attempt:
         number = 1
         if self._last is not None:
-            if not self._last.has_failed:
+            if self._last.error is None:
                 raise StopAsyncIteration
             await self._backoff.wait()
             number += self._last.number

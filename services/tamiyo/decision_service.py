@@ -14,6 +14,7 @@ from esper.config import Settings
 from esper.logging import get_logger, traced
 from esper.oona.admin.topics import verify_topics
 from esper.oona.producer import OonaProducer
+from esper.retry import Backoff
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.control import decision_events
 from esper.services.tamiyo.control.batch_decider import TRANSIENT, BatchDecider
@@ -102,18 +103,17 @@ class DecisionService:
     async def run(self) -> None:
         """Decide until cancelled; keep trying while Kafka or Postgres is away."""
         _log.info("tamiyo.ready", policy=self._tamiyo.policy, epsilon=self._tamiyo.epsilon)
-        wait_s = RETRY_S[0]
+        backoff = Backoff(*RETRY_S)
         while True:
             try:
                 await self.tick()
                 self.metrics.poll_succeeded()
-                wait_s = RETRY_S[0]
+                backoff.reset()
                 await asyncio.sleep(self._tamiyo.poll_s)
             except TRANSIENT as error:
                 self.metrics.poll_failed(error)
-                _log.warning("tamiyo.delayed", error=str(error), retry_s=wait_s)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S[1])
+                _log.warning("tamiyo.delayed", error=str(error))
+                await backoff.wait()
 
     async def tick(self) -> None:
         """Look once: decide what can be decided, batch by batch, and send again what was left undone."""

@@ -26,6 +26,7 @@ from esper.config import PostgresSettings, Settings
 from esper.errors import ConflictError
 from esper.oona.admin.topics import cluster_id
 from esper.oona.records import TopicPartition
+from esper.retry import retry_attempts
 from esper.schemas.topics import TELEMETRY, TOPICS
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
@@ -93,7 +94,10 @@ class ComparisonOptions:
 
 
 class _BusyError(Exception):
-    """The swap would have kept workers or readers waiting for too long; who is in the way."""
+    """The swap would block workers or readers for too long; the message names the transaction in the way."""
+
+
+BUSY_ERRORS = (_BusyError, asyncpg.LockNotAvailableError)
 
 
 async def rebuild(
@@ -231,18 +235,19 @@ class _Rebuilding:
         return f"{self.postgres.schema_name}_{BEFORE}_{datetime.now(UTC):%Y%m%d%H%M%S}"
 
     async def _swap_patiently(self, replaced: str) -> float:
-        for n in range(MAX_TRIES):
-            try:
-                return await self._swap(replaced)
-            except (_BusyError, asyncpg.LockNotAvailableError) as error:
-                busy = error
-            self.projector.say(f"waiting ({busy}), try {n + 2} of {MAX_TRIES}")
-            await asyncio.sleep(RETRY_S)
-            await self._catch_up()
-        raise ConflictError(
-            f"the rebuilt rows could not be swapped in: {busy}; the live rows are as they were: "
-            "end that transaction, then rebuild"
-        )
+        try:
+            async for attempt in retry_attempts(BUSY_ERRORS, MAX_TRIES, RETRY_S, RETRY_S):
+                if attempt.number > 1:
+                    await self._catch_up()
+                with attempt:
+                    return await self._swap(replaced)
+                self.projector.say(f"attempt {attempt.number} of {MAX_TRIES} to swap failed ({attempt.error}); waiting")
+        except BUSY_ERRORS as error:
+            raise ConflictError(
+                f"the rebuilt rows could not be swapped in: {error}; the live rows are unchanged; "
+                "end that transaction, then rebuild"
+            ) from error
+        raise AssertionError("the last attempt returns or raises")
 
     async def _swap(self, replaced: str) -> float:
         """Steps 3 to 6; gives the seconds between the lock and its end."""

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import asyncpg
-
 from esper.config import PostgresSettings
 from esper.errors import ConfigError, ConflictError
+from esper.retry import retry_attempts
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import migrate, missing_migrations
+from esper.streams.database.postgres_errors import LOCK_ERRORS
 from esper.streams.database.sql_queries import queries
 
 MARK = "esper projections"
@@ -111,18 +111,17 @@ async def drop_schema(connection: Connection, schema: str) -> None:
     Raises:
         ConflictError: a reader holds on to it.
     """
-    for _n in range(DROP_TRIES):
-        try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {DROP_LOCK_TIMEOUT_MS}")
-                await connection.execute(f"DROP SCHEMA IF EXISTS {quoted(schema)} CASCADE")
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            await asyncio.sleep(DROP_LOCK_TIMEOUT_MS / 1000)
-        else:
-            return
-    raise ConflictError(
-        f"schema {schema!r} cannot be dropped: somebody reads it in a long transaction; the next rebuild drops it"
-    )
+    pause_s = DROP_LOCK_TIMEOUT_MS / 1000
+    try:
+        async for attempt in retry_attempts(LOCK_ERRORS, DROP_TRIES, pause_s, pause_s):
+            with attempt:
+                async with connection.transaction():
+                    await connection.execute(f"SET LOCAL lock_timeout = {DROP_LOCK_TIMEOUT_MS}")
+                    await connection.execute(f"DROP SCHEMA IF EXISTS {quoted(schema)} CASCADE")
+    except LOCK_ERRORS as error:
+        raise ConflictError(
+            f"schema {schema!r} cannot be dropped: a long transaction reads it; the next rebuild drops it"
+        ) from error
 
 
 async def copy_rights(connection: Connection, source: str, target: str) -> None:

@@ -15,13 +15,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import asyncpg
-
-from esper.errors import EsperError, NotAllowedError, UnavailableError
+from esper.errors import EsperError, UnavailableError
 from esper.graph.assembly import assemble
 from esper.graph.graph_view import GraphView
 from esper.graph.view_rows import ViewRows
 from esper.logging import get_logger, traced
+from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
 from esper.oona.cloudevents import encode
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Position
@@ -35,26 +34,16 @@ from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import SampledChoice
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
 from esper.streams.database.connection_types import Pool
+from esper.streams.database.postgres_errors import CONNECTION_LOST_ERRORS
+from esper.streams.database.postgres_errors import DRIVER_ERRORS as POSTGRES_DRIVER_ERRORS
 from esper.streams.read_models.pending_boundaries import PendingBoundary
 from esper.streams.read_models.view_row_reader import read_many_view_rows
 
-TRANSIENT = (
-    UnavailableError,
-    NotAllowedError,
-    OSError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # Postgres ended the connection in the moment of a question
-)
+TRANSIENT = (*KAFKA_TRANSIENT_ERRORS, OSError, *POSTGRES_DRIVER_ERRORS)
 """What time can mend: Kafka, Postgres or the way to them is away."""
-
-LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError)
-"""Postgres does not answer, whoever is asked for: nobody's rows are to blame."""
 
 MIN_PART = 8
 """Boundaries that are read together at least, before another connection is taken for some of them."""
-
-AWAY = (UnavailableError, NotAllowedError)
 
 _log = get_logger(__name__)
 
@@ -124,7 +113,7 @@ class BatchDecider:
         try:
             rows = await self._read_rows(part)
         except Exception as error:
-            if len(part) == 1 or isinstance(error, LOST):
+            if len(part) == 1 or isinstance(error, CONNECTION_LOST_ERRORS):
                 return [error] * len(part)
             return [view for pending in part for view in await self._read_part([pending])]
         return [_assembled(pending, one) for pending, one in zip(part, rows, strict=True)]
@@ -182,7 +171,7 @@ class BatchDecider:
         for one, place in zip(seeing, places, strict=True):
             if isinstance(place, Position):
                 written.append(one)
-            elif not isinstance(place, AWAY):
+            elif not isinstance(place, KAFKA_TRANSIENT_ERRORS):
                 self._metrics.decision_failed("record")
                 _log.error("view.refused", run=one.pending.run_id, boundary=one.pending.boundary, error=str(place))
                 reason = decision_events.BROKEN_REASON.format(f"the log does not take it: {place}")
@@ -211,7 +200,7 @@ class BatchDecider:
         if not messages:
             return []
         found = await self._producer.deliver([encode(m) for m in messages])
-        errors += [d.error for d in found if isinstance(d.error, AWAY)]
+        errors += [d.error for d in found if isinstance(d.error, KAFKA_TRANSIENT_ERRORS)]
         return [d.position if d.error is None else d.error for d in found]
 
     def _note(self, one: _Made) -> None:

@@ -22,6 +22,7 @@ from esper.logging import get_logger
 from esper.oona.cloudevents import encode
 from esper.oona.log_reader import StoredRecord, follow
 from esper.oona.records import Position
+from esper.retry import Backoff
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DECISIONS
@@ -30,7 +31,7 @@ MAX_RUNS = 10_000
 """So many runs' newest boundaries are remembered; of another one nothing is known, and "no" is said."""
 
 ANSWER_S = 2.0  # a log that does not answer in this time is not waited for
-RETRY_S = 1.0  # before the log is followed again after it was away
+RETRY_S = (0.2, 2.0)  # first and longest wait before the log is followed again
 
 _log = get_logger(__name__)
 
@@ -87,16 +88,18 @@ class DecisionArbiter:
         return self._newest.get(event.run_id) == (event.incarnation, event.boundary, encode(decision).value)
 
     async def _follow(self) -> None:
+        backoff = Backoff(*RETRY_S)
         while True:
             try:
                 async with aclosing(follow(self._kafka, DECISIONS, start=dict(self._next))) as records:
                     async for record in records:
                         self._read(record)
+                        backoff.reset()
                         async with self._moved:
                             self._moved.notify_all()
             except (EsperError, OSError) as error:
-                _log.warning("decision_log.read_failed", error=str(error), retry_s=RETRY_S)
-            await asyncio.sleep(RETRY_S)
+                _log.warning("decision_log.read_failed", error=str(error))
+            await backoff.wait()
 
     def _read(self, record: StoredRecord) -> None:
         self._next[record.position.partition] = record.position.offset + 1

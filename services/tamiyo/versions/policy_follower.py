@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from esper.errors import ConfigError
 from esper.logging import get_logger
+from esper.retry import Backoff
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
@@ -43,7 +44,7 @@ class PolicyFollower:
         self._sources, self._soften, self._metrics, self._clock = sources, soften, metrics, clock
         self._wanted: PolicyVersion | None = None
         self._loading: asyncio.Task[Policy] | None = None
-        self._retry_at, self._wait_s = 0.0, RETRY_S[0]
+        self._retry_at, self._backoff = 0.0, Backoff(*RETRY_S)
 
     def look(self, change: PolicyChange | None) -> None:
         """Take what was loaded since, if it is still what the log names; begin to load what it names now."""
@@ -73,7 +74,8 @@ class PolicyFollower:
         if self._loading is not None:
             self._loading.cancel()
         self._wanted, self._loading = wanted, None
-        self._retry_at, self._wait_s = 0.0, RETRY_S[0]
+        self._retry_at = 0.0
+        self._backoff.reset()
         if wanted is None:
             self._metrics.policy_confirmed()
 
@@ -97,10 +99,10 @@ class PolicyFollower:
         _log.info("policy.swapped", policy=str(wanted), kind=wanted.kind, before=str(before.of))
 
     def _failed(self, wanted: PolicyVersion, error: Exception) -> None:
-        self._retry_at = self._clock() + self._wait_s
+        retry_s = self._backoff.next_s()
+        self._retry_at = self._clock() + retry_s
         told = f"{type(error).__name__}: {error}"
-        _log.error("policy.load_failed", policy=str(wanted), error=told, kept=str(self.active.of), retry_s=self._wait_s)
+        _log.error("policy.load_failed", policy=str(wanted), error=told, kept=str(self.active.of), retry_s=retry_s)
         self._metrics.policy_load_failed(
             f"{wanted}, which the log names as active, cannot be loaded ({told:.300}); {self.acting.of} still decides"
         )
-        self._wait_s = min(2 * self._wait_s, RETRY_S[1])
