@@ -1,4 +1,4 @@
-"""The things Esper keeps: runs and their layers, seeds, blueprints, kernels."""
+"""The assets of Esper: runs and their layers, seeds, blueprints and kernels."""
 
 from typing import Annotated, Self
 
@@ -30,8 +30,7 @@ from esper.schemas.specs.json_schema_conditions import NOT_NULL, when
 class LayerNode(FrozenContract):
     """A node of a run's model graph: one layer that holds seeds.
 
-    ``num_features`` is the size of the layer's output channel dimension, which is
-    what a kernel has to fit.
+    ``num_features`` is the size of the layer's output channel dimension, which a kernel must match.
     """
 
     layer_id: LayerId
@@ -42,14 +41,14 @@ class LayerNode(FrozenContract):
 
 
 class LayerEdge(FrozenContract):
-    """The output of ``source`` flows into ``target`` (through modules that hold no seeds)."""
+    """An edge of the model graph: ``target`` reads the output of ``source``, through modules that hold no seeds."""
 
     source: LayerId
     target: LayerId
 
 
 class Seed(Contract):
-    """One seed of one layer, as it stands."""
+    """The state of one seed of one layer."""
 
     model_config = ConfigDict(
         json_schema_extra=when("stage", "dormant", otherwise={"blueprint_id": NOT_NULL}, is_default=True)
@@ -64,16 +63,16 @@ class Seed(Contract):
     kernel_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
-    def _a_woken_seed_has_a_blueprint(self) -> Self:
+    def _check_blueprint(self) -> Self:
         if self.stage is not SeedStage.DORMANT and self.blueprint_id is None:
-            raise ValueError(f"a {self.stage} seed must name its blueprint")
+            raise ValueError(f"blueprint_id: a {self.stage} seed must name its blueprint; set it, or stage=dormant")
         return self
 
 
 class BlueprintSpec(FrozenContract):
-    """What a blueprint builds: a module of the catalogue and its parameters.
+    """The module that a blueprint builds: a module of the catalogue and its parameters.
 
-    Declarative on purpose: nothing that is fetched is ever executed or unpickled.
+    It is declarative, so that nothing which is fetched is ever executed or unpickled.
     """
 
     module: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -83,7 +82,7 @@ class BlueprintSpec(FrozenContract):
 
 
 class Blueprint(Contract):
-    """A blueprint as the log has it. ``version`` counts the accepted changes."""
+    """The state of a blueprint. ``version`` counts its accepted changes."""
 
     blueprint_id: BlueprintId
     version: Version
@@ -92,7 +91,7 @@ class Blueprint(Contract):
 
 
 class Kernel(Contract):
-    """Weights for one blueprint at one width, in S3 under its SHA-256."""
+    """Weights for one blueprint at one width, stored in S3 under their SHA-256."""
 
     kernel_sha256: Sha256
     blueprint_id: BlueprintId
@@ -104,18 +103,18 @@ class Kernel(Contract):
 
 
 class Measurement(FrozenContract):
-    """What a blueprint's module came to in a layer of one kind and width, on the machine that certified it.
+    """The measured cost of a blueprint's module in a layer of one kind and width, on the machine that certified it.
 
-    Latency is that of a forward pass over ``batch_size`` samples of ``positions`` positions. Peak memory is the most
-    that all tensors of a forward and a backward pass over the same took together: output, intermediate values and
-    gradients, without input and parameters.
+    Latency is that of a forward pass over ``batch_size`` samples of ``positions`` positions. Peak memory is the largest
+    total size of all tensors during a forward and a backward pass over the same samples: output, intermediate values
+    and gradients, without input and parameters.
     """
 
     target: LayerKind
     num_features: NumFeatures
     num_parameters: Count
     positions: Positive
-    flops: Annotated[Count, Field(description="Of a forward pass over one sample of so many positions.")]
+    flops: Annotated[Count, Field(description="Of a forward pass over one sample of ``positions`` positions.")]
     batch_size: Positive
     latency_p50_ms: NonNegative
     latency_p95_ms: NonNegative
@@ -123,7 +122,7 @@ class Measurement(FrozenContract):
 
 
 class Run(Contract):
-    """A training run: the live line of its incarnations."""
+    """The state of a training run, over all its incarnations."""
 
     run_id: RunId
     incarnation: Incarnation
@@ -134,10 +133,10 @@ class Run(Contract):
 
 
 class TrainingResults(FrozenContract):
-    """What a run comes to.
+    """The results of a run.
 
-    Accuracies are shares in 0..1 on the validation set. ``overhead_percent`` is the time
-    spent inside Esper's calls against the time of the loop without them.
+    Accuracies are shares in 0..1 on the validation set. ``overhead_percent`` is the time spent inside Esper's calls,
+    in percent of the time of the loop without them.
     """
 
     initial_accuracy: UnitInterval

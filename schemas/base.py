@@ -1,4 +1,4 @@
-"""What every contract shares: unknown fields are refused, assignments are validated."""
+"""The base classes and field types of all contracts."""
 
 from typing import Annotated
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 SLUG_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 TEXT_PATTERN = r"^[^\x00]*$"
-"""Any text but NUL, which Postgres stores in no column: a record with one could never be folded."""
+"""Any text without NUL: Postgres stores NUL in no text column, so a record with one could never be projected."""
 
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
-"""What the integer columns of the projections hold."""
+"""The largest values of the integer columns of the projections."""
 
 Text = Annotated[str, StringConstraints(pattern=TEXT_PATTERN)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=TEXT_PATTERN)]
@@ -37,7 +37,7 @@ Scalar = bool | int | float | Text
 
 
 class Contract(BaseModel):
-    """A mutable contract. Every assignment is validated; unknown fields are refused."""
+    """A mutable contract: validates every assignment and refuses unknown fields."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -48,6 +48,6 @@ class Contract(BaseModel):
 
 
 class FrozenContract(Contract):
-    """A contract that never changes once made: events, commands, parts of them."""
+    """An immutable contract: events, commands and their parts."""
 
     model_config = ConfigDict(frozen=True)

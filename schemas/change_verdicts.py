@@ -1,4 +1,4 @@
-"""The one fold of requested blueprint changes, for every reader: API, worker, replay."""
+"""The verdict on requested blueprint changes, computed alike by every reader: API, worker and replay."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,13 +18,13 @@ CHANGES: Mapping[C, tuple[frozenset[S | None], S]] = MappingProxyType(
         C.RETIRE: (frozenset({S.CERTIFIED}), S.RETIRED),
     }
 )
-"""From which states a change is allowed (None: not there yet), and where it leads."""
+"""Change -> the statuses that allow it (None: the blueprint does not exist), and the status after it."""
 
 
 def judge(blueprint: Blueprint | None, request: BlueprintChangeRequested) -> tuple[Verdict, Blueprint | None]:
-    """What becomes of a request, and the blueprint after it (unchanged unless accepted).
+    """The verdict on a request, and the blueprint after it (unchanged unless accepted).
 
-    A request seen before keeps its first verdict: that is the reader's to remember, by id.
+    A repeated request keeps its first verdict; the reader has to store the verdicts by request id.
     """
     if request.expected_version != (blueprint.version if blueprint else 0):
         return Verdict.WRONG_VERSION, blueprint
@@ -32,7 +32,7 @@ def judge(blueprint: Blueprint | None, request: BlueprintChangeRequested) -> tup
     if (blueprint.status if blueprint else None) not in allowed_from:
         return Verdict.NOT_ALLOWED, blueprint
     spec = request.spec or (blueprint.spec if blueprint else None)
-    assert spec is not None, "a proposal brings its spec, every other change has a blueprint"
+    assert spec is not None, "a proposal has a spec, and every other change has a blueprint"
     return Verdict.ACCEPTED, Blueprint(
         blueprint_id=request.blueprint_id,
         version=request.expected_version + 1,

@@ -1,10 +1,10 @@
-"""The closed vocabularies. A value on the wire is the lower-case word."""
+"""The closed vocabularies of the contracts. The wire form of a value is its lower-case name."""
 
 from enum import StrEnum
 
 
 class SeedStage(StrEnum):
-    """Where a seed stands. ``schemas.lifecycle`` says which moves are allowed."""
+    """The stage of a seed. ``schemas.lifecycle`` has the allowed transitions."""
 
     DORMANT = "dormant"
     GERMINATED = "germinated"
@@ -19,7 +19,7 @@ class SeedStage(StrEnum):
 
 
 class TransitionReason(StrEnum):
-    """Why a seed moved."""
+    """Why a seed changed its stage."""
 
     COMMAND = "command"
     SCHEDULE = "schedule"
@@ -30,7 +30,7 @@ class TransitionReason(StrEnum):
 
 
 class Action(StrEnum):
-    """What Tamiyo can choose at a boundary."""
+    """The actions that Tamiyo can choose at a boundary."""
 
     WAIT = "wait"
     GERMINATE = "germinate"
@@ -39,7 +39,7 @@ class Action(StrEnum):
 
 
 class RejectionReason(StrEnum):
-    """Why a trainer refused a command."""
+    """Why a trainer rejected a command."""
 
     STALE_INCARNATION = "stale_incarnation"
     EXPIRED = "expired"
@@ -51,9 +51,9 @@ class RejectionReason(StrEnum):
 
 
 class BreakerState(StrEnum):
-    """How a seed's circuit breaker stands: only an open one keeps the seed from running.
+    """The state of a seed's circuit breaker. Only an open breaker keeps the seed from running.
 
-    After a while an open one is half open and tries the seed again: success closes it, failure opens it.
+    After a while an open breaker becomes half open and tries the seed once: success closes it, failure opens it again.
     """
 
     CLOSED = "closed"
@@ -62,7 +62,7 @@ class BreakerState(StrEnum):
 
 
 class RunStatus(StrEnum):
-    """How a run stands; the last three end it."""
+    """The status of a run; the last three are final."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -71,7 +71,7 @@ class RunStatus(StrEnum):
 
 
 class LayerKind(StrEnum):
-    """The layers that can hold seeds."""
+    """The kinds of layers that can hold seeds."""
 
     LINEAR = "linear"
     CONV2D = "conv2d"
@@ -79,7 +79,7 @@ class LayerKind(StrEnum):
 
 
 class BlueprintStatus(StrEnum):
-    """Where a blueprint stands in its life. ``schemas.verdicts`` folds it."""
+    """The status of a blueprint. ``schemas.change_verdicts`` computes it."""
 
     PROPOSED = "proposed"
     COMPILED = "compiled"
@@ -89,7 +89,7 @@ class BlueprintStatus(StrEnum):
 
 
 class BlueprintChange(StrEnum):
-    """What can be asked of a blueprint."""
+    """The changes that can be requested of a blueprint."""
 
     PROPOSE = "propose"
     COMPILE = "compile"
@@ -99,7 +99,7 @@ class BlueprintChange(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What became of a requested blueprint change."""
+    """The verdict on a requested blueprint change."""
 
     ACCEPTED = "accepted"
     WRONG_VERSION = "wrong_version"
@@ -107,7 +107,7 @@ class Verdict(StrEnum):
 
 
 class EvaluationVerdict(StrEnum):
-    """What off-policy evaluation says of a version against another."""
+    """The result of off-policy evaluation of one policy version against another."""
 
     BETTER = "better"
     NOT_BETTER = "not_better"

@@ -1,9 +1,9 @@
-"""Ids that say the same thing twice in the same way: a resend has the id of the first send."""
+"""Deterministic ids of records: a resend has the id of the first send, so that readers can drop duplicates."""
 
 from uuid import UUID, uuid5
 
 NAMESPACE = UUID("6b1fe0c8-3f0a-5a3b-9a8e-2f1f4d1c7e55")
-"""The name space of all ids of Esper. It can never change."""
+"""The UUID namespace of all ids. It must never change: resends would get other ids."""
 
 
 def _id(*parts: object) -> UUID:
@@ -21,12 +21,12 @@ def view_id(run_id: str, incarnation: int, boundary: int) -> UUID:
 
 
 def decision_id(run_id: str, incarnation: int, boundary: int) -> UUID:
-    """The id of the decision for a boundary: one boundary, one decision."""
+    """The id of the decision for a boundary: the same whichever controller decides."""
     return _id("decision", run_id, incarnation, boundary)
 
 
 def command_id(decision: UUID) -> UUID:
-    """The id of the command that carries a decision out."""
+    """The id of the command that carries out a decision."""
     return _id("command", decision)
 
 
@@ -41,7 +41,7 @@ def kernel_event_id(kernel_sha256: str) -> UUID:
 
 
 def library_request_id(blueprint_id: str, version: int, change: str) -> UUID:
-    """The id of a change that Urza itself asks of one version of a blueprint: several Urzas ask once."""
+    """The id of a change that Urza itself requests of a blueprint version: the same from every Urza process."""
     return _id("library-request", blueprint_id, version, change)
 
 
@@ -51,10 +51,10 @@ def certificate_id(blueprint_id: str, version: int) -> UUID:
 
 
 def kernel_refusal_id(blueprint_id: str, version: int, target: str, num_features: int) -> UUID:
-    """The id of the event that one kernel cannot be built."""
+    """The id of the refusal of one kernel."""
     return _id("kernel-refusal", blueprint_id, version, target, num_features)
 
 
 def redriven_id(redrive_id: UUID, topic: str, partition: int, letter_offset: int) -> UUID:
-    """The id of the event that a redrive sent a dead letter again: one redrive and letter, one event."""
+    """The id of the event that reports one dead letter of one redrive as sent again."""
     return _id("redriven", redrive_id, topic, partition, letter_offset)

@@ -1,4 +1,4 @@
-"""The one transition table of a seed. Kasmina, the projections and the pages all read it."""
+"""The transition table of a seed's lifecycle: the only one, for Kasmina, the projections and the docs."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,28 +21,30 @@ TRANSITIONS: Mapping[S, frozenset[S]] = MappingProxyType(
 )
 
 STAGE_CODES: Mapping[S, int] = MappingProxyType({stage: code for code, stage in enumerate(S)})
-"""The uint8 of each stage in Kasmina's arrays. Append only: checkpoints hold the numbers."""
+"""Stage -> its uint8 in Kasmina's arrays. Append only: checkpoints store the codes."""
 
 STAGES: tuple[S, ...] = tuple(S)
 """Inverse of ``STAGE_CODES``."""
 
 ACTIVE_STAGES = frozenset({S.GERMINATED, S.TRAINING, S.GRAFTING, S.STABILIZING, S.EVALUATING})
-"""A seed that is under way: neither waiting, nor permanent, nor under embargo."""
+"""Stages of a seed that is growing: neither dormant, nor permanent, nor under embargo."""
 
 EMBARGO_STAGES = frozenset({S.CANCELLED, S.CULLED, S.ROLLED_BACK})
 
 
 def is_allowed(from_stage: S, to_stage: S) -> bool:
-    """Whether the table has the move."""
+    """Whether the table has the transition."""
     return to_stage in TRANSITIONS[from_stage]
 
 
 def given_up_stage(stage: S) -> S:
-    """The stage in which a seed that is given up at ``stage`` ends.
+    """The stage that a seed enters when it is given up at ``stage``: CANCELLED before grafting, CULLED from then on.
 
     Raises:
-        ValueError: the seed is not under way.
+        ValueError: ``stage`` is not one of ``ACTIVE_STAGES``.
     """
     if stage not in ACTIVE_STAGES:
-        raise ValueError(f"a {stage} seed cannot be given up")
+        raise ValueError(
+            f"a {stage} seed cannot be given up; the stage must be one of {', '.join(sorted(ACTIVE_STAGES))}"
+        )
     return S.CANCELLED if S.CANCELLED in TRANSITIONS[stage] else S.CULLED

@@ -18,8 +18,8 @@ TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 class OonaMessage(FrozenContract):
     """One event in its envelope.
 
-    ``correlation_id`` is the run, or what else the event is keyed by. ``causation_id`` is
-    the event that caused this one: following it backwards answers "why?".
+    ``correlation_id`` is the record key: the run, blueprint, policy or topic. ``causation_id`` is the id of the event
+    that caused this one; followed backwards, it explains why this event happened.
     """
 
     id: UUID
@@ -32,7 +32,7 @@ class OonaMessage(FrozenContract):
 
     @property
     def registration(self) -> Registration:
-        """Type, topic and key of the event."""
+        """The registration of the event's type: model, topic and key."""
         return registration(self.data.type)
 
     @property
@@ -51,7 +51,7 @@ class OonaMessage(FrozenContract):
         traceparent: str | None = None,
         time: datetime | None = None,
     ) -> Self:
-        """Wrap an event; ``traceparent`` is that of the cause, and a new trace without one."""
+        """Wrap an event. It continues the trace of ``traceparent``, which is the cause's, or starts a new one."""
         return cls(
             id=id,
             source=source,
@@ -64,6 +64,6 @@ class OonaMessage(FrozenContract):
 
 
 def child_traceparent(traceparent: str | None) -> str:
-    """A new span (W3C Trace Context, version 00) in the trace of ``traceparent``, or in a new one."""
+    """A traceparent (W3C Trace Context, version 00): a new span in the trace of ``traceparent``, or in a new one."""
     trace_id = traceparent.split("-")[1] if traceparent else secrets.token_hex(16)
     return f"00-{trace_id}-{secrets.token_hex(8)}-01"

@@ -1,9 +1,8 @@
-"""What a layer says about itself: health signals.
+"""Health signals: operational data of a layer at one step.
 
-Owns the model and its two rules: a statistic that is not finite becomes null, and a signal
-with such a statistic is a sick one. A layer's report has many signals, so the first rule runs
-where Python makes a signal, never while JSON is read (which has no NaN): there a
-before-validator would have every signal made into a dict first, and double the time.
+Owns the model and its two rules: a statistic that is not finite becomes null, and the health score of such a signal
+is 0. A layer's report has many signals, so the first rule runs only where Python builds a signal and never while JSON
+is parsed, which has no NaN: a before-validator there would convert every signal to a dict first and double the time.
 """
 
 import math
@@ -25,26 +24,25 @@ def _non_finite_becomes_null(values: Any) -> Any:
     return {**values, **dict.fromkeys(lost), "non_finite": True} if lost else values
 
 
-def _sick_when_non_finite(signal: "HealthSignal") -> "HealthSignal":
+def _check_score(signal: "HealthSignal") -> "HealthSignal":
     if signal.non_finite and signal.health_score > 0.0:
-        raise ValueError("health_score must be 0 where a statistic is not finite")
+        raise ValueError("health_score must be 0 where a statistic is not finite; set it to 0")
     return signal
 
 
 class HealthSignal(FrozenContract):
     """The health of one seed's chunk of a layer's output at one sampled step.
 
-    A layer's output channels are divided among its seeds; ``chunk_id`` names the part that
-    the seed watches. A statistic is null where it was not taken (no gradient yet, a rank
-    too dear to compute) or where
-    it was not finite, and then ``non_finite`` says so: JSON has no NaN, and the sickest
-    layers must not be the ones that are lost. ``health_score`` is 1 for healthy, 0 for dead;
-    ``esper.kasmina.health`` has its formula.
+    A layer's output channels are divided among its seeds; ``chunk_id`` names the part that the seed watches. A
+    statistic is null where it was not measured (no gradient yet, a rank too expensive to compute), or where it was not
+    finite: then ``non_finite`` is true, since JSON has no NaN and signals of failing layers must not be lost.
+    ``health_score`` is 1 for healthy, 0 for dead; ``esper.kasmina.health`` has its formula.
     """
 
     model_config = ConfigDict(json_schema_extra=when("non_finite", True, then={"health_score": {"const": 0}}))
 
-    layer_id: Annotated[str, Field(min_length=1, max_length=255)]  # its report's is a LayerId, and the same
+    # Not LayerId: the report checks that it equals its own layer_id, which is one.
+    layer_id: Annotated[str, Field(min_length=1, max_length=255)]
     seed_id: SeedId
     chunk_id: SeedId
     epoch: Annotated[int, Field(ge=0)]
@@ -60,19 +58,19 @@ class HealthSignal(FrozenContract):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         model = handler(source)
         if handler.resolve_ref_schema(model)["type"] == "function-after":
-            return model  # pydantic asks again, with what is below, wherever a signal is a field
+            return model  # pydantic calls this again with the schema below wherever a signal is a field
         either = core_schema.json_or_python_schema(
             json_schema=model,
             python_schema=core_schema.no_info_before_validator_function(_non_finite_becomes_null, model),
         )
-        # The after-validator has to be outermost: pydantic-core builds it once then, not at each level.
-        return core_schema.no_info_after_validator_function(_sick_when_non_finite, either)
+        # The after-validator must be outermost: then pydantic-core builds it once, not at each level.
+        return core_schema.no_info_after_validator_function(_check_score, either)
 
 
 class CheckedByReport:
-    """Annotates a signal inside a report that looks for sick ones itself, all at once.
+    """Annotation of a signal inside a report that checks the scores of all its signals at once.
 
-    Reading JSON then calls no Python for each signal; its fields are validated as always.
+    Parsing JSON then calls no Python code for each signal; pydantic still validates its fields.
     """
 
     @classmethod

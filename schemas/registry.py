@@ -1,8 +1,7 @@
-"""The one registry: event type -> model -> topic -> key.
+"""The registry of event types: type -> model, topic and record key.
 
-Oona, the projections, the published schemas and the tests all read it; nothing else
-knows which topic an event belongs to. It holds the newest version of each type; an older
-one is found under its own name, and read through its upcasters.
+It alone maps an event to its topic; Oona, the projections, the published schemas and the tests read it. It holds the
+newest version of each type. An older version is found under its own name and read through its upcasters.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,16 +17,16 @@ EventClass = type[Event]
 
 
 class UnknownEventType(ValueError):
-    """No version of this type was ever in the registry: the record cannot be decoded."""
+    """No version of this type was ever registered: the record cannot be decoded."""
 
 
 class NewerEventVersion(ValueError):
-    """A newer version of a type that is known here: this reader must be upgraded, nothing skipped."""
+    """A newer version of a registered type: the reader must stop and be upgraded, never skip the record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One event type: ``key_field`` names the field whose value is the record's key."""
+    """One event type. ``key_field`` names the field whose value is the record's key."""
 
     type: str
     model: EventClass
@@ -35,7 +34,7 @@ class Registration:
     key_field: str
 
     def key_of(self, event: Event) -> str:
-        """The record key of an event: all events of one key are in one partition, in order."""
+        """The record key of an event. All events of one key are in one partition, in order."""
         return str(getattr(event, self.key_field))
 
 
@@ -78,14 +77,14 @@ class Registry(Mapping[str, Registration]):
     """The newest version of every type, by type, and the upcasters that lead to them.
 
     Raises:
-        ValueError: an upcaster leads to no registered type: records would be unreadable.
+        ValueError: an upcaster leads to a type without a model; its records would be unreadable.
     """
 
     def __init__(self, entries: Iterable[Registration], upcasters: Mapping[str, Upcaster]) -> None:
         self._entries = MappingProxyType({entry.type: entry for entry in entries})
         self.upcasters = MappingProxyType(dict(upcasters))
         self._newest = {m["name"]: int(m["version"]) for m in map(EVENT_TYPE.fullmatch, self._entries) if m}
-        self._old = {old: self._end_of(old) for old in self.upcasters}
+        self._older = {old: self._newest_registration(old) for old in self.upcasters}
 
     def __getitem__(self, event_type: str) -> Registration:
         return self._entries[event_type]
@@ -97,27 +96,29 @@ class Registry(Mapping[str, Registration]):
         return len(self._entries)
 
     def find(self, event_type: str) -> Registration:
-        """The registration that an event of this type is read by: that of its newest version.
+        """The registration that reads an event of this type: that of its newest version.
 
         Raises:
-            NewerEventVersion: the type is known, this version is not yet.
-            UnknownEventType: anything else.
+            NewerEventVersion: the type is registered, but only in older versions.
+            UnknownEventType: no version of the type is registered.
         """
-        found = self._entries.get(event_type) or self._old.get(event_type)
+        found = self._entries.get(event_type) or self._older.get(event_type)
         if found is not None:
             return found
         match = EVENT_TYPE.fullmatch(event_type)
         newest = self._newest.get(match["name"]) if match else None
         if match and newest is not None and int(match["version"]) > newest:
             raise NewerEventVersion(
-                f"{event_type} is newer than v{newest}, which is what this program reads: upgrade it"
+                f"{event_type} is newer than v{newest}, the newest version that this program reads; upgrade it"
             )
         raise UnknownEventType(f"{event_type!r:.80} is not an event type of Esper")
 
-    def _end_of(self, old: str) -> Registration:
+    def _newest_registration(self, old: str) -> Registration:
         *_before, last = versions_from(old, self.upcasters)
         if last not in self._entries:
-            raise ValueError(f"the upcaster of {old} leads to {last}, which no model is registered for")
+            raise ValueError(
+                f"the upcaster of {old} leads to {last}, which has no model; register one in schemas/registry.py"
+            )
         return self._entries[last]
 
 
@@ -132,7 +133,7 @@ REGISTRY = Registry(
 
 
 def registration(event_type: str) -> Registration:
-    """Look an event type up.
+    """Look up an event type.
 
     Raises:
         NewerEventVersion, UnknownEventType: as ``Registry.find``.
@@ -141,5 +142,5 @@ def registration(event_type: str) -> Registration:
 
 
 def types_on(topic: TopicSpec) -> tuple[Registration, ...]:
-    """All event types that may be on a topic."""
+    """The newest version of every event type on a topic."""
     return tuple(r for r in REGISTRY.values() if r.topic == topic)

@@ -1,4 +1,4 @@
-"""The topics of Oona: names, partition counts, retention. Counts never change."""
+"""The topics of Oona: names, partition counts and retention. A partition count never changes."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,9 +18,9 @@ class TopicSpec:
 
     @property
     def dead_letters(self) -> "TopicSpec":
-        """Where records of this topic go that cannot be decoded: same counts, kept for ever.
+        """The topic for records of this topic that cannot be decoded: same partition count, kept for ever.
 
-        A letter must outlive its origin: a replay skips what has one.
+        A dead letter must outlive its origin, since a replay skips records that have one.
         """
         return TopicSpec(self.name + DEAD_LETTER_SUFFIX, self.num_partitions)
 
@@ -51,5 +51,5 @@ TOPICS: tuple[TopicSpec, ...] = (
 
 
 def all_topics() -> tuple[TopicSpec, ...]:
-    """Every topic with its dead letters."""
+    """Every topic, each followed by its dead letter topic."""
     return tuple(t for spec in TOPICS for t in (spec, spec.dead_letters))

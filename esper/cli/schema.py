@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def published() -> dict[Path, str]:
-    """Text of every published file, made from the models: one file for each event type, old versions too, and AsyncAPI."""
+    """Text of every published file: a JSON Schema for each version of each event type, and the AsyncAPI document."""
     contracts = with_released(contracts_of(), read_released())
     files = {PUBLISHED / name: text for name, text in files_of(contracts).items()}
     header = "# Made by `esper schema write` from the registry; do not edit.\n"
@@ -77,7 +77,9 @@ def release() -> None:
 
 
 def validate(
-    file: typer.FileText | None = typer.Argument(None, help="File with lines of `esper events tail --json`, or - for stdin."),
+    file: typer.FileText | None = typer.Argument(
+        None, help="File with lines of `esper events tail --json`, or - for stdin."
+    ),
     topic: list[str] = typer.Option([], help="Validate this topic of the log instead. Repeatable."),
     log: bool = typer.Option(False, "--log", help="Validate every topic of the log instead."),
     run: str | None = typer.Option(None, help="Only records with this key: a run, blueprint or policy id."),
@@ -88,7 +90,9 @@ def validate(
     if file is not None:
         tally = validate_lines(file)
     else:
-        tally = asyncio.run(validate_log(load_settings().need_kafka(), list(map(topic_named, topic)) or TOPICS, key=run))
+        tally = asyncio.run(
+            validate_log(load_settings().need_kafka(), list(map(topic_named, topic)) or TOPICS, key=run)
+        )
     table = new_table("event type", numbers=("valid records",))
     for event_type, number in sorted(tally.num_valid.items()):
         table.add_row(event_type, f"{number:,}")
@@ -101,6 +105,8 @@ def print_findings(findings: Iterable[Finding]) -> None:
     for f in findings:
         where = f"{f.subject} {f.path}".strip()
         if f.is_break:
-            typer.echo(f"BREAKS {where}: {f.what}\n    breaks: {f.who}\n    why:    {f.why}\n    remedy: {f.remedy}")
+            typer.echo(
+                f"BREAKS {where}: {f.what}\n    breaks: {f.affected}\n    why:    {f.why}\n    remedy: {f.remedy}"
+            )
         else:
             typer.echo(f"note   {where}: {f.what}; {f.why}: {f.remedy}")

@@ -1,4 +1,4 @@
-"""Every event there is, and ``AnyEvent``: their closed union, told apart by ``type``."""
+"""All event models, and ``AnyEvent``: their closed union, discriminated by ``type``."""
 
 from typing import Annotated
 

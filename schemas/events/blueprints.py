@@ -1,4 +1,4 @@
-"""innovation.blueprints: how blueprints and kernels come and go. Keyed by the blueprint."""
+"""innovation.blueprints: changes of blueprints, and the kernels built for them. Keyed by the blueprint."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,23 +11,23 @@ from esper.schemas.events.base import Event
 from esper.schemas.specs.json_schema_conditions import NOT_NULL, NULL, when
 
 SPEC_ONLY_WITH_PROPOSE = when("change", "propose", then={"spec": NOT_NULL}, otherwise={"spec": NULL})
-"""What ``check_spec`` demands, for a body's JSON Schema."""
+"""The rule of ``check_spec`` in JSON Schema."""
 
 
 def check_spec(change: BlueprintChange, spec: BlueprintSpec | None) -> None:
-    """A proposal has a spec, and no other change has one.
+    """Check that a proposal has a spec and no other change has one.
 
     Raises:
-        ValueError: it is otherwise.
+        ValueError: a proposal has none, or another change has one.
     """
     if (change is BlueprintChange.PROPOSE) != (spec is not None):
-        raise ValueError("spec goes with propose alone")
+        raise ValueError(f"spec: required for change propose, not allowed with another; got {change}")
 
 
 class BlueprintChangeRequested(Event):
-    """Asks for a change; ``schemas.verdicts`` says what becomes of it, for every reader.
+    """A requested change of a blueprint; ``schemas.change_verdicts`` computes its verdict, alike for every reader.
 
-    ``expected_version`` is the version that the writer saw, 0 where the blueprint is new.
+    ``expected_version`` is the version that the writer saw, 0 for a new blueprint.
     """
 
     model_config = ConfigDict(json_schema_extra=SPEC_ONLY_WITH_PROPOSE)
@@ -40,27 +40,27 @@ class BlueprintChangeRequested(Event):
     reason: Remark = ""
 
     @model_validator(mode="after")
-    def _a_proposal_has_a_spec(self) -> Self:
+    def _check_spec(self) -> Self:
         check_spec(self.change, self.spec)
         return self
 
 
 class KernelRegistered(Event):
-    """The kernel's bytes are in S3 under their SHA-256, and were read back."""
+    """A kernel is available: its bytes are in S3 under their SHA-256 and were read back."""
 
     type: Literal["esper.kernel.registered.v2"] = "esper.kernel.registered.v2"
     blueprint_id: BlueprintId
     kernel: Kernel
 
     @model_validator(mode="after")
-    def _key_is_the_kernels(self) -> Self:
+    def _check_blueprint(self) -> Self:
         if self.kernel.blueprint_id != self.blueprint_id:
-            raise ValueError(f"blueprint_id must be the kernel's, {self.kernel.blueprint_id}")
+            raise ValueError(f"blueprint_id must be the kernel's, {self.kernel.blueprint_id}; got {self.blueprint_id}")
         return self
 
 
 class CertificateIssued(Event):
-    """A blueprint was built and examined, and passed every check: what the change ``certify`` names as its cause.
+    """A blueprint was built and examined, and passed every check. It is the cause of the change ``certify``.
 
     ``blueprint_version`` is the version that was examined. Of two certificates of one version the first counts.
     """
@@ -68,13 +68,13 @@ class CertificateIssued(Event):
     type: Literal["esper.certificate.issued.v1"] = "esper.certificate.issued.v1"
     blueprint_id: BlueprintId
     blueprint_version: Version
-    examiner: Annotated[ShortName, Field(description="What ran the module: library, version, device.")]
-    checks: Annotated[tuple[ShortName, ...], Field(min_length=1, description="What it passed.")]
+    examiner: Annotated[ShortName, Field(description="The environment of the examination: library, version, device.")]
+    checks: Annotated[tuple[ShortName, ...], Field(min_length=1, description="The checks that passed.")]
     measurements: Annotated[tuple[Measurement, ...], Field(min_length=1)]
 
 
 class KernelRefused(Event):
-    """A kernel that runs could want cannot be built; it is not tried again."""
+    """A kernel for a blueprint version, layer kind and width cannot be built; Urza does not try it again."""
 
     type: Literal["esper.kernel.refused.v1"] = "esper.kernel.refused.v1"
     blueprint_id: BlueprintId

@@ -1,4 +1,4 @@
-"""control.kasmina.commands: what a trainer is asked to do. Imperative, applied once, by id."""
+"""control.kasmina.commands: commands to a trainer. A trainer applies each command at most once, by its id."""
 
 from typing import Literal
 from uuid import UUID
@@ -11,9 +11,9 @@ from esper.schemas.events.base import RunEvent
 class SeedCommand(RunEvent):
     """A command for one seed.
 
-    It holds for one incarnation, for a seed at ``expected_stage``, up to and with the step
-    ``expires_at_step``; what does not match is rejected by an event. The record's id is
-    the command's id.
+    It is valid for one incarnation, for a seed at ``expected_stage``, up to and including the step
+    ``expires_at_step``; the trainer answers any other command with ``CommandRejected``. The record's id is the
+    command's id.
     """
 
     boundary: Boundary
@@ -36,7 +36,7 @@ class GerminateSeed(SeedCommand):
 
 
 class CullSeed(SeedCommand):
-    """Give a seed up: cancelled before it was grafted, culled after."""
+    """Give a seed up: it becomes cancelled before grafting, culled from then on."""
 
     type: Literal["esper.seed.cull.v1"] = "esper.seed.cull.v1"
 

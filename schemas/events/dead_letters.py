@@ -1,4 +1,4 @@
-"""system.redrives: what became of dead letters. Keyed by the topic that they were meant for."""
+"""system.redrives: dead letters that were sent again. Keyed by the topic that they were meant for."""
 
 from typing import Annotated, Literal
 from uuid import UUID
@@ -12,12 +12,11 @@ TopicName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,200}$")]
 
 
 class DeadLetterRedriven(Event):
-    """A dead letter's record was sent again to the topic that it was meant for.
+    """The record of a dead letter was sent again to the topic that it was meant for.
 
-    ``partition`` and ``offset`` are those of the first record that could not be decoded; the letter
-    lies in the same partition of the topic's dead letters, at ``letter_offset``. The record sent again
-    is at ``redriven_offset`` (-1 where the broker did not say). However often a letter is redriven, its
-    origin is folded once.
+    ``partition`` and ``offset`` are those of the first record that could not be decoded. The dead letter is in the same
+    partition of the topic's dead letters, at ``letter_offset``. The record sent again is at ``redriven_offset`` (-1
+    where the broker did not report it). Projections apply one origin once, however often its dead letter is redriven.
     """
 
     type: Literal["esper.dead-letter.redriven.v1"] = "esper.dead-letter.redriven.v1"

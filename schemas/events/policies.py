@@ -1,4 +1,4 @@
-"""control.tamiyo.policies: which versions there are, what was shown of them, and which decides. Keyed by the policy."""
+"""control.tamiyo.policies: policy versions, their evaluations, and which version is active. Keyed by the policy."""
 
 from typing import Annotated, Literal, Self
 from uuid import UUID
@@ -28,11 +28,11 @@ from esper.schemas.specs.json_schema_conditions import NOT_EMPTY, NOT_NULL, when
 
 NAMED_BY = "named_by"
 BY_SETTINGS = "settings"
-"""``parameters[NAMED_BY]`` of an activation that a controller with a fixed policy wrote: it speaks for itself alone."""
+"""``parameters[NAMED_BY]`` of an activation by a controller with a fixed policy: valid for that controller alone."""
 
 
 class LogRange(FrozenContract):
-    """Records of one partition: from ``from_offset`` up to ``until_offset``, which is not among them."""
+    """Records of one partition, from ``from_offset`` (inclusive) to ``until_offset`` (exclusive)."""
 
     topic: Name
     partition: Annotated[int, Field(ge=0, le=MAX_INT32)]
@@ -41,11 +41,12 @@ class LogRange(FrozenContract):
 
 
 class PolicyTrained(Event):
-    """A version that could act: its weights are in S3 under their SHA-256.
+    """A policy version was trained; its weights are in S3 under their SHA-256.
 
-    ``data`` says which part of the log it learnt from; where that was chosen by time, so do ``from_time_ms`` and
-    ``until_time_ms`` (milliseconds since 1970, UTC, by the broker's clock; the end is not within).
-    ``parameters`` is what building it needs beside the weights, ``figures`` what was measured; null is not finite.
+    ``data`` names the part of the log that it was trained on. Where that part was chosen by time, ``from_time_ms``
+    (inclusive) and ``until_time_ms`` (exclusive) name the range, in milliseconds since 1970 UTC by the broker's clock.
+    ``parameters`` are those that loading needs besides the weights. ``figures`` are measurements; a value that is not
+    finite is null.
     """
 
     type: Literal["esper.policy.trained.v1"] = "esper.policy.trained.v1"
@@ -65,10 +66,10 @@ class PolicyTrained(Event):
 
 
 class PolicyEvaluated(Event):
-    """What off-policy evaluation says of a version, against one that it might take over from.
+    """The off-policy evaluation of a policy version against the version that it could replace.
 
-    ``estimate`` is the expected reward of a decision of this version less that of the other, on runs that neither
-    was trained on; ``low`` and ``high`` bound it with ``confidence``. Where support is too thin there may be none.
+    ``estimate`` is the expected reward of a decision of this version minus that of the other, on runs that neither
+    was trained on; ``low`` and ``high`` bound it with ``confidence``. It may be null where support is too thin.
     """
 
     model_config = ConfigDict(
@@ -101,17 +102,17 @@ class PolicyEvaluated(Event):
     reason: Remark
 
     @model_validator(mode="after")
-    def _a_verdict_has_its_estimate(self) -> Self:
+    def _check_estimate(self) -> Self:
         is_whole = None not in (self.estimate, self.low, self.high) and bool(self.held_out_runs)
         if self.verdict is not EvaluationVerdict.TOO_THIN and not is_whole:
             raise ValueError(
-                f"{self.verdict}: estimate, low, high and held_out_runs go with every verdict but too_thin"
+                f"verdict {self.verdict}: estimate, low, high and held_out_runs are required; without them use too_thin"
             )
         return self
 
 
 class PolicyActivated(Event):
-    """From here on this version of the policy decides."""
+    """A policy version became active: it decides from here on."""
 
     type: Literal["esper.policy.activated.v1"] = "esper.policy.activated.v1"
     policy_id: PolicyId
@@ -123,9 +124,9 @@ class PolicyActivated(Event):
 
 
 class PolicyRolledBack(Event):
-    """``policy_version`` of the policy decides no more; from here on the version that is named by ``to_`` does, again.
+    """A policy version was replaced by one that was active before, which the fields ``to_`` name.
 
-    ``kind`` and ``parameters`` are those of its activation, so that it can act without looking that up.
+    ``kind`` and ``parameters`` are those of that version's activation: a controller can load it from this event.
     """
 
     type: Literal["esper.policy.rolled-back.v1"] = "esper.policy.rolled-back.v1"

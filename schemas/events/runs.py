@@ -1,4 +1,4 @@
-"""system.runs: the course of a training run, as the trainer tells it."""
+"""system.runs: the progress of a training run, reported by its trainer."""
 
 from typing import Literal
 
@@ -23,11 +23,10 @@ from esper.schemas.events.base import TrainerEvent
 
 
 class RunStarted(TrainerEvent):
-    """A new run, with the graph of its model. Always incarnation 1, sequence 0, step 0.
+    """A run started. Has the graph of its model; always incarnation 1, sequence 0, step 0.
 
-    ``boundary_steps`` is the distance of the boundaries in optimizer steps.
-    ``command_offset`` is the position in the run's command partition taken before this event
-    was written.
+    ``boundary_steps`` is the distance between boundaries in optimizer steps. ``command_offset`` is the end of the
+    run's command partition before this event was written.
     """
 
     type: Literal["esper.run.started.v2"] = "esper.run.started.v2"
@@ -40,10 +39,9 @@ class RunStarted(TrainerEvent):
 
 
 class RunResumed(TrainerEvent):
-    """A new incarnation takes over from a checkpoint; the old one is superseded beyond ``step``.
+    """A new incarnation resumed from a checkpoint; it supersedes the old one beyond ``step``.
 
-    ``seeds`` are all seeds that were not dormant at the checkpoint, so that an incarnation
-    can be read without the ones before it.
+    ``seeds`` are all seeds that were not dormant at the checkpoint, so that readers need no older incarnation.
     """
 
     type: Literal["esper.run.resumed.v1"] = "esper.run.resumed.v1"
@@ -54,10 +52,10 @@ class RunResumed(TrainerEvent):
 
 
 class BoundaryReached(TrainerEvent):
-    """The trainer passed a boundary; it goes on without waiting.
+    """The trainer reached a boundary. It continues without waiting for a decision.
 
-    ``last_sequences`` has the last sequence sent on each topic up to here (topics without
-    an event are missing): when the projected rows have reached them, the boundary is complete.
+    ``last_sequences`` maps each topic to the last sequence sent on it so far; topics without an event are left out.
+    The boundary is complete once the projected rows have reached them.
     """
 
     type: Literal["esper.boundary.reached.v1"] = "esper.boundary.reached.v1"
@@ -67,7 +65,7 @@ class BoundaryReached(TrainerEvent):
 
 
 class EpochCompleted(TrainerEvent):
-    """An epoch ended. A metric that is not finite is null."""
+    """An epoch ended. A metric is null where it is not finite."""
 
     type: Literal["esper.epoch.completed.v1"] = "esper.epoch.completed.v1"
     epoch: Epoch
@@ -75,7 +73,7 @@ class EpochCompleted(TrainerEvent):
 
 
 class CheckpointSaved(TrainerEvent):
-    """A checkpoint is on disk, complete and verified. ``command_offset`` is the position in it."""
+    """A checkpoint is on disk, complete and verified. ``command_offset`` is the command position that it holds."""
 
     type: Literal["esper.checkpoint.saved.v1"] = "esper.checkpoint.saved.v1"
     epoch: Epoch
@@ -87,8 +85,7 @@ class CheckpointSaved(TrainerEvent):
 class TelemetryGap(TrainerEvent):
     """Telemetry of the steps ``from_step`` to ``step`` is missing: ``num_lost`` records.
 
-    Of a process that was killed nobody knows exactly what was in its memory: told by the incarnation
-    after it, ``num_lost`` is the most that it can be.
+    The memory of a killed process cannot be counted: its next incarnation reports the largest possible ``num_lost``.
     """
 
     type: Literal["esper.telemetry.lost.v1"] = "esper.telemetry.lost.v1"
@@ -97,7 +94,7 @@ class TelemetryGap(TrainerEvent):
 
 
 class RunEnded(TrainerEvent):
-    """Nothing comes after this in the incarnation. ``results`` where the run got that far."""
+    """The last event of an incarnation. ``results`` is null where the run did not get that far."""
 
     type: Literal["esper.run.ended.v1"] = "esper.run.ended.v1"
     status: Literal[RunStatus.COMPLETED, RunStatus.INTERRUPTED, RunStatus.FAILED]

@@ -1,4 +1,4 @@
-"""control.kasmina.lifecycle and innovation.field-reports: what became of the seeds."""
+"""control.kasmina.lifecycle and innovation.field-reports: transitions of seeds, and the outcome of adaptations."""
 
 from typing import Literal, Self
 from uuid import UUID
@@ -22,14 +22,14 @@ from esper.schemas.events.base import TrainerEvent
 from esper.schemas.specs.json_schema_conditions import NOT_NULL, NULL, when
 
 END_STAGES = (SeedStage.FOSSILIZED, SeedStage.CULLED, SeedStage.CANCELLED)
-"""Where an adaptation ends."""
+"""The stages in which an adaptation ends."""
 
 
 class SeedTransitioned(TrainerEvent):
-    """A seed moved. ``command_id`` is that of the command that germinated, culled or fossilized it.
+    """A seed changed its stage. ``command_id`` names the command that germinated, culled or fossilized it.
 
-    An impossible move is still a fact: it is refused in Kasmina, not here, and a projection
-    that reads one flags it.
+    The contract accepts any pair of stages, since the event reports what happened. Kasmina refuses forbidden
+    transitions; a projection that reads one flags it.
     """
 
     type: Literal["esper.seed.transitioned.v1"] = "esper.seed.transitioned.v1"
@@ -46,7 +46,7 @@ class SeedTransitioned(TrainerEvent):
 
 
 class CommandRejected(TrainerEvent):
-    """A command was not carried out."""
+    """A trainer rejected a command."""
 
     type: Literal["esper.command.rejected.v1"] = "esper.command.rejected.v1"
     layer_id: LayerId
@@ -57,10 +57,10 @@ class CommandRejected(TrainerEvent):
 
 
 class BreakerChanged(TrainerEvent):
-    """A seed's circuit breaker opened, let a trial through or closed: while it is open the host's output is used.
+    """A seed's circuit breaker opened, became half open or closed. While it is open the host's output is used.
 
-    ``num_failures`` counts failures in a row, ``detail`` says what the newest one was. The breaker
-    is a protection beside the lifecycle: the seed's stage is told by ``SeedTransitioned`` alone.
+    ``num_failures`` counts failures in a row, and ``detail`` describes the newest. The breaker does not change the
+    seed's stage; ``SeedTransitioned`` alone reports that.
     """
 
     type: Literal["esper.seed-breaker.changed.v1"] = "esper.seed-breaker.changed.v1"
@@ -73,16 +73,16 @@ class BreakerChanged(TrainerEvent):
 
 
 class ForkedPair(FrozenContract):
-    """How a fork was made: two branches from one snapshot, on the same batches, one of them without the adaptation.
+    """The setup of a fork: two branches from one snapshot, on the same batches, one of them without the adaptation.
 
     Attributes:
-        horizon_steps: optimizer steps from the snapshot to where the metric was taken, in both branches.
-        num_draws: batch orders that ``before`` and ``after`` are means over. The first is the run's own.
+        horizon_steps: optimizer steps from the snapshot to the measurement, in both branches.
+        num_draws: number of batch orders that ``before`` and ``after`` are means over. The first is the run's own.
         variance: estimated variance of ``after - before``, from the spread over the draws; null with one draw.
-        is_placebo: the adaptation adds nothing, and its branches were given different batches: the
-            difference is noise, and nothing else.
+        is_placebo: the adaptation adds nothing, and its branches got different batches, so that the difference
+            is noise alone.
         num_parameters_host: of the model without any seed.
-        flops_added: of one forward pass over one sample, through what the adaptation adds.
+        flops_added: of one forward pass over one sample, through the modules that the adaptation adds.
         flops_host: the same of the model without any seed.
     """
 
@@ -96,16 +96,17 @@ class ForkedPair(FrozenContract):
 
 
 class FieldReported(TrainerEvent):
-    """How an adaptation turned out.
+    """The outcome of an adaptation.
 
-    With ``method=before_after`` it is told when the seed came to its end, which is ``outcome``. ``before`` is the
-    metric of the last epoch before the seed germinated, ``after`` that of the last epoch before its end. The
-    difference holds whatever else training did meanwhile: it is a record, and no policy is trained on it.
+    With ``method=before_after`` the trainer writes it when the seed reaches its end, which is ``outcome``. ``before``
+    is the metric of the last epoch before the seed germinated, ``after`` that of the last epoch before its end. The
+    difference contains everything else that training did meanwhile: it is a record, and no policy is trained on it.
 
-    With ``method=fork`` the effect of one decision is told, whichever ``decision_id`` names: to germinate, to
+    With ``method=fork`` it reports the effect of the one decision that ``decision_id`` names: to germinate, to
     fossilize or to cull. ``before`` is the metric of the branch without the adaptation, ``after`` that of the branch
-    with it, at the same step. It is told when the branches are trained, which may be after the seed's end;
-    ``outcome`` is where the adaptation stood at the horizon, on the run's own line. docs/design/reward.md has the estimator.
+    with it, at the same step. It is written when the branches are trained, which may be after the seed's end;
+    ``outcome`` is the stage of the adaptation at the horizon, in the run itself.
+    docs/design/reward.md has the estimator.
     """
 
     model_config = ConfigDict(
@@ -146,9 +147,11 @@ class FieldReported(TrainerEvent):
     fork: ForkedPair | None = None
 
     @model_validator(mode="after")
-    def _fork_goes_with_its_method(self) -> Self:
+    def _check_fork(self) -> Self:
         if (self.method is ReportMethod.FORK) != (self.fork is not None):
-            raise ValueError("fork goes with method=fork alone")
+            raise ValueError(f"fork: required for method=fork, not allowed with another; got method={self.method}")
         if self.fork is None and self.outcome not in END_STAGES:
-            raise ValueError(f"{self.outcome}: a report of method=before_after is told at a seed's end")
+            raise ValueError(
+                f"outcome {self.outcome}: method=before_after needs a final stage, {', '.join(END_STAGES)}"
+            )
         return self

@@ -1,4 +1,4 @@
-"""control.tamiyo.views and .decisions: what Tamiyo saw, and what it chose."""
+"""control.tamiyo.views and .decisions: the views that decisions are based on, and the decisions."""
 
 from typing import Annotated, Literal, Self
 
@@ -22,7 +22,7 @@ from esper.schemas.specs.json_schema_conditions import NOT_NULL, NULL, when
 
 
 class ViewRecorded(RunEvent):
-    """The exact bytes a decision saw. ``digest`` is the SHA-256 of the view before zstd."""
+    """The exact bytes of the view that a decision saw. ``digest`` is their SHA-256 before zstd compression."""
 
     type: Literal["esper.view.recorded.v1"] = "esper.view.recorded.v1"
     boundary: Boundary
@@ -32,11 +32,10 @@ class ViewRecorded(RunEvent):
 
 
 class DecisionMade(RunEvent):
-    """One choice for one boundary, WAIT too. Of two for one boundary the first in the log counts.
+    """One decision for one boundary; WAIT is a decision too. Of two for one boundary the first in the log counts.
 
-    ``probability`` is that of the choice under the acting (epsilon-soft) policy: without it
-    no log can be learnt from. A stale decision is a WAIT made because the views did not
-    become complete in time; it has no view.
+    ``probability`` is that of the action under the acting (epsilon-soft) policy; off-policy learning needs it. A stale
+    decision is a WAIT made because the view did not become complete in time; it has no view.
     """
 
     model_config = ConfigDict(
@@ -74,12 +73,14 @@ class DecisionMade(RunEvent):
     stale: bool = False
 
     @model_validator(mode="after")
-    def _action_has_its_target(self) -> Self:
+    def _check_action(self) -> Self:
         has_target = (self.layer_id is not None, self.seed_id is not None)
         if has_target != (self.action is not Action.WAIT,) * 2:
-            raise ValueError(f"{self.action}: layer_id and seed_id go with every action but wait")
+            raise ValueError(
+                f"action {self.action}: layer_id and seed_id are required, except for wait, which has none"
+            )
         if (self.action is Action.GERMINATE) != (self.blueprint_id is not None):
-            raise ValueError(f"{self.action}: blueprint_id goes with germinate alone")
+            raise ValueError(f"action {self.action}: blueprint_id is required for germinate, not allowed with another")
         if self.stale != (self.view_digest is None) or (self.stale and self.action is not Action.WAIT):
-            raise ValueError("a decision has a view_digest, unless it is a stale wait")
+            raise ValueError("view_digest: required unless the decision is a stale wait, which has none")
         return self

@@ -1,1 +1,1 @@
-"""The contracts for programs that are not ours: JSON Schema, AsyncAPI, and what a change of a contract breaks."""
+"""The contracts for other programs: JSON Schemas, the AsyncAPI document, and the check for breaking changes."""

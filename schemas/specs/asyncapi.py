@@ -1,7 +1,7 @@
 """The AsyncAPI 3.0.0 document of Oona: server, channels (the topics), operations, messages.
 
-Made from the registry and the topics, so a new type or topic is in it by itself. Payloads are
-references to the JSON Schemas beside it; headers are CloudEvents 1.0, Kafka binding, binary mode.
+It is generated from the registry and the topics, so that a new type or topic is included without further work.
+Payloads are references to the JSON Schemas; headers are CloudEvents 1.0, Kafka binding, binary mode.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ Json = dict[str, Any]
 
 
 def document(api_version: str, registry: Registry = REGISTRY, topics: Sequence[TopicSpec] = TOPICS) -> Json:
-    """The whole document; ``api_version`` is that of Esper."""
+    """The document as JSON data. ``api_version`` is the version of Esper."""
     types = {spec: _types_on(spec, registry) for spec in topics}
     channels = [c for spec in topics for c in (_channel(spec, types[spec]), _dead_letter_channel(spec.dead_letters))]
-    messages = {t: _message(t, registry.find(t)) for on in types.values() for t in on}
+    messages = {t: _message(t, registry.find(t)) for on_topic in types.values() for t in on_topic}
     return {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -39,13 +39,13 @@ def document(api_version: str, registry: Registry = REGISTRY, topics: Sequence[T
             "kafka": {
                 "host": "localhost:9092",
                 "protocol": "kafka",
-                "description": "infra/kafka.yml; ESPER_KAFKA__BOOTSTRAP_SERVERS names another.",
+                "description": "The broker of infra/kafka.yml. ESPER_KAFKA__BOOTSTRAP_SERVERS selects another.",
             }
         },
         "channels": dict(channels),
         "operations": {
-            f"{action}:{spec.name}": _operation(action, spec, registry, on)
-            for spec, on in types.items()
+            f"{action}:{spec.name}": _operation(action, spec, registry, on_topic)
+            for spec, on_topic in types.items()
             for action in ("send", "receive")
         },
         "components": {
@@ -56,7 +56,7 @@ def document(api_version: str, registry: Registry = REGISTRY, topics: Sequence[T
 
 
 def _types_on(spec: TopicSpec, registry: Registry) -> list[str]:
-    """All types whose records are on a topic: old versions too, which stay in the log."""
+    """All types whose records can be on a topic, old versions included, since they stay in the log."""
     return [t for t in (*registry, *registry.upcasters) if registry.find(t).topic == spec]
 
 
@@ -65,20 +65,20 @@ def _channel(spec: TopicSpec, types: list[str]) -> tuple[str, Json]:
         "address": spec.name,
         "description": "The events of one key are in order.",
         "messages": {t: {"$ref": f"#/components/messages/{t}"} for t in types},
-        "bindings": {"kafka": _topic(spec)},
+        "bindings": {"kafka": _topic_binding(spec)},
     }
 
 
 def _dead_letter_channel(spec: TopicSpec) -> tuple[str, Json]:
     return spec.name, {
         "address": spec.name,
-        "description": "Records of the topic it is named after that could not be decoded.",
+        "description": "Records that could not be decoded, from the topic of the same name without .dlq.",
         "messages": {DEAD_LETTER: {"$ref": f"#/components/messages/{DEAD_LETTER}"}},
-        "bindings": {"kafka": _topic(spec)},
+        "bindings": {"kafka": _topic_binding(spec)},
     }
 
 
-def _topic(spec: TopicSpec) -> Json:
+def _topic_binding(spec: TopicSpec) -> Json:
     return {
         "topic": spec.name,
         "partitions": spec.num_partitions,
@@ -89,17 +89,17 @@ def _topic(spec: TopicSpec) -> Json:
 
 def _operation(action: str, spec: TopicSpec, registry: Registry, types: list[str]) -> Json:
     channel = f"#/channels/{spec.name}"
-    told = [t for t in types if action == "receive" or t in registry]  # old versions are read, never written
-    messages = [{"$ref": f"{channel}/messages/{t}"} for t in told]
+    allowed = [t for t in types if action == "receive" or t in registry]  # old versions are read, never written
+    messages = [{"$ref": f"{channel}/messages/{t}"} for t in allowed]
     return {"action": action, "channel": {"$ref": channel}, "messages": messages}
 
 
 def _message(event_type: str, entry: Registration) -> Json:
-    """The message of a type, told by the model that reads it: for an old version that of the newest."""
+    """The message of a type, with the texts of the model that reads it: for an old version that of the newest."""
     summary, _, rest = (entry.model.__doc__ or "").strip().partition("\n")
     if event_type != entry.type:
-        summary, rest = f"An old version; read as {entry.type}.", ""
-    own = {"ce_type": {"const": event_type}, "ce_dataschema": {"const": schema_id(event_type)}}
+        summary, rest = f"Old version, read as {entry.type}.", ""
+    type_headers = {"ce_type": {"const": event_type}, "ce_dataschema": {"const": schema_id(event_type)}}
     described = {"description": "\n".join(line.strip() for line in rest.strip().splitlines())} if rest.strip() else {}
     return {
         "name": event_type,
@@ -107,8 +107,8 @@ def _message(event_type: str, entry: Registration) -> Json:
         "summary": summary,
         **described,
         "contentType": "application/json",
-        "correlationId": {"location": "$message.header#/ce_correlationid", "description": "The run, or other key."},
-        "headers": {"allOf": [{"$ref": "#/components/schemas/cloudEventHeaders"}, {"properties": own}]},
+        "correlationId": {"location": "$message.header#/ce_correlationid", "description": "The record key."},
+        "headers": {"allOf": [{"$ref": "#/components/schemas/cloudEventHeaders"}, {"properties": type_headers}]},
         "payload": {"schemaFormat": PAYLOAD_FORMAT, "schema": {"$ref": f"./json/{event_type}.json"}},
         "bindings": {"kafka": {"key": {"type": "string", "description": entry.key_field}, "bindingVersion": BINDING}},
     }
@@ -118,7 +118,7 @@ def _dead_letter() -> Json:
     return {
         "name": DEAD_LETTER,
         "title": "A record that could not be decoded",
-        "summary": "Key, value and headers of the record, byte for byte; esper_dlq_ headers say why, and where it lay.",
+        "summary": "The record's key, value and headers byte for byte; esper_dlq_ headers have reason and position.",
         "headers": {
             "type": "object",
             "properties": {
@@ -139,14 +139,14 @@ def _headers() -> Json:
     text = {"type": "string", "minLength": 1, "pattern": TEXT_PATTERN}
     properties = {
         "ce_specversion": {"const": "1.0"},
-        "ce_id": {**uuid, "description": "The same for every resend."},
+        "ce_id": {**uuid, "description": "The id of the event; a resend has the same."},
         "ce_source": {**text, "maxLength": 255},
         "ce_type": text,
         "ce_time": {"type": "string", "format": "date-time"},
         "ce_dataschema": {"type": "string", "format": "uri"},
         "content-type": {"const": "application/json"},
-        "ce_correlationid": {**text, "description": "The run, or what else the record is keyed by."},
-        "ce_causationid": {**uuid, "description": "The event that caused this one."},
+        "ce_correlationid": {**text, "description": "The record key: the run, blueprint, policy or topic."},
+        "ce_causationid": {**uuid, "description": "The id of the event that caused this one."},
         "traceparent": {"type": "string", "pattern": TRACEPARENT_PATTERN, "description": "W3C Trace Context."},
     }
     optional = ("ce_causationid", "traceparent")

@@ -1,7 +1,7 @@
-"""All contracts at one time, as data: each type's schema, topic and key, and each topic's shape.
+"""Sets of contracts as data: each type's schema, topic and key, and each topic's partitions and retention.
 
-The set that the models make is what ``schemas/json`` publishes; the one in ``schemas/released`` is what
-others rely on. Nothing here judges the difference: that is ``schemas.compatibility``.
+``schemas/json`` publishes the set of the current models; ``schemas/released`` has the set that other programs rely
+on. ``compatibility`` compares the two.
 """
 
 import json
@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class TypeContract:
-    """One event type: its topic, the field that its records are keyed by, its JSON Schema."""
+    """One event type: its topic, the field that has the record key, its JSON Schema."""
 
     topic: str
     key_field: str
@@ -46,7 +46,7 @@ class ContractSet:
 
 
 def contracts_of(registry: Registry = REGISTRY, topics: Iterable[TopicSpec] = TOPICS) -> ContractSet:
-    """The contracts as the models are."""
+    """The contracts of the current models."""
     return ContractSet(
         {t: TypeContract(r.topic.name, r.key_field, schema_of(r.model)) for t, r in registry.items()},
         {t.name: TopicContract(t.num_partitions, t.retention_ms) for t in topics},
@@ -54,7 +54,7 @@ def contracts_of(registry: Registry = REGISTRY, topics: Iterable[TopicSpec] = TO
 
 
 def with_released(current: ContractSet, released: ContractSet) -> ContractSet:
-    """``current`` and the types that only ``released`` has: old versions, whose records stay in the log."""
+    """``current``, plus the types that only ``released`` has: old versions, whose records stay in the log."""
     return ContractSet({**released.types, **current.types}, {**released.topics, **current.topics})
 
 
@@ -64,7 +64,7 @@ def files_of(contracts: ContractSet) -> dict[str, str]:
 
 
 def write_released(contracts: ContractSet, folder: Path = RELEASED) -> None:
-    """Write schemas and manifest; what is in the folder already stays, unless it has the same name."""
+    """Write schemas and manifest; other files of the folder stay."""
     folder.mkdir(exist_ok=True)
     types = {n: {"topic": t.topic, "key_field": t.key_field} for n, t in sorted(contracts.types.items())}
     topics = {name: asdict(topic) for name, topic in contracts.topics.items()}
@@ -73,13 +73,16 @@ def write_released(contracts: ContractSet, folder: Path = RELEASED) -> None:
 
 
 def read_released(folder: Path = RELEASED) -> ContractSet:
-    """The set that ``write_released`` wrote; an empty one where nothing was released yet."""
+    """The set that ``write_released`` wrote; an empty one before the first release."""
     if not (folder / MANIFEST).exists():
         return ContractSet({}, {})
     manifest = _read(folder / MANIFEST)
     return ContractSet(
-        {name: TypeContract(**of, schema=_read(folder / f"{name}.json")) for name, of in manifest["types"].items()},
-        {name: TopicContract(**of) for name, of in manifest["topics"].items()},
+        {
+            name: TypeContract(**entry, schema=_read(folder / f"{name}.json"))
+            for name, entry in manifest["types"].items()
+        },
+        {name: TopicContract(**entry) for name, entry in manifest["topics"].items()},
     )
 
 

@@ -1,7 +1,7 @@
-"""The JSON Schema (draft 2020-12) of an event's value: what a reader of Esper accepts on the wire.
+"""The JSON Schema (draft 2020-12) of an event's value: the values that Esper accepts on the wire.
 
-It is made from the model and from nothing else. Two rules are beyond it, because they compare two
-fields: that the signals of a report are of its layer, and that a registered kernel is of its blueprint.
+It is generated from the model alone. Two rules cannot be expressed in it, because they compare two fields: the
+signals of a report have its layer, and a registered kernel has its blueprint.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ BASE64_PATTERN = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 
 def schema_id(event_type: str) -> str:
-    """The URI under which the schema of a type is published, and which every record names."""
+    """The URI of a type's published schema, which every record of the type names."""
     return f"{SCHEMA_BASE}{event_type}.json"
 
 
 def schema_of(model: type[Event]) -> dict[str, Any]:
-    """The schema of a model's values, as plain JSON."""
+    """The schema of a model's values as JSON data."""
     generated = model.model_json_schema(schema_generator=_Generator, mode="validation")
     event_type = model.model_fields["type"].default
     return {"$schema": DIALECT, "$id": schema_id(event_type), **generated}
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's schema, with nothing left to the reader's ``format`` settings, and no titles made of names."""
+    """Pydantic's schema without generated titles, and with patterns, since not every reader checks ``format``."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -39,13 +39,13 @@ class _Generator(GenerateJsonSchema):
         return {"type": "string", "format": "uuid", "pattern": UUID_PATTERN}
 
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
-        """``additionalProperties`` and ``propertyNames``: a pattern of keys alone would let the others through."""
+        """Use ``propertyNames``: pydantic's ``patternProperties`` would accept keys that do not match."""
         keys = self.generate_inner(schema["keys_schema"])
         values = self.generate_inner(schema["values_schema"])
         return {"type": "object", "additionalProperties": values, "propertyNames": keys}
 
     def generate_inner(self, schema: Any) -> JsonSchemaValue:
-        made = super().generate_inner(schema)
-        if made.get("format") == "base64":
+        generated = super().generate_inner(schema)
+        if generated.get("format") == "base64":
             return {"type": "string", "contentEncoding": "base64", "pattern": BASE64_PATTERN}
-        return made
+        return generated

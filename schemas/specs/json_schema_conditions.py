@@ -1,7 +1,7 @@
-"""Rules between fields, said in JSON Schema: what a model's after-validator checks, for readers without Python.
+"""Rules between fields in JSON Schema: the checks of a model's after-validator, for readers without Python.
 
-Each model that has such a rule states it twice, in code and here; tests/contract sees that
-both refuse the same values.
+Each model with such a rule states it twice, in code and with ``when``; tests/contract checks that both refuse the same
+values.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ Condition = dict[str, Any]
 NOT_NULL: Condition = {"not": {"type": "null"}}
 NOT_EMPTY: Condition = {"minItems": 1}
 NULL: Condition = {"type": "null"}
-"""Missing counts as null: every such field has null as its default."""
+"""Also accepts a missing field: every such field has null as its default."""
 
 
 def when(
@@ -22,19 +22,19 @@ def when(
     *,
     is_default: bool = False,
 ) -> Condition:
-    """Where ``field`` is ``value``, the fields in ``then`` must be so; else those in ``otherwise``.
+    """Where ``field`` is ``value``, the fields in ``then`` must satisfy their conditions; else those in ``otherwise``.
 
-    ``is_default`` says that a missing field counts as ``value``.
+    With ``is_default`` a missing field counts as ``value``.
     """
-    asked: Condition = {"properties": {field: {"const": value}}}
+    test: Condition = {"properties": {field: {"const": value}}}
     if not is_default:
-        asked["required"] = [field]
-    said: Condition = {"if": asked}
+        test["required"] = [field]
+    rule: Condition = {"if": test}
     if then is not None:
-        said["then"] = _all_of(then)
+        rule["then"] = _all_of(then)
     if otherwise is not None:
-        said["else"] = _all_of(otherwise)
-    return said
+        rule["else"] = _all_of(otherwise)
+    return rule
 
 
 def _all_of(fields: dict[str, Condition]) -> Condition:

@@ -22,7 +22,7 @@ from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.registry import REGISTRY, Registration, Registry
 from esper.schemas.specs.asyncapi import document
-from esper.schemas.specs.compatibility import AffectedParty, check
+from esper.schemas.specs.compatibility import Affected, check
 from esper.schemas.specs.contract_set import ContractSet, contracts_of, read_released, with_released, write_released
 from esper.schemas.upcasters import Upcaster, Value, next_version, upcast
 
@@ -130,7 +130,7 @@ def test_an_upcaster_leaves_the_value_alone() -> None:
 def test_the_asyncapi_document_still_tells_of_old_versions() -> None:
     told = document("1", NOTES, [topics.RUNS])
     assert list(told["channels"]["system.runs"]["messages"]) == [V3, V1, V2]
-    assert told["components"]["messages"][V1]["summary"] == f"An old version; read as {V3}."
+    assert told["components"]["messages"][V1]["summary"] == f"Old version, read as {V3}."
     assert len(told["operations"]["receive:system.runs"]["messages"]) == 3
     assert told["operations"]["send:system.runs"]["messages"] == [{"$ref": f"#/channels/system.runs/messages/{V3}"}]
 
@@ -178,7 +178,7 @@ class FreePart(BaseModel, extra="allow"):
     size: int
 
 
-LOG, OLD = AffectedParty.LOG_READERS, AffectedParty.OLD_CONSUMERS
+LOG, OLD = Affected.LOG_READERS, Affected.OLD_CONSUMERS
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ LOG, OLD = AffectedParty.LOG_READERS, AffectedParty.OLD_CONSUMERS
     ],
 )
 def test_a_change_of_shape_is_named_with_whom_it_breaks(
-    changes: dict[str, Any], path: str, says: str, affected: set[AffectedParty]
+    changes: dict[str, Any], path: str, says: str, affected: set[Affected]
 ) -> None:
     findings = check(contracts(), contracts(**changes), {})
     told = [f for f in findings if f.path == path and says in f.what]
@@ -238,38 +238,38 @@ def test_looking_the_other_way_the_other_side_breaks() -> None:
 @pytest.mark.parametrize(
     ("change", "subject", "says", "affected"),
     [
-        (lambda s: move(s, topic="system.other"), V1, "system.runs became system.other", AffectedParty.ALL_CLIENTS),
-        (lambda s: move(s, key_field="name"), V1, "run_id became name", AffectedParty.ALL_CLIENTS),
-        (lambda s: ContractSet({}, s.topics), V1, "the type was removed", AffectedParty.LOG_READERS),
+        (lambda s: move(s, topic="system.other"), V1, "system.runs became system.other", Affected.ALL_CLIENTS),
+        (lambda s: move(s, key_field="name"), V1, "run_id became name", Affected.ALL_CLIENTS),
+        (lambda s: ContractSet({}, s.topics), V1, "the type was removed", Affected.LOG_READERS),
         (
             lambda s: retopic(s, topics.RUNS.name, num_partitions=24),
             "system.runs",
             "12 became 24",
-            AffectedParty.ALL_CLIENTS,
+            Affected.ALL_CLIENTS,
         ),
         (
             lambda s: retopic(s, topics.RUNS.name, retention_ms=5),
             "system.runs",
             "for ever became 5 ms",
-            AffectedParty.REBUILDS,
+            Affected.REBUILDS,
         ),
         (
             lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=5),
             "telemetry.seed.health",
             "5 ms",
-            AffectedParty.REBUILDS,
+            Affected.REBUILDS,
         ),
         (
             lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=-1),
             "telemetry.seed.health",
             "for ever",
-            AffectedParty.NONE,
+            Affected.NONE,
         ),
-        (lambda s: ContractSet(s.types, {}), "system.runs", "the topic was removed", AffectedParty.ALL_CLIENTS),
+        (lambda s: ContractSet(s.types, {}), "system.runs", "the topic was removed", Affected.ALL_CLIENTS),
     ],
 )
 def test_a_type_or_topic_that_moves_is_named(
-    change: Callable[[ContractSet], ContractSet], subject: str, says: str, affected: AffectedParty
+    change: Callable[[ContractSet], ContractSet], subject: str, says: str, affected: Affected
 ) -> None:
     findings = check(contracts(), change(contracts()), {})
     assert [f.affected for f in findings if f.subject == subject and says in f.what] == [affected]
@@ -304,7 +304,7 @@ def test_a_new_version_needs_an_upcaster() -> None:
     assert [(f.subject, f.what) for f in found if f.is_break] == [(V1, "the type was removed")]
     upcasters: dict[str, Upcaster] = {V1: lambda value: {**value, "level": str(value["level"])}}
     found = check(contracts(), of_model(second, V2, upcasters), upcasters)
-    assert [(f.what, f.affected) for f in found] == [("a new version", AffectedParty.NONE)]
+    assert [(f.what, f.affected) for f in found] == [("a new version", Affected.NONE)]
 
 
 def test_a_release_is_read_as_it_was_written_and_keeps_old_versions(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ class TestCommand:
         ran = CliRunner().invoke(app, ["schema", "check"])
         assert isinstance(ran.exception, ContractError)
         assert f"BREAKS {V1} level: integer is no longer allowed" in ran.output
-        assert f"breaks: {Who.LOG_READERS}" in ran.output
+        assert f"affects: {Affected.LOG_READERS}" in ran.output
 
     def test_check_passes_what_breaks_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(schema, "contracts_of", contracts)

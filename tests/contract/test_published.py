@@ -28,7 +28,7 @@ from esper.schemas.registry import REGISTRY, types_on
 from esper.schemas.specs.contract_set import PUBLISHED
 
 HERE = Path(__file__).parent
-BEYOND_SCHEMAS = ("signals of other layers", "must be the kernel's")
+BEYOND_SCHEMAS = ("must be the report's", "must be the kernel's")
 
 
 @cache
