@@ -1,10 +1,22 @@
-"""Where everything is, and how it is set: one settings object, read once by an entry point.
+"""Settings of all processes: one immutable object, read once by an entry point.
 
-Sources, strongest first: ESPER_ variables (``ESPER_KAFKA__BOOTSTRAP_SERVERS``), the YAML file, and
-the embedded stack that ``esper up`` left running, for what nothing else names. In a notebook:
+Sources, highest priority first: environment variables (``ESPER_KAFKA__BOOTSTRAP_SERVERS``), the YAML
+file, and the embedded stack that ``esper up`` started. In a notebook:
 
     from esper.config import get_service_config
     get_service_config("tamiyo").epsilon
+
+Public names:
+
+- ``load_settings`` reads all sources into a ``Settings``; ``get_service_config`` gives one section of it.
+- ``KafkaSettings`` with ``KafkaSecurity``, ``PostgresSettings``, ``S3Settings`` and ``LoggingSettings``
+  are the sections that Esper itself needs. ``SectionModel`` is the base class of every section.
+- ``SECTIONS`` are the names of all sections; ``OWNED_SECTIONS`` those whose model belongs to a
+  service; ``section_model`` gives the model of a section.
+- ``state_dir`` is the folder of the embedded stack's state, and ``STACK_FILE`` the file in it that
+  describes the running stack.
+- ``ENV_PREFIX``, ``ENV_DELIMITER``, ``CONFIG_VARIABLE`` and ``STATE_DIR_VARIABLE`` are the parts of
+  the names of environment variables.
 """
 
 from esper.config.sections import (

@@ -1,7 +1,7 @@
-"""The sections that Esper itself needs: broker, database, object store, logging.
+"""The sections that Esper itself needs: Kafka, Postgres, S3, logging.
 
-Each field says what it is for; ``esper config docs`` prints them. Invariant: whatever a section
-holds as a secret is known to ``esper.redaction`` from the moment the section exists.
+Sections of services are in the services' own packages. Invariant: ``esper.redaction`` knows every
+secret of a section from the moment the section exists.
 """
 
 from pathlib import Path
@@ -13,34 +13,42 @@ from esper.redaction import remember_secret
 
 
 class SectionModel(BaseModel):
-    """Base of every settings section: a key that is not known is an error, a secret is never shown."""
+    """Base of every settings section. It rejects unknown keys and never prints a secret.
+
+    ``esper config docs`` prints the ``description`` of each field.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Tell the logs which values to hide."""
+        """Register the section's secrets for masking in logs."""
         for value in self.__dict__.values():
             if isinstance(value, SecretStr):
                 remember_secret(value.get_secret_value())
 
 
 class KafkaSecurity(SectionModel):
-    """How the broker lets this process in. Production wants ``SASL_SSL``, a user for each service."""
+    """Encryption and authentication of the connection to Kafka.
+
+    Production should use ``SASL_SSL`` with one user per service.
+    """
 
     protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="Whether the connection is encrypted (SSL) and asks for a user (SASL)."
+        "PLAINTEXT", description="Connection protocol: SSL encrypts it, SASL authenticates the client by password."
     )
     mechanism: Literal["SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "SCRAM-SHA-512", description="How the password is proved to the broker."
+        "SCRAM-SHA-512", description="SASL mechanism; it must be the one that the broker has the user's password for."
     )
-    username: str | None = Field(None, description="The user, where the protocol has SASL in it.")
-    password: SecretStr | None = Field(None, description="The user's password.")
+    username: str | None = Field(None, description="SASL user name; required if the protocol includes SASL.")
+    password: SecretStr | None = Field(None, description="SASL password; required if the protocol includes SASL.")
     ca_file: Path | None = Field(
-        None, description="The authority that signed the broker's certificate; the system's own where it is not set."
+        None, description="PEM file of the CA that signed the broker's certificate. If not set, the system's CAs apply."
     )
-    cert_file: Path | None = Field(None, description="This client's certificate, for a broker that asks for one.")
-    key_file: Path | None = Field(None, description="The private key of `cert_file`.")
-    key_password: SecretStr | None = Field(None, description="What `key_file` is encrypted with.")
+    cert_file: Path | None = Field(
+        None, description="PEM file of this client's certificate, for a broker that requires one."
+    )
+    key_file: Path | None = Field(None, description="PEM file of the private key of `cert_file`.")
+    key_password: SecretStr | None = Field(None, description="Password that encrypts `key_file`.")
 
     @property
     def uses_tls(self) -> bool:
@@ -49,61 +57,87 @@ class KafkaSecurity(SectionModel):
 
     @property
     def uses_sasl(self) -> bool:
-        """Whether a user name and a password are asked for."""
+        """Whether the client authenticates with a user name and a password."""
         return self.protocol.startswith("SASL")
 
     @model_validator(mode="after")
-    def _sasl_has_a_user(self) -> Self:
-        lacking = [name for name in ("username", "password") if getattr(self, name) is None]
-        if self.uses_sasl and lacking:
-            variables = " and ".join(f"ESPER_KAFKA__SECURITY__{name.upper()}" for name in lacking)
+    def _check_sasl_user(self) -> Self:
+        missing = [name for name in ("username", "password") if getattr(self, name) is None]
+        if self.uses_sasl and missing:
+            variables = " and ".join(f"ESPER_KAFKA__SECURITY__{name.upper()}" for name in missing)
             raise ValueError(f"{self.protocol} needs username and password; set {variables}")
         return self
 
 
 class KafkaSettings(SectionModel):
-    """The broker. Production wants ``replication_factor`` 3 and ``min_insync_replicas`` 2."""
+    """The Kafka cluster. Production should set `replication_factor` to 3 and `min_insync_replicas` to 2."""
 
-    bootstrap_servers: str = Field(description="Brokers to ask first, `host:port`, separated by commas.")
-    security: KafkaSecurity = Field(
-        KafkaSecurity.model_validate({}), description="How the broker lets this process in."
+    bootstrap_servers: str = Field(
+        description="Brokers for the first connection, as `host:port`, separated by commas. Name several, so that "
+        "one may be down."
     )
-    replication_factor: int = Field(1, ge=1, description="Copies of each partition that `esper topics apply` asks for.")
-    min_insync_replicas: int = Field(1, ge=1, description="Copies that must have a record before it counts as written.")
-    telemetry_retention_h: float = Field(72.0, gt=0, description="How long health signals are kept, in hours.")
+    security: KafkaSecurity = Field(
+        KafkaSecurity.model_validate({}), description="Encryption and authentication of the connection."
+    )
+    replication_factor: int = Field(
+        1,
+        ge=1,
+        description="Number of copies of each partition that `esper topics apply` requests. With 1, a lost broker "
+        "means lost records.",
+    )
+    min_insync_replicas: int = Field(
+        1,
+        ge=1,
+        description="Number of copies that must hold a record before Kafka acknowledges it. If it equals "
+        "`replication_factor`, one broker down stops all writes.",
+    )
+    telemetry_retention_h: float = Field(
+        72.0, gt=0, description="Hours for which Kafka keeps health signals; a rebuild cannot restore older ones."
+    )
 
 
 class PostgresSettings(SectionModel):
     """The database of the projections."""
 
-    dsn: SecretStr = Field(description="Where it is: `postgresql://user:password@host:port/database`.")
+    dsn: SecretStr = Field(description="Connection URL: `postgresql://user:password@host:port/database`.")
     schema_name: str = Field(
-        "esper", pattern=r"^[a-z_][a-z0-9_]{0,40}$", description="The schema that holds the live projections."
+        "esper", pattern=r"^[a-z_][a-z0-9_]{0,40}$", description="Schema that holds the live projections."
     )
-    pool_size: int = Field(8, ge=1, description="Connections of one process, at most.")
+    pool_size: int = Field(
+        8,
+        ge=1,
+        description="Maximum number of connections per process. The sum over all processes must fit the server's "
+        "`max_connections`.",
+    )
 
 
 class S3Settings(SectionModel):
-    """The blobs that the log names by hash."""
+    """The object store of kernels, checkpoints and policies."""
 
-    endpoint_url: str | None = Field(None, description="The store's address; AWS itself where it is not set.")
-    region: str = Field("us-east-1", description="The region that requests are signed for.")
-    bucket: str = Field("esper", description="The bucket for kernels and checkpoints.")
-    access_key: SecretStr = Field(description="The key's id.")
-    secret_key: SecretStr = Field(description="The key itself.")
-    pool_size: int = Field(50, ge=1, description="Connections of one process, at most.")
+    endpoint_url: str | None = Field(None, description="URL of the object store. If not set, AWS S3.")
+    region: str = Field("us-east-1", description="Region for which requests are signed.")
+    bucket: str = Field("esper", description="Bucket of kernels, checkpoints and policies.")
+    access_key: SecretStr = Field(description="Access key ID.")
+    secret_key: SecretStr = Field(description="Secret access key.")
+    pool_size: int = Field(50, ge=1, description="Maximum number of connections per process.")
     read_timeout_s: float = Field(
-        10.0, gt=0, description="How long one request waits for the next byte before it is sent again, in seconds."
+        10.0,
+        gt=0,
+        description="Seconds without a byte after which a request is sent again. Too small: a slow store receives "
+        "requests several times.",
     )
     deadline_s: float = Field(
         30.0,
         gt=0,
-        description="How long an operation may get nowhere, with all its retries, before it is given up, in seconds.",
+        description="Seconds without progress, over all retries, after which an operation fails. Make it several times "
+        "`read_timeout_s`.",
     )
 
 
 class LoggingSettings(SectionModel):
-    """What is logged, and in which form."""
+    """Level and format of the log, which goes to stderr."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
-    format: Literal["console", "json"] = Field("console", description="`console` for people, `json` for machines.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
+    format: Literal["console", "json"] = Field(
+        "console", description="Format of log lines: `console` for people, `json` for log collectors."
+    )

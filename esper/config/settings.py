@@ -1,9 +1,10 @@
 """Settings: all sections of one process, read once from all sources.
 
-Owns which sections there are. Those of services (``tamiyo``, ``urza``, ``trainer``, ...) belong to
-their owners and stay raw here: imports point from services to settings, so an owner's model is
-named by its path and imported when somebody asks for it. Invariant: a ``Settings`` that exists has
-no unknown section and no wrong value in the sections of its own.
+This module owns the list of sections. The models of service sections (``tamiyo``, ``urza``,
+``trainer``, ...) belong to the services. Services import this module, so it names their models by
+import path and imports them on first use; until then their values stay unvalidated. Invariant: a
+``Settings`` object has no unknown section, and its ``kafka``, ``postgres``, ``s3`` and ``logging``
+sections are valid.
 """
 
 import os
@@ -16,7 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from esper.config.sections import KafkaSettings, LoggingSettings, PostgresSettings, S3Settings, SectionModel
 from esper.config.sources import CONFIG_VARIABLE, KeyPath, Sourced, read_environ, read_stack
-from esper.config.validation_errors import complaints, lone_section, not_named, unknown_section
+from esper.config.validation_errors import error_lines, missing_section, not_a_section, unknown_section
 from esper.config.yaml_file import read_yaml
 from esper.errors import ConfigError
 
@@ -26,7 +27,7 @@ OWNERS: Mapping[str, str] = {
     "urza": "esper.services.urza.settings:UrzaSettings",
     "trainer": "esper.services.tolaria.settings:TrainerSettings",
 }
-"""Section of a service -> where its model is."""
+"""Name of a service's section -> import path of its model."""
 
 _MODELS: Mapping[str, type[SectionModel]] = {
     "kafka": KafkaSettings,
@@ -41,7 +42,7 @@ _Section = TypeVar("_Section", bound=SectionModel)
 
 
 class Settings(SectionModel):
-    """All settings. An address that no source names is None until somebody needs it."""
+    """All settings of a process. ``kafka``, ``postgres`` and ``s3`` are None if no source sets them."""
 
     kafka: KafkaSettings | None = None
     postgres: PostgresSettings | None = None
@@ -53,75 +54,75 @@ class Settings(SectionModel):
 
     @property
     def sourced(self) -> Sourced:
-        """The raw values, secrets in the clear, and where each came from."""
+        """The unvalidated values, with secrets in plain text, and the origin of each."""
         return self._sourced
 
     @classmethod
     def of(cls, sourced: Sourced, source: str) -> Self:
-        """Check the sections that Esper itself needs; keep those of services for their owners.
+        """Validate the sections that Esper itself needs; keep those of services for ``section``.
 
         Raises:
-            ConfigError: a key is unknown or wrong; one line for each.
+            ConfigError: keys are unknown or have wrong values; one line for each.
         """
         own = {name: sourced.values[name] for name in _MODELS if name in sourced.values}
-        wrong = _misplaced(sourced)
+        errors = _top_level_errors(sourced)
         owned = {name: sourced.values[name] for name in OWNED_SECTIONS if name in sourced.values}
         try:
-            settings = cls.model_validate({**own, "owned": {} if wrong else owned, "source": source})
+            settings = cls.model_validate({**own, "owned": {} if errors else owned, "source": source})
         except ValidationError as error:
-            wrong += complaints(cls, error, sourced, ())
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+            errors += error_lines(cls, error, sourced, ())
+        if errors:
+            raise ConfigError("\n".join(errors))
         settings._sourced = sourced
         return settings
 
     def need_kafka(self) -> KafkaSettings:
-        """The broker's settings.
+        """The Kafka section.
 
         Raises:
-            ConfigError: no source names a broker.
+            ConfigError: no source sets it.
         """
-        return _named(self.kafka, "Kafka", ("kafka", "bootstrap_servers"))
+        return _required(self.kafka, "Kafka", ("kafka", "bootstrap_servers"))
 
     def need_postgres(self) -> PostgresSettings:
-        """The database's settings.
+        """The Postgres section.
 
         Raises:
-            ConfigError: no source names a database.
+            ConfigError: no source sets it.
         """
-        return _named(self.postgres, "Postgres", ("postgres", "dsn"))
+        return _required(self.postgres, "Postgres", ("postgres", "dsn"))
 
     def need_s3(self) -> S3Settings:
-        """The object store's settings.
+        """The S3 section.
 
         Raises:
-            ConfigError: no source names an object store.
+            ConfigError: no source sets it.
         """
-        return _named(self.s3, "S3", ("s3", "endpoint_url"))
+        return _required(self.s3, "S3", ("s3", "endpoint_url"))
 
     def section(self, name: str, model: type[_Section]) -> _Section:
-        """The section of a service, checked by its owner's model.
+        """The section of a service, validated by the service's model.
 
         Raises:
-            ConfigError: a key in it is unknown or wrong.
+            ConfigError: keys in it are unknown or have wrong values; one line for each.
         """
         try:
             return model.model_validate(dict(self.owned.get(name, {})))
         except ValidationError as error:
-            wrong = complaints(model, error, self._sourced, (name,))
-        raise ConfigError("\n".join(wrong))
+            errors = error_lines(model, error, self._sourced, (name,))
+        raise ConfigError("\n".join(errors))
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read all sources once.
 
     Args:
-        path: the YAML file; ESPER_CONFIG where it is None, and no file where that is unset.
-        environ: the variables to read, ``os.environ`` by default.
+        path: the YAML file. None takes the path in ESPER_CONFIG, or no file if that is unset.
+        environ: environment variables to read, ``os.environ`` by default.
 
     Raises:
-        ConfigError: a file cannot be read, or a key is unknown or wrong; names file and line, or
-            the variable, and the nearest key that is right.
+        ConfigError: a file cannot be read, or a key is unknown or has a wrong value. Each line
+            names file and line number, or the variable, and the most similar known key.
     """
     environ = os.environ if environ is None else environ
     named = path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
@@ -131,7 +132,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
 
 
 def section_model(name: str) -> type[SectionModel]:
-    """The model of a section. That of a service is imported now.
+    """The model of a section; a service's model is imported by this call.
 
     Raises:
         ConfigError: no section has this name.
@@ -155,14 +156,15 @@ def get_service_config(name: Literal["logging"], settings: Settings | None = Non
 @overload
 def get_service_config(name: str, settings: Settings | None = None) -> Any: ...
 def get_service_config(name: str, settings: Settings | None = None) -> Any:
-    """The checked section of a service by its name: one of ``SECTIONS``.
+    """One section of the settings, validated.
 
     Args:
         name: kafka, postgres, s3, logging, streams, tamiyo, urza or trainer.
-        settings: where to look; all sources are read where it is None.
+        settings: settings to take it from; None reads all sources.
 
     Raises:
-        ConfigError: no such section, no source names it, or a key is unknown or wrong.
+        ConfigError: the section does not exist, no source sets it, or a key in it is unknown or
+            has a wrong value.
     """
     model = section_model(name)
     settings = load_settings() if settings is None else settings
@@ -172,9 +174,9 @@ def get_service_config(name: str, settings: Settings | None = None) -> Any:
     return settings.logging if name == "logging" else settings.section(name, model)
 
 
-def _misplaced(sourced: Sourced) -> list[str]:
-    """What is wrong with the top level: sections nobody has, values where sections must be."""
-    wrong = []
+def _top_level_errors(sourced: Sourced) -> list[str]:
+    """One line for each unknown section, and for each value in place of a section."""
+    errors = []
     for name, value in sourced.values.items():
         path: KeyPath = (name,)
         while name not in SECTIONS and isinstance(value, Mapping) and path not in sourced.origins:
@@ -182,13 +184,13 @@ def _misplaced(sourced: Sourced) -> list[str]:
             path = (*path, key)
         origin = sourced.origin_of(path)
         if name not in SECTIONS:
-            wrong.append(unknown_section(path, SECTIONS, origin))
+            errors.append(unknown_section(path, SECTIONS, origin))
         elif name in OWNERS and not isinstance(value, Mapping):
-            wrong.append(lone_section(path, section_model(name).model_fields, origin))
-    return wrong
+            errors.append(not_a_section(path, section_model(name).model_fields, origin))
+    return errors
 
 
-def _named(section: _Section | None, what: str, path: KeyPath) -> _Section:
+def _required(section: _Section | None, service: str, path: KeyPath) -> _Section:
     if section is None:
-        raise ConfigError(not_named(what, path))
+        raise ConfigError(missing_section(service, path))
     return section

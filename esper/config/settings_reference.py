@@ -1,6 +1,6 @@
-"""All settings as a list: what each is, what it is set to, by whom; and the page that documents them.
+"""What `esper config` prints: every setting with value and origin, and the reference page of all settings.
 
-Owns what `esper config` prints. Invariant: no row holds the value of a secret.
+Invariant: no row holds the value of a secret.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,21 +21,26 @@ from esper.redaction import MASK, mask_text
 DEFAULT = "default"
 
 _PAGE_HEAD = f"""# Settings
-This page is printed by `esper config docs` from the code; a test keeps them in step.
+`esper config docs` prints this page from the code; a test compares them.
 
-Sources, strongest first: variables, the YAML file (`esper --config FILE`, or `{CONFIG_VARIABLE}`), and the embedded
-stack that `esper up` left running (found in `{STATE_DIR_VARIABLE}`, or the user's state folder), for what nothing else
-names. A variable's name is `ESPER_`, the section and the key in capitals with `__` between them:
-`ESPER_TRAINER__LINK__BOUNDARY_STEPS=100`. Secrets belong into variables, never into a file that is shared.
+Esper reads settings from three sources. The first one that sets a key wins:
 
-`esper config show` says what is set and by whom, `esper config check FILE` whether a file is right. In Python,
-`esper.config.get_service_config("tamiyo")` gives one section, checked.
+1. Environment variables. A name is `ESPER_`, then the section and the key in capitals, joined by `__`:
+   `ESPER_TRAINER__LINK__BOUNDARY_STEPS=100`.
+2. The YAML file: `esper --config FILE`, or the path in `{CONFIG_VARIABLE}`.
+3. The embedded stack that `esper up` started, for the addresses of Kafka, Postgres and S3. It is found through the
+   folder in `{STATE_DIR_VARIABLE}`, or the user's state folder.
+
+Put secrets into environment variables, never into a file that others can read.
+
+`esper config show` prints every setting with its value and its origin. `esper config check FILE` validates a file. In
+Python, `esper.config.get_service_config("tamiyo")` returns one section, validated.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting as it stands. ``value`` is masked where it is a secret; ``origin`` says who set it."""
+    """One setting. ``value`` is masked if it is a secret; ``origin`` names the source that set it."""
 
     key: str
     value: Any
@@ -48,33 +53,33 @@ class SettingRow:
 
 
 def named_sections(settings: Settings) -> tuple[str, ...]:
-    """The sections that have values: all but addresses that no source names."""
+    """The sections that have values: all except Kafka, Postgres and S3 if no source sets them."""
     return tuple(name for name in SECTIONS if getattr(settings, name, True) is not None)
 
 
 def list_settings(settings: Settings, sections: Iterable[str]) -> list[SettingRow]:
-    """Every setting of some sections, checked.
+    """Every setting of the named sections, validated.
 
     Raises:
-        ConfigError: a key is unknown or wrong, or no source names the section.
+        ConfigError: a key is unknown or has a wrong value, or no source sets a section.
     """
     return [row for name in sections for row in _rows(get_service_config(name, settings), (name,), settings)]
 
 
 def check_all(settings: Settings) -> None:
-    """Check every section, those of services too.
+    """Validate every section, including those of services.
 
     Raises:
-        ConfigError: keys are unknown or wrong; one line for each, of all sections.
+        ConfigError: keys are unknown or have wrong values; one line for each, of all sections.
     """
-    wrong = []
+    errors = []
     for name in named_sections(settings):
         try:
             get_service_config(name, settings)
         except ConfigError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise ConfigError("\n".join(wrong))
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(errors))
 
 
 def markdown() -> str:
@@ -82,14 +87,14 @@ def markdown() -> str:
     parts = [_PAGE_HEAD]
     for name in SECTIONS:
         model = section_model(name)
-        parts.append(f"\n## {name}\n{_first_line(model)}\n\n| key | type | default | meaning | variable |\n")
+        parts.append(f"\n## {name}\n{_first_line(model)}\n\n| key | type | default | description | variable |\n")
         parts.append("|---|---|---|---|---|\n")
-        parts.extend(_described(model, (name,)))
+        parts.extend(_table_rows(model, (name,)))
     return "".join(parts)
 
 
 def _rows(section: SectionModel, path: KeyPath, settings: Settings) -> Iterator[SettingRow]:
-    for name, field in type(section).model_fields.items():
+    for name, field in _fields(type(section)):
         value, here = getattr(section, name), (*path, name)
         if isinstance(value, SectionModel):
             yield from _rows(value, here, settings)
@@ -97,10 +102,16 @@ def _rows(section: SectionModel, path: KeyPath, settings: Settings) -> Iterator[
             yield SettingRow(".".join(here), _shown(value, field, name), _origin(settings, here, value, field))
 
 
+def _fields(model: type[SectionModel]) -> list[tuple[str, FieldInfo]]:
+    """Name and definition of each field: the section's own fields first, then inherited ones."""
+    return sorted(model.model_fields.items(), key=lambda item: item[0] not in model.__annotations__)
+
+
 def _shown(value: Any, field: FieldInfo, name: str) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return MASK if value is not None and is_secret_field(field, name) else value
-    return MASK if value != "" and is_secret_field(field, name) else mask_text(str(value))  # nothing set hides nothing
+    is_secret = value != "" and is_secret_field(field, name)  # an empty value reveals nothing
+    return MASK if is_secret else mask_text(str(value))
 
 
 def _origin(settings: Settings, path: KeyPath, value: Any, field: FieldInfo) -> str:
@@ -112,11 +123,11 @@ def _origin(settings: Settings, path: KeyPath, value: Any, field: FieldInfo) -> 
     return str(settings.sourced.origin_of(path) or settings.source)
 
 
-def _described(model: type[SectionModel], path: KeyPath) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+def _table_rows(model: type[SectionModel], path: KeyPath) -> Iterator[str]:
+    for name, field in _fields(model):
         here, section = (*path, name), section_in(field)
         if section is not None:
-            yield from _described(section, here)
+            yield from _table_rows(section, here)
             continue
         key = ".".join(here[1:])
         default = "required" if field.is_required() else _code(field.default)
@@ -139,9 +150,9 @@ def _type_name(annotation: Any) -> str:
 
 def _limits(field: FieldInfo) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    said = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
-    said += [f"`{m.pattern}`" for m in field.metadata if getattr(m, "pattern", None)]
-    return f" {', '.join(said)}" if said else ""
+    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    limits += [f"`{m.pattern}`" for m in field.metadata if getattr(m, "pattern", None)]
+    return f" {', '.join(limits)}" if limits else ""
 
 
 def _code(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""Where settings come from: the running stack, ESPER_ variables, and how sources lie over one another.
+"""Sources of settings: environment variables, the running embedded stack, and how sources are merged.
 
-Owns the names of variables and what each value's origin is called; knows no section's model.
-Invariant: every value in a ``Sourced`` has an origin, itself or by the nearest key above it.
+This module owns the names of environment variables and the origin of each value. It does not know
+the sections' models. Invariant: every value in a ``Sourced`` has an origin, either its own or that
+of the nearest key above it.
 """
 
 import json
@@ -27,13 +28,13 @@ STACK_SECTIONS = ("kafka", "postgres", "s3")
 KeyPath = tuple[str, ...]
 """Keys from a section down to a value: ("kafka", "security", "protocol")."""
 
-# Kubernetes tells every container about every service; one called esper-urza yields these
-_OF_KUBERNETES = re.compile(r"ESPER_\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+# Kubernetes sets these variables in every container for a service called esper-...
+_KUBERNETES_VARIABLE = re.compile(r"ESPER_\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who set a value: ``name`` is a file, a variable or the running stack; ``line`` counts from 1."""
+    """The source of a value: ``name`` is a file, a variable or the running stack; ``line`` counts from 1."""
 
     name: str
     line: int | None = None
@@ -45,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Sourced:
-    """Nested values, secrets in the clear, and the origin of each key path."""
+    """Nested values, with secrets in plain text, and the origin of each key path."""
 
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     origins: Mapping[KeyPath, Origin] = field(default_factory=dict)
@@ -55,14 +56,14 @@ class Sourced:
         return next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), None)
 
     def origin_near(self, path: KeyPath) -> Origin | None:
-        """The same; where variables alone set a section's keys, the first of them."""
+        """Like ``origin_of``; if variables alone set a section's keys, the origin of the first of them."""
         found = self.origin_of(path)
         for n in range(len(path), 0, -1):
             found = found or next((o for p, o in self.origins.items() if p[:n] == path[:n]), None)
         return found
 
     def over(self, under: "Sourced") -> "Sourced":
-        """This source laid over a weaker one: mappings are merged, everything else replaces."""
+        """Merge this source over one of lower priority: mappings are merged, other values are replaced."""
         origins = {path: origin for path, origin in under.origins.items() if not self._replaces(path)}
         return Sourced(_merge(under.values, self.values), {**origins, **self.origins})
 
@@ -78,20 +79,20 @@ class Sourced:
 
 
 def state_dir() -> Path:
-    """Where the embedded stack keeps its state: ESPER_STATE_DIR, or the user's state folder."""
+    """The folder of the embedded stack's state: ESPER_STATE_DIR, or the user's state folder."""
     return _state_dir_of(os.environ)
 
 
 def variable_of(path: KeyPath) -> str:
-    """The variable that sets the value at ``path``."""
+    """The environment variable that sets the value at ``path``."""
     return ENV_PREFIX + ENV_DELIMITER.join(path).upper()
 
 
 def read_stack(environ: Mapping[str, str]) -> Sourced:
-    """What the running embedded stack says about itself; nothing where none runs.
+    """The addresses of the running embedded stack; empty if none runs.
 
     Raises:
-        ConfigError: its file cannot be read.
+        ConfigError: the file that describes the stack cannot be read.
     """
     path = _state_dir_of(environ) / STACK_FILE
     try:
@@ -99,7 +100,7 @@ def read_stack(environ: Mapping[str, str]) -> Sourced:
     except (FileNotFoundError, NotADirectoryError):
         return Sourced()
     except (OSError, ValueError):
-        raise ConfigError(f"cannot read {path}, where the embedded stack says what it is; run `esper down`") from None
+        raise ConfigError(f"cannot read {path}, which describes the embedded stack; run `esper down`") from None
     if not isinstance(stack, dict):
         raise ConfigError(f"{path} does not describe an embedded stack; run `esper down`")
     values = {name: stack[name] for name in STACK_SECTIONS if isinstance(stack.get(name), dict)}
@@ -108,22 +109,22 @@ def read_stack(environ: Mapping[str, str]) -> Sourced:
 
 
 def read_environ(environ: Mapping[str, str]) -> Sourced:
-    """The settings among the variables. A variable's value is text; the section's model reads it.
+    """The settings among the environment variables, as text; the section's model converts them.
 
     Raises:
-        ConfigError: a variable sets a whole section, or a key inside another variable's value.
+        ConfigError: one variable sets a key and another one a key below it.
     """
     values: dict[str, Any] = {}
     origins: dict[KeyPath, Origin] = {}
     for variable in sorted(v for v in environ if v.startswith(ENV_PREFIX)):
-        if variable in NOT_SETTINGS or _is_of_kubernetes(variable, environ[variable]):
+        if variable in NOT_SETTINGS or _is_from_kubernetes(variable, environ[variable]):
             continue
         path = tuple(variable.removeprefix(ENV_PREFIX).lower().split(ENV_DELIMITER))
         here = values
-        for n, folder in enumerate(path[:-1], 1):
-            here = here.setdefault(folder, {})
+        for n, key in enumerate(path[:-1], 1):
+            here = here.setdefault(key, {})
             if not isinstance(here, dict):
-                raise ConfigError(f"{variable} and {origins[path[:n]]} cannot both be set: one is inside the other")
+                raise ConfigError(f"{variable} and {origins[path[:n]]} cannot both be set; unset one of them")
         here[path[-1]] = environ[variable]
         origins[path] = Origin(variable, is_variable=True)
     return Sourced(values, origins)
@@ -134,17 +135,17 @@ def _state_dir_of(environ: Mapping[str, str]) -> Path:
     return Path(named) if named else platformdirs.user_state_path("esper")
 
 
-def _is_of_kubernetes(variable: str, value: str) -> bool:
+def _is_from_kubernetes(variable: str, value: str) -> bool:
     if ENV_DELIMITER in variable:
         return False
     is_address = variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", value) is not None
-    return is_address or _OF_KUBERNETES.fullmatch(variable) is not None
+    return is_address or _KUBERNETES_VARIABLE.fullmatch(variable) is not None
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both and isinstance(below, Mapping) else value
+        is_mapping = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if is_mapping else value
     return merged

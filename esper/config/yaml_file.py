@@ -1,7 +1,8 @@
-"""A YAML file, read once: its values, and the line of every key.
+"""Reads a YAML settings file: its values, and the line of every key.
 
-Stricter than YAML: keys are words and appear once, there is one document, and it stays small when
-its aliases are written out. Invariant: whatever the bytes, the answer is values or a ConfigError.
+It is stricter than YAML: keys are scalars and appear once, the file holds one document, and the
+document stays small when its aliases are expanded. Invariant: for any bytes the result is values or
+a ConfigError.
 """
 
 from collections.abc import Iterator
@@ -14,39 +15,38 @@ from esper.config.sources import KeyPath, Origin, Sourced
 from esper.errors import ConfigError
 
 MAX_BYTES = 1_000_000
-MAX_DEPTH = 30  # libyaml's composer overruns the stack at some ten thousand
-MAX_VALUES = 10_000  # with aliases written out: a few lines of them can stand for billions
+MAX_DEPTH = 30  # libyaml's composer overflows the stack at about ten thousand levels
+MAX_VALUES = 10_000  # with aliases expanded: a few lines of aliases can expand to billions of values
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The C loader, where PyYAML was built with it; no loader here makes objects of other types than YAML's own."""
+"""The C loader if PyYAML has it. Both loaders create only YAML's own types, never Python objects."""
 
 
 def read_yaml(path: Path, loader: Any = LOADER) -> Sourced:
-    """The values of a file whose top level is a mapping, and where each of them is.
+    """The values of a file whose top level is a mapping, and the line of each.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, is no mapping, or says a key twice.
+        ConfigError: the file cannot be read, is not YAML, is not a mapping, or sets a key twice.
     """
     text = _read_text(path)
     try:
         _check_depth(text, path, loader)
         opened = loader(text)
         try:
-            root = opened.get_single_node()
-            return _Reading(path, opened).read(root)
+            return _Document(path, opened).read(opened.get_single_node())
         finally:
             opened.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        hint = "; indent by spaces, not by tabs" if mark and _has_tab(text, mark.line) else ""
+        hint = "; indent with spaces, not tabs" if mark and _has_tab(text, mark.line) else ""
         where = Origin(str(path), mark.line + 1 if mark else None)
-        said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{where}: this is not YAML: {said}{hint}") from None
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{where}: invalid YAML: {reason}{hint}") from None
     except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{path} is not YAML: character {error.position} may not be in a text") from None
+        raise ConfigError(f"{path}: invalid YAML: control character at position {error.position}; remove it") from None
     except yaml.YAMLError:
-        raise ConfigError(f"{path} is not YAML") from None
+        raise ConfigError(f"{path}: invalid YAML") from None
 
 
 def _read_text(path: Path) -> str:
@@ -55,12 +55,12 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} is no settings file: it has more than {MAX_BYTES:,} bytes")
+        raise ConfigError(f"{path} is larger than {MAX_BYTES:,} bytes, the limit of a settings file; check the path")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: this is not YAML: byte {error.start} is not UTF-8") from None
+        raise ConfigError(f"{path}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def _check_depth(text: str, path: Path, loader: Any) -> None:
@@ -68,7 +68,7 @@ def _check_depth(text: str, path: Path, loader: Any) -> None:
     for event in yaml.parse(text, Loader=loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise ConfigError(f"{path}:{event.start_mark.line + 1}: more than {MAX_DEPTH} levels deep")
+            raise ConfigError(f"{path}:{event.start_mark.line + 1}: more than {MAX_DEPTH} nested levels")
 
 
 def _has_tab(text: str, line: int) -> bool:
@@ -76,8 +76,8 @@ def _has_tab(text: str, line: int) -> bool:
     return line < len(lines) and "\t" in lines[line][: len(lines[line]) - len(lines[line].lstrip())]
 
 
-class _Reading:
-    """One walk over the nodes of one file."""
+class _Document:
+    """Converts the nodes of one file to values, and records their lines."""
 
     def __init__(self, path: Path, loader: Any) -> None:
         self._path = path
@@ -97,30 +97,31 @@ class _Reading:
     def _value(self, node: yaml.Node, path: KeyPath) -> Any:
         self._num_values += 1
         if self._num_values > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise ConfigError(f"{self._at(node)}: the file's aliases stand for too much; write the values out")
+            raise ConfigError(f"{self._at(node)}: the file's aliases expand to too many values; write them out")
         if isinstance(node, yaml.MappingNode):
             return {key: self._value(value, (*path, key)) for key, value in self._pairs(node, path)}
         if isinstance(node, yaml.SequenceNode):
-            return [self._value(item, self._noted((*path, str(n)), item)) for n, item in enumerate(node.value)]
+            return [self._value(item, self._record_origin((*path, str(n)), item)) for n, item in enumerate(node.value)]
         try:
             return self._loader.construct_object(node)
-        except (ValueError, LookupError, AttributeError, ArithmeticError):  # a date, or `!!bool`, that is none
-            raise ConfigError(f"{self._at(node)}: setting {'.'.join(path)!r} is no value; quote it") from None
+        except (ValueError, LookupError, AttributeError, ArithmeticError):  # an invalid date or `!!bool`
+            raise ConfigError(f"{self._at(node)}: setting {'.'.join(path)!r} is not a valid value; quote it") from None
 
     def _pairs(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, yaml.Node]]:
         lines: dict[str, Origin] = {}
         for key_node, value in node.value:
             where = self._at(key_node)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE_TAG:
-                raise ConfigError(f"{where}: a key must be a word")
+                raise ConfigError(f"{where}: a key must be a plain word, not a list, a mapping or `<<`")
             key = key_node.value
             if key in lines:
-                named = ".".join((*path, key))
-                raise ConfigError(f"{where}: {named!r} is set twice, first in line {lines[key].line}")
+                raise ConfigError(
+                    f"{where}: {'.'.join((*path, key))!r} is set twice, first in line {lines[key].line}; remove one"
+                )
             lines[key] = self._origins[(*path, key)] = where
             yield key, value
 
-    def _noted(self, path: KeyPath, node: yaml.Node) -> KeyPath:
+    def _record_origin(self, path: KeyPath, node: yaml.Node) -> KeyPath:
         self._origins[path] = self._at(node)
         return path
 

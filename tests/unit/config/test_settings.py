@@ -1,4 +1,4 @@
-"""Settings: every source in its place, every wrong key told by name and line, no secret told at all."""
+"""Settings: precedence of the sources, errors that name key and line, and no secret in any output."""
 
 import json
 import traceback
@@ -36,17 +36,17 @@ ADDRESSES = {
     "ESPER_S3__SECRET_KEY": "s3-hunter22",
 }
 SECRET = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=("C", "Z")), min_size=8)
-SECRET = SECRET.map(lambda s: f"~{s}~")  # so that it is no word of a message
+SECRET = SECRET.map(lambda s: f"~{s}~")  # so that no message contains it by chance
 
 
 @pytest.fixture
 def nowhere(tmp_path: Path) -> dict[str, str]:
-    """Variables of a machine where no stack runs."""
+    """Environment variables of a machine on which no embedded stack runs."""
     return {"ESPER_STATE_DIR": str(tmp_path / "state")}
 
 
-def refusal(tmp_path: Path, text: str | bytes, **variables: str) -> str:
-    """What is said about a file, with the name of its folder left out."""
+def error_of(tmp_path: Path, text: str | bytes, **variables: str) -> str:
+    """The error message about a settings file, without the name of its folder."""
     file = tmp_path / "c.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
@@ -54,20 +54,20 @@ def refusal(tmp_path: Path, text: str | bytes, **variables: str) -> str:
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
-# -- what ships
+# -- files that ship with Esper
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
-def test_every_config_that_ships_is_valid(path: Path, nowhere: dict[str, str]) -> None:
+def test_shipped_config_is_valid(path: Path, nowhere: dict[str, str]) -> None:
     check_all(load_settings(path, {**nowhere, **ADDRESSES, "ESPER_KAFKA__SECURITY__USERNAME": "u"}))
 
 
 @pytest.mark.parametrize("name", ["development", "phase1_mvp", "digits"])
-def test_what_is_for_the_embedded_stack_needs_no_variables(name: str, nowhere: dict[str, str]) -> None:
+def test_config_for_embedded_stack_needs_no_variables(name: str, nowhere: dict[str, str]) -> None:
     check_all(load_settings(CONFIGS / f"{name}.yaml", nowhere))
 
 
-def test_production_asks_for_all_that_is_missing_at_once(nowhere: dict[str, str]) -> None:
+def test_production_config_reports_all_missing_keys_at_once(nowhere: dict[str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(CONFIGS / "production.yaml", nowhere)
     lines = str(caught.value).splitlines()
@@ -77,7 +77,7 @@ def test_production_asks_for_all_that_is_missing_at_once(nowhere: dict[str, str]
     assert all(line.startswith(str(CONFIGS / "production.yaml")) for line in lines)
 
 
-def test_production_is_replicated_encrypted_and_holds_no_secret(nowhere: dict[str, str]) -> None:
+def test_production_config_is_replicated_and_encrypted(nowhere: dict[str, str]) -> None:
     settings = load_settings(CONFIGS / "production.yaml", {**nowhere, **ADDRESSES})
     kafka = settings.need_kafka()
     assert (kafka.replication_factor, kafka.min_insync_replicas) == (3, 2)
@@ -88,7 +88,7 @@ def test_production_is_replicated_encrypted_and_holds_no_secret(nowhere: dict[st
     assert {row.origin for row in secret} == set(ADDRESSES) - {"ESPER_KAFKA__BOOTSTRAP_SERVERS"}
 
 
-def test_the_page_of_settings_is_in_step_with_the_code() -> None:
+def test_settings_page_matches_code() -> None:
     assert (ROOT / "docs" / "deployment" / "configuration.md").read_text() == markdown(), (
         "run `esper config docs > docs/deployment/configuration.md`"
     )
@@ -97,7 +97,7 @@ def test_the_page_of_settings_is_in_step_with_the_code() -> None:
 # -- sources
 
 
-def test_variables_win_over_the_file_and_the_file_over_the_stack(tmp_path: Path) -> None:
+def test_sources_variable_beats_file_beats_stack(tmp_path: Path) -> None:
     file, state = tmp_path / "c.yaml", tmp_path / "state"
     state.mkdir()
     described = {"kafka": {"bootstrap_servers": "s:1"}, "postgres": {"dsn": "postgresql://s/d"}, "supervisor_pid": 1}
@@ -116,7 +116,7 @@ def test_variables_win_over_the_file_and_the_file_over_the_stack(tmp_path: Path)
     assert origins["trainer.link.boundary_steps"] == "ESPER_TRAINER__LINK__BOUNDARY_STEPS"
 
 
-def test_a_section_can_be_had_by_its_name(nowhere: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_service_config_returns_section_by_name(nowhere: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {**nowhere, **ADDRESSES, "ESPER_TAMIYO__EPSILON": "0.5"}.items():
         monkeypatch.setenv(variable, value)
     assert get_service_config("tamiyo").epsilon == 0.5
@@ -127,33 +127,33 @@ def test_a_section_can_be_had_by_its_name(nowhere: dict[str, str], monkeypatch: 
         get_service_config("tamyo")
 
 
-def test_what_is_not_named_is_asked_for_when_it_is_needed(nowhere: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="no Kafka is named: start the embedded stack with `esper up`"):
+def test_missing_address_is_reported_on_use(nowhere: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="no address of Kafka is set; start the embedded stack with `esper up`"):
         load_settings(None, nowhere).need_kafka()
 
 
-def test_an_empty_file_and_an_empty_section_are_defaults(tmp_path: Path, nowhere: dict[str, str]) -> None:
+def test_empty_file_and_empty_section_are_defaults(tmp_path: Path, nowhere: dict[str, str]) -> None:
     file = tmp_path / "c.yaml"
     for text in ("", "# nothing\n", "logging:\ntrainer:\n", "\ufefflogging: {}\n"):
         file.write_text(text, encoding="utf-8")
         check_all(load_settings(file, nowhere))
 
 
-def test_variables_that_kubernetes_makes_are_no_settings(nowhere: dict[str, str]) -> None:
-    of_a_service = {
+def test_kubernetes_variables_are_ignored(nowhere: dict[str, str]) -> None:
+    kubernetes = {
         "ESPER_URZA_SERVICE_HOST": "10.0.0.1",
         "ESPER_URZA_SERVICE_PORT_HTTP": "80",
         "ESPER_URZA_PORT": "tcp://10.0.0.1:80",
         "ESPER_URZA_PORT_80_TCP_ADDR": "10.0.0.1",
     }
-    load_settings(None, {**nowhere, **of_a_service})
+    load_settings(None, {**nowhere, **kubernetes})
 
 
-# -- what is wrong is told
+# -- errors
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("kafka:\n  bootstrap_server: x\n", "c.yaml:2: unknown setting 'kafka.bootstrap_server'; did you mean"),
         ("kafak:\n  x: 1\n", "c.yaml:1: unknown section 'kafak'; did you mean 'kafka'?"),
@@ -168,44 +168,44 @@ def test_variables_that_kubernetes_makes_are_no_settings(nowhere: dict[str, str]
         ("logging: {}\ns3: {}\nlogging: {}\n", "c.yaml:3: 'logging' is set twice, first in line 1"),
         ("[1, 2]\n", "c.yaml:1: the top level must be a mapping of sections"),
         ("word\n", "c.yaml:1: the top level must be a mapping of sections"),
-        ("a: [\n", "c.yaml:2: this is not YAML"),
-        ("a: 1\n---\nb: 1\n", "c.yaml:2: this is not YAML: expected a single document"),
-        ("logging:\n\tlevel: INFO\n", "c.yaml:2: this is not YAML: while scanning for the next token, found character that cannot start any token; indent by spaces, not by tabs"),
-        ("logging:\n  level: 2001-99-99\n", "c.yaml:2: setting 'logging.level' is no value; quote it"),
-        ("a: !!python/object:os.system x\n", "c.yaml:1: this is not YAML: could not determine a constructor"),
-        ("? [1]\n: 2\n", "c.yaml:1: a key must be a word"),
-        (b"a: 1\nb: \xff\n", "c.yaml:2: this is not YAML: byte 8 is not UTF-8"),
-        (b"a: \x01\n", "c.yaml is not YAML: character 3 may not be in a text"),
-        ("[" * 100_000, "c.yaml:1: more than 30 levels deep"),
-        ("a: &a [*a]\n", "c.yaml:1: the file's aliases stand for too much"),
-        ("a: &a [x,x,x,x]\n" + "".join(f"{y}: &{y} [*{x},*{x},*{x},*{x}]\n" for x, y in zip("abcdefgh", "bcdefghi", strict=True)), "the file's aliases stand for too much"),
-        ("x" * 1_000_001, "c.yaml is no settings file: it has more than 1,000,000 bytes"),
+        ("a: [\n", "c.yaml:2: invalid YAML"),
+        ("a: 1\n---\nb: 1\n", "c.yaml:2: invalid YAML: expected a single document"),
+        ("logging:\n\tlevel: INFO\n", "c.yaml:2: invalid YAML: while scanning for the next token, found character that cannot start any token; indent with spaces, not tabs"),
+        ("logging:\n  level: 2001-99-99\n", "c.yaml:2: setting 'logging.level' is not a valid value; quote it"),
+        ("a: !!python/object:os.system x\n", "c.yaml:1: invalid YAML: could not determine a constructor"),
+        ("? [1]\n: 2\n", "c.yaml:1: a key must be a plain word"),
+        (b"a: 1\nb: \xff\n", "c.yaml:2: byte 8 is not UTF-8"),
+        (b"a: \x01\n", "c.yaml: invalid YAML: control character at position 3"),
+        ("[" * 100_000, "c.yaml:1: more than 30 nested levels"),
+        ("a: &a [*a]\n", "c.yaml:1: the file's aliases expand to too many values"),
+        ("a: &a [x,x,x,x]\n" + "".join(f"{y}: &{y} [*{x},*{x},*{x},*{x}]\n" for x, y in zip("abcdefgh", "bcdefghi", strict=True)), "the file's aliases expand to too many values"),
+        ("x" * 1_000_001, "c.yaml is larger than 1,000,000 bytes, the limit of a settings file"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_told_with_its_place(text: str | bytes, told: str, tmp_path: Path) -> None:
-    assert told in refusal(tmp_path, text)
+def test_invalid_file_error_names_line(text: str | bytes, expected: str, tmp_path: Path) -> None:
+    assert expected in error_of(tmp_path, text)
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "expected"),
     [
         ({"ESPER_KAFAK": "x"}, "ESPER_KAFAK (variable): no setting has this name; did you mean ESPER_KAFKA__...?"),
-        ({"ESPER_ZZZ": "x"}, "ESPER_ZZZ (variable): no setting has this name; sections are kafka, logging"),
+        ({"ESPER_ZZZ": "x"}, "ESPER_ZZZ (variable): no setting has this name; the sections are kafka, logging"),
         ({"ESPER_URZA_PORT": "80"}, "ESPER_URZA_PORT (variable): no setting has this name; did you mean ESPER_URZA__"),
         ({"ESPER_KAFAK__X": "x"}, "ESPER_KAFAK__X (variable): unknown section 'kafak'; did you mean 'kafka'?"),
-        ({"ESPER_LOGGING": "x"}, "ESPER_LOGGING (variable): 'logging' is a section; set a key of it, as in ESPER_LOGGING__LEVEL"),
-        ({"ESPER_TRAINER__LINK": "x"}, "ESPER_TRAINER__LINK (variable): 'trainer.link' is a section; set a key of it, as in ESPER_TRAINER__LINK__"),
+        ({"ESPER_LOGGING": "x"}, "ESPER_LOGGING (variable): 'logging' is a section; set one of its keys, for example ESPER_LOGGING__LEVEL"),
+        ({"ESPER_TRAINER__LINK": "x"}, "ESPER_TRAINER__LINK (variable): 'trainer.link' is a section; set one of its keys, for example ESPER_TRAINER__LINK__"),
         ({"ESPER_LOGGING__LEVEL": "LOUD"}, "ESPER_LOGGING__LEVEL (variable): setting 'logging.level' is 'LOUD'; input should be"),
         ({"ESPER_TRAINER__EPOCHS": "no"}, "ESPER_TRAINER__EPOCHS (variable): setting 'trainer.epochs' is 'no'; input should be a valid integer"),
         ({"ESPER_TRAINER__LINK__FOLDR": "x"}, "ESPER_TRAINER__LINK__FOLDR (variable): unknown setting 'trainer.link.foldr'; did you mean 'folder'?"),
         ({"ESPER_LOGGING__LEVEL": "INFO", "ESPER_LOGGING__LEVEL__X": "1"}, "ESPER_LOGGING__LEVEL__X and ESPER_LOGGING__LEVEL cannot both be set"),
     ],
 )  # fmt: skip
-def test_a_wrong_variable_is_told_by_its_name(variables: dict[str, str], told: str, tmp_path: Path) -> None:
-    assert told in refusal(tmp_path, "", **variables)
+def test_invalid_variable_error_names_variable(variables: dict[str, str], expected: str, tmp_path: Path) -> None:
+    assert expected in error_of(tmp_path, "", **variables)
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, nowhere: dict[str, str]) -> None:
+def test_unreadable_file_is_reported(tmp_path: Path, nowhere: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
         load_settings(tmp_path, nowhere)
     with pytest.raises(ConfigError, match="No such file"):
@@ -217,43 +217,43 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, nowhere: dict[str, s
 
 
 @given(st.binary(max_size=60) | st.text(st.sampled_from("ab:{}[]&*!|>-?'\"#%@\t\n 1,<~"), max_size=60).map(str.encode))
-def test_any_bytes_are_settings_or_one_clear_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_bytes_load_or_raise_config_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     file = folder / "any.yaml"
     file.write_bytes(data)
     try:
         load_settings(file, {"ESPER_STATE_DIR": str(folder / "state")})
-        told = None
+        message = None
     except ConfigError as error:
-        told = str(error)
-    assert told is None or told.startswith(str(file))
+        message = str(error)
+    assert message is None or message.startswith(str(file))
 
 
 # -- secrets
 
 
-def places_of_secrets(model: type[SectionModel], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def secret_paths(model: type[SectionModel], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for name, field in model.model_fields.items():
         members = (field.annotation, *getattr(field.annotation, "__args__", ()))
         for member in members:
             if isinstance(member, type) and issubclass(member, SectionModel):
-                found += places_of_secrets(member, (*path, name))
+                found += secret_paths(member, (*path, name))
             elif member is SecretStr:
                 found.append((*path, name))
     return found
 
 
-PLACES = [(name, *place) for name in SECTIONS for place in places_of_secrets(section_model(name))]
+SECRET_PATHS = [(name, *path) for name in SECTIONS for path in secret_paths(section_model(name))]
 
 
 @given(secret=SECRET)
-def test_no_secret_shows_in_settings_or_their_listing(secret: str) -> None:
-    variables = {ENV_PREFIX + "__".join(place).upper(): secret for place in PLACES}
+def test_settings_never_print_secrets(secret: str) -> None:
+    variables = {ENV_PREFIX + "__".join(path).upper(): secret for path in SECRET_PATHS}
     variables |= {"ESPER_KAFKA__BOOTSTRAP_SERVERS": "a:1", "ESPER_STATE_DIR": "/nowhere"}
     settings = load_settings(None, variables)
     rows = list_settings(settings, named_sections(settings))
-    assert sum(row.value == "***" for row in rows) == len(PLACES) == 5
+    assert sum(row.value == "***" for row in rows) == len(SECRET_PATHS) == 5
     shown = [
         repr(settings),
         repr(settings.sourced),
@@ -271,7 +271,7 @@ def test_no_secret_shows_in_settings_or_their_listing(secret: str) -> None:
 
 
 @given(secret=SECRET)
-def test_no_secret_shows_in_a_complaint_or_its_traceback(secret: str) -> None:
+def test_config_error_never_contains_secrets(secret: str) -> None:
     wrong = {
         "ESPER_POSTGRES__DSN__X": secret,
         "ESPER_S3__SECRET_KEY": secret,
@@ -282,21 +282,21 @@ def test_no_secret_shows_in_a_complaint_or_its_traceback(secret: str) -> None:
     }
     with pytest.raises(ConfigError) as caught:
         load_settings(None, wrong)
-    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-    assert "postgres.dsn: input should be a valid string" in told
-    assert "ESPER_KAFKA__SECURITY__USERNAME" in told
-    assert secret not in told
-    assert secret.replace("/", "_") not in told
+    message = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "postgres.dsn: input should be a valid string" in message
+    assert "ESPER_KAFKA__SECURITY__USERNAME" in message
+    assert secret not in message
+    assert secret.replace("/", "_") not in message
 
 
 @pytest.mark.parametrize("model", [PostgresSettings, S3Settings, KafkaSecurity])
-def test_pydantic_does_not_tell_what_it_refused(model: type[SectionModel]) -> None:
+def test_validation_error_never_contains_secrets(model: type[SectionModel]) -> None:
     values = {"dsn": ["hunter22"], "secret_key": ["hunter22"], "password": ["hunter22"], "protocol": "SASL_SSL"}
     with pytest.raises(ValidationError) as caught:
         model.model_validate(values)
     assert "hunter22" not in str(caught.value)
 
 
-def test_raw_values_of_services_are_not_dumped() -> None:
+def test_raw_service_values_are_not_dumped() -> None:
     settings = Settings.model_validate({"owned": {"urza": {"token": "hunter22"}}})
     assert "hunter22" not in f"{settings!r}{settings.model_dump()}{settings.model_dump_json()}"
