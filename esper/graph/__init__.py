@@ -1,4 +1,4 @@
-"""The pure folds: health windows, and ``assemble(rows)``, which makes the view that Tamiyo sees.
+"""Pure functions of rows: health windows, and ``assemble(rows)``, which builds the graph view that Tamiyo decides on.
 
-No torch, no I/O, no clock: the same rows give the same bytes in a worker, in Tamiyo and in a replay.
+Uses no torch, no I/O and no clock. Invariant: the same rows give the same bytes in a worker, in Tamiyo and in a replay.
 """

@@ -1,6 +1,6 @@
-"""The features of views as Markdown: docs/reference/view-features.md ends with it.
+"""Prints the features of views as Markdown tables: the generated part of docs/reference/view-features.md`.
 
-``python -m esper.graph.feature_docs docs/reference/view-features.md`` writes it anew, after the line of ``MARK``.
+``python -m esper.graph.feature_docs docs/reference/view-features.md`` rewrites the page after the line of ``MARK``.
 """
 
 import sys
@@ -21,19 +21,19 @@ _TITLES = {
 
 
 def features_markdown() -> str:
-    """A table for each level."""
+    """The tables of all levels, one for each."""
     return "\n".join(_lines())
 
 
 def replace_feature_tables(text: str) -> str:
-    """A page with the tables in place of what follows its mark.
+    """The text of a page with the current tables in place of everything after its ``MARK``.
 
     Raises:
-        ValueError: the page has no mark.
+        ValueError: the page has no ``MARK``.
     """
     before, mark, _old = text.partition(MARK)
     if not mark:
-        raise ValueError(f"the page has no line {MARK}")
+        raise ValueError(f"the page has no line {MARK}; add it where the tables begin")
     return f"{before}{mark}\n{features_markdown()}"
 
 

@@ -1,8 +1,8 @@
-"""The features of a graph view: every column that a view's bytes hold, declared once.
+"""The features of a graph view: every column in a view's bytes, declared once.
 
-The bytes are written and read by this table (``esper.graph.view_encoding``), docs/reference/view-features.md is printed
-from it, and a learner finds its columns here. So a feature that is not declared is in no view.
-A column that changes its meaning, or one more of them, is a new ``VIEW_VERSION``.
+``esper.graph.view_encoding`` writes and reads views by this table, docs/reference/view-features.md is generated from
+it, and the GNN policy takes its inputs from it. So a view has no feature that is not declared here. A new column, or a
+column with another meaning, needs a new ``VIEW_VERSION``.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 VIEW_VERSION = 2
 RECENT_STEPS = 16 * WINDOW_STEPS
-"""How far back ``num_rejections`` looks, in optimizer steps. Part of the view version."""
+"""The span of ``num_rejections`` before a boundary, in optimizer steps. Part of the view version."""
 
 MAX_EPOCHS = 256
-"""A view holds the metrics of so many of the newest epochs. Part of the view version."""
+"""The number of newest epochs whose metrics a view holds. Part of the view version."""
 
 
 class Level(StrEnum):
-    """What a feature is about. A view has one run, and any number of the others."""
+    """The object that a feature describes. A view has one run, and any number of the others."""
 
     RUN = "run"
     LAYER = "layer"
@@ -34,9 +34,9 @@ class Level(StrEnum):
 
 
 class Kind(StrEnum):
-    """What can be done with the values."""
+    """The type of a feature's values."""
 
-    ID = "id"  # names something; means nothing as a number
+    ID = "id"  # an identifier, no input of a model
     CATEGORY = "category"  # one of a closed vocabulary
     COUNT = "count"  # an integer, at least 0
     REAL = "real"  # a finite float64
@@ -45,9 +45,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column. ``unit`` has the range as well; ``is_nullable`` where a value can be missing.
+    """One column of a view. ``unit`` includes the range; with ``is_nullable`` a value can be missing.
 
-    ``attribute`` is where a view's objects hold it: a field, or ``field.key`` of a mapping.
+    ``attribute`` is the attribute of a view's objects that holds it: ``field``, or ``field.key`` of a mapping.
     """
 
     level: Level
@@ -61,8 +61,8 @@ class Feature:
     attribute: str = ""
 
     @property
-    def place(self) -> tuple[str, str | None]:
-        """(field, key): the key is None where the field itself is the value."""
+    def attribute_path(self) -> tuple[str, str | None]:
+        """(field, key); the key is None where the field itself is the value."""
         field, _dot, key = (self.attribute or self.name).partition(".")
         return field, key or None
 
@@ -74,11 +74,11 @@ _HEALTH_UNITS = {
     "dead_ratio": "0..1",
     "gradient_norm": "L2 norm, 0..",
 }
-_OF_THE = {Level.LAYER: "of all the layer's seeds", Level.SEED: "of the seed"}
+_OWNERS = {Level.LAYER: "of all the layer's seeds", Level.SEED: "of the seed"}
 
 
 def _health(level: Level) -> tuple[Feature, ...]:
-    owner, real = _OF_THE[level], Kind.REAL
+    owner, real = _OWNERS[level], Kind.REAL
     means = [
         Feature(level, f, real, _HEALTH_UNITS[f], f"sum / count of the signals {owner} in the window",
                 "health_windows", True, attribute=f"health.{f}")
@@ -107,22 +107,22 @@ def _run() -> tuple[Feature, ...]:
         Feature(run, "incarnation", count, "1..", "the incarnation that reached the boundary", "boundaries"),
         Feature(run, "boundary", count, "1..", "the boundary's number", "boundaries"),
         Feature(run, "step", count, "optimizer steps", "the step at the boundary", "boundaries"),
-        Feature(run, "epoch", count, "epochs", "the epoch under way at the boundary", "boundaries"),
+        Feature(run, "epoch", count, "epochs", "the current epoch at the boundary", "boundaries"),
         Feature(run, "window_step", count, "optimizer steps", f"first step of the newest window of {WINDOW_STEPS} "
                 "steps that ended at or before `step`; null before the first", "boundaries", True, 2),
-        Feature(run, "num_epochs", count, "epochs", "epochs completed on the live line, of which the view holds the "
+        Feature(run, "num_epochs", count, "epochs", "epochs completed on the run's lineage; the view holds the "
                 f"newest {MAX_EPOCHS}", "epochs", since=2),
-        Feature(run, "planned_epochs", count, "epochs", "hyperparameter `epochs`; null where it was not told, or is "
-                "no whole number of 64 bits", "runs", True, 2),
+        Feature(run, "planned_epochs", count, "epochs", "hyperparameter `epochs`; null where it is missing or is "
+                "not a positive 64-bit integer", "runs", True, 2),
         Feature(run, "progress", Kind.REAL, "0..1", "min(1, num_epochs / planned_epochs)", "epochs, runs", True, 2),
-        Feature(run, "steps_since_start", count, "optimizer steps", "step - the step from which this incarnation "
-                "went on", "incarnations", True, 2),
+        Feature(run, "steps_since_start", count, "optimizer steps", "step - the step at which this incarnation "
+                "started or resumed", "incarnations", True, 2),
         Feature(run, "num_telemetry_lost", count, "records", "sum of num_lost over the incarnation's telemetry gaps "
-                "that reach into the window or the one before it", "telemetry_gaps", True, 2),
+                "that overlap the window or the one before it", "telemetry_gaps", True, 2),
         Feature(run, "num_rejections", count, "commands", f"commands rejected in the last {RECENT_STEPS} steps",
                 "rejections", True, 2),
-        Feature(run, "blueprint_offsets", Kind.ID, "offsets", "how far each partition of innovation.blueprints was "
-                "folded when the view was read: kernels registered and blueprints changed before that are in it",
+        Feature(run, "blueprint_offsets", Kind.ID, "offsets", "projected offset of each partition of "
+                "innovation.blueprints when the view was read: kernels and changes before it are in the view",
                 "positions", since=2),
     )  # fmt: skip
 
@@ -130,11 +130,11 @@ def _run() -> tuple[Feature, ...]:
 def _layers() -> tuple[Feature, ...]:
     layer, count = Level.LAYER, Kind.COUNT
     return (
-        Feature(layer, "layer_id", Kind.ID, "", "qualified name in the model; in the model's order", "layers"),
+        Feature(layer, "layer_id", Kind.ID, "", "qualified name in the model; rows are in the model's order", "layers"),
         Feature(layer, "kind", Kind.CATEGORY, "LayerKind", "the module's kind", "layers"),
         Feature(layer, "num_features", count, "channels", "width of the output", "layers"),
-        Feature(layer, "num_parameters", count, "parameters", "the layer's own, without seeds", "layers"),
-        Feature(layer, "num_seeds", count, "seeds", "places where something can grow", "layers"),
+        Feature(layer, "num_parameters", count, "parameters", "of the layer, without seeds", "layers"),
+        Feature(layer, "num_seeds", count, "seeds", "seeds of the layer", "layers"),
         *_health(layer),
     )
 
@@ -153,18 +153,19 @@ def _seeds() -> tuple[Feature, ...]:
         Feature(seed, "seed_id", Kind.ID, "0..1023", "its number in the layer", "layers"),
         Feature(seed, "stage", Kind.CATEGORY, "SeedStage", "stage at the boundary", "lifecycle, incarnations"),
         Feature(seed, "since_step", count, "optimizer steps", "step of the last transition", "lifecycle, incarnations"),
-        Feature(seed, "blueprint_id", Kind.ID, "", "what grows in it", "lifecycle, incarnations", True),
-        Feature(seed, "num_parameters", count, "parameters", "of what grows in it; 0 while dormant", "lifecycle"),
+        Feature(seed, "blueprint_id", Kind.ID, "", "blueprint that grows in it", "lifecycle, incarnations", True),
+        Feature(seed, "num_parameters", count, "parameters", "of the module that grows in it; 0 while dormant",
+                "lifecycle"),
         Feature(seed, "germinated_at_step", count, "optimizer steps", "step of the last germination", "lifecycle",
                 True),
         *_health(seed),
         Feature(seed, "steps_in_stage", count, "optimizer steps", "step - since_step", "boundaries, lifecycle",
                 True, 2),
-        Feature(seed, "num_germinations", count, "times", "how often it germinated on the live line", "lifecycle",
+        Feature(seed, "num_germinations", count, "times", "number of germinations on the run's lineage", "lifecycle",
                 True, 2),
-        Feature(seed, "num_given_up", count, "times", "how often it was cancelled, culled or rolled back",
+        Feature(seed, "num_given_up", count, "times", "number of times that it was cancelled, culled or rolled back",
                 "lifecycle", True, 2),
-        Feature(seed, "breaker", Kind.CATEGORY, "BreakerState", "how its breaker stands in this incarnation",
+        Feature(seed, "breaker", Kind.CATEGORY, "BreakerState", "state of its breaker in this incarnation",
                 "breaker_changes", True, 2),
         Feature(seed, "num_failures", count, "failures", "failures in a row at the breaker's last change",
                 "breaker_changes", True, 2),
@@ -178,9 +179,10 @@ def _epochs() -> tuple[Feature, ...]:
     return (
         Feature(epoch, "epoch", Kind.COUNT, "epochs", "its number", "epochs"),
         Feature(epoch, "step", Kind.COUNT, "optimizer steps", "the step at its end", "epochs"),
-        Feature(epoch, "metrics", Kind.MAP, "as told", "what the loop told; null where it was not finite", "epochs"),
-        Feature(epoch, "gains", Kind.MAP, "as told, signed", "metric - the same metric of the epoch before it in the "
-                "view; null where either is missing", "epochs", since=2),
+        Feature(epoch, "metrics", Kind.MAP, "as reported", "metrics that the loop reported; null where not "
+                "finite", "epochs"),
+        Feature(epoch, "gains", Kind.MAP, "as reported, signed", "metric - the same metric of the epoch before it "
+                "in the view; null where either is missing", "epochs", since=2),
     )  # fmt: skip
 
 
@@ -189,12 +191,12 @@ def _kernels() -> tuple[Feature, ...]:
     return (
         Feature(kernel, "blueprint_id", Kind.ID, "", "a certified blueprint", "blueprint_changes"),
         Feature(kernel, "blueprint_version", Kind.ID, "1..", "the version that it was compiled from", table),
-        Feature(kernel, "kernel_sha256", Kind.ID, "", "names the weights; of several kernels of one blueprint, target "
-                "and width, the one of the highest version, and of those the last registered", table),
+        Feature(kernel, "kernel_sha256", Kind.ID, "", "SHA-256 of the weights; of several kernels of one blueprint, "
+                "target and width the one of the highest version, and of these the last registered", table),
         Feature(kernel, "size_bytes", count, "bytes", "size in S3", table),
-        Feature(kernel, "target", Kind.CATEGORY, "LayerKind", "the layers that it fits", table),
-        Feature(kernel, "num_features", count, "channels", "the width that it fits", table),
-        Feature(kernel, "num_parameters", count, "parameters", "what it would add", table),
+        Feature(kernel, "target", Kind.CATEGORY, "LayerKind", "kind of layers that it fits", table),
+        Feature(kernel, "num_features", count, "channels", "width that it fits", table),
+        Feature(kernel, "num_parameters", count, "parameters", "parameters that it adds", table),
     )  # fmt: skip
 
 
@@ -208,16 +210,16 @@ FEATURES: Mapping[Level, tuple[Feature, ...]] = MappingProxyType(
         Level.KERNEL: _kernels(),
     }
 )
-"""Level -> its features, in the order in which learners and docs have them."""
+"""Level -> its features, in the order of the docs and of the GNN's inputs."""
 
 VOCABULARIES: Mapping[str, type[StrEnum]] = MappingProxyType(
     {"kind": LayerKind, "target": LayerKind, "stage": SeedStage, "breaker": BreakerState}
 )
-"""The words of each category, by the feature's name."""
+"""Name of a category feature -> the enum of its values."""
 
 
-def value_of(thing: Any, feature: Feature) -> Any:
-    """A feature of a view's object: of the view itself, or of one of its layers, seeds, epochs or kernels."""
-    field, key = feature.place
-    value = getattr(thing, field)
+def value_of(item: Any, feature: Feature) -> Any:
+    """The value of a feature for a view's object: the view itself, or one of its layers, seeds, epochs or kernels."""
+    field, key = feature.attribute_path
+    value = getattr(item, field)
     return value if key is None else value.get(key)

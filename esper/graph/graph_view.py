@@ -1,6 +1,6 @@
-"""The graph view of a run at a boundary: what a decision sees, and its one form in bytes.
+"""The graph view of a run at a boundary: the input of a decision, and its canonical bytes.
 
-``esper.graph.assembly`` makes it from rows; ``esper.graph.features`` says what each value is.
+``esper.graph.assembly`` builds it from rows; ``esper.graph.features`` defines each value.
 """
 
 import hashlib
@@ -12,19 +12,19 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from esper.errors import ContractError
+from esper.graph.columnar_sequence import ColumnarSequence
 from esper.graph.features import VIEW_VERSION, Level
 from esper.graph.health_windows import FIELDS
 from esper.graph.view_encoding import TABLES, Columns, columns_of, decode, encode
-from esper.graph.view_objects import Objects
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 NO_HEALTH: Mapping[str, float | None] = MappingProxyType(dict.fromkeys(FIELDS))
-"""Nothing was measured."""
+"""The health of a layer or seed without signals."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerView:
-    """A node. ``health`` has the means of the layer's seeds over the newest complete window."""
+    """A layer. ``health`` has the means over the signals of all its seeds in the newest complete window."""
 
     layer_id: str
     kind: LayerKind
@@ -39,7 +39,7 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True)
 class SeedView:
-    """A seed as it stood at the boundary; ``health`` as in ``LayerView``, of its own chunk."""
+    """A seed at the boundary. ``health`` is as in ``LayerView``, for its chunk of the channels."""
 
     layer_id: str
     seed_id: int
@@ -62,7 +62,7 @@ class SeedView:
 
 @dataclass(frozen=True, slots=True)
 class EpochView:
-    """The metrics at the end of an epoch, and what they gained since the epoch before."""
+    """The metrics at the end of an epoch, and their differences to the epoch before."""
 
     epoch: int
     step: int
@@ -72,7 +72,7 @@ class EpochView:
 
 @dataclass(frozen=True, slots=True)
 class KernelView:
-    """A kernel of a certified blueprint that could be germinated."""
+    """A kernel of a certified blueprint that can be germinated."""
 
     blueprint_id: str
     blueprint_version: int
@@ -85,10 +85,9 @@ class KernelView:
 
 @dataclass(frozen=True)
 class GraphView:
-    """Everything a decision sees. ``to_bytes`` is its one form, ``digest`` names it.
+    """All inputs of a decision. ``to_bytes`` gives its canonical form, ``digest`` identifies it.
 
-    A value is None where it is not known: never measured, or read from a view of a version
-    that did not have it.
+    A value is None where it is unknown: never measured, or missing in the version that the view was read from.
     """
 
     run_id: str
@@ -112,7 +111,7 @@ class GraphView:
     view_version: int = field(default=VIEW_VERSION, init=False)
 
     def __post_init__(self) -> None:
-        if self.num_epochs < 0:  # whoever gives epochs alone gives all of them
+        if self.num_epochs < 0:  # not given: ``epochs`` are all epochs of the run
             object.__setattr__(self, "num_epochs", len(self.epochs))
 
     def to_bytes(self) -> bytes:
@@ -121,45 +120,45 @@ class GraphView:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read a view of this version or an older one; one column of an older version that is missing is None.
+        """Read a view of this version or an older one. Values that an older version does not have are None.
 
-        ``digest`` is that of the newest form: compare a recorded digest with the bytes themselves.
+        ``digest`` is that of the newest form: compare a recorded digest with the digest of ``data`` itself.
 
         Raises:
-            ContractError: these are no view's bytes.
-            NewerVersionError: of a view that a newer program wrote.
+            ContractError: ``data`` is not a view.
+            NewerVersionError: a newer program wrote the view.
         """
         columns = decode(data)
         run = columns[Level.RUN]
         try:
-            found = cls._of(run, columns)
-            named = {*columns[Level.SEED]["layer_id"], *chain.from_iterable(found.edges)}
-            if unknown := named - found.layer_rows.keys():
-                raise ValueError(f"there is no layer {min(map(str, unknown))!r}")
+            found = cls._from_columns(run, columns)
+            referenced = {*columns[Level.SEED]["layer_id"], *chain.from_iterable(found.edges)}
+            if unknown := referenced - found.layer_rows.keys():
+                raise ValueError(f"a seed or edge names an unknown layer, {min(map(str, unknown))!r}")
         except (TypeError, ValueError) as error:
-            raise ContractError(f"no view: {error}") from error
+            raise ContractError(f"not a graph view: {error}") from error
         return found
 
     @classmethod
-    def _of(cls, run: Columns, columns: Mapping[Level, Columns]) -> Self:
+    def _from_columns(cls, run: Columns, columns: Mapping[Level, Columns]) -> Self:
         return cls(
             **{name: values[0] for name, values in run.items() if name != "blueprint_offsets"},
             blueprint_offsets=tuple(run["blueprint_offsets"][0] or ()),
-            layers=Objects(LayerView, Level.LAYER, columns[Level.LAYER]),
+            layers=ColumnarSequence(LayerView, Level.LAYER, columns[Level.LAYER]),
             edges=tuple(zip(columns[Level.EDGE]["source"], columns[Level.EDGE]["target"], strict=True)),
-            seeds=Objects(SeedView, Level.SEED, columns[Level.SEED]),
-            epochs=tuple(Objects(EpochView, Level.EPOCH, columns[Level.EPOCH])),
-            kernels=Objects(KernelView, Level.KERNEL, columns[Level.KERNEL]),
+            seeds=ColumnarSequence(SeedView, Level.SEED, columns[Level.SEED]),
+            epochs=tuple(ColumnarSequence(EpochView, Level.EPOCH, columns[Level.EPOCH])),
+            kernels=ColumnarSequence(KernelView, Level.KERNEL, columns[Level.KERNEL]),
         )
 
     @cached_property
     def columns(self) -> Mapping[Level, Columns]:
-        """The layers, seeds, epochs and kernels by feature: what the bytes hold, and what a learner reads."""
+        """Level -> feature -> values, for layers, seeds, epochs and kernels: the layout of the bytes."""
         return {level: _columns(level, getattr(self, t)) for level, t in TABLES.items() if level is not Level.EDGE}
 
     @cached_property
     def layer_rows(self) -> Mapping[str, int]:
-        """Where each layer is among the layers."""
+        """Layer id -> its index in ``layers``."""
         return {layer_id: n for n, layer_id in enumerate(self.columns[Level.LAYER]["layer_id"])}
 
     @cached_property
@@ -172,10 +171,10 @@ class GraphView:
         return digest_of(self.to_bytes())
 
 
-def _columns(level: Level, things: Sequence[Any]) -> Columns:
-    return things.columns if isinstance(things, Objects) else columns_of(level, things)
+def _columns(level: Level, objects: Sequence[Any]) -> Columns:
+    return objects.columns if isinstance(objects, ColumnarSequence) else columns_of(level, objects)
 
 
 def digest_of(data: bytes) -> str:
-    """What names a view's bytes: their SHA-256, in hex."""
+    """The digest that identifies a view's bytes: their SHA-256, in hex."""
     return hashlib.sha256(data).hexdigest()

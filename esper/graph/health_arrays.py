@@ -1,8 +1,9 @@
-"""The health of all seeds and layers at a boundary, from their windows: all of them at once, as arrays.
+"""The health of all seeds and layers at a boundary, computed from their windows as arrays.
 
-Invariant: sums are added in the order of the rows, and of a layer's seeds, since the bits of a sum depend on it.
+Invariant: sums are added in the order of the rows, and for a layer in the order of its seeds, since the bits of a
+floating-point sum depend on the order.
 
-S: seeds, L: layers, N: either, W: the columns of a window (``esper.graph.health_windows.COLUMNS``).
+S: seeds, L: layers, N: seeds or layers, W: columns of a window (``esper.graph.health_windows.COLUMNS``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,15 @@ _KEY = itemgetter("layer_id", "seed_id")
 _SUMS = itemgetter(*COLUMNS)
 
 
-def seed_sums(windows: Sequence[Row], places: Mapping[SeedKey, int]) -> Floats:
-    """(S, W): what each seed's windows sum up to; 0 where it has none.
+def seed_sums(windows: Sequence[Row], seed_rows: Mapping[SeedKey, int]) -> Floats:
+    """The sum of each seed's windows, (S, W); 0 where it has none.
 
     Args:
-        places: seed -> its row; windows of other seeds are left out.
+        windows: rows in the order in which they are added.
+        seed_rows: seed -> its row in the result; windows of other seeds are left out.
     """
-    sums = np.zeros((len(places), len(COLUMNS)))
-    rows = np.fromiter((places.get(_KEY(w), -1) for w in windows), dtype=np.int64, count=len(windows))
+    sums = np.zeros((len(seed_rows), len(COLUMNS)))
+    rows = np.fromiter((seed_rows.get(_KEY(w), -1) for w in windows), dtype=np.int64, count=len(windows))
     read = np.fromiter(chain.from_iterable(map(_SUMS, windows)), dtype=np.float64, count=len(windows) * len(COLUMNS))
     is_known = rows >= 0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -40,7 +42,7 @@ def seed_sums(windows: Sequence[Row], places: Mapping[SeedKey, int]) -> Floats:
 
 
 def layer_sums(seeds: Floats, num_seeds: Sequence[int]) -> Floats:
-    """(L, W): the sums of each layer's seeds, which are (S, W), the layers' one after the other."""
+    """The sums over each layer's seeds, (L, W), of the sums of seeds, (S, W), which are in the order of layers."""
     counts = np.array(num_seeds, dtype=np.int64)
     first = np.cumsum(counts) - counts
     sums = np.zeros((len(counts), len(COLUMNS)))
@@ -52,10 +54,10 @@ def layer_sums(seeds: Floats, num_seeds: Sequence[int]) -> Floats:
 
 
 class Health(NamedTuple):
-    """Of N seeds or layers over one window.
+    """The health of N seeds or layers over one window.
 
     Attributes:
-        means: (N, 5), of ``FIELDS``; NaN where one was never taken, or its sum is beyond float64.
+        means: (N, 5), in the order of ``FIELDS``; NaN where none was measured, or where the sum is beyond float64.
         non_finite_ratio: (N,), 0..1; NaN where there were no signals.
         num_signals: (N,).
     """
@@ -66,7 +68,7 @@ class Health(NamedTuple):
 
     @classmethod
     def of(cls, sums: Floats) -> Self:
-        """From (N, W)."""
+        """Compute from sums, (N, W)."""
         num_signals, num_non_finite, totals, counts = np.split(sums, (1, 2, 2 + len(FIELDS)), axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             means = np.where(np.isfinite(totals) & (counts > 0), totals / counts, np.nan)
@@ -74,22 +76,22 @@ class Health(NamedTuple):
         return cls(means, ratio[:, 0], num_signals[:, 0])
 
     def columns(self, before: "Health") -> Columns:
-        """The health features of a level; ``before`` is of the window before."""
+        """The health features of a level; ``before`` is the health over the previous window."""
         with np.errstate(over="ignore", invalid="ignore"):
             changes = self.means - before.means
         changes[~np.isfinite(changes)] = np.nan
-        found: Columns = {name: _told(mean) for name, mean in zip(FIELDS, self.means.T, strict=True)}
-        found |= {f"{name}_change": _told(change) for name, change in zip(FIELDS, changes.T, strict=True)}
+        found: Columns = {name: _nan_to_none(mean) for name, mean in zip(FIELDS, self.means.T, strict=True)}
+        found |= {f"{name}_change": _nan_to_none(change) for name, change in zip(FIELDS, changes.T, strict=True)}
         return {
             **found,
-            "non_finite_ratio": _told(self.non_finite_ratio),
+            "non_finite_ratio": _nan_to_none(self.non_finite_ratio),
             "num_signals": self.num_signals.astype(np.int64).tolist(),
         }
 
 
-def _told(values: Floats) -> list[float | None]:
+def _nan_to_none(values: Floats) -> list[float | None]:
     """(N,) as a list, with None for NaN."""
-    told: list[float | None] = values.tolist()
+    numbers: list[float | None] = values.tolist()
     if np.isnan(values).any():
-        return [None if v != v else v for v in told]
-    return told
+        return [None if v != v else v for v in numbers]
+    return numbers

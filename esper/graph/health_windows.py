@@ -1,18 +1,18 @@
-"""Tumbling health windows: sums of a seed's signals over WINDOW_STEPS steps.
+"""Tumbling health windows: sums of a seed's signals over ``WINDOW_STEPS`` steps.
 
-Folding is one addition a record, in the order of the log: element-wise, so that its bits
-depend neither on how the log is cut into batches nor on the machine.
+Invariant: signals are added one by one, in log order, so that the bits of a sum depend neither on the batches in which
+the log was read nor on the machine.
 """
 
 from typing import Any, Protocol
 
 WINDOW_STEPS = 16
-"""The width of a window in optimizer steps. Part of the view version: never change one alone."""
+"""The width of a window in optimizer steps. Part of the view version: a change needs a new ``VIEW_VERSION``."""
 
 FIELDS = ("health_score", "activation_mean", "activation_std", "dead_ratio", "gradient_norm")
-"""What a window sums, in this order: stored columns and views have it, so a change is a new view version.
+"""The statistics that a window sums, in the order of stored columns and views: a change needs a new view version.
 
-``effective_rank`` is not among them: it is taken on few steps, and no view has it.
+``effective_rank`` is not among them: it is measured on few steps, and no view has it.
 """
 
 COLUMNS = (
@@ -21,13 +21,13 @@ COLUMNS = (
     *(f"sum_{name}" for name in FIELDS),
     *(f"count_{name}" for name in FIELDS),
 )
-"""A window as it is stored, and as a sequence: a statistic that is null is not counted."""
+"""The columns of a stored window, and the order of its sums. Null statistics are not counted."""
 
-_NOTHING = (0, 0, *(0.0,) * len(FIELDS), *(0,) * len(FIELDS))
+_EMPTY = (0, 0, *(0.0,) * len(FIELDS), *(0,) * len(FIELDS))
 
 
-class Measured(Protocol):
-    """A seed's signal, however it was read."""
+class MeasuredSignal(Protocol):
+    """The statistics of a seed's signal, in a contract model or as decoded by a worker."""
 
     @property
     def non_finite(self) -> bool: ...
@@ -44,12 +44,12 @@ class Measured(Protocol):
 
 
 def new_sums() -> list[Any]:
-    """A window without signals, in the order of ``COLUMNS``."""
-    return list(_NOTHING)
+    """The sums of a window without signals, in the order of ``COLUMNS``."""
+    return list(_EMPTY)
 
 
-def add_signal(sums: list[Any], signal: Measured) -> None:
-    """Add one signal to a window, in place. Written out: it runs for every signal there is."""
+def add_signal(sums: list[Any], signal: MeasuredSignal) -> None:
+    """Add one signal to a window's sums, in place. The loop is unrolled, since it runs for every signal."""
     sums[0] += 1
     if signal.non_finite:
         sums[1] += 1
@@ -70,5 +70,5 @@ def add_signal(sums: list[Any], signal: Measured) -> None:
 
 
 def last_complete_window(step: int) -> int:
-    """The first step of the newest window that ends at or before ``step``; negative where there is none."""
+    """The first step of the newest window that ends at or before ``step``; negative if there is none."""
     return (step + 1) // WINDOW_STEPS * WINDOW_STEPS - WINDOW_STEPS

@@ -1,8 +1,8 @@
-"""Seeds at a boundary: their transitions on the live line, folded in order.
+"""The states of seeds at a boundary: their transitions on the run's lineage, applied in order.
 
-The incarnation's own transitions start from what its checkpoint held. What older incarnations tell
-(before they were superseded) adds the history that a checkpoint does not have: when a seed
-germinated, how often, how often it was given up.
+An incarnation starts from the seeds of its checkpoint and applies its own transitions. Transitions of older
+incarnations, before they were superseded, add the history that a checkpoint does not have: when a seed germinated, how
+often, and how often it was given up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ SeedKey = tuple[str, int]
 
 @dataclass(slots=True)
 class SeedState:
-    """One seed while the fold is under way."""
+    """The state of one seed, changed in place by each transition."""
 
     stage: SeedStage = SeedStage.DORMANT
     since_step: int = 0
@@ -28,8 +28,8 @@ class SeedState:
     num_germinations: int = 0
     num_given_up: int = 0
 
-    def move(self, row: Row) -> None:
-        """One transition, as it was told."""
+    def apply(self, row: Row) -> None:
+        """Apply one transition."""
         self.stage, self.since_step = SeedStage(row["to_stage"]), row["step"]
         self.blueprint_id, self.num_parameters = row["blueprint_id"], row["num_parameters"]
         if self.stage is SeedStage.GERMINATED:
@@ -37,9 +37,9 @@ class SeedState:
             self.num_germinations += 1
         self.num_given_up += self.stage in EMBARGO_STAGES
 
-    def resume(self, held: Row | None, from_step: int) -> None:
-        """What the checkpoint held of it is what counts; None where it was dormant there."""
-        if held is None:
+    def restore(self, saved: Row | None, from_step: int) -> None:
+        """Set the state of the checkpoint, keeping the history; None if the seed was dormant there."""
+        if saved is None:
             if self.stage is not SeedStage.DORMANT:
                 self.stage, self.since_step, self.blueprint_id, self.num_parameters = (
                     SeedStage.DORMANT,
@@ -48,30 +48,32 @@ class SeedState:
                     0,
                 )
             return
-        if self.blueprint_id != held["blueprint_id"]:
-            self.blueprint_id, self.num_parameters = held["blueprint_id"], 0
-        self.stage, self.since_step = SeedStage(held["stage"]), held["stage_since_step"]
+        if self.blueprint_id != saved["blueprint_id"]:
+            self.blueprint_id, self.num_parameters = saved["blueprint_id"], 0
+        self.stage, self.since_step = SeedStage(saved["stage"]), saved["stage_since_step"]
 
 
 def seed_states(
-    incarnation: int, from_step: int, line: Mapping[int, int], moves: Sequence[Row], held: Sequence[Row]
+    incarnation: int, from_step: int, ends: Mapping[int, int], transitions: Sequence[Row], saved: Sequence[Row]
 ) -> Mapping[SeedKey, SeedState]:
-    """The seeds that ever moved, or were awake at the checkpoint.
+    """The states of the seeds that had a transition, or were not dormant at the checkpoint.
 
     Args:
-        line: incarnation -> the last sequence of its transitions that counts.
-        moves: transitions; of other incarnations, or beyond that sequence, they are left out.
-        held: the checkpoint's seeds.
+        incarnation: the one that reached the boundary.
+        from_step: the step at which it started or resumed.
+        ends: incarnation of the lineage -> the last sequence of its transitions that counts.
+        transitions: in any order; those of other incarnations, or beyond that sequence, are left out.
+        saved: the checkpoint's seeds.
     """
     states: dict[SeedKey, SeedState] = {}
-    counted = [m for m in moves if m["seen_from"] <= line.get(m["incarnation"], -1)]
+    counted = [m for m in transitions if m["seen_from"] <= ends.get(m["incarnation"], -1)]
     counted.sort(key=lambda m: (m["incarnation"], m["sequence"]))
     own = [m for m in counted if m["incarnation"] == incarnation]
     for row in counted[: len(counted) - len(own)]:
-        states.setdefault((row["layer_id"], row["seed_id"]), SeedState()).move(row)
-    awake = {(row["layer_id"], row["seed_id"]): row for row in held}
+        states.setdefault((row["layer_id"], row["seed_id"]), SeedState()).apply(row)
+    awake = {(row["layer_id"], row["seed_id"]): row for row in saved}
     for key in awake.keys() | states.keys():
-        states.setdefault(key, SeedState()).resume(awake.get(key), from_step)
+        states.setdefault(key, SeedState()).restore(awake.get(key), from_step)
     for row in own:
-        states.setdefault((row["layer_id"], row["seed_id"]), SeedState()).move(row)
+        states.setdefault((row["layer_id"], row["seed_id"]), SeedState()).apply(row)
     return states

@@ -1,4 +1,4 @@
-"""What a view is made of, as it lies in the tables."""
+"""The rows of the projections that a view is assembled from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ Row = Mapping[str, Any]
 class ViewRows:
     """The rows of one boundary's view, in any order.
 
-    Rows beyond the boundary may be among them, and are left out by ``assemble``; see
+    They may include rows beyond the boundary, which ``assemble`` leaves out; see
     docs/design/decisions/0017-view-determinism.md for the rule of each table.
 
     Attributes:
         boundary: with ``hyperparameters`` of the run and ``from_step`` of the incarnation.
-        line: the incarnations on the live line, the boundary's own included, each with the
-            ``lifecycle_sequence`` up to which its transitions count.
-        resumed_seeds: what the incarnation's checkpoint held.
-        epochs: the newest ``MAX_EPOCHS`` on the live line, ``num_epochs`` of which there are.
+        lineage: the boundary's own incarnation and those that it resumed from, each with the ``lifecycle_sequence``
+            up to which its transitions count.
+        resumed_seeds: the seeds of the incarnation's checkpoint.
+        epochs: the newest ``MAX_EPOCHS`` of the lineage.
+        num_epochs: the number of all epochs of the lineage.
         windows: health windows, and late signals in the same form, of any step.
-        blueprint_offsets: partition of innovation.blueprints -> how far it counts.
+        blueprint_offsets: partition of innovation.blueprints -> the offset up to which its records count.
     """
 
     boundary: Row
     layers: Sequence[Row]
     edges: Sequence[Row]
-    line: Sequence[Row]
+    lineage: Sequence[Row]
     resumed_seeds: Sequence[Row]
     lifecycle: Sequence[Row]
     breakers: Sequence[Row]

@@ -1,7 +1,7 @@
-"""The rows that views are made of: of one boundary, or of many with as many questions as of one.
+"""Reads the rows of graph views, for one boundary or many with the same number of queries.
 
-Invariant: all rows of one call are of one snapshot, since it is made inside a REPEATABLE READ transaction; and a
-boundary's rows are the same whichever others are read with it.
+Invariant: the rows of one call come from one snapshot, since the caller holds a REPEATABLE READ transaction; and the
+rows of a boundary do not depend on which other boundaries are read with it.
 """
 
 import json
@@ -19,34 +19,36 @@ from esper.streams.database.sql_queries import queries
 BoundaryName = tuple[str, int, int]
 """(run, incarnation, boundary)."""
 
-Numbered = Mapping[int, Sequence[Row]]
-"""Boundary's number, as of ``enumerate`` -> its rows of one table."""
+RowsByBoundary = Mapping[int, Sequence[Row]]
+"""Index of the boundary in the call -> its rows of one table."""
 
 
 async def read_view_rows(
     connection: Connection, run_id: str, incarnation: int, boundary: int, blueprint_offsets: Sequence[int] | None = None
 ) -> ViewRows:
-    """The rows of one boundary's view. Call it inside a REPEATABLE READ transaction.
+    """Read the rows of one boundary's view. Call it inside a REPEATABLE READ transaction.
 
-    The same boundary and offsets give the same view, whenever it is read, once the boundary is complete.
+    Once a boundary is complete, the same boundary and offsets always give the same view.
 
     Args:
-        blueprint_offsets: how far each partition of innovation.blueprints counts, to see a view again
-            as it was; as far as it is folded where none are given.
+        blueprint_offsets: the offsets of innovation.blueprints, by partition, as of which kernels are read, to
+            reproduce an earlier view; the stored positions if None.
 
     Raises:
-        UnavailableError: the boundary is not folded (yet).
+        UnavailableError: the boundary is not projected.
     """
     (found,) = await read_many_view_rows(connection, [(run_id, incarnation, boundary)], blueprint_offsets)
     if found is None:
-        raise UnavailableError(f"boundary {boundary} of {run_id}, incarnation {incarnation}, is not folded yet")
+        raise UnavailableError(
+            f"boundary {boundary} of {run_id}, incarnation {incarnation}, is not projected yet; retry later"
+        )
     return found
 
 
 async def read_many_view_rows(
     connection: Connection, names: Sequence[BoundaryName], blueprint_offsets: Sequence[int] | None = None
 ) -> list[ViewRows | None]:
-    """The rows of many views, in their order, as ``read_view_rows``; None where a boundary is not folded (yet)."""
+    """Read the rows of many views, in their order; None for a boundary that is not projected."""
     at_of = await boundary_rows(connection, names)
     if not at_of:
         return [None] * len(names)
@@ -58,33 +60,33 @@ async def read_many_view_rows(
 
 
 async def boundary_rows(connection: Connection, names: Sequence[BoundaryName]) -> dict[int, dict[str, Any]]:
-    """Place in ``names`` -> the boundary's own row, where it is folded."""
+    """The boundary's own row by index in ``names``, without the boundaries that are not projected."""
     run_ids, incarnations, boundaries = (list(column) for column in zip(*names, strict=True))
     rows = queries("views").boundaries(connection, run_ids=run_ids, incarnations=incarnations, boundaries=boundaries)
     return {r["n"] - 1: {**r, "last_sequences": json.loads(r["last_sequences"])} async for r in rows}
 
 
 class _Reader:
-    """Asks for the rows of some boundaries, a table at a time."""
+    """Reads the rows of some boundaries, one query per table."""
 
     def __init__(self, connection: Connection, ats: Sequence[Row]) -> None:
         self._connection, self._ats, self._sql = connection, ats, queries("views")
-        self._told = [at["last_sequences"].get(LIFECYCLE.name, -1) for at in ats]
+        self._lifecycle_sequences = [at["last_sequences"].get(LIFECYCLE.name, -1) for at in ats]
         self._window = [last_complete_window(at["step"]) for at in ats]
         self._run = {"run_ids": [at["run_id"] for at in ats]}
-        self._mine = {**self._run, "incarnations": [at["incarnation"] for at in ats]}
-        self._before = {**self._mine, "log_offsets": [at["log_offset"] for at in ats]}
+        self._incarnations = {**self._run, "incarnations": [at["incarnation"] for at in ats]}
+        self._before = {**self._incarnations, "log_offsets": [at["log_offset"] for at in ats]}
 
     async def read(self, offsets: tuple[int, ...]) -> list[ViewRows]:
         sql, connection = self._sql, self._connection
-        told = {**self._mine, "sequences": self._told}
-        lines = await self._lines()
+        sent = {**self._incarnations, "sequences": self._lifecycle_sequences}
+        lineages = await self._lineages()
         layers = await _by_number(sql.layers(connection, **self._run))
         edges = await _by_number(sql.edges(connection, **self._run))
-        lifecycle = await self._lifecycle(lines)
-        breakers = await _by_number(sql.breakers(connection, **told))
+        lifecycle = await self._lifecycle(lineages)
+        breakers = await _by_number(sql.breakers(connection, **sent))
         after = [at["step"] - RECENT_STEPS for at in self._ats]
-        rejections = await _by_number(sql.rejections(connection, **told, after_steps=after))
+        rejections = await _by_number(sql.rejections(connection, **sent, after_steps=after))
         epochs = await _by_number(sql.epochs(connection, **self._before, max_epochs=MAX_EPOCHS))
         first = [window - WINDOW_STEPS for window in self._window]
         gaps = await _by_number(sql.gaps(connection, **self._before, from_steps=first))
@@ -99,7 +101,7 @@ class _Reader:
                 },
                 layers=layers.get(n, ()) if _is_started(at) else (),
                 edges=edges.get(n, ()) if _is_started(at) else (),
-                line=lines[n],
+                lineage=lineages[n],
                 resumed_seeds=json.loads(at["seeds"] or "[]"),
                 lifecycle=lifecycle.get(n, ()),
                 breakers=breakers.get(n, ()),
@@ -114,31 +116,34 @@ class _Reader:
             for n, at in enumerate(self._ats)
         ]
 
-    async def _lines(self) -> list[list[Row]]:
-        """The live line of each: its own incarnation, and what counts of those before it."""
-        older: Numbered = {}
+    async def _lineages(self) -> list[list[Row]]:
+        """The incarnations that count at each boundary, its own first, with the last lifecycle sequence of each."""
+        older: RowsByBoundary = {}
         if any(at["incarnation"] > 1 for at in self._ats):
-            older = await _by_number(self._sql.older_lines(self._connection, **self._before))
-        own = [{"incarnation": at["incarnation"], "lifecycle_sequence": n} for at, n in self._own()]
-        return [[one, *older.get(n, ())] for n, one in enumerate(own)]
+            older = await _by_number(self._sql.older_incarnations(self._connection, **self._before))
+        own = zip(self._ats, self._lifecycle_sequences, strict=True)
+        return [
+            [{"incarnation": at["incarnation"], "lifecycle_sequence": sequence}, *older.get(n, ())]
+            for n, (at, sequence) in enumerate(own)
+        ]
 
-    def _own(self) -> list[tuple[Row, int]]:
-        return list(zip(self._ats, self._told, strict=True))
+    async def _lifecycle(self, lineages: Sequence[Sequence[Row]]) -> RowsByBoundary:
+        keys = [
+            (n + 1, self._ats[n]["run_id"], row["incarnation"], row["lifecycle_sequence"])
+            for n, lineage in enumerate(lineages)
+            for row in lineage
+        ]
+        names = ("ns", "run_ids", "incarnations", "sequences")
+        columns = {name: list(column) for name, column in zip(names, zip(*keys, strict=True), strict=True)}
+        return await _by_number(self._sql.lifecycle(self._connection, **columns))
 
-    async def _lifecycle(self, lines: Sequence[Sequence[Row]]) -> Numbered:
-        parts = [(n + 1, self._ats[n]["run_id"], r["incarnation"], r["lifecycle_sequence"])
-                 for n, line in enumerate(lines) for r in line]  # fmt: skip
-        ns, run_ids, incarnations, sequences = (list(column) for column in zip(*parts, strict=True))
-        asked = {"ns": ns, "run_ids": run_ids, "incarnations": incarnations, "sequences": sequences}
-        return await _by_number(self._sql.lifecycle(self._connection, **asked))
-
-    async def _windows(self, first: Sequence[int]) -> Numbered:
-        told = [at["last_sequences"].get(TELEMETRY.name, -1) for at in self._ats]
+    async def _windows(self, first: Sequence[int]) -> RowsByBoundary:
+        sequences = [at["last_sequences"].get(TELEMETRY.name, -1) for at in self._ats]
         steps = {"first": list(first), "second": self._window}
-        return await _by_number(self._sql.windows(self._connection, **self._mine, sequences=told, **steps))
+        return await _by_number(self._sql.windows(self._connection, **self._incarnations, sequences=sequences, **steps))
 
-    async def _kernels(self, layers: Numbered, offsets: Sequence[int]) -> list[Row]:
-        """Those that fit any layer of any of the runs."""
+    async def _kernels(self, layers: RowsByBoundary, offsets: Sequence[int]) -> list[Row]:
+        """The kernels that fit any layer of any of the runs."""
         shapes = sorted({(r["kind"], r["num_features"]) for rows in layers.values() for r in rows})
         kinds, widths = [kind for kind, _width in shapes], [width for _kind, width in shapes]
         found = self._sql.kernels(self._connection, kinds=kinds, widths=widths, offsets=offsets)
@@ -146,7 +151,7 @@ class _Reader:
 
 
 def _is_started(at: Row) -> bool:
-    """Whether the run's own start lies before the boundary."""
+    """Whether the start of the run precedes the boundary in the log."""
     return at["hyperparameters"] is not None
 
 
