@@ -74,8 +74,9 @@ def main() -> None:
         for seed in model.seeds_not_dormant():
             print(f"  {seed.layer_id}:{seed.seed_id} {seed.stage.lower()}, blueprint {seed.blueprint_id}")
 
-    # 5. Keep the network without Esper: permanent seeds become plain modules.
-    torch.save(model.bake(), "grown.pt")
+    # 5. Keep the network without Esper: permanent seeds become plain modules, and torch.export takes the result.
+    exported = torch.export.export(model.bake().eval(), (val_images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.export.save(exported, "grown.pt2")
 
 
 if __name__ == "__main__":
