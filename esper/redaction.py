@@ -1,9 +1,9 @@
-"""What a secret is, and how text is freed of it.
+"""Masks secrets in text.
 
-Owns the three ways by which a secret is known: by the name beside it, by the shape of the text
-around it, and by its value, once settings have loaded it. It reads no settings and writes no log.
-Invariant: a value given to ``remember_secret`` never comes out of ``mask_text`` again, in none of
-the spellings that URLs, JSON and repr give it.
+This module owns the three ways to recognize a secret: by the name next to it, by the shape of the
+text around it, and by its value once settings have loaded it. It reads no settings and writes no
+log. Invariant: ``mask_text`` never returns a value that was given to ``remember_secret``, in any of
+the encodings of URLs, JSON and repr.
 """
 
 import functools
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
-MIN_SECRET_CHARS = 6  # shorter ones would blank out ordinary words; they are masked by name and shape alone
+MIN_SECRET_CHARS = 6  # shorter values would mask ordinary words; they are recognized by name and shape only
 
 _WORDS = (
     r"pass(?:word|wd|phrase)|(?<!by)(?<!com)pass(?![a-z])|pwd|secret|token|credential|bearer|cookie|authorization|signature"
@@ -45,56 +45,56 @@ _NAMED = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _KNOWN_SHAPES = re.compile(r"(?<![\w-])(?:A[KS]IA[A-Z0-9]{16}|gh[pousr]_\w{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)")
-_WORTH_A_LOOK = re.compile(rf"{_WORDS}|://|basic|PRIVATE|A[KS]IA|gh[pousr]_|eyJ", re.IGNORECASE)
+_CANDIDATE = re.compile(rf"{_WORDS}|://|basic|PRIVATE|A[KS]IA|gh[pousr]_|eyJ", re.IGNORECASE)
 
 _lock = threading.RLock()
 _secrets: frozenset[str] = frozenset()
-_spellings: tuple[str, ...] = ()  # longest first: a secret may hold another one
+_encodings: tuple[str, ...] = ()  # longest first: one secret may contain another
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether what bears this name must not be shown."""
+    """Whether a value with this name is a secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 def announces_secret(word: str) -> bool:
-    """Whether ``word`` is a bare name, as in ``["--password", ...]``, and what follows it a secret."""
+    """Whether the item after ``word`` is a secret, as in ``["--password", ...]``."""
     return len(word) <= 64 and _BARE_NAME.fullmatch(word) is not None and is_secret_name(word)
 
 
 def remember_secret(value: str) -> None:
-    """From now on ``mask_text`` hides ``value``, and the password in it where it is a URL.
+    """Register a secret: from now on ``mask_text`` masks ``value``, and the password in it if it is a URL.
 
-    Values shorter than ``MIN_SECRET_CHARS`` are not remembered. Nothing is ever forgotten.
+    Values shorter than ``MIN_SECRET_CHARS`` are ignored. A registration lasts as long as the process.
     """
-    global _secrets, _spellings
+    global _secrets, _encodings
     parts = {p for p in (value, *_passwords_in(value)) if len(p) >= MIN_SECRET_CHARS}
     if parts <= _secrets:
         return
     with _lock:
         _secrets = _secrets | parts
-        spellings = {s for secret in _secrets for s in _spellings_of(secret) if len(s) >= MIN_SECRET_CHARS}
-        _spellings = tuple(sorted(spellings, key=len, reverse=True))
+        encodings = {s for secret in _secrets for s in _encodings_of(secret) if len(s) >= MIN_SECRET_CHARS}
+        _encodings = tuple(sorted(encodings, key=len, reverse=True))
 
 
 def mask_values(text: str) -> str:
-    """``text`` without the secrets that ``remember_secret`` was told."""
-    for spelling in _spellings:
-        if spelling in text:
-            text = text.replace(spelling, MASK)
+    """``text`` with all registered secrets masked."""
+    for encoding in _encodings:
+        if encoding in text:
+            text = text.replace(encoding, MASK)
     return text
 
 
 def mask_text(text: str) -> str:
-    """``text`` without remembered secrets, and without what looks like one.
+    """``text`` with registered secrets masked, and everything that looks like a secret.
 
-    Known by shape: passwords in URLs, ``password=...``, ``"secret_key": "..."``, Authorization
+    Recognized by shape: passwords in URLs, ``password=...``, ``"secret_key": "..."``, Authorization
     headers, bearer tokens, private keys in PEM, and the tokens of well-known services.
     """
     text = mask_values(text)
-    if _WORTH_A_LOOK.search(text) is None:
+    if _CANDIDATE.search(text) is None:
         return text
     for shape in (_PEM, _URL_PASSWORD, _AUTHORIZATION, _BEARER, _BASIC, _NAMED):
         text = shape.sub(rf"\g<head>{MASK}", text)
@@ -112,7 +112,7 @@ def _passwords_in(value: str) -> Iterator[str]:
             yield unquote(password)
 
 
-def _spellings_of(secret: str) -> Iterator[str]:
+def _encodings_of(secret: str) -> Iterator[str]:
     plain = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), unquote(secret)}
     for text in plain:
         yield from (text, repr(text)[1:-1], ascii(text)[1:-1], repr(text.encode(errors="replace"))[2:-1])

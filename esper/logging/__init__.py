@@ -1,10 +1,19 @@
-"""Structured logs: stable event names with fields, written off the caller's thread.
+"""Structured logs: stable event names with fields, written by a background thread.
 
-A call costs its caller some microseconds: it takes a copy of what can change and puts it on a
-queue. Everything dear (secrets, tracebacks, text, the write) happens on the writer's thread.
-Secrets never reach the output; ``esper.redaction`` knows them by name, by shape and by value. A log
-that cannot be written never stops or slows a training step: lines are dropped, counted, and the
-count is logged (``log.lost``).
+A log call costs its caller a few microseconds: it copies mutable values and puts them on a queue.
+The writer thread does the expensive work: masking, tracebacks, formatting, writing. Secrets never
+reach the output; ``esper.redaction`` recognizes them by name, by shape and by value. A log that
+cannot be written never stops or slows a training step: lines are dropped and counted, and
+``log.lost`` logs the count.
+
+Public names:
+
+- ``configure_logging`` sets up a process, and ``flush_logging`` waits until its lines are written;
+  ``install_crash_hooks`` masks secrets in uncaught exceptions.
+- ``get_logger`` returns a logger: ``log.info("noun.verb_past", field=value)``.
+- ``traced`` adds a trace id to all lines of a block; ``incoming_trace`` and ``trace_id_of`` read
+  W3C ``traceparent`` headers.
+- ``redact`` masks the secrets in a value, and ``MASK`` is what replaces them.
 """
 
 from esper.logging.field_values import redact

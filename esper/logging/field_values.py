@@ -1,7 +1,7 @@
-"""Values in log fields: copied on the caller's thread, freed of secrets on the writer's.
+"""Values of log fields: copied on the caller's thread, masked on the writer thread.
 
-Invariant: what ``snapshot`` gives back no longer changes, holds no object with code of its own,
-and is bounded in size, whatever it was given.
+Invariant: a snapshot is immutable in effect, holds only built-in types, and is bounded in size, for
+any input.
 """
 
 import dataclasses
@@ -20,30 +20,30 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from esper.redaction import MASK, announces_secret, is_secret_name, mask_text
 
 MAX_DEPTH = 8
-MAX_VALUES = 500  # in all the containers of one field; a copy of more would be felt in a training step
+MAX_VALUES = 500  # over all containers of one field; copying more would slow a training step
 MAX_TEXT_CHARS = 16_000
-OVERLAP_CHARS = 4_000  # longer than a secret: text is masked before the cut, and none is cut in two
-MAX_BITS = 4_096  # of an integer: Python refuses to write out much longer ones
-LEFT_OUT = "..."
+OVERLAP_CHARS = 4_000  # longer than any secret: text is masked before it is cut, so no secret is cut in two
+MAX_BITS = 4_096  # of an integer: Python refuses to format much longer ones
+TRUNCATED = "..."
 
 CONSTANTS = frozenset(
     {str, int, float, bool, type(None), bytes, UUID, datetime, date, time, timedelta, Decimal, PosixPath}
 )
-"""Types whose values cannot change: they go to the writer as they are."""
+"""Immutable types: their values are queued without a copy."""
 
 
 def snapshot(value: Any) -> Any:
-    """``value`` as it is now: constants, dicts and lists of them, and text for everything else."""
-    return value if type(value) in CONSTANTS else _Copy().of(value, MAX_DEPTH)
+    """A copy of ``value``: constants, dicts and lists of them, and text for everything else."""
+    return value if type(value) in CONSTANTS else _Copier().copy(value, MAX_DEPTH)
 
 
 def redact(value: Any, name: str = "") -> Any:
-    """``value`` with everything masked that is, or holds, a secret; ready for JSON."""
+    """``value`` with all secrets masked, ready for JSON. ``name`` is the field's name, if it has one."""
     return mask_snapshot(snapshot(value), name)
 
 
 def mask_snapshot(value: Any, name: str = "") -> Any:
-    """The same for what ``snapshot`` gave."""
+    """Like ``redact``, for a snapshot."""
     if value is None or isinstance(value, bool):
         return value
     if name and is_secret_name(name):
@@ -60,34 +60,34 @@ def mask_snapshot(value: Any, name: str = "") -> Any:
 
 
 def masked_text(text: str) -> str:
-    """``text`` without secrets, cut where it is very long."""
+    """``text`` with secrets masked, truncated to ``MAX_TEXT_CHARS``."""
     if len(text) <= MAX_TEXT_CHARS:
         return mask_text(text)
-    return mask_text(text[: MAX_TEXT_CHARS + OVERLAP_CHARS])[:-OVERLAP_CHARS] + LEFT_OUT
+    return mask_text(text[: MAX_TEXT_CHARS + OVERLAP_CHARS])[:-OVERLAP_CHARS] + TRUNCATED
 
 
-class _Copy:
-    """One copy, with a budget."""
+class _Copier:
+    """Copies one field's value, within a budget of ``MAX_VALUES`` values."""
 
     def __init__(self) -> None:
         self._num_left = MAX_VALUES
 
-    def of(self, value: Any, depth: int) -> Any:
+    def copy(self, value: Any, depth: int) -> Any:
         kind = type(value)
         if kind in CONSTANTS:
             return value
         if isinstance(value, (SecretStr, SecretBytes)):
             return MASK
         if depth == 0:
-            return LEFT_OUT
+            return TRUNCATED
         try:
-            return self._of_other(value, depth)
-        except Exception:  # code of the value's own
+            return self._convert(value, depth)
+        except Exception:  # raised by the value's own methods
             return f"<unprintable {kind.__name__}>"
 
-    def _of_other(self, value: Any, depth: int) -> Any:
+    def _convert(self, value: Any, depth: int) -> Any:
         if isinstance(value, enum.Enum):
-            return self.of(value.value, depth - 1)
+            return self.copy(value.value, depth - 1)
         if isinstance(value, str):
             return str.__str__(value)
         if isinstance(value, (bytearray, memoryview)):
@@ -98,27 +98,27 @@ class _Copy:
             return float(value)
         pairs = _pairs_of(value)
         if pairs is not None:
-            return self._of_pairs(pairs, depth)
+            return self._copy_pairs(pairs, depth)
         if isinstance(value, (list, tuple, set, frozenset)):
-            return self._of_items(value, depth)
+            return self._copy_items(value, depth)
         return repr(value)[: MAX_TEXT_CHARS + OVERLAP_CHARS]
 
-    def _of_pairs(self, pairs: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
+    def _copy_pairs(self, pairs: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
         copy = {}
         for key, value in pairs:
             if not self._take():
-                copy[LEFT_OUT] = LEFT_OUT
+                copy[TRUNCATED] = TRUNCATED
                 break
-            copy[key if type(key) is str else str(self.of(key, depth - 1))] = self.of(value, depth - 1)
+            copy[key if type(key) is str else str(self.copy(key, depth - 1))] = self.copy(value, depth - 1)
         return copy
 
-    def _of_items(self, items: Iterable[Any], depth: int) -> list[Any]:
+    def _copy_items(self, items: Iterable[Any], depth: int) -> list[Any]:
         copy = []
         for item in items:
             if not self._take():
-                copy.append(LEFT_OUT)
+                copy.append(TRUNCATED)
                 break
-            copy.append(self.of(item, depth - 1))
+            copy.append(self.copy(item, depth - 1))
         return copy
 
     def _take(self) -> bool:
@@ -141,7 +141,7 @@ def _pairs_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
 
 
 def _masked_list(items: list[Any]) -> list[Any]:
-    """Items, without those that follow a secret's name: ["--password", x], ("Authorization", x)."""
+    """Masks items, including those that follow a secret's name: ["--password", x], ("Authorization", x)."""
     masked, is_secret = [], False
     for item in items:
         masked.append(MASK if is_secret and item is not None else mask_snapshot(item))

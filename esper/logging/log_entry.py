@@ -1,7 +1,7 @@
-"""One log entry, and the line that it becomes.
+"""A log entry, and its rendering as a line.
 
-Owns the names of the fields that every line has. Invariant: a line ends with its only newline
-where the format is json, and holds no secret in any format.
+This module owns the names of the fields that every line has. Invariant: a line holds no secret, and
+a JSON line has exactly one newline, at its end.
 """
 
 import json
@@ -18,7 +18,7 @@ from esper.redaction import mask_values
 
 
 class LogEntry(NamedTuple):
-    """What a call leaves for the writer. ``fields`` hold snapshots alone."""
+    """A log call as it is queued for the writer thread. ``fields`` hold snapshots only."""
 
     created_s: float
     level: str
@@ -29,35 +29,35 @@ class LogEntry(NamedTuple):
 
 
 class LineRenderer:
-    """Makes the line of an entry, on the writer's thread."""
+    """Renders entries as lines, on the writer thread."""
 
     def __init__(self, settings: LoggingSettings, *, has_colors: bool) -> None:
-        # rich's tracebacks, structlog's default, print local variables
+        # structlog's default, rich's tracebacks, prints local variables, which may hold secrets
         console = structlog.dev.ConsoleRenderer(
             colors=has_colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
         )
         self._console = None if settings.format == "json" else console
 
     def __call__(self, entry: LogEntry) -> str:
-        """The line, with its newline."""
+        """The line of an entry, including the newline."""
         try:
-            shown = _shown(entry)
-            line = json.dumps(shown) if self._console is None else str(self._console(None, entry.level, shown))
-        except Exception as error:  # a line is worth more than none
-            named = {"event": "log.render_failed", "logger": entry.logger, "error": type(error).__name__}
-            line = json.dumps(named)
+            fields = _line_fields(entry)
+            line = json.dumps(fields) if self._console is None else str(self._console(None, entry.level, fields))
+        except Exception as error:  # an incomplete line is better than none
+            minimal = {"event": "log.render_failed", "logger": entry.logger, "error": type(error).__name__}
+            line = json.dumps(minimal)
         return mask_values(line) + "\n"
 
 
-def _shown(entry: LogEntry) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+def _line_fields(entry: LogEntry) -> dict[str, Any]:
+    fields: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(entry.created_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z",
         "level": entry.level,
         "logger": entry.logger,
         "event": mask_snapshot(entry.event),
     }
     for name, value in entry.fields.items():
-        shown[f"{name}_" if name in shown else name] = mask_snapshot(value, name)
+        fields[f"{name}_" if name in fields else name] = mask_snapshot(value, name)
     if entry.error is not None:
-        shown["exception"] = masked_text("".join(entry.error.format()).rstrip())
-    return shown
+        fields["exception"] = masked_text("".join(entry.error.format()).rstrip())
+    return fields

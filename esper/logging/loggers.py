@@ -1,7 +1,7 @@
-"""Esper's own loggers: structlog's interface, and a last processor that hands the entry over.
+"""Esper's loggers: structlog's interface with a final processor that queues the entry.
 
-Before ``configure_logging`` (Esper as a library in somebody's program) entries go to the standard
-logging as one masked line, to that program's own handlers. Invariant: logging never raises.
+Without ``configure_logging``, as when Esper is a library in another program, each entry goes to
+standard logging as one masked line, for that program's handlers. Invariant: logging never raises.
 """
 
 import logging
@@ -23,14 +23,14 @@ from esper.redaction import mask_text
 _LEVELS = {"exception": "error", "warn": "warning", "fatal": "critical"}
 
 writer: LogWriter | None = None
-"""This process's writer; None until ``configure_logging``, which alone sets it."""
+"""This process's writer. ``configure_logging`` sets it; until then it is None."""
 
 
 def get_logger(name: str) -> BoundLogger:
-    """A logger; its first argument is a stable event name, the rest are fields."""
+    """A logger. The first argument of its methods is a stable event name; the others are fields."""
     wrapped = structlog.wrap_logger(
         logging.getLogger(name),
-        processors=[filter_by_level, merge_contextvars, _hand_over],
+        processors=[filter_by_level, merge_contextvars, _queue_entry],
         wrapper_class=BoundLogger,
         context_class=dict,
         cache_logger_on_first_use=True,
@@ -38,8 +38,8 @@ def get_logger(name: str) -> BoundLogger:
     return cast(BoundLogger, wrapped)
 
 
-def captured(exc_info: Any) -> traceback.TracebackException | None:
-    """What of an exception can be formatted later, without its frames: they would keep their locals alive."""
+def capture_traceback(exc_info: Any) -> traceback.TracebackException | None:
+    """The exception, ready to be formatted later; it keeps no frames, which would keep their locals alive."""
     if isinstance(exc_info, BaseException):
         exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
     elif exc_info and not isinstance(exc_info, tuple):
@@ -49,18 +49,18 @@ def captured(exc_info: Any) -> traceback.TracebackException | None:
     return traceback.TracebackException(*exc_info, lookup_lines=False, compact=True)
 
 
-def _hand_over(logger: logging.Logger, method: str, event: MutableMapping[str, Any]) -> Any:
+def _queue_entry(logger: logging.Logger, method: str, event: MutableMapping[str, Any]) -> Any:
     if writer is None:
-        return _for_standard_logging(event)
+        return _standard_logging_line(event)
     try:
         writer.put(_entry(logger.name, method, event))
-    except Exception as error:  # a value's own code failed
+    except Exception as error:  # raised by a value's own methods
         writer.put(LogEntry(time.time(), "error", logger.name, "log.entry_failed", {"error": type(error).__name__}))
     raise structlog.DropEvent
 
 
 def _entry(name: str, method: str, event: MutableMapping[str, Any]) -> LogEntry:
-    said = event.pop("event", None)
+    message = event.pop("event", None)
     positional = event.pop("positional_args", None)
     exc_info = event.pop("exc_info", None)
     fields = {k: v if type(v) in CONSTANTS else snapshot(v) for k, v in event.items()}
@@ -68,13 +68,13 @@ def _entry(name: str, method: str, event: MutableMapping[str, Any]) -> LogEntry:
         time.time(),
         _LEVELS.get(method, method),
         name,
-        snapshot(said % positional if positional else said),
+        snapshot(message % positional if positional else message),
         fields,
-        captured(exc_info) if exc_info else None,
+        capture_traceback(exc_info) if exc_info else None,
     )
 
 
-def _for_standard_logging(event: MutableMapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
+def _standard_logging_line(event: MutableMapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
     try:
         entry = _entry("", "", event)
         parts = [str(redact(entry.event)), *(f"{k}={redact(v, k)!r}" for k, v in entry.fields.items())]

@@ -1,7 +1,7 @@
-"""Logging of a process: set up once by its entry point, flushed at its end, told of its crashes.
+"""Set-up of a process's logging: done once by the entry point, flushed when the process ends.
 
-Owns the root logger and the hooks for exceptions that nobody catches. Invariant: whatever this
-process prints through logging, warnings or a crash has gone through the masking.
+This module owns the root logger and the hooks for uncaught exceptions. Invariant: everything that
+the process prints through logging, warnings or a crash has its secrets masked.
 """
 
 import atexit
@@ -17,69 +17,69 @@ from esper.config import LoggingSettings
 from esper.logging import loggers
 from esper.logging.field_values import redact, snapshot
 from esper.logging.log_entry import LineRenderer, LogEntry
-from esper.logging.loggers import captured
-from esper.logging.writer_thread import FLUSH_S, FileDescriptorSink, LogWriter
+from esper.logging.loggers import capture_traceback
+from esper.logging.writer_thread import FLUSH_TIMEOUT_S, FileDescriptorSink, LogWriter
 from esper.redaction import mask_text
 
-_CHATTY = ("aiokafka", "botocore", "aiobotocore", "urllib3", "asyncio", "yoyo")
+_VERBOSE_LIBRARIES = ("aiokafka", "botocore", "aiobotocore", "urllib3", "asyncio", "yoyo")
 
 
 def configure_logging(settings: LoggingSettings) -> None:
-    """Set structlog and the standard logging up for this process: lines to stderr, in the format asked for.
+    """Set up structlog and standard logging for this process, with lines to stderr.
 
-    Called by its entry point; a second call replaces the first.
+    The entry point calls it. A second call replaces the first.
     """
-    before = loggers.writer
-    stream = sys.__stderr__  # Faust puts a proxy to logging in place of stderr
+    previous = loggers.writer
+    stream = sys.__stderr__  # not sys.stderr, which Faust replaces with a proxy to logging
     has_colors = stream is not None and stream.isatty()
     loggers.writer = LogWriter(LineRenderer(settings, has_colors=has_colors), _stderr_sink())
-    if before is None:
+    if previous is None:
         atexit.register(_close)
     else:
-        before.close()
+        previous.close()
     root = logging.getLogger()
-    root.handlers = [_HandOver()]
+    root.handlers = [_QueueHandler()]
     root.setLevel(settings.level)
-    for name in _CHATTY:
+    for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
     install_crash_hooks()
 
 
-def flush_logging(deadline_s: float = FLUSH_S) -> bool:
-    """Wait until all lines so far are written; False where that takes longer than ``deadline_s``."""
+def flush_logging(deadline_s: float = FLUSH_TIMEOUT_S) -> bool:
+    """Wait until all lines so far are written; False if that takes longer than ``deadline_s``."""
     return loggers.writer is None or loggers.writer.flush(deadline_s)
 
 
 def install_crash_hooks() -> None:
-    """Have exceptions that nobody catches told without secrets, in every thread."""
+    """Log uncaught exceptions of every thread, with their secrets masked."""
     sys.excepthook = _process_crashed
     threading.excepthook = _thread_crashed
     sys.unraisablehook = _finalizer_crashed
 
 
-class _HandOver(logging.Handler):
-    """Hands records of the standard logging to the writer."""
+class _QueueHandler(logging.Handler):
+    """Queues records of standard logging for the writer thread."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if loggers.writer is None:
             return
         try:
-            said = record.getMessage()
+            message = record.getMessage()
         except Exception:  # the arguments do not fit the message
-            said = f"{record.msg} {redact(record.args)}"
+            message = f"{record.msg} {redact(record.args)}"
         try:
-            error = captured(record.exc_info)
+            error = capture_traceback(record.exc_info)
         except Exception:
             error = None
-        entry = LogEntry(record.created, record.levelname.lower(), record.name, snapshot(said), {}, error)
+        entry = LogEntry(record.created, record.levelname.lower(), record.name, snapshot(message), {}, error)
         loggers.writer.put(entry)
 
 
 def _stderr_sink() -> Callable[[bytes], None]:
     try:
         return FileDescriptorSink(sys.__stderr__.fileno() if sys.__stderr__ else 2)
-    except (OSError, ValueError):  # a stream without a descriptor, or a closed one: each write will fail, and count
+    except (OSError, ValueError):  # no descriptor, or a closed one: each write fails, and its lines count as lost
         return FileDescriptorSink(2)
 
 
@@ -92,27 +92,27 @@ def _process_crashed(kind: type[BaseException], error: BaseException, tb: Traceb
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, tb)
     else:
-        _tell_crash("process.crashed", (kind, error, tb))
+        _log_crash("process.crashed", (kind, error, tb))
 
 
 def _thread_crashed(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is not SystemExit:
         name = args.thread.name if args.thread else None
-        _tell_crash("thread.crashed", (args.exc_type, args.exc_value, args.exc_traceback), thread=name)
+        _log_crash("thread.crashed", (args.exc_type, args.exc_value, args.exc_traceback), thread=name)
 
 
 def _finalizer_crashed(args: Any) -> None:
-    _tell_crash("finalizer.crashed", (args.exc_type, args.exc_value, args.exc_traceback), object=args.object)
+    _log_crash("finalizer.crashed", (args.exc_type, args.exc_value, args.exc_traceback), object=args.object)
 
 
-def _tell_crash(event: str, exc_info: Any, **fields: Any) -> None:
+def _log_crash(event: str, exc_info: Any, **fields: Any) -> None:
     try:
-        error = captured(exc_info)
+        error = capture_traceback(exc_info)
         if loggers.writer is not None:
             copied = {name: snapshot(value) for name, value in fields.items()}
             loggers.writer.put(LogEntry(time.time(), "critical", "esper", event, copied, error))
             loggers.writer.flush()
         elif error is not None:
             _stderr_sink()(mask_text("".join(error.format())).encode(errors="backslashreplace"))
-    except Exception:  # the last resort failed: what Python would print may hold secrets
+    except Exception:  # the last resort: Python's own traceback could print secrets
         sys.stderr.write(f"{event}: {exc_info[0].__name__}\n")

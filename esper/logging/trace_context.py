@@ -1,4 +1,4 @@
-"""Which trace a log line belongs to: W3C Trace Context, as it travels in events and in HTTP headers."""
+"""The trace of a log line, by W3C Trace Context: ``traceparent`` in events and in HTTP headers."""
 
 import re
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ _NO_SPAN = "0" * 16
 
 
 def incoming_trace(header: str | None) -> str | None:
-    """The ``traceparent`` that a caller sent, for ``OonaMessage.of``; None where there is none that counts.
+    """The ``traceparent`` that a caller sent, for ``OonaMessage.of``; None if it is absent or invalid.
 
-    The specification has one that cannot be read ignored: the event then begins a trace of its own.
+    As the specification requires, an invalid one is ignored, and the event begins a new trace.
     """
     text = (header or "").strip()
     if not _TRACEPARENT.fullmatch(text):
@@ -26,13 +26,13 @@ def incoming_trace(header: str | None) -> str | None:
 
 
 def trace_id_of(traceparent: str | None) -> str | None:
-    """The part of it that all events of one trace share."""
+    """The trace id in a ``traceparent``: the part that all events of one trace share."""
     return traceparent.split("-")[1] if traceparent else None
 
 
 @contextmanager
 def traced(traceparent: str | None) -> Iterator[None]:
-    """Have the log lines of this block, in this task or thread, carry the ``trace_id``."""
+    """Add the ``trace_id`` to all log lines of this block, in this task or thread."""
     trace_id = trace_id_of(traceparent)
     if trace_id is None:
         yield

@@ -1,8 +1,8 @@
-"""The thread that writes log lines, and the queue before it.
+"""The thread that writes log lines, and its queue.
 
-Owns the queue, the thread and the count of lost lines; knows nothing of structlog or settings.
-Invariant: ``put`` neither waits nor raises, with a full queue, a full disk, a closed stderr, in a
-forked child and while the interpreter ends.
+This module owns the queue, the thread and the count of lost lines. It does not depend on structlog
+or on settings. Invariant: ``put`` never waits and never raises: not with a full queue, a full disk
+or a closed stderr, not in a forked child, and not while the interpreter shuts down.
 """
 
 import multiprocessing.util
@@ -16,30 +16,34 @@ from collections.abc import Callable
 
 from esper.logging.log_entry import LogEntry
 
-MAX_WAITING = 10_000  # entries; at some 1 kB each they are not felt
+MAX_QUEUED = 10_000  # entries of about 1 kB each
 MAX_BATCH = 200  # lines in one write
-NAP_S = 0.01  # between two looks at the queue: a thread that waits on it is woken at its caller's cost
-MAX_NAPS = 50  # without an entry; then it waits, and the next caller pays for waking it
-FLUSH_S = 2.0  # how long the end of a process waits for its last lines
+POLL_S = 0.01  # between two polls of the queue: waking a thread that blocks on it would cost the caller of put
+MAX_POLLS = 50  # without an entry; then the thread blocks, and the next caller of put pays for waking it
+FLUSH_TIMEOUT_S = 2.0  # for which the end of a process waits for its last lines
 
-_Item = LogEntry | threading.Event | None  # a line, a mark to set when everything before it is written, the end
+_Item = LogEntry | threading.Event | None
+"""A line; an event to set when everything before it is written; or None to end the thread."""
 
 
 class FileDescriptorSink:
-    """Writes bytes to a descriptor. Past Python's own buffers: a fork could copy their locks while held."""
+    """Writes bytes to a file descriptor.
+
+    It bypasses Python's buffers: a fork could copy their locks while they are held.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._is_torn = False
+        self._is_line_incomplete = False
 
     def __call__(self, data: bytes) -> None:
-        """Write all of it, however long the reader takes.
+        """Write all of ``data``; blocks while the reader is slow.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the descriptor cannot be written.
         """
-        rest = memoryview(b"\n" + data if self._is_torn else data)
-        self._is_torn = False
+        rest = memoryview(b"\n" + data if self._is_line_incomplete else data)
+        self._is_line_incomplete = False
         while rest:
             try:
                 num_written = os.write(self._descriptor, rest)
@@ -47,65 +51,65 @@ class FileDescriptorSink:
                 select.select([], [self._descriptor], [])
                 continue
             except OSError:
-                self._is_torn = len(rest) < len(data)
+                self._is_line_incomplete = len(rest) < len(data)
                 raise
             rest = rest[num_written:]
 
 
 class LogWriter:
-    """A queue and a thread that starts with the first entry, in a forked child again.
+    """A queue and a thread. The thread starts with the first entry, and again in a forked child.
 
     Args:
-        render: makes an entry's line; called on the writer's thread.
-        sink: takes the bytes of some lines; may raise.
-        max_waiting: entries in the queue; more are dropped and counted.
+        render: renders an entry as a line; called on the writer thread.
+        sink: writes the bytes of one or more lines; may raise.
+        max_queued: maximum number of entries in the queue; further ones are dropped and counted.
     """
 
     def __init__(
-        self, render: Callable[[LogEntry], str], sink: Callable[[bytes], None], *, max_waiting: int = MAX_WAITING
+        self, render: Callable[[LogEntry], str], sink: Callable[[bytes], None], *, max_queued: int = MAX_QUEUED
     ) -> None:
         self._render = render
         self._sink = sink
-        self._max_waiting = max_waiting
+        self._max_queued = max_queued
         self._is_closed = False
-        self._begin()
+        self._reset()
         _writers.add(self)
         multiprocessing.util.register_after_fork(self, LogWriter._flush_at_end_of_child)
 
-    def _begin(self) -> None:
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()  # its put is safe in signal handlers
+    def _reset(self) -> None:
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()  # reentrant: safe in signal handlers
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._num_lost = 0
 
     @property
     def num_lost(self) -> int:
-        """Lines lost and not told yet."""
+        """Number of lines lost since the last ``log.lost`` line."""
         return self._num_lost
 
     def put(self, entry: LogEntry) -> None:
-        """Leave an entry for the thread. Dropped and counted where the queue is full."""
+        """Queue an entry. If the queue is full, the entry is dropped and counted."""
         try:
-            if self._queue.qsize() >= self._max_waiting:
+            if self._queue.qsize() >= self._max_queued:
                 self._count_lost(1)
                 return
             if self._thread is None and not self._start():
-                self._write([entry])  # closed: the process ends
+                self._write([entry])  # closed: the process is ending
                 return
             self._queue.put(entry)
         except Exception:
             self._count_lost(1)
 
-    def flush(self, deadline_s: float = FLUSH_S) -> bool:
-        """Wait until everything put so far is written; False where that takes longer."""
+    def flush(self, deadline_s: float = FLUSH_TIMEOUT_S) -> bool:
+        """Wait until everything queued so far is written; False if that takes longer than ``deadline_s``."""
         if self._thread is None or self._thread is threading.current_thread():
             return self._thread is None
         done = threading.Event()
         self._queue.put(done)
         return done.wait(deadline_s)
 
-    def close(self, deadline_s: float = FLUSH_S) -> None:
-        """Write what waits, and end the thread. Entries that come later are written by their callers."""
+    def close(self, deadline_s: float = FLUSH_TIMEOUT_S) -> None:
+        """Write the queued entries and end the thread. Later entries are written on their callers' threads."""
         self._is_closed = True
         thread = self._thread
         if thread is None or thread is threading.current_thread():
@@ -124,16 +128,16 @@ class LogWriter:
 
     def _run(self) -> None:
         while True:
-            entries, mark = self._next_entries()
+            entries, written = self._next_batch()
             self._write(entries)
-            if mark is None:
+            if written is None:
                 return
-            mark.set()
+            written.set()
 
-    def _next_entries(self) -> tuple[list[LogEntry], threading.Event | None]:
-        """What waits, up to a mark; None in its place is the end."""
+    def _next_batch(self) -> tuple[list[LogEntry], threading.Event | None]:
+        """Queued entries, and the event to set when they are written; None ends the thread."""
         entries: list[LogEntry] = []
-        item = self._first()
+        item = self._wait_for_item()
         while True:
             if not isinstance(item, LogEntry):
                 return entries, item
@@ -145,11 +149,11 @@ class LogWriter:
             except queue.Empty:
                 return entries, threading.Event()
 
-    def _first(self) -> _Item:
-        for _nap in range(MAX_NAPS):
+    def _wait_for_item(self) -> _Item:
+        for _poll in range(MAX_POLLS):
             if not self._queue.empty():
                 break
-            time.sleep(NAP_S)
+            time.sleep(POLL_S)
         return self._queue.get()
 
     def _write(self, entries: list[LogEntry]) -> None:
@@ -161,7 +165,7 @@ class LogWriter:
             if entries:
                 self._sink("".join(map(self._render, entries)).encode(errors="backslashreplace"))
             self._count_lost(-num_lost)
-        except Exception:  # stderr is closed, the disk is full: nobody is left to tell
+        except Exception:  # stderr is closed or the disk is full: count the lines and log the count later
             self._count_lost(len(entries) - (num_lost > 0))
 
     def _count_lost(self, num: int) -> None:
@@ -169,17 +173,17 @@ class LogWriter:
             self._num_lost += num
 
     def _flush_at_end_of_child(self) -> None:
-        # a multiprocessing child (a DataLoader's worker) ends by os._exit: no atexit runs in it
+        # a multiprocessing child, such as a DataLoader worker, ends with os._exit, which skips atexit
         multiprocessing.util.Finalize(None, self.flush, exitpriority=0)
 
 
 _writers: weakref.WeakSet[LogWriter] = weakref.WeakSet()
 
 
-def _begin_again_in_child() -> None:
-    """The parent writes what waited; its thread and its locks do not exist here."""
+def _reset_in_child() -> None:
+    """Start afresh in a forked child: the parent's thread does not exist here, and the parent writes its queue."""
     for writer in list(_writers):
-        writer._begin()
+        writer._reset()
 
 
-os.register_at_fork(after_in_child=_begin_again_in_child)
+os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,4 +1,4 @@
-"""Logging of whole processes: crashes, forks, ends, and a stderr that cannot be written."""
+"""Logging of whole processes: crashes, forks, exits, and a stderr that cannot be written."""
 
 import json
 import os
@@ -22,7 +22,7 @@ log = get_logger("esper.test")
 
 
 def program(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program that has set logging up."""
+    """Run a program with logging configured."""
     options.setdefault("stderr", subprocess.PIPE)
     return subprocess.run(
         [sys.executable, "-c", SET_UP + code], text=True, check=False, timeout=TIMEOUT_S, stdout=subprocess.PIPE, **options
@@ -54,29 +54,29 @@ asyncio.run(fail())
 
 
 @pytest.mark.parametrize("event", sorted(CRASHES))
-def test_a_crash_is_told_with_its_traceback_and_without_secrets(event: str) -> None:
+def test_crash_logs_masked_traceback(event: str) -> None:
     run = program(CRASHES[event])
     assert run.returncode == (1 if event == "process.crashed" else 0)
-    [told] = events(run)
-    assert told["event"] == event
-    assert "Traceback" in told["exception"]
-    assert "OSError: refused ***, password ***" in told["exception"]
+    [line] = events(run)
+    assert line["event"] == event
+    assert "Traceback" in line["exception"]
+    assert "OSError: refused ***, password ***" in line["exception"]
     assert "ter22" not in run.stderr
 
 
-def test_a_warning_is_a_line() -> None:
-    [told] = events(program('warnings.warn("old: postgresql://u:hun%40ter22@h/d")'))
-    assert told["logger"] == "py.warnings"
-    assert "ter22" not in told["event"]
+def test_python_warning_is_logged() -> None:
+    [line] = events(program('warnings.warn("old: postgresql://u:hun%40ter22@h/d")'))
+    assert line["logger"] == "py.warnings"
+    assert "ter22" not in line["event"]
 
 
-def test_the_last_lines_of_a_process_are_written() -> None:
-    told = events(program('for n in range(5_000): log.info("line", n=n)\nsys.exit(3)'))
-    assert [e["n"] for e in told] == list(range(5_000))
+def test_last_lines_before_exit_are_written() -> None:
+    lines = events(program('for n in range(5_000): log.info("line", n=n)\nsys.exit(3)'))
+    assert [e["n"] for e in lines] == list(range(5_000))
 
 
 @pytest.mark.parametrize("method", ["fork", "os.fork"])
-def test_a_forked_child_logs_and_does_not_say_its_parents_lines_again(method: str) -> None:
+def test_forked_child_logs_only_its_own_lines(method: str) -> None:
     code = f"""
 import multiprocessing
 from esper.logging import flush_logging
@@ -104,20 +104,20 @@ log.info("parent.ended")
 """
     run = program(code)
     assert run.returncode == 0, run.stderr[-2000:]
-    told = [json.loads(line) for line in run.stderr.splitlines()]
-    assert sorted(e["n"] for e in told if e["event"] == "child") == list(range(20))
-    assert sum(e["event"] == "parent.ended" for e in told) == 1
+    lines = [json.loads(line) for line in run.stderr.splitlines()]
+    assert sorted(e["n"] for e in lines if e["event"] == "child") == list(range(20))
+    assert sum(e["event"] == "parent.ended" for e in lines) == 1
 
 
 @pytest.mark.parametrize("stderr", ["closed", "no reader", "full disk"])
-def test_a_stderr_that_cannot_be_written_is_not_felt(stderr: str) -> None:
+def test_unwritable_stderr_does_not_affect_the_program(stderr: str) -> None:
     code = """
 for n in range(100):
     log.info("line", n=n)
     logging.getLogger("other").error("line")
-from esper.logging import flush_logging, structured
+from esper.logging import flush_logging, loggers
 assert flush_logging(20)
-assert structured.writer.num_lost == 200, structured.writer.num_lost
+assert loggers.writer.num_lost == 200, loggers.writer.num_lost
 print("done")
 """
     if stderr == "closed":
@@ -136,7 +136,7 @@ print("done")
     assert run.returncode == 0
 
 
-def test_a_reader_that_stopped_reading_does_not_keep_a_process() -> None:
+def test_stalled_stderr_reader_does_not_block_exit() -> None:
     reading, writing = os.pipe()
     try:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Logs: no secret in any line, no caller that waits or fails, no line lost unseen."""
+"""Logs: secrets are masked, callers never wait or fail, and lost lines are counted."""
 
 import base64
 import json
@@ -22,12 +22,12 @@ from esper import redaction
 from esper.config import KafkaSecurity, LoggingSettings, PostgresSettings
 from esper.logging import MASK, get_logger, loggers, redact
 from esper.logging.log_entry import LineRenderer, LogEntry
-from esper.logging.setup import _HandOver
+from esper.logging.setup import _QueueHandler
 from esper.logging.writer_thread import FileDescriptorSink, LogWriter
 
 FORMATS = ("json", "console")
 SECRET = st.text(st.characters(min_codepoint=33, max_codepoint=0x17F, exclude_categories=("C", "Z")), min_size=6)
-SECRET = SECRET.map(lambda s: f"Q{s}7")  # no word of a line
+SECRET = SECRET.map(lambda s: f"Q{s}7")  # so that no line contains it by chance
 WORD = st.text(st.sampled_from("abcXYZ019+/_-.~"), min_size=6).map(lambda s: f"Q{s}7")
 NAMES = st.sampled_from(
     ["password", "db_passwd", "PWD", "passphrase", "secret_key", "clientSecret", "API-KEY", "apiKey", "token",
@@ -37,8 +37,8 @@ NAMES = st.sampled_from(
 
 
 @contextmanager
-def lines_of(form: str = "json", **options: Any) -> Iterator[list[str]]:
-    """What loggers write meanwhile; complete at the end of the block."""
+def captured_lines(form: str = "json", **options: Any) -> Iterator[list[str]]:
+    """The lines that loggers write in the block; complete at its end."""
     lines: list[str] = []
     renderer = LineRenderer(LoggingSettings.model_validate({"level": "DEBUG", "format": form}), has_colors=False)
     writer = LogWriter(renderer, lambda data: lines.append(data.decode()), **options)
@@ -46,7 +46,7 @@ def lines_of(form: str = "json", **options: Any) -> Iterator[list[str]]:
     root = logging.getLogger()
     level, handlers = root.level, root.handlers
     root.setLevel("DEBUG")
-    root.handlers = [_HandOver()]
+    root.handlers = [_QueueHandler()]
     try:
         yield lines
     finally:
@@ -57,13 +57,13 @@ def lines_of(form: str = "json", **options: Any) -> Iterator[list[str]]:
 
 
 @contextmanager
-def secrets_of_its_own() -> Iterator[None]:
-    """What is remembered inside is forgotten at the end."""
-    before = redaction._secrets, redaction._spellings
+def restored_secrets() -> Iterator[None]:
+    """Forget the secrets registered in the block at its end."""
+    before = redaction._secrets, redaction._encodings
     try:
         yield
     finally:
-        redaction._secrets, redaction._spellings = before
+        redaction._secrets, redaction._encodings = before
 
 
 log = get_logger("esper.test")
@@ -129,13 +129,11 @@ WRAPPERS: dict[str, Any] = {
     wrappers=st.lists(st.sampled_from(sorted(WRAPPERS)), max_size=5),
     form=st.sampled_from(FORMATS),
 )
-def test_what_a_name_calls_secret_is_in_no_line(
-    secret: str, name: str, holder: str, wrappers: list[str], form: str
-) -> None:
+def test_value_with_secret_name_is_masked(secret: str, name: str, holder: str, wrappers: list[str], form: str) -> None:
     value = HOLDERS[holder](name, secret)
     for wrapper in wrappers:
         value = WRAPPERS[wrapper](value)
-    with lines_of(form) as lines:
+    with captured_lines(form) as lines:
         log.info("held", value=value, **{name.replace("-", "_"): secret})
     line = "".join(lines)
     assert MASK in line
@@ -171,21 +169,21 @@ SHAPES = [
 
 
 @given(secret=WORD, shape=st.sampled_from(SHAPES), way=st.sampled_from(["event", "field", "stdlib", "traceback"]))
-def test_what_looks_like_a_secret_is_in_no_line(secret: str, shape: str, way: str) -> None:
+def test_text_shaped_like_secret_is_masked(secret: str, shape: str, way: str) -> None:
     secret = secret.replace("/", "_") if "://" in shape else secret
     text = shape.replace("{}", secret)
-    with lines_of() as lines:
-        tell(text, way)
+    with captured_lines() as lines:
+        log_text(text, way)
     assert MASK in "".join(lines)
     assert secret not in "".join(lines)
 
 
-def tell(text: str, way: str) -> None:
-    """Bring a text into a line."""
+def log_text(text: str, way: str) -> None:
+    """Log a text as an event, a field, a standard record or a traceback."""
     if way == "event":
         log.warning(text)
     elif way == "field":
-        log.warning("told", value=["x", {"y": text}])
+        log.warning("text.logged", value=["x", {"y": text}])
     elif way == "stdlib":
         logging.getLogger("botocore.parsers").warning("said %s", text)
     else:
@@ -211,14 +209,14 @@ def tell(text: str, way: str) -> None:
         "kernel.registered sha256=0f3a",
     ],
 )
-def test_ordinary_text_stays_as_it_is(text: str) -> None:
+def test_ordinary_text_is_not_masked(text: str) -> None:
     assert redact(text) == text
 
 
 @pytest.mark.parametrize(
     "piece", ["password", "a://:", "authorization:", "-eyJaaaaaaaa.", "\\", 'token="', "-----BEGIN PRIVATE KEY-----"]
 )
-def test_masking_takes_time_in_proportion_to_the_text(piece: str) -> None:
+def test_masking_time_is_linear_in_text_length(piece: str) -> None:
     text = "password=" + piece * (100_000 // len(piece))
     began = time.perf_counter()
     redaction.mask_text(text)
@@ -246,12 +244,12 @@ ENCODINGS: dict[str, Any] = {
     way=st.sampled_from(["event", "field", "stdlib", "traceback"]),
     form=st.sampled_from(FORMATS),
 )
-def test_a_secret_that_settings_hold_is_in_no_line(secret: str, encoding: str, way: str, form: str) -> None:
-    with secrets_of_its_own():
+def test_secret_of_settings_is_masked_in_every_encoding(secret: str, encoding: str, way: str, form: str) -> None:
+    with restored_secrets():
         KafkaSecurity.model_validate({"protocol": "SASL_SSL", "username": "u", "password": secret})
-        spelled = ENCODINGS[encoding](secret)
-        with lines_of(form) as lines:
-            tell(f"server said <{spelled}> is wrong", way)
+        encoded = ENCODINGS[encoding](secret)
+        with captured_lines(form) as lines:
+            log_text(f"server said <{encoded}> is wrong", way)
         line = "".join(lines)
         assert MASK in line
         assert_hidden(secret, line)
@@ -259,17 +257,17 @@ def test_a_secret_that_settings_hold_is_in_no_line(secret: str, encoding: str, w
 
 
 @given(password=SECRET)
-def test_the_password_inside_a_dsn_is_in_no_line(password: str) -> None:
-    with secrets_of_its_own():
+def test_password_inside_dsn_is_masked(password: str) -> None:
+    with restored_secrets():
         PostgresSettings.model_validate({"dsn": f"postgresql://u:{quote(password, safe='')}@h/d"})
-        with lines_of() as lines:
-            tell(f"FATAL: authentication of u with {password} or {quote(password, safe='')} failed", "traceback")
+        with captured_lines() as lines:
+            log_text(f"FATAL: authentication of u with {password} or {quote(password, safe='')} failed", "traceback")
         assert_hidden(password, "".join(lines))
         assert quote(password, safe="") not in "".join(lines)
 
 
-def test_a_secret_of_few_letters_does_not_blank_the_log() -> None:
-    with secrets_of_its_own(), lines_of() as lines:
+def test_short_secret_does_not_mask_ordinary_words() -> None:
+    with restored_secrets(), captured_lines() as lines:
         KafkaSecurity.model_validate({"protocol": "SASL_SSL", "username": "u", "password": "run"})
         log.info("run.began", password="run", dsn="kafka://u:run@h")
     shown = json.loads("".join(lines))
@@ -277,17 +275,17 @@ def test_a_secret_of_few_letters_does_not_blank_the_log() -> None:
     assert (shown["password"], shown["dsn"]) == (MASK, f"kafka://u:{MASK}@h")
 
 
-def test_basic_credentials_are_hidden_beside_their_header() -> None:
+def test_basic_credentials_after_header_are_masked() -> None:
     credentials = base64.b64encode(b"user:hunter22").decode()
     assert credentials not in str(redact([("Authorization", f"Basic {credentials}"), f"sent Basic {credentials}"]))
 
 
-# -- what a line is
+# -- rendering
 
 
-def test_a_value_is_logged_as_it_was_at_the_call() -> None:
+def test_value_is_copied_at_the_call() -> None:
     changing: dict[str, Any] = {"a": [1], "b": bytearray(b"x")}
-    with lines_of() as lines:
+    with captured_lines() as lines:
         log.info("changing", value=changing)
         changing["a"].append(2)
         changing["c"] = changing
@@ -301,10 +299,10 @@ class Hostile:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_no_value_stops_a_line_or_its_caller(form: str) -> None:
+def test_any_value_is_logged_without_raising(form: str) -> None:
     cyclic: list[Any] = []
     cyclic.append(cyclic)
-    with lines_of(form) as lines:
+    with captured_lines(form) as lines:
         log.info("hostile", value=Hostile(), within=[Hostile()])
         log.info("cyclic", value=cyclic)
         log.info("huge", value=list(range(10**6)), text="x" * 10**6, number=10**5000)
@@ -331,8 +329,8 @@ def test_no_value_stops_a_line_or_its_caller(form: str) -> None:
         max_leaves=30,
     )
 )
-def test_every_line_is_one_json_object(value: Any) -> None:
-    with lines_of() as lines:
+def test_json_line_is_one_object(value: Any) -> None:
+    with captured_lines() as lines:
         log.info("any", value=value)
     text = "".join(lines)
     assert text.count("\n") == 1
@@ -342,14 +340,14 @@ def test_every_line_is_one_json_object(value: Any) -> None:
 def test_bound_and_contextual_fields_are_logged() -> None:
     from structlog.contextvars import bound_contextvars
 
-    with lines_of() as lines, bound_contextvars(run="r"):
+    with captured_lines() as lines, bound_contextvars(run="r"):
         log.bind(layer="fc1").info("seed %s", 3, seed=3)
     shown = json.loads("".join(lines))
     assert (shown["event"], shown["run"], shown["layer"], shown["seed"]) == ("seed 3", "r", "fc1", 3)
     assert (shown["level"], shown["logger"]) == ("info", "esper.test")
 
 
-def test_a_program_that_set_nothing_up_gets_masked_records(caplog: pytest.LogCaptureFixture) -> None:
+def test_unconfigured_program_gets_masked_records(caplog: pytest.LogCaptureFixture) -> None:
     assert loggers.writer is None
     try:
         raise ValueError("postgresql://u:hunter22@h/d")
@@ -361,14 +359,14 @@ def test_a_program_that_set_nothing_up_gets_masked_records(caplog: pytest.LogCap
     assert "hunter22" not in caplog.text
 
 
-# -- when it cannot be written
+# -- failures of the output
 
 
 def entry(n: int) -> LogEntry:
     return LogEntry(0.0, "info", "t", f"e{n}", {})
 
 
-def test_a_full_queue_drops_counts_and_tells_when_there_is_room() -> None:
+def test_full_queue_drops_and_logs_the_count_later() -> None:
     is_open, lines = threading.Event(), []
 
     def slow(data: bytes) -> None:
@@ -376,11 +374,11 @@ def test_a_full_queue_drops_counts_and_tells_when_there_is_room() -> None:
         lines.append(data.decode())
 
     renderer = LineRenderer(LoggingSettings(level="INFO", format="json"), has_colors=False)
-    writer = LogWriter(renderer, slow, max_waiting=10)
+    writer = LogWriter(renderer, slow, max_queued=10)
     writer.put(entry(0))
     wait_until(lambda: writer._queue.empty(), 20, "the writer, busy with the first line")
     for n in range(1, 31):
-        writer.put(entry(n))  # would never come back if it waited
+        writer.put(entry(n))  # would block forever if it waited
     assert writer.num_lost == 20
     is_open.set()
     assert writer.flush(20)
@@ -391,7 +389,7 @@ def test_a_full_queue_drops_counts_and_tells_when_there_is_room() -> None:
     writer.close()
 
 
-def test_a_sink_that_fails_is_never_felt_and_is_told_later() -> None:
+def test_failing_sink_counts_lines_as_lost() -> None:
     lines: list[str] = []
     is_full = True
 
@@ -409,11 +407,11 @@ def test_a_sink_that_fails_is_never_felt_and_is_told_later() -> None:
     writer.put(entry(3))
     writer.close(20)
     assert "".join(lines) == "e3\nlog.lost3\n"
-    writer.put(entry(4))  # the process ends: written by its caller
+    writer.put(entry(4))  # after close: written on the caller's thread
     assert lines[-1] == "e4\n"
 
 
-def test_a_descriptor_that_is_slow_or_closed() -> None:
+def test_file_descriptor_sink_slow_and_closed() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     data, got = b"x" * 500_000, bytearray()
@@ -434,8 +432,8 @@ def test_a_descriptor_that_is_slow_or_closed() -> None:
         FileDescriptorSink(reading)(b"x")
 
 
-def test_many_threads_lose_nothing_while_there_is_room() -> None:
-    with lines_of() as lines:
+def test_many_threads_lose_no_lines() -> None:
+    with captured_lines() as lines:
         threads = [
             threading.Thread(target=lambda t=t: [log.info("many", t=t, n=n) for n in range(200)]) for t in range(8)
         ]
