@@ -8,69 +8,66 @@ from pathlib import Path
 
 import typer
 
+from esper.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED, print_error
 from esper.config import CONFIG_VARIABLE
 from esper.errors import EsperError
 from esper.logging import install_crash_hooks
-from esper.redaction import mask_text
 
-EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
-COMMAND_MODULES = (
-    "config",
-    "tolaria.demo",
-    "stack",
-    "tolaria.train",
-    "oona.topics",
-    "oona.acls",
-    "oona.events",
-    "oona.dead_letters",
-    "oona.outbox",
-    "metrics",
-    "schema",
-    "streams.projections",
-    "storage",
-    "streams.roles",
-    "serve",
-    "blueprints",
-    "tamiyo.versions",
-)
-"""One module a command group, in the order of `esper --help`."""
+COMMAND_MODULES = {
+    "Getting started": ("tolaria.demo", "stack", "tolaria.train"),
+    "Growth": ("streams.seed_causes", "urza.blueprints", "tamiyo.versions"),
+    "Services and data": ("serve", "config", "streams.projections", "storage", "streams.roles"),
+    "Kafka": ("oona.topics", "oona.events", "oona.dead_letters", "oona.outbox", "oona.acls"),
+    "Reference": ("schema", "metrics"),
+}
+"""One module for each command or group of commands, by the heading that `esper --help` lists it under."""
 
 app = typer.Typer(
     name="esper",
-    help="Neural networks that grow while they train, run as an event-sourced system on Kafka.",
+    help="Train neural networks that grow while they train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @app.callback()
 def _options(
-    config: Path | None = typer.Option(None, help="A YAML file with settings; ESPER_CONFIG does the same."),
+    config: Path | None = typer.Option(None, help="YAML file with settings. `ESPER_CONFIG` sets it too."),
 ) -> None:
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
 
 
-for _module in COMMAND_MODULES:
-    importlib.import_module(f"esper.cli.{_module}").register(app)
+def _register_commands() -> None:
+    for heading, modules in COMMAND_MODULES.items():
+        for module in modules:
+            num_commands, num_groups = len(app.registered_commands), len(app.registered_groups)
+            importlib.import_module(f"esper.cli.{module}").register(app)
+            for command in app.registered_commands[num_commands:]:
+                command.rich_help_panel = heading
+            for group in app.registered_groups[num_groups:]:
+                group.rich_help_panel = heading
+
+
+_register_commands()
 
 
 def main() -> None:
-    """Run the command line; an error of Esper's is one message on stderr and exit code 1. No secret is printed."""
+    """Run the command line. An error of Esper's becomes one message on stderr, without secrets, and exit code 1."""
     install_crash_hooks()
-    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it reports reaches us as an error
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # its failures arrive as errors, printed once
     try:
         app()
     except EsperError as error:
-        print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
+        print_error(str(error))
         sys.exit(EXIT_ERROR)
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"esper: {mask_text(f'{error.filename}: {error.strerror}')}; name another path", file=sys.stderr)  # noqa: T201
+        print_error(f"{error.filename}: {error.strerror}; choose another path")
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
-        print("esper: interrupted", file=sys.stderr)  # noqa: T201
+        print_error("interrupted")
         sys.exit(EXIT_INTERRUPTED)

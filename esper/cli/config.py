@@ -37,13 +37,13 @@ def show(
 
 
 def check(file: Path = typer.Argument(..., help="YAML file. Environment variables are checked with it.")) -> None:
-    """Check every section of a file, including those of services. Exits with 1 and lists the problems if there are any."""
+    """Check every section of a file, including those of services. Exits with 1 if a setting is invalid."""
     check_all(load_settings(file))
     typer.echo(f"{file} is valid")
 
 
 def docs() -> None:
-    """Print docs/deployment/configuration.md: every option, as the code has it."""
+    """Print the reference of all settings in Markdown, as the documentation has it."""
     typer.echo(markdown(), nl=False)
 
 

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def docs() -> None:
-    """Print the table of metrics that docs/deployment/monitoring.md holds."""
+    """Print the reference of all metrics in Markdown, as the documentation has it."""
     typer.echo(markdown(catalogue()), nl=False)
 
 

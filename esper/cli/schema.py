@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 import yaml
 
-from esper.cli.command_group import add_group
+from esper.cli.command_group import Commands, add_group
 from esper.cli.oona.topics import topic_named
 from esper.cli.schema_conformance import validate_lines, validate_log
 from esper.cli.terminal import new_table, print_table
@@ -33,7 +33,7 @@ ASYNCAPI_FILE = FOLDER / "asyncapi.yaml"
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands = {"write": write, "check": check_released, "release": release, "validate": validate}
+    commands: Commands = {"write": write, "check": check_released, "release": release, "validate": validate}
     add_group(app, "schema", "Write, check and release the contracts of events and topics.", commands)
 
 

@@ -1,4 +1,4 @@
-"""`esper serve urza | tamiyo`: the long-running services."""
+"""`esper serve urza | tamiyo`: run a service until it receives SIGTERM or SIGINT."""
 
 import asyncio
 import signal
@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import typer
 
+from esper.cli.command_group import add_group
 from esper.config import load_settings
 from esper.logging import configure_logging, get_logger
 
@@ -15,20 +16,17 @@ _log = get_logger(__name__)
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    serve = typer.Typer(no_args_is_help=True, help="Run a service until it is stopped.")
-    serve.command()(urza)
-    serve.command()(tamiyo)
-    app.add_typer(serve, name="serve")
+    add_group(app, "serve", "Run a service in the foreground.", {"urza": urza, "tamiyo": tamiyo})
 
 
 def urza() -> None:
-    """The library of blueprints and kernels, with its API."""
+    """Run Urza: the library of blueprints and kernels, with its HTTP API."""
     from esper.services.urza.settings import UrzaSettings, check_exposure
 
     settings = load_settings()
     configure_logging(settings.logging)
     own = settings.section("urza", UrzaSettings)
-    check_exposure(own)  # before torch is imported, which takes seconds
+    check_exposure(own)  # before the import of torch, which takes seconds
 
     import uvicorn
     from uvicorn.loops.auto import auto_loop_factory
@@ -42,7 +40,7 @@ def urza() -> None:
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Nothing: uvicorn would raise them again at its end, before Urza is closed."""
+            """Capture none: uvicorn raises captured signals again when it ends, before Urza is closed."""
             yield
 
     async def serve() -> bool:
@@ -58,13 +56,13 @@ def urza() -> None:
             await running
             return server.started
 
-    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, where it is installed
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop if it is installed
         if not runner.run(serve()):
             raise typer.Exit(1)
 
 
 def tamiyo() -> None:
-    """The controller: decides at each boundary of each running run."""
+    """Run Tamiyo: decides at each boundary of each run whether and where to grow."""
     from esper.services.tamiyo.decision_service import DecisionService
     from esper.services.tamiyo.settings import TamiyoSettings
 

@@ -1,4 +1,4 @@
-"""`esper up | down | status`: the embedded Kafka, Postgres and S3, kept running for one's own work."""
+"""`esper up | down | status`: an embedded Kafka, Postgres and S3 that keep running in the background."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from esper.cli.terminal import new_table, print_line, print_table
 from esper.config import STACK_FILE, load_settings, state_dir
 from esper.embedded.processes import answers
 from esper.errors import UnavailableError
@@ -33,17 +33,16 @@ def register(app: typer.Typer) -> None:
 
 
 def up() -> None:
-    """Start the stack in the background, with topics and tables in place."""
-    console = Console()
+    """Start Kafka, Postgres and S3 in the background and create topics and tables."""
     if is_running(read_stack()):
-        console.print("the stack runs already")
-        show(console, read_stack())
+        print_line("the stack is already running")
+        show(read_stack())
         return
     folder = state_dir()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / STACK_FILE).unlink(missing_ok=True)
     log = folder / "supervisor.log"
-    with console.status("starting Kafka, Postgres and S3"), log.open("wb") as output:
+    with Console().status("starting Kafka, Postgres and S3"), log.open("wb") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "esper.embedded.supervisor", str(folder), str(_data_folder(folder))],
             stdin=subprocess.DEVNULL,
@@ -53,16 +52,16 @@ def up() -> None:
         )
         _wait_for_start(supervisor, folder, log)
         prepare()
-    show(console, read_stack())
-    console.print("next: `faust -A esper.streams worker --without-web`, `esper serve urza`, `esper serve tamiyo`")
+    show(read_stack())
+    print_line("next: `faust -A esper.streams worker --without-web`, `esper serve urza`, `esper serve tamiyo`")
 
 
 def down() -> None:
-    """Stop the stack; its data stays for the next `esper up`."""
+    """Stop Kafka, Postgres and S3. Their data is kept for the next `esper up`."""
     stack = read_stack()
     if stack is None or not is_running(stack):
         (state_dir() / STACK_FILE).unlink(missing_ok=True)
-        typer.echo("nothing runs")
+        typer.echo("the stack is not running")
         return
     os.kill(stack["supervisor_pid"], signal.SIGTERM)
     try:
@@ -70,22 +69,24 @@ def down() -> None:
     except psutil.NoSuchProcess:
         pass
     except psutil.TimeoutExpired as error:
-        raise UnavailableError(f"supervisor {stack['supervisor_pid']} does not stop") from error
+        raise UnavailableError(
+            f"supervisor (pid {stack['supervisor_pid']}) did not stop within {STOP_TIMEOUT_S:.0f} s; kill it"
+        ) from error
     (state_dir() / STACK_FILE).unlink(missing_ok=True)
     typer.echo("stopped")
 
 
 def status() -> None:
-    """Show what runs, where, and whether it answers."""
+    """Show each part of the stack: its address, its process and whether it answers."""
     stack = read_stack()
     if stack is None or not is_running(stack):
-        typer.echo("no embedded stack runs here; `esper up` starts one")
+        typer.echo("the stack is not running; `esper up` starts it")
         raise typer.Exit(1)
-    show(Console(), stack)
+    show(stack)
 
 
 def prepare() -> None:
-    """Topics and tables, in the stack that the settings name."""
+    """Create topics and tables in the stack that the settings name."""
     from esper.oona.admin.topics import apply_topics
     from esper.streams.database.migrations import migrate
 
@@ -95,7 +96,7 @@ def prepare() -> None:
 
 
 def read_stack() -> dict[str, Any] | None:
-    """What stack.json says; None where there is none."""
+    """The content of stack.json; None if there is no such file."""
     try:
         loaded: dict[str, Any] = json.loads((state_dir() / STACK_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -104,7 +105,7 @@ def read_stack() -> dict[str, Any] | None:
 
 
 def is_running(stack: dict[str, Any] | None) -> bool:
-    """Whether its supervisor lives, and is one (a pid may have gone to another program)."""
+    """Whether the supervisor is alive. Checks its command line, since another process may have got its pid."""
     if stack is None:
         return False
     try:
@@ -113,17 +114,19 @@ def is_running(stack: dict[str, Any] | None) -> bool:
         return False
 
 
-def show(console: Console, stack: dict[str, Any] | None) -> None:
-    """A table of the parts."""
-    table = Table("part", "address", "pid", "", "log")
+def show(stack: dict[str, Any] | None) -> None:
+    """Print a table of the parts."""
+    table = new_table("part", "address", "pid", "state", "log")
     for name, part in (stack or {"parts": {}})["parts"].items():
         is_up = answers(int(part["address"].rsplit(":", 1)[1]))
-        table.add_row(name, part["address"], str(part["pid"]), "answers" if is_up else "SILENT", part["log"])
-    console.print(table)
+        table.add_row(
+            name, part["address"], str(part["pid"]), "ready" if is_up else "[red]not answering[/red]", part["log"]
+        )
+    print_table(table)
 
 
 def _data_folder(folder: Path) -> Path:
-    """Where the data is: beside the state, or for root in a folder that Postgres' user may enter."""
+    """The folder of the data: in the state folder, or for root in one that Postgres' user may enter."""
     if os.geteuid() != 0:
         return folder / "stack"
     pointer = folder / "data-folder"
@@ -138,7 +141,9 @@ def _wait_for_start(supervisor: subprocess.Popen[bytes], folder: Path, log: Path
     deadline = time.monotonic() + START_TIMEOUT_S
     while not (folder / STACK_FILE).exists():
         if supervisor.poll() is not None:
-            raise UnavailableError(f"the stack did not start:\n{log.read_text(errors='replace')[-3000:]}")
+            raise UnavailableError(
+                f"the stack did not start; {log} ends with:\n{log.read_text(errors='replace')[-3000:]}"
+            )
         if time.monotonic() > deadline:
             supervisor.terminate()
             raise UnavailableError(f"the stack did not start within {START_TIMEOUT_S:.0f} s; see {log}")

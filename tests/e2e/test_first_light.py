@@ -83,7 +83,7 @@ def test_a_run_is_replayed_with_its_forks_rewards_and_its_views_come_out_of_the_
     assert grown, printed
     assert {e.method for e in grown} == {ReportMethod.FORK}
     num_views = manifest["num_decisions"] - manifest["set_aside"].get("stale", 0)
-    assert f"{num_views} of {num_views} views come out of the log again, byte by byte" in printed
+    assert f"{num_views} of {num_views} views are reproduced from the log, byte for byte" in printed
     code, printed = cli(stack, tmp_path, "tamiyo", "replay", "--again", str(into), COLUMNS="200")
     assert (code, f"equal to {into}" in printed) == (0, True), printed
 

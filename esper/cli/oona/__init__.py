@@ -1,1 +1,1 @@
-"""Commands about the bus: topics, ACLs, events, dead letters, outboxes."""
+"""Commands about Oona, the event bus: topics, events, dead letters, outboxes and rights."""

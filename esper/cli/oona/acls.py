@@ -1,14 +1,12 @@
-"""`esper acls`: give each service its user and its rights on the broker, look at who has which."""
+"""`esper acls apply | list | password`: users of the broker and the rights of each service on it."""
 
 import asyncio
-import sys
 from collections import Counter
 
 import typer
-from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
+from esper.cli.command_group import Commands, add_group
+from esper.cli.terminal import new_table, print_line, print_table, read_password
 from esper.config import Settings, load_settings
 from esper.errors import ConfigError
 from esper.oona.admin.acls import AclPlan, AclState, AclStatus, apply_acls, list_acls
@@ -19,53 +17,46 @@ from esper.streams.settings import StreamsSettings
 _STYLES = {AclState.CREATED: "green", AclState.MISSING: "red", AclState.EXTRA: "yellow", AclState.REMOVED: "yellow"}
 
 _PRINCIPALS = typer.Option(
-    None, "--principal", help="SERVICE=USER, for a service whose user is not esper-SERVICE; may be repeated."
+    None, "--principal", help="SERVICE=USER, for a service whose user is not esper-SERVICE. Repeatable."
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    acls = typer.Typer(no_args_is_help=True, help="Who may do what on the broker.")
-    acls.command("apply")(apply)
-    acls.command("list")(list_all)
-    acls.command("password")(set_password)
-    app.add_typer(acls, name="acls")
+    commands: Commands = {"apply": apply, "list": list_all, "password": set_password}
+    add_group(app, "acls", "Manage Kafka users and the rights of services.", commands)
 
 
 def apply(
     principal: list[str] | None = _PRINCIPALS,
-    prune: bool = typer.Option(False, "--prune", help="Also remove what Esper did not ask for on its own topics."),
+    prune: bool = typer.Option(False, "--prune", help="Also remove other ACLs on Esper's topics."),
 ) -> None:
-    """Make the rights that are missing; run it as the broker's administrator."""
+    """Create missing ACLs. Needs the broker's administrator."""
     settings = load_settings()
     found = asyncio.run(apply_acls(settings.need_kafka(), _plan(settings, principal), prune=prune))
-    _show(found)
+    _print_statuses(found)
     if any(s.state is AclState.EXTRA for s in found):
-        left = "others' patterns and cluster rights stay" if prune else "they stay; --prune removes them"
-        Console().print(f"extra rights are not Esper's: {left}")
+        left = "wider patterns and cluster rights are kept" if prune else "they are kept; `--prune` removes them"
+        print_line(f"extra ACLs do not belong to Esper: {left}")
 
 
 def list_all(principal: list[str] | None = _PRINCIPALS) -> None:
-    """Show every right that Esper needs or that bears on its topics, and how it stands."""
+    """List the ACLs that Esper needs and all others on its topics."""
     settings = load_settings()
     found = asyncio.run(list_acls(settings.need_kafka(), _plan(settings, principal)))
-    _show(found)
+    _print_statuses(found)
     if all(s.state is AclState.MISSING for s in found):
-        Console().print("the broker reports no ACL: without authorizer.class.name everybody may do everything")
+        print_line("the broker has no ACLs; unless authorizer.class.name is set, every client may do everything")
 
 
 def set_password(
-    user: str = typer.Argument(..., help="e.g. esper-tamiyo; made where the broker does not know it."),
-    mechanism: str = typer.Option("SCRAM-SHA-512", help="How the user says who it is."),
+    user: str = typer.Argument(..., help="User name, e.g. esper-tamiyo. Created if it does not exist."),
+    mechanism: str = typer.Option("SCRAM-SHA-512", help="SASL mechanism of the user."),
 ) -> None:
-    """Make a user, or change its password: asked for here, or the first line of stdin."""
-    if sys.stdin.isatty():
-        password = typer.prompt("password", hide_input=True, confirmation_prompt=True)
-    else:
-        password = sys.stdin.readline().rstrip("\n")
+    """Create a user or change its password. Prompts for the password, or reads the first line of stdin."""
     kafka = load_settings().need_kafka()
-    asyncio.run(set_passwords(kafka, {user: SecretStr(password)}, mechanism))
-    typer.echo(f"{user} has the new password; what is connected stays so until it connects again")
+    asyncio.run(set_passwords(kafka, {user: read_password()}, mechanism))
+    typer.echo(f"{user} has the new password; open connections are not closed")
 
 
 def _plan(settings: Settings, named: list[str] | None) -> AclPlan:
@@ -78,14 +69,13 @@ def _plan(settings: Settings, named: list[str] | None) -> AclPlan:
     return AclPlan.of(principals, settings.section("streams", StreamsSettings).group)
 
 
-def _show(found: list[AclStatus]) -> None:
-    table = Table("principal", "resource", "name", "operation", "state")
+def _print_statuses(found: list[AclStatus]) -> None:
+    table = new_table("principal", "resource", "name", "operation", "state")
     for status in found:
         acl, style = status.acl, _STYLES.get(status.state, "")
         name = f"{acl.name}*" if acl.pattern == "prefixed" else acl.name
         operation = acl.operation if acl.permission == "allow" else f"NOT {acl.operation}"
         table.add_row(acl.principal, acl.resource, name, operation, str(status.state), style=style)
-    console = Console()
-    console.print(table)
+    print_table(table)
     counts = Counter(s.state for s in found)
-    console.print(", ".join(f"{counts[state]} {state}" for state in AclState if counts[state]))
+    print_line(", ".join(f"{counts[state]} {state}" for state in AclState if counts[state]))

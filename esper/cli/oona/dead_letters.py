@@ -1,26 +1,29 @@
-"""`esper dlq list | show | redrive`: the records that nobody could read."""
+"""`esper dlq list | show | redrive`: records that could not be decoded."""
 
 import asyncio
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from esper.cli.command_group import Commands, add_group
+from esper.cli.oona.topics import topic_named
+from esper.cli.terminal import EXIT_ERROR, print_line, print_table
 from esper.config import KafkaSettings, load_settings
 from esper.errors import ConfigError, NotAllowedError
 from esper.oona.dead_letters.dead_letter import DeadLetter
 from esper.oona.dead_letters.redrive import (
-    Where,
-    already_redriven,
+    Condition,
+    decode_problem,
     describe,
-    find_letters,
+    find_dead_letters,
+    find_redriven,
     is_redriven,
     redrive,
-    why_unreadable,
 )
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Position
@@ -28,146 +31,140 @@ from esper.schemas.topics import TOPICS, TopicSpec
 
 MAX_SHOWN_BYTES = 4_000
 MAX_REASON_CHARS = 2_000
-EXIT_REFUSED = 1
+MAX_EXAMPLES = 3
 
 _WHERE = typer.Option(
     [],
     "--where",
-    help="FIELD=TEXT or FIELD~PART; several must all hold. Fields: topic, partition, "
-    "offset, reason, error, type, key, source.",
+    help="Condition FIELD=TEXT or FIELD~SUBSTRING. Repeatable; all must hold. Fields: topic, partition, offset, "
+    "reason, error, type, key, source.",
 )
-_TOPIC = typer.Option(None, "--topic", help="Only this topic's letters.")
+_TOPIC = typer.Option(None, "--topic", help="Only dead letters of this topic.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    dlq = typer.Typer(no_args_is_help=True, help="Dead letters: the records that nobody could read.")
-    dlq.command("list")(list_letters)
-    dlq.command()(show)
-    dlq.command("redrive")(redrive_letters)
-    app.add_typer(dlq, name="dlq")
+    commands: Commands = {"list": list_dead_letters, "show": show, "redrive": redrive_dead_letters}
+    about = "List, inspect and redrive dead letters: records that could not be decoded."
+    add_group(app, "dlq", about, commands)
 
 
-def list_letters(
+def list_dead_letters(
     topic: str | None = _TOPIC,
     where: list[str] = _WHERE,
-    number: int = typer.Option(50, "-n", min=0, help="Show at most so many; the counts are of all."),
+    limit: int = typer.Option(50, "--limit", "-n", min=0, help="Rows to print; the totals count all dead letters."),
 ) -> None:
-    """List dead letters with their reasons, and whether they were sent again."""
-    letters, redriven = asyncio.run(_found(load_settings().need_kafka(), topic, where))
-    console = Console()
-    if not letters:
-        console.print("no dead letters")
+    """List dead letters with the reason, and whether they were redriven."""
+    dead_letters, redriven = asyncio.run(_find(load_settings().need_kafka(), topic, where))
+    if not dead_letters:
+        print_line("no dead letters")
         return
     table = Table()
-    for column in ("topic", "place", "type", "key", "reason", "tries", ""):
+    for column in ("topic", "position", "type", "key", "reason", "attempts", "state"):
         table.add_column(column, overflow="fold")
-    for letter in letters[:number]:
-        seen, place = describe(letter), f"{letter.position.partition}@{letter.position.offset}"
-        state = "redriven" if is_redriven(letter, redriven) else ""
-        cells = (seen["topic"], place, seen["type"], seen["key"], letter.reason, str(letter.attempts), state)
-        table.add_row(*map(escape, cells))
-    console.print(table)
-    reasons = Counter((letter.origin.topic, letter.reason) for letter in letters)
+    for dead_letter in dead_letters[:limit]:
+        fields, position = describe(dead_letter), dead_letter.position
+        state = "redriven" if is_redriven(dead_letter, redriven) else ""
+        cells = (fields["topic"], f"{position.partition}@{position.offset}", fields["type"], fields["key"])
+        table.add_row(*map(escape, (*cells, dead_letter.reason, str(dead_letter.attempts), state)))
+    print_table(table)
+    reasons = Counter((dead_letter.origin.topic, dead_letter.reason) for dead_letter in dead_letters)
     for (name, reason), count in sorted(reasons.items()):
-        console.print(f"{count:>8,} {name}: {reason}", highlight=False)
-    console.print("`esper dlq show TOPIC PLACE` shows one, `esper dlq redrive` sends them again")
+        print_line(f"{count:>8,} {name}: {reason}")
+    print_line("`esper dlq show TOPIC POSITION` shows one, `esper dlq redrive` sends them to their topics again")
 
 
 def show(
-    topic: str = typer.Argument(..., help="The topic that the record was meant for."),
-    place: str = typer.Argument(..., help="PARTITION@OFFSET of the letter, as `esper dlq list` has it."),
+    topic: str = typer.Argument(..., help="Topic of the record that could not be decoded."),
+    position: str = typer.Argument(..., help="PARTITION@OFFSET of the dead letter, as `esper dlq list` prints it."),
 ) -> None:
-    """Show one dead letter whole: why, whence, headers, value."""
-    partition, sign, offset = place.partition("@")
-    if not (sign and partition.isdecimal() and offset.isdecimal()):
-        raise ConfigError(f"{place!r} is no place: write PARTITION@OFFSET, e.g. 3@17")
-    letters, redriven = asyncio.run(_found(load_settings().need_kafka(), topic, []))
+    """Show one dead letter: origin, reason, headers, value and stack trace."""
+    partition, separator, offset = position.partition("@")
+    if not (separator and partition.isdecimal() and offset.isdecimal()):
+        raise ConfigError(f"{position!r} is not a position; write PARTITION@OFFSET, e.g. 3@17")
+    dead_letters, redriven = asyncio.run(_find(load_settings().need_kafka(), topic, []))
     wanted = (int(partition), int(offset))
-    letter = next((x for x in letters if (x.position.partition, x.position.offset) == wanted), None)
-    if letter is None:
-        raise ConfigError(f"{topic} has no dead letter at {place}; `esper dlq list --topic {topic}` has them all")
-    origin = letter.origin
-    typer.echo(f"origin    {origin.topic}[{origin.partition}] offset {origin.offset}")
-    if letter.first_origin != origin:
-        typer.echo(f"first at  offset {letter.first_origin.offset}, redriven since")
-    typer.echo(f"reason    {letter.reason}: {letter.detail}")
-    typer.echo(f"error     {letter.error}, attempt {letter.attempts}, at {letter.at}")
-    typer.echo(f"now       {why_unreadable(letter) or 'this program can read it: redrive it'}")
-    typer.echo(f"redriven  {'yes' if is_redriven(letter, redriven) else 'no'}")
-    typer.echo(f"key       {letter.record.key!r}")
-    for name, text in letter.record.headers:
+    found = next((d for d in dead_letters if (d.position.partition, d.position.offset) == wanted), None)
+    if found is None:
+        raise ConfigError(f"{topic} has no dead letter at {position}; `esper dlq list --topic {topic}` lists all")
+    typer.echo(f"origin    {_format_position(found.origin)}")
+    if found.first_origin != found.origin:
+        typer.echo(f"first at  offset {found.first_origin.offset}, redriven since")
+    typer.echo(f"reason    {found.reason}: {found.detail}")
+    typer.echo(f"error     {found.error}, attempt {found.attempts}, at {found.at}")
+    typer.echo(f"now       {decode_problem(found) or 'this version can decode it: redrive it'}")
+    typer.echo(f"redriven  {'yes' if is_redriven(found, redriven) else 'no'}")
+    typer.echo(f"key       {found.record.key!r}")
+    for name, text in found.record.headers:
         typer.echo(f"header    {name}: {text!r}")
-    typer.echo(f"value     {_shown(letter.record.value)}")
-    typer.echo(letter.trace.rstrip())
+    typer.echo(f"value     {_format_value(found.record.value)}")
+    typer.echo(found.trace.rstrip())
 
 
-def redrive_letters(
+def redrive_dead_letters(
     topic: str | None = _TOPIC,
     where: list[str] = _WHERE,
-    reason: str = typer.Option("redriven by hand", help="Kept with the events that tell of it."),
-    limit: int = typer.Option(1_000, min=1, help="Send at most so many."),
-    again: bool = typer.Option(False, "--again", help="Also those that were redriven before."),
-    unreadable: bool = typer.Option(False, "--unreadable", help="Also those that this program still cannot read."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be sent."),
+    reason: str = typer.Option("redriven by hand", help="Reason; recorded on system.redrives."),
+    limit: int = typer.Option(1_000, min=1, help="Redrive at most this many."),
+    again: bool = typer.Option(False, "--again", help="Include dead letters that were already redriven."),
+    unreadable: bool = typer.Option(False, "--unreadable", help="Include records that still cannot be decoded."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be sent, and send nothing."),
 ) -> None:
-    """Send dead letters again to the topics that they were meant for. Each event is folded once, however often sent."""
+    """Send dead letters to their topics again. Consumers process each event once, however often it is sent."""
     if not 0 < len(reason) <= MAX_REASON_CHARS:
-        raise ConfigError(f"--reason has {len(reason):,} characters: write 1 to {MAX_REASON_CHARS:,}")
-    kafka, console = load_settings().need_kafka(), Console()
-    letters, redriven = asyncio.run(_found(kafka, topic, where))
-    fresh = [x for x in letters if again or not is_redriven(x, redriven)]
-    problems = {x.position: "" if unreadable else why_unreadable(x) for x in fresh}
-    readable = [x for x in fresh if not problems[x.position]]
+        raise ConfigError(f"--reason has {len(reason):,} characters; write 1 to {MAX_REASON_CHARS:,}")
+    kafka = load_settings().need_kafka()
+    dead_letters, redriven = asyncio.run(_find(kafka, topic, where))
+    candidates = [d for d in dead_letters if again or not is_redriven(d, redriven)]
+    problems = [(d, "" if unreadable else decode_problem(d)) for d in candidates]
+    broken = [(d, problem) for d, problem in problems if problem]
+    readable = [d for d, problem in problems if not problem]
     chosen = readable[:limit]
-    console.print(
-        f"{len(letters):,} letters meet the conditions; {len(letters) - len(fresh):,} were redriven before, "
-        f"{len(fresh) - len(readable):,} still cannot be read, {len(readable) - len(chosen):,} are over the limit"
+    print_line(
+        f"{len(dead_letters):,} dead letters match: {len(dead_letters) - len(candidates):,} already redriven, "
+        f"{len(broken):,} still cannot be decoded, {len(readable) - len(chosen):,} over the limit"
     )
-    for letter in [x for x in fresh if problems[x.position]][:3]:
-        where_it_is = f"{letter.origin.topic}[{letter.origin.partition}] offset {letter.origin.offset}"
-        console.print(f"  left: {where_it_is}: {escape(problems[letter.position])}", highlight=False)
+    for dead_letter, problem in broken[:MAX_EXAMPLES]:
+        print_line(f"  skipped {_format_position(dead_letter.origin)}: {escape(problem)}")
     if dry_run or not chosen:
-        console.print(f"{len(chosen):,} would be sent" if dry_run else "nothing to send")
+        print_line(f"{len(chosen):,} would be redriven" if dry_run else "nothing to redrive")
         return
-    sent, refused = asyncio.run(_redrive(kafka, chosen, reason))
-    console.print(f"{sent:,} sent again, and told of on system.redrives")
-    for name, why in refused.items():
-        console.print(f"[red]none of {name}[/red]: {escape(why)}", highlight=False)
+    num_sent, refused = asyncio.run(_redrive(kafka, chosen, reason))
+    print_line(f"{num_sent:,} redriven, recorded on system.redrives")
+    for name, error in refused.items():
+        print_line(f"[red]none of {name}[/red]: {escape(error)}")
     if refused:
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(EXIT_ERROR)
 
 
-async def _redrive(kafka: KafkaSettings, letters: list[DeadLetter], reason: str) -> tuple[int, dict[str, str]]:
-    """Topic by topic, since this user may be let write to one and not to another: how many, and what was refused."""
-    redrive_id, sent, refused = uuid.uuid4(), 0, dict[str, str]()
+async def _redrive(kafka: KafkaSettings, dead_letters: list[DeadLetter], reason: str) -> tuple[int, dict[str, str]]:
+    """Redrive topic by topic, since this user may write to some topics only. Returns the number and the refusals."""
+    redrive_id, num_sent, refused = uuid.uuid4(), 0, dict[str, str]()
     async with OonaProducer(kafka, client_id="esper-dlq") as producer:
-        for topic, group in groupby(letters, key=lambda x: x.first_origin.topic):
+        for topic, group in groupby(dead_letters, key=lambda d: d.first_origin.topic):
             of_topic = list(group)
             try:
                 await redrive(producer, of_topic, redrive_id, reason)
-                sent += len(of_topic)
+                num_sent += len(of_topic)
             except NotAllowedError as error:
                 refused[topic] = str(error)
-    return sent, refused
+    return num_sent, refused
 
 
-async def _found(
+async def _find(
     kafka: KafkaSettings, topic: str | None, where: list[str]
 ) -> tuple[list[DeadLetter], frozenset[Position]]:
-    conditions = [Where.parse(w) for w in where]
-    letters = [x async for x in find_letters(kafka, _topics(topic), conditions)]
-    return letters, await already_redriven(kafka)
+    """Dead letters that meet the conditions, and the positions of all that were redriven."""
+    topics: Sequence[TopicSpec] = TOPICS if topic is None else [topic_named(topic.removesuffix(".dlq"))]
+    conditions = [Condition.parse(w) for w in where]
+    return [d async for d in find_dead_letters(kafka, topics, conditions)], await find_redriven(kafka)
 
 
-def _topics(name: str | None) -> tuple[TopicSpec, ...]:
-    chosen = tuple(t for t in TOPICS if name is None or t.name == name.removesuffix(".dlq"))
-    if not chosen:
-        raise ConfigError(f"there is no topic {name!r}; there are {', '.join(t.name for t in TOPICS)}")
-    return chosen
+def _format_position(position: Position) -> str:
+    return f"{position.topic}[{position.partition}] offset {position.offset}"
 
 
-def _shown(value: bytes | None) -> str:
+def _format_value(value: bytes | None) -> str:
     if value is None:
         return "none"
     more = f" ... ({len(value):,} bytes)" if len(value) > MAX_SHOWN_BYTES else ""

@@ -1,37 +1,39 @@
-"""`esper events tail`: events as they come."""
+"""`esper events tail`: prints events from a topic."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import typer
 
+from esper.cli.command_group import add_group
+from esper.cli.oona.topics import topic_named
 from esper.config import load_settings
-from esper.errors import ConfigError, ContractError
+from esper.errors import ContractError
 from esper.oona.log_reader import StoredRecord, follow, partition_of, read_range
-from esper.schemas.topics import TOPICS, TopicSpec, all_topics
+from esper.schemas.topics import TopicSpec, all_topics
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    events = typer.Typer(no_args_is_help=True, help="The events of Oona.")
-    events.command()(tail)
-    events.callback()(lambda: None)
-    app.add_typer(events, name="events")
+    add_group(app, "events", "Read events from Kafka.", {"tail": tail})
 
 
 def tail(
-    topic: str = typer.Argument(..., help="A topic; `esper topics list` names them."),
-    run: str | None = typer.Option(None, help="Only this run's (or blueprint's) events."),
-    from_beginning: bool = typer.Option(False, "--from-beginning", help="All there is, then stop."),
-    number: int = typer.Option(0, "-n", help="Stop after so many events; 0 goes on."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object a line: position, envelope, value."),
+    topic: str = typer.Argument(..., help="Topic name; see `esper topics list`."),
+    run: str | None = typer.Option(None, help="Only events with this key: a run or blueprint id."),
+    from_beginning: bool = typer.Option(False, "--from-beginning", help="Print all existing events, then stop."),
+    max_events: int = typer.Option(
+        0, "--max-events", "-n", help="Stop after this many events. [default: no limit]", show_default=False
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a line: position, headers and value."),
 ) -> None:
-    """Show events as they come, or all that are there."""
-    asyncio.run(_tail(_topic(topic), run, from_beginning, number, as_json))
+    """Print new events as they arrive, or all existing events."""
+    asyncio.run(_tail(topic_named(topic, all_topics()), run, from_beginning, max_events, as_json))
 
 
-async def _tail(topic: TopicSpec, run: str | None, from_beginning: bool, number: int, as_json: bool) -> None:
-    kafka, shown = load_settings().need_kafka(), 0
+async def _tail(topic: TopicSpec, run: str | None, from_beginning: bool, max_events: int, as_json: bool) -> None:
+    kafka, num_printed = load_settings().need_kafka(), 0
     partition = partition_of(run, topic) if run else None
     source: AsyncIterator[StoredRecord] = (
         read_range(kafka, topic, partition=partition) if from_beginning else follow(kafka, topic, partition=partition)
@@ -39,32 +41,22 @@ async def _tail(topic: TopicSpec, run: str | None, from_beginning: bool, number:
     async for record in source:
         if run and record.key != run.encode():
             continue
-        typer.echo(_as_json(record) if as_json else _as_line(record))
-        shown += 1
-        if number and shown >= number:
+        typer.echo(_format_json(record) if as_json else _format_line(record))
+        num_printed += 1
+        if max_events and num_printed >= max_events:
             return
 
 
-def _topic(name: str) -> TopicSpec:
-    for spec in all_topics():
-        if spec.name == name:
-            return spec
-    raise ConfigError(f"there is no topic {name!r}; there are {', '.join(t.name for t in TOPICS)}")
-
-
-def _as_line(record: StoredRecord) -> str:
+def _format_line(record: StoredRecord) -> str:
     where = f"{record.position.partition:>2}@{record.position.offset:<7}"
     try:
         message = record.decode()
     except ContractError as error:
-        return f"{where} unreadable: {error}"
+        return f"{where} cannot be decoded: {error}"
     return f"{where} {message.time:%H:%M:%S.%f} {message.data.type} {message.data.model_dump_json()}"
 
 
-def _as_json(record: StoredRecord) -> str:
-    import json
-
-    value = record.value.decode(errors="replace") if record.value is not None else None
+def _format_json(record: StoredRecord) -> str:
     return json.dumps(
         {
             "topic": record.position.topic,
@@ -72,6 +64,6 @@ def _as_json(record: StoredRecord) -> str:
             "offset": record.position.offset,
             "key": record.key.decode(errors="replace") if record.key else None,
             "headers": {n: None if t is None else t.decode(errors="replace") for n, t in record.headers},
-            "value": value,
+            "value": None if record.value is None else record.value.decode(errors="replace"),
         }
     )

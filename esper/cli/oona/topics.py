@@ -1,36 +1,49 @@
-"""`esper topics`: make them, look at them."""
+"""`esper topics apply | list`: the topics of Oona on the broker."""
 
 import asyncio
+from collections.abc import Iterable
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from esper.cli.command_group import add_group
+from esper.cli.terminal import new_table, print_table
 from esper.config import load_settings
-from esper.oona.admin.topics import TopicStatus, apply_topics, list_topics
+from esper.errors import ConfigError
+from esper.oona.admin.topics import TopicStatus, apply_topics
+from esper.oona.admin.topics import list_topics as list_statuses
+from esper.schemas.topics import TOPICS, TopicSpec
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    topics = typer.Typer(no_args_is_help=True, help="The topics of Oona.")
-    topics.command("apply")(apply)
-    topics.command("list")(list_all)
-    app.add_typer(topics, name="topics")
+    add_group(app, "topics", "Create and list Kafka topics.", {"apply": apply, "list": list_topics})
 
 
 def apply() -> None:
-    """Make the topics that are missing; change nothing that is there."""
-    _show(asyncio.run(apply_topics(load_settings().need_kafka())))
+    """Create missing topics. Existing topics are not changed."""
+    _print_statuses(asyncio.run(apply_topics(load_settings().need_kafka())))
 
 
-def list_all() -> None:
-    """Show every topic and how it stands."""
-    _show(asyncio.run(list_topics(load_settings().need_kafka())))
+def list_topics() -> None:
+    """List every topic with its partitions, retention and state."""
+    _print_statuses(asyncio.run(list_statuses(load_settings().need_kafka())))
 
 
-def _show(statuses: list[TopicStatus]) -> None:
-    table = Table("topic", "partitions", "kept", "state")
+def topic_named(name: str, topics: Iterable[TopicSpec] = TOPICS) -> TopicSpec:
+    """The topic with this name.
+
+    Raises:
+        ConfigError: ``topics`` has no such topic.
+    """
+    for spec in topics:
+        if spec.name == name:
+            return spec
+    raise ConfigError(f"topic {name!r} does not exist; choose one of {', '.join(t.name for t in TOPICS)}")
+
+
+def _print_statuses(statuses: list[TopicStatus]) -> None:
+    table = new_table("topic", "partitions", "retention", "state")
     for s in statuses:
-        kept = "for ever" if s.spec.retention_ms < 0 else f"{s.spec.retention_ms / 3_600_000:g} h"
-        table.add_row(s.spec.name, str(s.spec.num_partitions), kept, s.state)
-    Console().print(table)
+        retention = "unlimited" if s.spec.retention_ms < 0 else f"{s.spec.retention_ms / 3_600_000:g} h"
+        table.add_row(s.spec.name, str(s.spec.num_partitions), retention, s.state)
+    print_table(table)

@@ -1,1 +1,1 @@
-"""Commands about the projections in Postgres: status, rebuild, verify, roles."""
+"""Commands about the projections: the tables in Postgres that stream workers derive from the log."""

@@ -1,189 +1,140 @@
-"""`esper migrate`, `esper projections` and `esper why`: the rows that are folded from the log."""
+"""`esper projections` and `esper migrate`: the tables in Postgres that workers derive from the log."""
 
 import asyncio
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from esper.cli.streams.projection_status import show_status
-from esper.cli.streams.replay_progress import run_with_progress, show_comparison, shown
-from esper.config import PostgresSettings, Settings, load_settings
+from esper.cli.command_group import Commands, add_group
+from esper.cli.streams.projection_status import print_status
+from esper.cli.streams.replay_progress import QUIET, print_comparison, replay_progress
+from esper.cli.terminal import EXIT_ERROR, new_table, print_line, print_table, run_or_exit
+from esper.config import Settings, load_settings
 from esper.errors import ConfigError
-from esper.streams.database.connections import connect_pool
 from esper.streams.database.migrations import migrate as run_migrations
-from esper.streams.read_models.projection_status import TopicLag
-from esper.streams.read_models.seed_causes import Cause, causes_of_seed
-from esper.streams.replay import ComparisonOptions, RebuildResult, Cutoff, create_snapshot, drop_snapshot, list_snapshots
+from esper.streams.replay import (
+    ComparisonOptions,
+    Cutoff,
+    RebuildResult,
+    create_snapshot,
+    drop_snapshot,
+    list_snapshots,
+)
 from esper.streams.replay import rebuild as run_rebuild
 from esper.streams.replay import verify as run_verify
-
-EXIT_DIFFERENT = 1
-EXIT_UNKNOWN = 1
-
-_QUIET = typer.Option(False, "--quiet", "-q", help="Show no progress.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    projections = typer.Typer(no_args_is_help=True, help="The rows that are folded from the log.")
-    projections.command()(rebuild)
-    projections.command()(verify)
-    projections.command("status")(show_status)
-    projections.command("list")(list_pasts)
-    projections.command("drop")(drop)
-    app.add_typer(projections, name="projections")
     app.command()(migrate)
-    app.command("why")(show_why)
+    commands: Commands = {"status": print_status, "verify": verify, "rebuild": rebuild, "list": list_all, "drop": drop}
+    add_group(app, "projections", "Inspect, verify and rebuild the tables that are projected from the log.", commands)
 
 
 def migrate() -> None:
-    """Bring the database's schema to the newest form."""
+    """Apply pending database migrations."""
     applied = run_migrations(load_settings().need_postgres())
-    typer.echo(f"applied: {', '.join(applied)}" if applied else "nothing to apply")
+    typer.echo(f"applied: {', '.join(applied)}" if applied else "no pending migrations")
 
 
 def rebuild(
     compare: bool = typer.Option(
-        False, "--compare", help="Compare every table before the swap; where one differs, swap nothing and exit with 1."
+        False, "--compare", help="Compare every table before the swap. If one differs, keep the live tables and exit 1."
     ),
-    accept_changes: bool = typer.Option(False, "--accept-changes", help="With --compare: swap all the same."),
-    show: int = typer.Option(3, min=0, help="With --compare: show so many differing rows of a table."),
+    accept_changes: bool = typer.Option(False, "--accept-changes", help="With --compare: swap even if tables differ."),
+    show: int = typer.Option(3, min=0, help="With --compare: number of differing rows to print for each table."),
     until: list[str] = typer.Option(
         [],
-        help="Fold only up to TOPIC[PARTITION]@OFFSET (may be given again) or up to a time, into the schema of --into.",
+        help="Project the log up to TOPIC[PARTITION]@OFFSET (repeatable) or up to a time, into the snapshot --into.",
     ),
-    into: str | None = typer.Option(None, help="The schema for --until; it stays, beside the live one."),
-    quiet: bool = _QUIET,
+    into: str | None = typer.Option(None, help="Name of the snapshot to create with --until."),
+    quiet: bool = QUIET,
 ) -> None:
-    """Fold the log anew beside the live rows, as far as workers have read it, then swap. Workers and readers may go on.
+    """Rebuild the tables from the log, then swap them with the live ones. Workers and readers keep running.
 
-    Exit code 0: swapped. 1: a table differs, nothing was swapped. 2: it could not be done, and live is as it was.
+    With --until and --into, create a snapshot instead: the tables as they were, in a schema of that name.
+
+    Exit codes: 0 done; 1 tables differ, nothing swapped; 2 failed, the live tables are unchanged.
     """
-    settings, console = load_settings(), Console()
+    settings = load_settings()
     if bool(until) != (into is not None):
-        raise ConfigError("--until and --into go together: the past is folded into a schema of its own")
+        raise ConfigError("--until and --into belong together; give both to create a snapshot")
     if into is not None:
         if compare or accept_changes:
-            raise ConfigError("--until folds beside the live rows and swaps nothing: leave --compare away")
-        _fold_past(settings, console, Cutoff.parse(until), into, quiet)
+            raise ConfigError("--until creates a snapshot and swaps nothing; leave out --compare and --accept-changes")
+        _create_snapshot(settings, Cutoff.parse(until), into, quiet)
         return
     if accept_changes and not compare:
-        raise ConfigError("--accept-changes goes with --compare")
+        raise ConfigError("--accept-changes needs --compare")
     comparison = ComparisonOptions(show, accept_changes) if compare else None
-    with shown(console, quiet=quiet) as tell:
-        done = run_with_progress(lambda: run_rebuild(settings, tell, comparison))
-    if done.comparisons:
-        show_comparison(console, list(done.comparisons))
-    _tell_rebuilt(console, done)
-    if not done.is_swapped:
-        raise typer.Exit(EXIT_DIFFERENT)
+    with replay_progress(quiet=quiet) as on_progress:
+        result = run_or_exit(lambda: run_rebuild(settings, on_progress, comparison))
+    if result.comparisons:
+        print_comparison(list(result.comparisons))
+    _print_result(result)
+    if not result.is_swapped:
+        raise typer.Exit(EXIT_ERROR)
 
 
 def verify(
-    show: int = typer.Option(3, min=0, help="Show so many differing rows of a table."), quiet: bool = _QUIET
+    show: int = typer.Option(3, min=0, help="Number of differing rows to print for each table."), quiet: bool = QUIET
 ) -> None:
-    """Fold the log into a schema of its own and compare it with the live rows, table by table.
+    """Project the log into a temporary schema and compare it with the live tables.
 
-    Exit code 0: equal. 1: different. 2: they could not be compared.
+    Exit codes: 0 equal; 1 different; 2 they could not be compared.
     """
-    settings, console = load_settings(), Console()
-    with shown(console, quiet=quiet) as tell:
-        found = run_with_progress(lambda: run_verify(settings, tell, show))
-    show_comparison(console, found)
-    different = [c.table for c in found if not c.is_equal]
+    settings = load_settings()
+    with replay_progress(quiet=quiet) as on_progress:
+        comparisons = run_or_exit(lambda: run_verify(settings, on_progress, show))
+    print_comparison(comparisons)
+    different = [c.table for c in comparisons if not c.is_equal]
     if different:
-        console.print(f"[red]live rows differ from the log in: {', '.join(different)}[/red]")
-        console.print("`esper projections rebuild` folds them anew from the log")
-        raise typer.Exit(EXIT_DIFFERENT)
-    console.print("live and rebuilt are equal")
+        print_line(f"[red]live rows differ from the log in: {', '.join(different)}[/red]")
+        print_line("`esper projections rebuild` rebuilds them")
+        raise typer.Exit(EXIT_ERROR)
+    print_line("live and rebuilt are equal")
 
 
-def list_pasts() -> None:
-    """List the pasts that were folded beside the live rows, and what rebuilds kept."""
-    found = asyncio.run(list_snapshots(load_settings()))
-    console = Console()
-    if not found:
-        console.print("no pasts; `esper projections rebuild --until TIME --into NAME` folds one")
+def list_all() -> None:
+    """List snapshots, and old tables that rebuilds have kept."""
+    snapshots = asyncio.run(list_snapshots(load_settings()))
+    if not snapshots:
+        print_line("no snapshots; `esper projections rebuild --until TIME --into NAME` creates one")
         return
-    table = Table("schema", "what", "size", "")
-    for past in found:
-        what = f"until {past.told}" if past.kind == "past" else past.told
-        state = "" if past.is_complete else "[red]incomplete: it was killed, or is being folded[/red]"
-        table.add_row(past.schema, escape(what), f"{past.num_bytes / 1e6:,.1f} MB", state)
-    console.print(table)
-    console.print("`esper why --schema NAME` asks one, `esper projections drop NAME` drops it")
+    table = new_table("schema", "content", "size", "state")
+    for snapshot in snapshots:
+        content = f"until {snapshot.told}" if snapshot.kind == "past" else snapshot.told
+        state = "complete" if snapshot.is_complete else "[red]incomplete: in progress, or killed[/red]"
+        table.add_row(snapshot.schema, escape(content), f"{snapshot.num_bytes / 1e6:,.1f} MB", state)
+    print_table(table)
+    print_line("`esper why --schema NAME` reads a snapshot, `esper projections drop NAME` drops it")
 
 
-def drop(name: str = typer.Argument(..., help="As `esper projections list` has it.")) -> None:
-    """Drop a past. The live rows, and schemas that are not Esper's, are never dropped."""
+def drop(name: str = typer.Argument(..., help="Name, as `esper projections list` prints it.")) -> None:
+    """Drop a snapshot. The live tables and schemas that are not Esper's are never dropped."""
     asyncio.run(drop_snapshot(load_settings(), name))
     typer.echo(f"dropped {name}")
 
 
-def show_why(
-    run: str = typer.Argument(..., help="The run's id."),
-    seed: str = typer.Argument(..., help="LAYER:SEED, e.g. fc1:0."),
-    schema: str | None = typer.Option(None, help="Ask a past (`esper projections list`), not the live rows."),
-) -> None:
-    """Print the chain of causes of a seed: decision, command, lifecycle, field report."""
-    layer_id, separator, number = seed.rpartition(":")
-    if not separator or not number.isdigit():
-        raise ConfigError(f"{seed!r} is no seed: write LAYER:SEED, e.g. fc1:0")
-    causes = asyncio.run(_why(load_settings().need_postgres(), schema, run, layer_id, int(number)))
-    if not causes:
-        typer.echo(f"nothing ever happened to seed {seed} of run {run}; `esper events tail` shows what did")
-        raise typer.Exit(EXIT_UNKNOWN)
-    Console().print(cause_table(causes))
+def _create_snapshot(settings: Settings, until: Cutoff, into: str, quiet: bool) -> None:
+    with replay_progress(quiet=quiet) as on_progress:
+        num_records = run_or_exit(lambda: create_snapshot(settings, until, into, on_progress))
+    print_line(f"projected {num_records:,} records, until {until}, into snapshot {into}")
+    print_line(f"`esper why --schema {into}` reads it; for other commands set ESPER_POSTGRES__SCHEMA_NAME={into}")
 
 
-def lag_table(found: list[TopicLag]) -> Table:
-    """Topics with records and lag; dead letters only where there are some."""
-    table = Table("topic", "records", "not folded yet")
-    for topic in found:
-        if topic.lag is not None or topic.num_records:
-            table.add_row(topic.topic, f"{topic.num_records:,}", "-" if topic.lag is None else f"{topic.lag:,}")
-    return table
-
-
-def cause_table(causes: list[Cause]) -> Table:
-    """The chain, a link a row."""
-    table = Table("time", "step", "what", "why", box=None, padding=(0, 1))
-    for cause in causes:
-        table.add_row(f"{cause.at:%H:%M:%S}", f"{cause.step:,}", cause.kind, cause.told)
-    return table
-
-
-def _fold_past(settings: Settings, console: Console, until: Cutoff, into: str, quiet: bool) -> None:
-    with shown(console, quiet=quiet) as tell:
-        count = run_with_progress(lambda: create_snapshot(settings, until, into, tell))
-    console.print(f"folded {count:,} records, until {until}, into schema {into}", highlight=False, soft_wrap=True)
-    console.print(f"`esper why --schema {into}` asks it; with ESPER_POSTGRES__SCHEMA_NAME={into} everything else does")
-
-
-def _tell_rebuilt(console: Console, done: RebuildResult) -> None:
-    if not done.is_swapped:
-        different = ", ".join(c.table for c in done.comparisons if not c.is_equal)
-        console.print(f"[red]not swapped: the log says something else in: {different}[/red]")
-        console.print("the live rows are as they were; `--accept-changes` swaps all the same")
+def _print_result(result: RebuildResult) -> None:
+    if not result.is_swapped:
+        different = ", ".join(c.table for c in result.comparisons if not c.is_equal)
+        print_line(f"[red]not swapped: live rows differ from the log in: {different}[/red]")
+        print_line("the live tables are unchanged; `--accept-changes` swaps anyway")
         return
-    console.print(
-        f"rebuilt from {done.num_records:,} records; what no worker had read yet is a worker's to fold", soft_wrap=True
-    )
-    if done.num_carried_over:
-        console.print(
-            f"{done.num_carried_over:,} health windows began before the log does: taken over as they were", soft_wrap=True
+    print_line(f"rebuilt from {result.num_records:,} records; workers project the records that came later")
+    if result.num_carried_over:
+        print_line(f"{result.num_carried_over:,} health windows began before the log does; copied from the live tables")
+    if result.kept_as is not None:
+        print_line(
+            "[yellow]the log no longer has the events of some rows[/yellow]: the old tables are kept in schema "
+            f"{result.kept_as}; `esper projections drop {result.kept_as}` drops them"
         )
-    if done.kept_as is not None:
-        console.print(
-            "[yellow]the log cannot give all rows again[/yellow]: those from before are kept in schema "
-            f"{done.kept_as}; `esper projections drop {done.kept_as}` drops them",
-            soft_wrap=True,
-        )
-    console.print(f"workers waited for {done.locked_s:.2f} s", highlight=False)
-
-
-async def _why(postgres: PostgresSettings, schema: str | None, run: str, layer_id: str, seed_id: int) -> list[Cause]:
-    async with connect_pool(postgres, schema) as pool, pool.acquire() as connection:
-        return await causes_of_seed(connection, run, layer_id, seed_id)
+    print_line(f"workers waited {result.locked_s:.2f} s")

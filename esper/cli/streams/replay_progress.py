@@ -1,76 +1,57 @@
-"""How a replay shows itself: a bar on a terminal, a line every few seconds elsewhere, nothing where it is quiet."""
+"""Progress of a replay: a bar on a terminal, a line every few seconds elsewhere, nothing with --quiet."""
 
-import asyncio
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from esper.errors import EsperError
-from esper.redaction import mask_text
-from esper.streams.replay import RowDifference, TableComparison, ProgressCallback, ReplayProgress
+from esper.cli.terminal import new_table, print_line, print_table
+from esper.streams.replay import ProgressCallback, ReplayProgress, RowDifference, TableComparison
 from esper.streams.replay.replay_projection import ignore_progress
 
-EXIT_TROUBLE = 2  # as of diff: nothing can be said of the rows
-EXIT_INTERRUPTED = 130
-
-LINE_EVERY_S = 5.0
-REDRAWN_EVERY_S = 0.1
-RATE_OVER_S = 10.0  # the rate shown is that of the last few seconds, not of the whole
+LINE_INTERVAL_S = 5.0
+REDRAW_INTERVAL_S = 0.1
+RATE_WINDOW_S = 10.0
 MAX_CELL_CHARS = 60
 
-T = TypeVar("T")
+QUIET = typer.Option(False, "--quiet", "-q", help="Do not print progress.")
 
 
-def run_with_progress(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run it to its end. What Esper raises on purpose is one line, and the exit code of trouble."""
-    try:
-        return asyncio.run(work())
-    except EsperError as error:
-        print(f"esper: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(EXIT_TROUBLE) from None
-    except KeyboardInterrupt:
-        print("esper: interrupted", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-class Pace:
-    """Records a second, over the last few seconds."""
+class RecordRate:
+    """Records per second over the last ``RATE_WINDOW_S``."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[float, int]] = []
+        self._samples: list[tuple[float, int]] = []
 
-    def rate(self, num_records: int) -> float:
-        """Note how many there are by now; gives the rate."""
+    def update(self, num_records: int) -> float:
+        """Add a sample and return the rate."""
         now = time.monotonic()
-        self._seen.append((now, num_records))
-        while len(self._seen) > 2 and now - self._seen[1][0] > RATE_OVER_S:
-            self._seen.pop(0)
-        (begun, before), spent = self._seen[0], now - self._seen[0][0]
-        return (num_records - before) / spent if spent > 0 and now > begun else 0.0
+        self._samples.append((now, num_records))
+        while len(self._samples) > 2 and now - self._samples[1][0] > RATE_WINDOW_S:
+            self._samples.pop(0)
+        began, num_before = self._samples[0]
+        return (num_records - num_before) / (now - began) if now > began else 0.0
 
 
 @contextmanager
-def shown(console: Console, *, quiet: bool) -> Iterator[ProgressCallback]:
-    """What to hand to a replay so that it can be watched."""
+def replay_progress(*, quiet: bool) -> Iterator[ProgressCallback]:
+    """The callback that shows the progress of a replay."""
+    console = Console()
     if quiet:
         yield ignore_progress
     elif console.is_terminal:
-        with _bar(console) as tell:
-            yield tell
+        with _progress_bar(console) as show:
+            yield show
     else:
-        yield _lines(console)
+        yield _progress_lines()
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[ProgressCallback]:
+def _progress_bar(console: Console) -> Iterator[ProgressCallback]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,72 +61,72 @@ def _bar(console: Console) -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    pace, drawn_at = Pace(), 0.0
+    rate, drawn_at = RecordRate(), 0.0
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=0, rate=0.0)
 
-        def tell(told: ReplayProgress) -> None:
+        def show(progress: ReplayProgress) -> None:
             nonlocal drawn_at
-            now = time.monotonic()
-            if now - drawn_at >= REDRAWN_EVERY_S or told.num_records >= told.num_expected:
+            now, done, total = time.monotonic(), progress.num_records, progress.num_expected
+            if now - drawn_at >= REDRAW_INTERVAL_S or done >= total:
                 drawn_at = now
-                rate = pace.rate(told.num_records)
-                bar.update(task, description=told.phase, completed=told.num_records, total=told.num_expected, rate=rate)
+                bar.update(task, description=progress.phase, completed=done, total=total, rate=rate.update(done))
 
-        yield tell
-
-
-def _lines(console: Console) -> ProgressCallback:
-    pace, phase, told_at = Pace(), "", 0.0
-
-    def tell(told: ReplayProgress) -> None:
-        nonlocal phase, told_at
-        now, rate = time.monotonic(), pace.rate(told.num_records)
-        begun, _colon, _detail = told.phase.partition(":")
-        if begun != phase or now - told_at >= LINE_EVERY_S:
-            phase, told_at = begun, now
-            console.print(line(told, rate), highlight=False, markup=False, soft_wrap=True)
-
-    return tell
+        yield show
 
 
-def line(told: ReplayProgress, rate: float) -> str:
-    """One line: the phase, the share, the records, the rate, the time left; what is not known yet is left out."""
-    if not told.num_expected:
-        return told.phase
-    share = 100 * told.num_records // told.num_expected
-    text = f"{told.phase}: {share} %, {told.num_records:,} of {told.num_expected:,} records"
-    left = told.num_expected - told.num_records
-    if rate >= 1 and left:
-        minutes, seconds = divmod(round(left / rate), 60)
-        text += f", {rate:,.0f}/s, {minutes}:{seconds:02} left"
+def _progress_lines() -> ProgressCallback:
+    rate, last_phase, printed_at = RecordRate(), "", 0.0
+
+    def show(progress: ReplayProgress) -> None:
+        nonlocal last_phase, printed_at
+        now, per_second = time.monotonic(), rate.update(progress.num_records)
+        phase, _colon, _detail = progress.phase.partition(":")
+        if phase != last_phase or now - printed_at >= LINE_INTERVAL_S:
+            last_phase, printed_at = phase, now
+            print_line(escape(progress_line(progress, per_second)))
+
+    return show
+
+
+def progress_line(progress: ReplayProgress, records_per_s: float) -> str:
+    """Phase, share, records, rate and time left, as far as they are known."""
+    if not progress.num_expected:
+        return progress.phase
+    share = 100 * progress.num_records // progress.num_expected
+    text = f"{progress.phase}: {share} %, {progress.num_records:,} of {progress.num_expected:,} records"
+    num_left = progress.num_expected - progress.num_records
+    if records_per_s >= 1 and num_left:
+        minutes, seconds = divmod(round(num_left / records_per_s), 60)
+        text += f", {records_per_s:,.0f}/s, {minutes}:{seconds:02} left"
     return text
 
 
-def show_comparison(console: Console, found: list[TableComparison]) -> None:
-    """The tables, then the rows that were found to differ."""
-    table = Table("table", "rows live", "rows rebuilt", "")
-    for c in found:
-        table.add_row(c.table, f"{c.live[0]:,}", f"{c.rebuilt[0]:,}", "equal" if c.is_equal else "[red]DIFFERENT[/red]")
-    console.print(table)
-    for c in found:
+def print_comparison(comparisons: list[TableComparison]) -> None:
+    """Print a row for each table, then the rows that differ."""
+    table = new_table("table", "live rows", "rebuilt rows", "result")
+    for c in comparisons:
+        result = "equal" if c.is_equal else "[red]DIFFERENT[/red]"
+        table.add_row(c.table, f"{c.live[0]:,}", f"{c.rebuilt[0]:,}", result)
+    print_table(table)
+    for c in comparisons:
         for difference in c.differences:
-            _show_row(console, c.table, difference)
+            _print_difference(c.table, difference)
 
 
-def _show_row(console: Console, table: str, row: RowDifference) -> None:
-    where = f"{table} {row.key}"
+def _print_difference(table: str, row: RowDifference) -> None:
+    where = escape(f"{table} {row.key}")
     if row.live is None or row.rebuilt is None:
-        lacking = "only rebuilt from the log, not live" if row.live is None else "only live, not rebuilt from the log"
-        console.print(f"{escape(where)}: {lacking}", highlight=False, soft_wrap=True)
+        problem = "in the log, not in the live table" if row.live is None else "in the live table, not in the log"
+        print_line(f"{where}: {problem}")
         return
-    console.print(escape(where), highlight=False, soft_wrap=True)
+    print_line(where)
     for name in row.columns:
-        live, rebuilt = _cell(row.live.get(name)), _cell(row.rebuilt.get(name))
-        console.print(f"    {escape(name)}: live {live}, by the log {rebuilt}", highlight=False, soft_wrap=True)
+        live, rebuilt = _format_cell(row.live.get(name)), _format_cell(row.rebuilt.get(name))
+        print_line(f"    {escape(name)}: live {live}, rebuilt {rebuilt}")
 
 
-def _cell(text: str | None) -> str:
+def _format_cell(text: str | None) -> str:
     if text is None:
         return "null"
     return escape(text if len(text) <= MAX_CELL_CHARS else text[:MAX_CELL_CHARS] + "...")

@@ -1,1 +1,1 @@
-"""Commands about Tamiyo's policies: versions, replay, evaluation, comparison, publication."""
+"""Commands about Tamiyo's policies: training data, training, evaluation, comparison and versions."""

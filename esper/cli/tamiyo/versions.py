@@ -1,20 +1,25 @@
-"""`esper tamiyo`: the versions of policies, what evaluation says of them, and which decides."""
+"""`esper tamiyo`: the group of commands, and those that list, activate and roll back versions of policies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from esper.cli.tamiyo import compare, corpus, publish, replay
+from esper.cli.command_group import Commands, add_group
+from esper.cli.database import PROJECTION_TIMEOUT_S, database_connection, poll_until
+from esper.cli.tamiyo.compare import compare
+from esper.cli.tamiyo.corpus import corpus
+from esper.cli.tamiyo.evaluate import evaluate
+from esper.cli.tamiyo.publish import SOURCE, publish
+from esper.cli.tamiyo.replay import replay
+from esper.cli.tamiyo.retrain import retrain
+from esper.cli.terminal import format_time, new_table, print_line, print_table
 from esper.config import load_settings
 from esper.oona.producer import OonaProducer
 from esper.schemas.messages import OonaMessage
-from esper.streams.database.connections import connect_pool
 from esper.streams.read_models.policy_versions import (
     Evaluation,
     PolicyChange,
@@ -25,170 +30,142 @@ from esper.streams.read_models.policy_versions import (
     trained_versions,
 )
 
-SOURCE = "esper-tamiyo"
-TIMEOUT_S = 10.0  # of the projection; the event itself is in the log by then
-POLL_S = 0.1
-NOTHING_YET = "no policy was ever activated, and none trained: a controller that runs says who decides"
-
-Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
+Reason = Annotated[str, typer.Option(help="Reason; recorded in the log.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    tamiyo = typer.Typer(
-        no_args_is_help=True, help="From the log to experiences, to a policy, to a verdict; and which version decides."
-    )
-    for room in (corpus, compare, replay, publish):
-        room.register(tamiyo)
-    tamiyo.command()(policies)
-    tamiyo.command()(activate)
-    tamiyo.command()(rollback)
-    app.add_typer(tamiyo, name="tamiyo")
+    """Add the commands, in the order in which a policy goes through them."""
+    commands: Commands = {
+        "corpus": corpus,
+        "replay": replay,
+        "retrain": retrain,
+        "evaluate": evaluate,
+        "publish": publish,
+        "policies": policies,
+        "activate": activate,
+        "rollback": rollback,
+        "compare": compare,
+    }
+    add_group(app, "tamiyo", "Train, evaluate and activate policies.", commands)
 
 
 def policies(
-    num: int = typer.Option(20, "--changes", min=1, help="Show so many of the newest changes of who decides."),
+    num: int = typer.Option(20, "--changes", min=1, help="Number of the newest activations to print."),
 ) -> None:
-    """Show every version, what evaluation found of it, and who decides since when."""
+    """List policy versions, their evaluations, and which version was active when."""
 
     async def read() -> tuple[list[TrainedVersion], list[Evaluation], list[PolicyChange], PolicyChange | None]:
-        async with _projections() as connection:
+        async with database_connection() as connection:
             changes = await policy_changes(connection, num=num, include_by_settings=True)
             found = await trained_versions(connection), await evaluations(connection)
             return *found, changes, await active_policy(connection)
 
-    trained, found, changes, active = asyncio.run(read())
-    console = Console()
-    if not (trained or found or changes):
-        console.print(NOTHING_YET)
+    trained, evaluated, changes, active = asyncio.run(read())
+    if not (trained or evaluated or changes):
+        print_line("no policy has been trained or activated; a running Tamiyo records the policy of its settings")
         return
-    console.print(f"active: {active.version}, since {_when(active.since)}" if active else "active: none")
+    print_line(f"active: {active.version}, since {format_time(active.since)}" if active else "active: none")
     if trained:
-        console.print(_trained_table(trained))
-    if found:
-        console.print(_evaluations_table(found))
-    console.print(_changes_table(changes))
+        print_table(_trained_table(trained))
+    if evaluated:
+        print_table(_evaluations_table(evaluated))
+    print_table(_changes_table(changes))
 
 
 def activate(
-    policy: str = typer.Argument(help="The policy."),
-    version: int = typer.Argument(min=1, help="Its version."),
+    policy: str = typer.Argument(help="Policy name."),
+    version: int = typer.Argument(min=1, help="Version."),
     reason: Reason = "",
     force: bool = typer.Option(
-        False, "--force", help="Also where no evaluation says that it is better than the one that is active."
+        False, "--force", help="Activate even if no evaluation found it better than the active version."
     ),
 ) -> None:
-    """Have a version decide from here on, if evaluation on the log says that it is better than the one that does."""
+    """Activate a version, if its evaluation found it better than the active one."""
     from esper.services.tamiyo.settings import TamiyoSettings
     from esper.services.tamiyo.versions.activation import activation, find_version, refusal_reason
 
     tamiyo = load_settings().section("tamiyo", TamiyoSettings)
 
-    async def make(connection: Any) -> OonaMessage:
+    async def make_event(connection: Any) -> OonaMessage:
         changes = await policy_changes(connection)
         active = changes[0] if changes else None
         wanted = find_version(policy, version, await trained_versions(connection), changes, tamiyo)
         refused = refusal_reason(wanted, active, await evaluations(connection))
         return activation(wanted, active, reason, SOURCE, refused=refused, is_forced=force)
 
-    _change(make)
+    _send_and_wait(make_event)
 
 
 def rollback(reason: Reason = "") -> None:
-    """Have the version decide again that did before the one that is active."""
-    from esper.services.tamiyo.versions.activation import rollback as back
+    """Activate the version that was active before the current one."""
+    from esper.services.tamiyo.versions.activation import rollback as roll_back
 
-    async def make(connection: Any) -> OonaMessage:
-        return back(await policy_changes(connection), reason, SOURCE)
+    async def make_event(connection: Any) -> OonaMessage:
+        return roll_back(await policy_changes(connection), reason, SOURCE)
 
-    _change(make)
+    _send_and_wait(make_event)
 
 
-def _change(make: Any) -> None:
-    """Write the event that ``make`` makes of what the projections say, and wait for its row."""
+def _send_and_wait(make_event: Callable[[Any], Awaitable[OonaMessage]]) -> None:
+    """Send the event that ``make_event`` derives from the projections, and wait until it is projected."""
 
     async def change() -> tuple[OonaMessage, PolicyChange | None]:
-        async with _projections() as connection:
-            message = await make(connection)
-            async with OonaProducer(load_settings().need_kafka(), client_id="esper-tamiyo") as producer:
+        async with database_connection() as connection:
+            message = await make_event(connection)
+            async with OonaProducer(load_settings().need_kafka(), client_id=SOURCE) as producer:
                 await producer.send(message)
-            try:
-                async with asyncio.timeout(TIMEOUT_S):
-                    while (active := await active_policy(connection)) is None or active.id != message.id:
-                        await asyncio.sleep(POLL_S)
-            except TimeoutError:
-                return message, None
-            return message, active
+
+            def is_projected(active: PolicyChange | None) -> bool:
+                return active is not None and active.id == message.id
+
+            active = await poll_until(lambda: active_policy(connection), is_projected, PROJECTION_TIMEOUT_S)
+            return message, active if is_projected(active) else None
 
     message, active = asyncio.run(change())
     if active is None:
-        typer.echo(f"in the log as {message.id}; not in the projections yet: is a worker running?")
+        typer.echo(f"sent as event {message.id}, not projected yet; check that a worker is running")
     else:
-        typer.echo(f"{active.version} decides, for every controller whose setting tamiyo.policy is `active`")
-
-
-@asynccontextmanager
-async def _projections() -> AsyncIterator[Any]:
-    async with connect_pool(load_settings().need_postgres()) as pool, pool.acquire() as connection:
-        yield connection
+        typer.echo(f"{active.version} decides now, wherever the setting tamiyo.policy is `active`")
 
 
 def _trained_table(trained: Sequence[TrainedVersion]) -> Table:
-    table = Table(title="trained", title_justify="left")
-    for head in ("version", "kind", "from", "decisions", "bytes", "weights", "figures", "at"):
-        table.add_column(head)
+    columns = ("version", "kind", "parent", "decisions", "bytes", "weights", "metrics", "trained at")
+    table = new_table(*columns, title="Trained versions")
     for one in trained:
-        figures = ", ".join(f"{name} {_shown(value)}" for name, value in sorted(one.figures.items()))
+        figures = ", ".join(f"{name} {_format(value)}" for name, value in sorted(one.figures.items()))
         weights = one.version.weights
         assert weights is not None
         table.add_row(
             escape(str(one.version)), escape(one.version.kind), f"v{one.parent_version}" if one.parent_version else "",
-            f"{one.num_decisions:,}", f"{weights.size_bytes:,}", weights.sha256[:12], escape(figures), _when(one.at),
+            f"{one.num_decisions:,}", f"{weights.size_bytes:,}", weights.sha256[:12], escape(figures),
+            format_time(one.at),
         )  # fmt: skip
     return table
 
 
 def _evaluations_table(found: Sequence[Evaluation]) -> Table:
-    table = Table(title="evaluated on held-out runs", title_justify="left")
-    for head in (
-        "version",
-        "against",
-        "verdict",
-        "estimate",
-        "interval",
-        "estimator",
-        "effective",
-        "runs",
-        "why",
-        "at",
-    ):
-        table.add_column(head)
+    columns = ("version", "against", "verdict", "estimate", "interval", "estimator", "effective size", "runs", "reason")
+    table = new_table(*columns, "evaluated at", title="Evaluations on held-out runs")
     for one in found:
-        interval = f"{_shown(one.low)} .. {_shown(one.high)} ({one.confidence:.0%})"
+        interval = f"{_format(one.low)} to {_format(one.high)} ({one.confidence:.0%})"
         table.add_row(
             escape(f"{one.policy_id} v{one.policy_version}"), escape(f"{one.against_policy_id} v{one.against_version}"),
-            one.verdict, _shown(one.estimate), interval, escape(one.estimator),
+            one.verdict, _format(one.estimate), interval, escape(one.estimator),
             f"{one.effective_sample_size:.1f} of {one.num_decisions:,}", str(len(one.held_out_runs)),
-            escape(one.reason), _when(one.at),
+            escape(one.reason), format_time(one.at),
         )  # fmt: skip
     return table
 
 
 def _changes_table(changes: Sequence[PolicyChange]) -> Table:
-    table = Table(title="who decided", title_justify="left")
-    for head in ("since", "version", "how", "reason"):
-        table.add_column(head)
+    table = new_table("since", "version", "how", "reason", title="Active versions, newest first")
     for one in changes:
-        how = "settings of one controller" if one.by_settings else "activated"
+        how = "settings of one Tamiyo" if one.by_settings else "activated"
         if one.rolled_back_from is not None:
             how = escape("rolled back from {} v{}".format(*one.rolled_back_from))
-        table.add_row(_when(one.since), escape(str(one.version)), how, escape(one.reason))
+        table.add_row(format_time(one.since), escape(str(one.version)), how, escape(one.reason))
     return table
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _when(at: Any) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"

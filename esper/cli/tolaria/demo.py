@@ -1,4 +1,4 @@
-"""`esper demo`: one real training run that grows, from an empty folder to a report."""
+"""`esper demo`: trains a small network without and with growth on a temporary stack, and prints a report."""
 
 import asyncio
 import shutil
@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
+from esper.cli.terminal import print_line
 from esper.config import LoggingSettings, Settings, load_settings
 from esper.embedded.processes import die_with_parent
 from esper.embedded.stack import PUBLIC_FOLDER, EmbeddedStack, inherited_environment
-from esper.errors import UnavailableError
+from esper.errors import ConfigError
 from esper.logging import configure_logging
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.yaml"
 EXIT_NOTHING_GREW = 3
-RUN_ID = "digits-demo"  # fixed: Tamiyo's chance follows from it
+RUN_ID = "digits-demo"  # fixed, since Tamiyo derives its random numbers from the run id
 
 
 def register(app: typer.Typer) -> None:
@@ -27,53 +27,59 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    config: Path = typer.Option(CONFIG, help="The run's settings."),
-    keep: bool = typer.Option(False, help="Keep the folder with data and logs."),
+    config: Path = typer.Option(
+        CONFIG, help="YAML file with the settings of the run.", show_default="configs/digits.yaml"
+    ),
+    keep: bool = typer.Option(False, "--keep", help="Keep the folder with data and logs."),
 ) -> None:
-    """Train a small network that grows, on a stack of its own, and report. Leaves nothing running."""
+    """Train a small network with and without growth on a temporary stack, and print a report. Takes about 2 minutes."""
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _interrupt)
     if not config.exists():
-        raise UnavailableError(f"no {config}: name a run's settings with --config")
-    console = Console()
+        raise ConfigError(f"{config} does not exist; name a settings file with --config")
     with ExitStack() as exits:
         folder = Path(tempfile.mkdtemp(prefix="esper-demo-", dir="/var/tmp"))
         folder.chmod(PUBLIC_FOLDER)
         if not keep:
             exits.callback(shutil.rmtree, folder, ignore_errors=True)
-        raise typer.Exit(_run(console, config, folder, exits))
+        raise typer.Exit(_run(config, folder, exits))
 
 
-def _run(console: Console, config: Path, folder: Path, exits: ExitStack) -> int:
+def _run(config: Path, folder: Path, exits: ExitStack) -> int:
     from esper.cli.tolaria.demo_report import print_report
-    from esper.cli.tolaria.epoch_progress import show_epoch
+    from esper.cli.tolaria.epoch_progress import print_epoch
     from esper.oona.admin.topics import apply_topics
     from esper.services.tolaria.orchestrator import Orchestrator, standard_services
     from esper.services.tolaria.settings import TrainerSettings
-    from esper.services.tolaria.training.trainer import train, train_plain
+    from esper.services.tolaria.training.trainer import train, train_baseline
     from esper.streams.database.migrations import migrate
 
     configure_logging(LoggingSettings(level="ERROR", format="console"))
-    console.print("[bold]Esper demo[/bold]: Kafka, Postgres and S3 of its own, on free ports of 127.0.0.1")
-    stack = exits.enter_context(EmbeddedStack(folder / "stack", report=console.print))
+    print_line(
+        "[bold]Esper demo[/bold]: a small network learns to recognize digits, first as it is, then growing.\n"
+        "Starting Kafka, Postgres and S3 on free ports of 127.0.0.1; everything is removed at the end."
+    )
+    stack = exits.enter_context(EmbeddedStack(folder / "stack", report=print_line))
     settings = _with_stack(load_settings(config), stack)
     asyncio.run(apply_topics(settings.need_kafka()))
     migrate(settings.need_postgres())
     (folder / "logs").mkdir()
     environment = {**inherited_environment(), **stack.environment(), "ESPER_CONFIG": str(config)}
-    services = Orchestrator(standard_services(), environment, folder / "logs", report=lambda s: console.print(f"  {s}"))
+    services = Orchestrator(standard_services(), environment, folder / "logs", report=lambda s: print_line(f"  {s}"))
     exits.enter_context(services)
 
     trainer = settings.section("trainer", TrainerSettings)
     linked = trainer.link.model_copy(update={"folder": folder / "runs"})
     trainer = trainer.model_copy(update={"link": linked})
-    console.print(f"\n[bold]The same loop without Esper[/bold] ({trainer.epochs} epochs, seed {trainer.rng_seed})")
-    plain = train_plain(trainer, lambda p: show_epoch(console, p))
-    console.print("\n[bold]With Esper[/bold]: Tamiyo decides at each boundary, the trainer never waits for it")
-    run_id, grown = train(trainer, settings, run_id=RUN_ID, report=lambda p: show_epoch(console, p))
-    num_grown = asyncio.run(print_report(console, settings, run_id, plain, grown, services.health()))
+    print_line(
+        f"\n[bold]Without Esper[/bold]: the network stays as it is ({trainer.epochs} epochs, seed {trainer.rng_seed})"
+    )
+    baseline = train_baseline(trainer, print_epoch)
+    print_line("\n[bold]With Esper[/bold]: Tamiyo, the controller, decides where and when the network grows")
+    run_id, grown = train(trainer, settings, run_id=RUN_ID, report=print_epoch)
+    num_grown = asyncio.run(print_report(settings, run_id, baseline, grown, services.health()))
     if not num_grown:
-        console.print("[red]Nothing grew.[/red] The heuristic saw no plateau; docs/heuristic.md has its thresholds.")
+        print_line("[red]Nothing grew.[/red] Tamiyo saw no plateau; docs/design/policies.md lists its thresholds.")
         return EXIT_NOTHING_GREW
     return 0
 

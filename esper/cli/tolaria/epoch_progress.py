@@ -1,19 +1,17 @@
-"""How training shows itself on a terminal: a line an epoch."""
+"""Prints the progress of training: one line an epoch."""
 
-from rich.console import Console
-
+from esper.cli.terminal import print_line
 from esper.services.tolaria.training.trainer import EpochProgress
 
 BAR_WIDTH = 24
 
 
-def show_epoch(console: Console, progress: EpochProgress, label: str = "") -> None:
-    """One line: where it is, how well it does, how big it is."""
+def print_epoch(progress: EpochProgress) -> None:
+    """Print the epoch, loss, validation accuracy, size and duration."""
     done = round(BAR_WIDTH * progress.epoch / progress.num_epochs)
     bar = "[green]" + "━" * done + "[/green][dim]" + "━" * (BAR_WIDTH - done) + "[/dim]"
-    console.print(
-        f"{label}{bar} epoch {progress.epoch:>2}/{progress.num_epochs}  loss {progress.loss:.3f}  "
+    print_line(
+        f"{bar} epoch {progress.epoch:>2}/{progress.num_epochs}  loss {progress.loss:.3f}  "
         f"accuracy {100 * progress.val_accuracy:5.1f} %  {progress.num_parameters:,} parameters  "
-        f"{progress.duration_s:.1f} s",
-        highlight=False,
+        f"{progress.duration_s:.1f} s"
     )

@@ -106,8 +106,8 @@ def test_up_status_down(public_folder: Path) -> None:
     code, printed = run("up")
     assert code == 0, printed
     try:
-        assert printed.count("answers") == 3
-        assert "runs already" in run("up")[1]
+        assert printed.count("ready") == 3
+        assert "already running" in run("up")[1]
         assert run("status")[0] == 0
         code, printed = run("topics", "list")
         assert (code, printed.count("present")) == (0, 20), printed
@@ -120,5 +120,5 @@ def test_up_status_down(public_folder: Path) -> None:
         assert (code, "policy.trained" in printed) == (0, True), printed
     finally:
         assert run("down") == (0, "stopped\n")
-    assert run("down") == (0, "nothing runs\n")
+    assert run("down") == (0, "the stack is not running\n")
     assert "start the embedded stack with `esper up`" in run("topics", "list")[1]

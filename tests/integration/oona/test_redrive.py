@@ -16,7 +16,7 @@ from esper.embedded.stack import EmbeddedStack
 from esper.errors import DecodeError
 from esper.oona.cloudevents import encode
 from esper.oona.dead_letters.dead_letter import ATTEMPTS, ORIGIN, PROJECTIONS, dead_letter, first_origin
-from esper.oona.dead_letters.redrive import Where, find_letters
+from esper.oona.dead_letters.redrive import Condition, find_dead_letters
 from esper.oona.log_reader import read_range
 from esper.oona.producer import OonaProducer
 from esper.oona.records import RECORD_LIMIT_BYTES, Record
@@ -94,7 +94,7 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     async def esper(*arguments: str) -> str:
         return await asyncio.to_thread(run, *arguments)
 
-    letters = [x async for x in find_letters(kafka, [RUNS])]
+    letters = [x async for x in find_dead_letters(kafka, [RUNS])]
     mine = [x for x in letters if x.record.key == run_id.encode()]
     originals = {r.position: r async for r in read_range(kafka, RUNS)}
     assert len(mine) == 3
@@ -109,16 +109,16 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     assert listed.count(run_id) == 3
     place = f"{mine[0].position.partition}@{mine[0].position.offset}"
     shown = await esper("dlq", "show", RUNS.name, place)
-    assert "this program can read it: redrive it" in shown
+    assert "this version can decode it: redrive it" in shown
     assert f"{RUNS.name}[{mine[0].origin.partition}] offset {mine[0].origin.offset}" in shown
-    assert "3 would be sent" in await esper("dlq", "redrive", "--dry-run")
+    assert "3 would be redriven" in await esper("dlq", "redrive", "--dry-run")
     assert [r async for r in read_range(kafka, REDRIVES)] == []
 
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
-        assert "2 still cannot be read" in await esper("dlq", "redrive", "--where", "topic=system.runs", "--limit", "2")
-        assert "1 sent again" in await esper("dlq", "redrive", "--where", f"key~{run_id[:9]}", "--reason", "mended")
-        assert "nothing to send" in await esper("dlq", "redrive")
-        assert "3 sent again" in await esper("dlq", "redrive", "--again", "--where", f"key={run_id}")
+        assert "2 still cannot be decoded" in await esper("dlq", "redrive", "--where", "topic=system.runs", "--limit", "2")
+        assert "1 redriven" in await esper("dlq", "redrive", "--where", f"key~{run_id[:9]}", "--reason", "mended")
+        assert "nothing to redrive" in await esper("dlq", "redrive")
+        assert "3 redriven" in await esper("dlq", "redrive", "--again", "--where", f"key={run_id}")
         async with OonaProducer(kafka) as producer:
             await producer.send(told(run_id, 5, events.CheckpointSaved, epoch=3, sha256="0" * 64, size_bytes=1,
                                      command_offset=0))  # fmt: skip
@@ -158,9 +158,9 @@ async def test_a_letter_that_was_sent_twice_is_listed_and_redriven_once(
         return printed
 
     assert "2 system.runs: invalid" in await dlq("list")
-    assert "1 sent again" in await dlq("redrive", "--limit", "1")
-    assert "1 sent again" in await dlq("redrive")
-    assert "2 were redriven before" in await dlq("redrive")
+    assert "1 redriven" in await dlq("redrive", "--limit", "1")
+    assert "1 redriven" in await dlq("redrive")
+    assert "2 already redriven" in await dlq("redrive")
 
 
 async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_and_one_attempt_more(
@@ -173,7 +173,7 @@ async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_an
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
 
         async def letters(count: int) -> list[Any]:
-            found = [x async for x in find_letters(kafka, [RUNS])]
+            found = [x async for x in find_dead_letters(kafka, [RUNS])]
             return found if len(found) == count else []
 
         (first,) = await wait_until_async(lambda: letters(1), 30, "the letter")
@@ -205,7 +205,7 @@ async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: Emb
     await client.stop()
 
     async def letters() -> list[Any]:
-        found = [x async for x in find_letters(kafka, [RUNS], [Where("key", run_id, is_part=False)])]
+        found = [x async for x in find_dead_letters(kafka, [RUNS], [Condition("key", run_id, is_part=False)])]
         return found if len(found) == 4 else []
 
     for name in ("first", "second"):  # what stopped one worker stopped every one after it
@@ -226,7 +226,7 @@ async def test_an_event_with_two_letters_is_folded_once(fresh_stack: EmbeddedSta
         await producer.send_batch([measured, measured])
 
     async def letters() -> list[Any]:
-        found = [x async for x in find_letters(kafka, [TELEMETRY])]
+        found = [x async for x in find_dead_letters(kafka, [TELEMETRY])]
         return found if len(found) == 2 else []
 
     buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
@@ -236,7 +236,7 @@ async def test_an_event_with_two_letters_is_folded_once(fresh_stack: EmbeddedSta
     assert code == 0, printed
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
         code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", "redrive")
-        assert "2 sent again" in printed, printed
+        assert "2 redriven" in printed, printed
 
         async def is_folded() -> bool:
             positions = await rows(

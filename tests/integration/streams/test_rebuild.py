@@ -175,12 +175,12 @@ async def test_verify_names_the_tables_and_the_rows_and_a_comparing_rebuild_swap
         code, printed = await esper(mine, "projections", "verify", "--show", "5")
         assert code == 1
         assert "live rows differ from the log in: epochs, health_windows" in printed
-        assert f"epochs ({run_id},1,7)\n    epoch: live 99, by the log 7\n" in printed
-        assert f"epochs ({run_id},1,9): only rebuilt from the log, not live" in printed
+        assert f"epochs ({run_id},1,7)\n    epoch: live 99, rebuilt 7\n" in printed
+        assert f"epochs ({run_id},1,9): in the log, not in the live table" in printed
         assert "sum_health_score: live" in printed
         code, printed = await esper(mine, "projections", "rebuild", "--compare")
         assert code == 1
-        assert "not swapped: the log says something else in: epochs, health_windows" in printed
+        assert "not swapped: live rows differ from the log in: epochs, health_windows" in printed
         assert await connection.fetchval(altered, run_id) == 1, "live is as it was"
         code, printed = await esper(mine, "projections", "rebuild", "--compare", "--accept-changes")
         assert code == 0, printed

@@ -94,7 +94,7 @@ async def test_activation_and_rollback_from_the_command_line(
             await wait_until_async(are_known, 40, "the trainings' rows")
             assert (BlobKind.POLICY, sha256) in await referenced_blobs(connection)
             code, told = await esper(mine, "tamiyo", "activate", "heuristic", "1", "--reason", "first", "--force")
-            assert (code, "heuristic v1 decides" in told) == (0, True), told
+            assert (code, "heuristic v1 decides now" in told) == (0, True), told
             code, told = await esper(mine, "tamiyo", "activate", "constant", "1", "--reason", "I like it")
             assert code == 1
             assert "constant v1 was not evaluated against heuristic v1, which is active; --force" in told
@@ -120,7 +120,7 @@ async def test_activation_and_rollback_from_the_command_line(
             assert active.reason.startswith("newer (forced: constant v2 is not better")
             for back_to in ("constant v1", "heuristic v1"):
                 code, told = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
-                assert (code, f"{back_to} decides" in told) == (0, True), told
+                assert (code, f"{back_to} decides now" in told) == (0, True), told
             code, told = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
             assert (code, "heuristic v1 is the first that was active" in told) == (1, True), told
             code, told = await esper(mine, "tamiyo", "policies")

@@ -209,7 +209,7 @@ async def test_views_are_seen_again_from_telemetry_while_it_lasts(mine: Settings
     await decide(mine, views)
     code, printed = await esper(mine, "tamiyo", "replay", "--runs", run_id, "--verify", "-q")
     assert code == 0, printed
-    assert f"{len(views)} of {len(views)} views come out of the log again, byte by byte" in printed
+    assert f"{len(views)} of {len(views)} views are reproduced from the log, byte for byte" in printed
     # a view that nobody can have seen
     forged = replace(last, layers=tuple(replace(layer, num_signals=77) for layer in last.layers))
     await decide(mine, [forged])
@@ -223,7 +223,7 @@ async def test_views_are_seen_again_from_telemetry_while_it_lasts(mine: Settings
     await delete_before(mine, TELEMETRY, partition, records[len(records) // 2].position.offset)
     code, printed = await esper(mine, "tamiyo", "replay", "--runs", run_id, "--verify", "-q")
     assert code == 1
-    assert "cannot be seen again: their telemetry has expired (the first is measured incarnation 1 boundary" in printed
+    assert "cannot be reproduced: their telemetry has expired (the first is measured incarnation 1 boundary" in printed
     assert f"1 differ though the log is whole; the first is {run_id} incarnation 1 boundary {last.boundary}" in printed
-    seen_again = int(re.search(r"([0-9]+) of [0-9]+ views come out", printed)[1])  # type: ignore[index]
+    seen_again = int(re.search(r"([0-9]+) of [0-9]+ views are reproduced", printed)[1])  # type: ignore[index]
     assert 2 < seen_again < len(views), "the later ones, and those from before the first window"

@@ -211,7 +211,7 @@ def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = FakeFit()
-    monkeypatch.setattr("esper.cli.tamiyo.replay.find_fit", lambda: fit)
+    monkeypatch.setattr("esper.cli.tamiyo.retrain.find_fit", lambda: fit)
     write(tmp_path / "seen", MANY)
     into = tmp_path / "policy"
     code, printed = run(
@@ -241,7 +241,7 @@ def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
 def test_a_fit_goes_on_with_the_part_of_the_log_that_it_began_with_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esper.cli.tamiyo.replay.find_fit", FakeFit)
+    monkeypatch.setattr("esper.cli.tamiyo.retrain.find_fit", FakeFit)
     write(tmp_path / "policy.experiences", MANY)
     command = (
         "tamiyo",
@@ -278,13 +278,13 @@ def test_evaluate_prints_a_verdict_for_every_policy(tmp_path: Path) -> None:
     code, printed = run("tamiyo", "evaluate", str(tmp_path / "seen"), "--fitted", str(SHIPPED), "-q")
     assert code == 0, printed
     assert "fitted than wait:" in printed
-    assert "by saying no of all" in printed
+    assert "by always saying no" in printed
     write(tmp_path / "few", joined(3, 4))
     code, printed = run("tamiyo", "evaluate", str(tmp_path / "few"), "-q")
     assert code == 0
-    assert re.search("heuristic cannot be judged: [23] runs, 10 are needed", printed)
+    assert re.search("heuristic cannot be evaluated: [23] runs, 10 are needed", printed)
     assert "refused" in printed
     code, printed = run("tamiyo", "evaluate", str(tmp_path / "few"), "--candidate", "gnn")
-    assert "--candidate gnn: there are wait, random, schedule, heuristic" in printed
+    assert "--candidate gnn: no such policy; choose one of wait, random, schedule, heuristic" in printed
     code, printed = run("tamiyo", "evaluate", str(tmp_path / "nothing"))
     assert "holds no experiences" in printed

@@ -1,0 +1,1 @@
+"""Commands about Urza's library of blueprints and kernels."""
