@@ -1,7 +1,8 @@
-"""MetricsServer: answers Prometheus and whoever watches over the process, on a port and threads of its own.
+"""Serves metrics and health checks over HTTP, on a separate port and in separate threads.
 
-Paths: ``/metrics``, ``/healthz`` (503 where the process hangs), ``/readyz`` (503 with the reasons as JSON). It has no
-password: it shows names of topics and counts, never data, and listens on 127.0.0.1 unless the settings say otherwise.
+Paths: ``/metrics``; ``/healthz``, which is 503 if the process hangs; ``/readyz``, which is 503 with the
+reasons as JSON if it is not ready. There is no password: the responses hold topic names and counts,
+never data. The server listens on 127.0.0.1 unless the settings name another address.
 """
 
 import errno
@@ -18,14 +19,14 @@ from esper.errors import ConfigError
 from esper.metrics.readiness import Health
 from esper.metrics.settings import MetricsAddress
 
-IDLE_CLIENT_S = 10.0  # a client that says nothing for so long is hung up on
+IDLE_CLIENT_S = 10.0  # without a byte from a client; then its connection is closed
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
 class MetricsServer:
-    """Serves a registry and a health. ``start`` it, ``stop`` it."""
+    """Serves the metrics of a registry and the health checks of a process, from ``start`` to ``stop``."""
 
     def __init__(self, registry: CollectorRegistry, health: Health) -> None:
         self._health = health
@@ -35,59 +36,59 @@ class MetricsServer:
         ProcessCollector(registry=registry)  # process_*: CPU, memory, open files
 
     def start(self, address: MetricsAddress) -> int:
-        """Begin to answer; gives the port.
+        """Start serving; returns the port.
 
         Raises:
-            ConfigError: the port is taken, or this process may not open it.
+            ConfigError: the port is in use, or this process may not open it.
         """
         try:
             self._server = _Server((address.host, address.port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ConfigError(_refused(address, error)) from error
-        self._server.set_app(self._answer)
+            raise ConfigError(_start_error(address, error)) from error
+        self._server.set_app(self._respond)
         self._thread = threading.Thread(target=self._server.serve_forever, name="esper-metrics", daemon=True)
         self._thread.start()
         return int(self._server.server_port)
 
     def stop(self) -> None:
-        """Answer no more. Fine where it was not started."""
+        """Stop serving; does nothing if the server was not started."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
         self._server = None
 
-    def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def _respond(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):
             case "/metrics":
-                answer: Iterable[bytes] = self._metrics(environ, start_response)
-                return answer
+                response: Iterable[bytes] = self._metrics(environ, start_response)
+                return response
             case "/healthz":
                 is_live = self._health.is_live
                 return _json(start_response, is_live, {"status": "live" if is_live else "hung"})
             case "/readyz":
                 problems = [p.to_dict() for p in self._health.problems()]
-                told = {"status": "not ready" if problems else "ready", "problems": problems}
-                return _json(start_response, not problems, told)
+                body = {"status": "not ready" if problems else "ready", "problems": problems}
+                return _json(start_response, not problems, body)
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"/metrics, /healthz, /readyz\n"]
 
 
 class ProcessMetrics:
-    """What the metrics of every process have in common: ``_server`` shows its meter and its health."""
+    """Base of each process's metrics. Subclasses set ``_server``, which serves their meter and health."""
 
     _server: MetricsServer
 
     def serve(self, address: MetricsAddress) -> int:
-        """Start answering; gives the port.
+        """Start serving; returns the port.
 
         Raises:
-            ConfigError: the port cannot be had.
+            ConfigError: the port is in use, or this process may not open it.
         """
         return self._server.start(address)
 
     def stop(self) -> None:
-        """Stop answering."""
+        """Stop serving; does nothing if ``serve`` was not called."""
         self._server.stop()
 
 
@@ -100,7 +101,7 @@ class _Handler(WSGIRequestHandler):
     timeout = IDLE_CLIENT_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not worth a line."""
+        """Log nothing: a line per scrape would fill the log."""
 
 
 def _json(start_response: StartResponse, is_good: bool, body: dict[str, Any]) -> list[bytes]:
@@ -109,8 +110,10 @@ def _json(start_response: StartResponse, is_good: bool, body: dict[str, Any]) ->
     return [json.dumps(body).encode() + b"\n"]
 
 
-def _refused(address: MetricsAddress, error: Exception) -> str:
-    where, todo = f"{address.host}:{address.port}", f"choose another with {address.setting}, or 0 for a free one"
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return f"metrics cannot be served at {where}: another process has this port; {todo}"
-    return f"metrics cannot be served at {where}: {error}; {todo}"
+def _start_error(address: MetricsAddress, error: Exception) -> str:
+    is_in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    cause = "another process uses this port" if is_in_use else error
+    return (
+        f"metrics cannot be served at {address.host}:{address.port}: {cause}; "
+        f"set {address.setting} to another port, or to 0 for a free one"
+    )

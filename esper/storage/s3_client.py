@@ -30,7 +30,7 @@ from esper.errors import (
     NotAllowedError,
     UnavailableError,
 )
-from esper.metrics.client_metrics import watch_s3
+from esper.metrics.client_metrics import instrument_s3
 from esper.storage.call_stats import Observer, Outcome, StorageCall, ignore
 
 CONNECT_TIMEOUT_S = 5
@@ -85,7 +85,7 @@ class S3Client:
                 config=config,
             )
             self._client = await self._exits.enter_async_context(opened)
-            watch_s3(self._client)
+            instrument_s3(self._client)
         except ValueError as error:
             raise ConfigError(f"ESPER_S3__ENDPOINT_URL {self.s3.endpoint_url!r} is no address: {error}") from error
         return self

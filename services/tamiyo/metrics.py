@@ -1,4 +1,4 @@
-"""What Tamiyo shows to Prometheus."""
+"""Prometheus metrics and readiness of the controller."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,21 +7,21 @@ from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMe
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
 
-NOTHING_READ = "the projections have not been read yet"
+NOT_POLLED = "the projections have not been read yet; wait for the first poll"
 DECISION_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class TamiyoMetrics(ProcessMetrics):
-    """The metrics of one controller. It is ready while the projections and Kafka answer it."""
+    """The metrics of one controller. It is ready while it can read the projections and write to Kafka."""
 
     def __init__(self, policy: str, version: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._problem = NOTHING_READ
+        self._problem = NOT_POLLED
         self._policy = (policy, str(version))
-        self._not_loaded: str | None = None
+        self._load_problem: str | None = None
         self._num_pending: int | None = None
-        self._looked_at: float | None = None
-        self.health = Health(lambda: [Problem(told) for told in (self._problem, self._not_loaded) if told])
+        self._polled_at: float | None = None
+        self.health = Health(lambda: [Problem(reason) for reason in (self._problem, self._load_problem) if reason])
         self.meter = self._make_meter()
         self._server = MetricsServer(self.meter.registry, self.health)
 
@@ -30,42 +30,44 @@ class TamiyoMetrics(ProcessMetrics):
         client_metrics.show_build(meter, "tamiyo")
         self._decisions = meter.counter(
             "esper_tamiyo_decisions_total",
-            "Decisions in the log; stale: the views were not complete.",
+            "Decisions recorded in Kafka; stale is true if the view was incomplete, which gives WAIT.",
             "action",
             "stale",
         )
         self._decision = meter.histogram(
             "esper_tamiyo_decision_seconds",
-            "From the first look that found a boundary to its decision and command in the log.",
+            "Time from the poll that found a boundary until Kafka has its decision and command.",
             "action",
             buckets=DECISION_S,
         )
         self._commands = meter.counter(
             "esper_tamiyo_commands_total",
-            "Commands in the log; resent: the first one was not seen to arrive.",
+            "Commands recorded in Kafka; resent is true for one sent again because the first was not confirmed.",
             "resent",
         )
-        self._retries = meter.counter(
-            "esper_tamiyo_poll_failures_total", "Looks that failed because something was away.", "error"
+        self._poll_failures = meter.counter(
+            "esper_tamiyo_poll_failures_total",
+            "Polls that failed because Postgres or Kafka was unavailable, by error.",
+            "error",
         )
-        self._broken = meter.counter(
+        self._failures = meter.counter(
             "esper_tamiyo_decision_failures_total",
-            "Times that one boundary's view could not be made (view), decided on (policy) or recorded (record).",
-            "what",
+            "Failures of one boundary, by step: building its view (view), deciding (policy), recording (record).",
+            "step",
         )
-        self._seconds = meter.counter(
+        self._superseded = meter.counter(
             "esper_tamiyo_superseded_decisions_total",
-            "Decisions whose command was left to another controller's, which was first in the log, or to a later look.",
+            "Decisions that sent no command, because another controller decided first or a later poll sends it.",
         )
-        self._swaps = meter.counter(
+        self._loads = meter.counter(
             "esper_tamiyo_policy_loads_total",
-            "Versions that the log named as active, and what became of it: loaded, failed.",
+            "Attempts to load the activated policy version, by outcome: loaded or failed.",
             "outcome",
         )
         meter.probe(
             Kind.GAUGE,
             "esper_tamiyo_policy_info",
-            "1, for the policy that decides.",
+            "Always 1; the labels name the policy that decides and its version.",
             lambda: {self._policy: 1.0},
             "policy",
             "version",
@@ -73,60 +75,63 @@ class TamiyoMetrics(ProcessMetrics):
         meter.probe(
             Kind.GAUGE,
             "esper_tamiyo_boundaries_pending",
-            "Boundaries without a decision, as of the last look.",
+            "Boundaries without a decision at the last poll.",
             lambda: self._num_pending,
         )
         meter.probe(
-            Kind.GAUGE, "esper_tamiyo_poll_age_seconds", "How long ago the last look succeeded.", self._look_age_s
+            Kind.GAUGE,
+            "esper_tamiyo_poll_age_seconds",
+            "Time since the last successful poll of the projections.",
+            self._poll_age_s,
         )
         meter.include(client_metrics.METER)
         return meter
 
     def boundaries_found(self, pending: Sequence[object]) -> None:
-        """The boundaries that a look found."""
+        """Set the number of undecided boundaries that a poll found."""
         self._num_pending = len(pending)
 
     def poll_succeeded(self) -> None:
-        """A look came to its end."""
-        self._looked_at, self._problem = self._clock(), ""
+        """A poll succeeded."""
+        self._polled_at, self._problem = self._clock(), ""
 
     def poll_failed(self, error: BaseException) -> None:
-        """A look did not: something is away."""
+        """A poll failed because a service is unavailable."""
         self._problem = str(error) or type(error).__name__
-        self._retries.labels(type(error).__name__).inc()
+        self._poll_failures.labels(type(error).__name__).inc()
 
-    def decision_failed(self, what: str) -> None:
-        """One boundary could not be decided as it should be; the others were."""
-        self._broken.labels(what).inc()
+    def decision_failed(self, step: str) -> None:
+        """Count the failure of one boundary, whose decision is then WAIT; ``step`` is view, policy or record."""
+        self._failures.labels(step).inc()
 
     def decisions_superseded(self, count: int) -> None:
-        """So many decisions were not the first in the log, or not known to be."""
-        self._seconds.inc(count)
+        """Count decisions that were not the first for their boundary, or not known to be."""
+        self._superseded.inc(count)
 
     def policy_loaded(self, policy: str, version: int) -> None:
-        """This version decides from here on."""
-        self._policy, self._not_loaded = (policy, str(version)), None
-        self._swaps.labels("loaded").inc()
+        """This version is loaded and decides from now on."""
+        self._policy, self._load_problem = (policy, str(version)), None
+        self._loads.labels("loaded").inc()
 
     def policy_confirmed(self) -> None:
-        """Who decides is who the log names."""
-        self._not_loaded = None
+        """The version that decides is the activated one."""
+        self._load_problem = None
 
     def policy_load_failed(self, problem: str) -> None:
-        """The version that the log names cannot be loaded; another one goes on deciding."""
-        self._not_loaded = problem
-        self._swaps.labels("failed").inc()
+        """The activated version cannot be loaded; the previous one keeps deciding."""
+        self._load_problem = problem
+        self._loads.labels("failed").inc()
 
     def decision_recorded(self, decision: OonaMessage, seconds: float) -> None:
-        """A decision is in the log, and its command if it has one."""
+        """Count a decision that Kafka has, with its command if it has one."""
         event = decision.data
         assert isinstance(event, DecisionMade)
         self._decisions.labels(event.action, str(event.stale).lower()).inc()
         self._decision.labels(event.action).observe(seconds)
 
     def command_recorded(self, *, is_resent: bool) -> None:
-        """A command is in the log."""
+        """Count a command that Kafka has."""
         self._commands.labels(str(is_resent).lower()).inc()
 
-    def _look_age_s(self) -> float | None:
-        return None if self._looked_at is None else self._clock() - self._looked_at
+    def _poll_age_s(self) -> float | None:
+        return None if self._polled_at is None else self._clock() - self._polled_at

@@ -1,9 +1,9 @@
-"""What a worker shows to Prometheus. Counting is by batch, never by record; lag is worked out when it is asked for.
+"""The Prometheus metrics of a worker. Counters change per batch, never per record; lag is computed at each scrape.
 
-Lag in records is the end of the log, as heard a few seconds ago, less what is folded. Lag in seconds is how long the
-oldest record that is not folded may have waited, at most: the age of the newest folded record by the time that the
-broker wrote on it, or, where that is less, the time since the partition was last seen with nothing left. Both are
-absent for a partition whose end nobody knows.
+Lag in records is the end of the log, as of a few seconds ago, minus the position. Lag in seconds is an upper bound of
+how long the oldest record that is not projected has waited: the age of the newest projected record by its broker
+timestamp or, if smaller, the time since the partition last had no lag. Both are absent while the end of the log is
+unknown.
 """
 
 import time
@@ -18,12 +18,12 @@ from esper.streams.database.postgres_errors import DRIVER_ERRORS
 from esper.streams.worker.batch_projection import Batch
 
 BATCH_RECORDS = (1, 10, 50, 100, 500, 1_000, 2_500, 5_000, 10_000)
-NOT_ASSIGNED = "the group has assigned no partition to this worker yet"
+NOT_ASSIGNED = "no partition is assigned: wait for the rebalance of the consumer group"
 
 
 @dataclass(slots=True)
 class _Partition:
-    """How far one partition is."""
+    """The progress of one partition."""
 
     position: int
     end: int | None = None
@@ -37,17 +37,17 @@ class _Partition:
 
 
 class WorkerMetrics(ProcessMetrics):
-    """The metrics of one worker, and what keeps it from being ready.
+    """The metrics and the readiness of one worker.
 
     Args:
-        now_s: seconds since 1970, as the broker's clock counts them; hosts are expected to keep time (NTP).
+        now_s: seconds since 1970; the clocks of this host and the broker are expected to agree (NTP).
         clock: monotonic seconds.
     """
 
     def __init__(self, now_s: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic) -> None:
         self._now_s, self._clock = now_s, clock
         self._partitions: dict[TopicPartition, _Partition] = {}
-        self._red: dict[TopicPartition, str] = {}
+        self._stopped: dict[TopicPartition, str] = {}
         self._stalls: tuple[Stall, ...] = ()
         self._behind_s = 0.0
         self.health = Health(self._problems)
@@ -57,55 +57,65 @@ class WorkerMetrics(ProcessMetrics):
     def _make_meter(self) -> Meter:
         meter, by_topic, by_partition = Meter(), "topic", ("topic", "partition")
         client_metrics.show_build(meter, "worker")
-        self._records = meter.counter("esper_worker_records_total", "Records read and dealt with.", by_topic)
-        self._events = meter.counter("esper_worker_events_total", "Events folded that were new.", by_topic)
+        self._records = meter.counter("esper_worker_records_total", "Records that were read and handled.", by_topic)
+        self._events = meter.counter("esper_worker_events_total", "New events that were projected.", by_topic)
         self._batches = meter.histogram(
             "esper_worker_batch_records", "Records in one batch.", by_topic, buckets=BATCH_RECORDS
         )
-        self._fold = meter.histogram(
-            "esper_worker_batch_seconds", "One try at a batch: decoding, its transaction, its dead letters.", by_topic
+        self._batch_duration = meter.histogram(
+            "esper_worker_batch_seconds", "One attempt at a batch: decoding, transaction, dead letters.", by_topic
         )
         self._transaction = meter.histogram(
-            "esper_worker_transaction_seconds", "The transaction of a batch, from its begin to its commit.", by_topic
+            "esper_worker_transaction_seconds", "The transaction of a batch, from BEGIN to COMMIT.", by_topic
         )
         self._retries = meter.counter(
-            "esper_worker_retries_total", "Batches that are tried again, by who was away.", by_topic, "cause"
+            "esper_worker_retries_total", "Batch attempts that failed and are retried, by cause.", by_topic, "cause"
         )
 
         def probe(name: str, help: str, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
             meter.probe(Kind.GAUGE, name, help, read, *by_partition)
 
-        probe("esper_worker_lag_records", "Records in the log that are not folded yet.", self._lag_records)
-        probe("esper_worker_lag_seconds", "How long the oldest of them may have waited, at most.", self._lag_seconds)
-        probe("esper_worker_next_offset", "The offset to go on from.", self._positions)
-        probe("esper_worker_partition_stopped", "1 where a partition stopped; somebody has to look at it.", self._reds)
-        probe("esper_worker_partition_stalled", "1 where a partition with records left does not get on.", self._stalled)
+        probe("esper_worker_lag_records", "Records in the log that are not projected yet.", self._lag_records)
+        probe(
+            "esper_worker_lag_seconds",
+            "Upper bound of the age of the oldest record that is not projected yet.",
+            self._lag_seconds,
+        )
+        probe("esper_worker_next_offset", "The next offset to project.", self._positions)
+        probe(
+            "esper_worker_partition_stopped", "1 if the partition stopped: an operator has to act.", self._stopped_flags
+        )
+        probe(
+            "esper_worker_partition_stalled",
+            "1 if the partition has records left and makes no progress.",
+            self._stalled,
+        )
         meter.probe(
             Kind.GAUGE, "esper_worker_partitions", "Partitions assigned to this worker.", lambda: len(self._partitions)
         )
         meter.include(client_metrics.METER)
         return meter
 
-    # -- the process's side -----------------------------------------------------------------
+    # -- called by the process -----------------------------------------------------------------
 
     def partitions_assigned(self, positions: Mapping[TopicPartition, int]) -> None:
-        """These partitions are this worker's from now on, each from this offset, and no others."""
-        for place in [p for p in self._partitions if p not in positions]:
-            del self._partitions[place]
-        self._red = {}
-        for place, position in positions.items():
-            known = self._partitions.get(place)
+        """Replace the assigned partitions; each starts at the given offset."""
+        for tp in [p for p in self._partitions if p not in positions]:
+            del self._partitions[tp]
+        self._stopped = {}
+        for tp, position in positions.items():
+            known = self._partitions.get(tp)
             if known is None or known.position != position:
-                self._partitions[place] = _Partition(position)
+                self._partitions[tp] = _Partition(position)
 
     @contextmanager
     def time_batch(self, topic: str) -> Iterator[None]:
-        """Times one try at a batch."""
-        with self._fold.labels(topic).time():
+        """Measure one attempt at a batch."""
+        with self._batch_duration.labels(topic).time():
             yield
 
     def batch_projected(self, batch: Batch, num_events: int, transaction_s: float | None = None) -> None:
-        """Counts one batch that was folded."""
+        """Count one projected batch."""
         self._events.labels(batch.topic).inc(num_events)
         self._records.labels(batch.topic).inc(len(batch.records))
         self._batches.labels(batch.topic).observe(len(batch.records))
@@ -115,53 +125,53 @@ class WorkerMetrics(ProcessMetrics):
         if known is not None and batch.records:
             known.position = max(known.position, batch.end)
             known.newest_ms = batch.records[-1].timestamp_ms
-            # a record dated later than now: the broker's clock is ahead by at least so much
+            # a timestamp in the future: the broker's clock is ahead by at least that much
             self._behind_s = max(self._behind_s, known.newest_ms / 1000 - self._now_s())
 
     def batch_retried(self, topic: str, error: BaseException) -> None:
-        """Counts a batch that has to be tried again."""
+        """Count a failed attempt that is retried."""
         self._retries.labels(topic, "postgres" if isinstance(error, DRIVER_ERRORS) else "kafka").inc()
 
-    def partition_stopped(self, place: TopicPartition, reason: str) -> None:
-        """A partition stopped."""
-        self._red[place] = reason
+    def partition_stopped(self, tp: TopicPartition, reason: str) -> None:
+        """Mark a partition as stopped."""
+        self._stopped[tp] = reason
 
     def update_positions(self, ends: Mapping[TopicPartition, int | None], stalls: Iterable[Stall]) -> None:
-        """Takes a look at how far each partition is: the ends of the log, and what does not get on."""
+        """Update the ends of the log (None if unknown) and the stalled partitions."""
         self._stalls = tuple(stalls)
         stuck = {(s.topic, s.partition) for s in self._stalls}
-        for place, partition in self._partitions.items():
-            partition.end, partition.is_stalled = ends.get(place), place in stuck
+        for tp, partition in self._partitions.items():
+            partition.end, partition.is_stalled = ends.get(tp), tp in stuck
             if partition.lag == 0:
                 partition.empty_at = self._clock()
 
-    # -- Prometheus's side, on threads of its own --------------------------------------------
+    # -- called by Prometheus, on other threads --------------------------------------------
 
     def _problems(self) -> list[Problem]:
-        red = dict(self._red)
-        found = [Problem(reason, *place) for place, reason in sorted(red.items())]
-        found += [Problem(str(s), s.topic, s.partition) for s in self._stalls if (s.topic, s.partition) not in red]
+        stopped = dict(self._stopped)
+        found = [Problem(reason, *tp) for tp, reason in sorted(stopped.items())]
+        found += [Problem(str(s), s.topic, s.partition) for s in self._stalls if (s.topic, s.partition) not in stopped]
         return found if self._partitions else [*found, Problem(NOT_ASSIGNED)]
 
     def _lag_records(self) -> dict[tuple[str, ...], float]:
         return self._by_partition(lambda p: p.lag)
 
     def _lag_seconds(self) -> dict[tuple[str, ...], float]:
-        return self._by_partition(self._waited_s)
+        return self._by_partition(self._lag_s)
 
     def _positions(self) -> dict[tuple[str, ...], float]:
         return self._by_partition(lambda p: p.position)
 
-    def _reds(self) -> dict[tuple[str, ...], float]:
+    def _stopped_flags(self) -> dict[tuple[str, ...], float]:
         found: dict[tuple[str, ...], float] = {}
         for topic, number in list(self._partitions):
-            found[topic, str(number)] = float((topic, number) in self._red)
+            found[topic, str(number)] = float((topic, number) in self._stopped)
         return found
 
     def _stalled(self) -> dict[tuple[str, ...], float]:
         return self._by_partition(lambda p: float(p.is_stalled))
 
-    def _waited_s(self, partition: _Partition) -> float | None:
+    def _lag_s(self, partition: _Partition) -> float | None:
         if not partition.lag:
             return partition.lag
         bounds = []
