@@ -1,4 +1,4 @@
-"""The thin script around `esper train`: ``python train.py configs/digits.yaml``."""
+"""Runs `esper train` as a script: ``python train.py configs/digits.yaml``."""
 
 import sys
 

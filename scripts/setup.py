@@ -1,10 +1,9 @@
-"""Make .venv with everything pinned: run by ``make install``, with any Python 3.11 or later.
+"""Create .venv with all pinned packages and Esper itself: ``make install`` runs this with Python 3.11 or later.
 
-Standard library only, since nothing is installed yet. Installs uv from requirements/uv.txt
-(by hash), then all pins, then Esper itself. TORCH names another build of torch, in the words
-of an installer: ``make install TORCH="torch==2.9.1"``; then requirements/torch.txt is left out.
-With the argument ``catalogues`` it adds the libraries of models that compatibility is tried on;
-they fit the pinned torch only.
+Uses the standard library only, since nothing is installed yet. Installs uv from requirements/uv.txt (by hash), then
+all pins, then Esper. The variable TORCH replaces requirements/torch.txt by another build of torch, as pip would name
+it: ``make install TORCH="torch==2.9.1"``. The argument ``catalogues`` adds the model libraries that compatibility is
+tested with; they fit the pinned torch only.
 """
 
 import ctypes
@@ -23,17 +22,17 @@ STAMP = VENV / "installed.sha256"
 CATALOGUES = ROOT / "requirements" / "catalogues.txt"
 CATALOGUES_STAMP = VENV / "catalogues.sha256"
 PINS = [ROOT / "requirements" / name for name in ("uv.txt", "torch.txt", "esper.txt")]
-ATTEMPTS = 3  # a download that breaks off is resumed from the cache
+ATTEMPTS = 3  # an interrupted download resumes from the cache
 PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """No installer outlives the make, or the terminal, that started it."""
+    """End this process when its parent ends, so that no installer outlives its make or terminal."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def wanted() -> str:
-    """A digest of all that decides what is installed."""
+def inputs_digest() -> str:
+    """Digest of everything that decides what is installed."""
     digest = hashlib.sha256(os.environ.get("TORCH", "").encode())
     for path in (*PINS, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
@@ -41,31 +40,31 @@ def wanted() -> str:
 
 
 def run(*command: object) -> None:
-    """Run one step; a broken download is tried again, anything else is said and ends the set-up."""
+    """Run one step, and again if it fails, since downloads break. Exits after the last attempt."""
     for attempt in range(1, ATTEMPTS + 1):
         done = subprocess.run([str(c) for c in command], preexec_fn=die_with_parent, check=False)
         if done.returncode == 0:
             return
-        print(f"esper: attempt {attempt} of {ATTEMPTS} failed ({done.returncode})", file=sys.stderr)
+        print(f"esper: attempt {attempt} of {ATTEMPTS} failed (exit code {done.returncode})", file=sys.stderr)
         time.sleep(2 * attempt)
-    sys.exit("esper: the set-up could not be finished; what failed is above. Run it again to go on.")
+    sys.exit("esper: installation failed, see the error above; run it again to continue")
 
 
 def add_catalogues() -> None:
-    """Install the libraries of models beside what is there."""
-    digest = hashlib.sha256(CATALOGUES.read_bytes() + wanted().encode()).hexdigest()
+    """Install the model libraries, unless they are installed."""
+    digest = hashlib.sha256(CATALOGUES.read_bytes() + inputs_digest().encode()).hexdigest()
     if CATALOGUES_STAMP.exists() and CATALOGUES_STAMP.read_text() == digest:
         return
     if os.environ.get("TORCH"):
-        sys.exit("esper: the catalogues fit the pinned torch only: leave TORCH out")
-    print("esper: adding torchvision, transformers, timm and peft (about 40 MB)", flush=True)
+        sys.exit("esper: TORCH is set, and the model catalogues fit only the pinned torch; unset it")
+    print("esper: installing torchvision, transformers, timm and peft (about 40 MB)", flush=True)
     install = (VENV / "bin" / "uv", "pip", "install", "--python", VENV / "bin" / "python", "-q")
     run(*install, "--require-hashes", "--no-deps", "-r", CATALOGUES)
     CATALOGUES_STAMP.write_text(digest)
 
 
 def main() -> None:
-    """Install what is not installed yet."""
+    """Install whatever is missing or out of date."""
     die_with_parent()
     install_esper()
     if "catalogues" in sys.argv[1:]:
@@ -73,14 +72,16 @@ def main() -> None:
 
 
 def install_esper() -> None:
-    """The environment that everything but the catalogues runs in."""
+    """Create the environment with everything except the model catalogues."""
     if sys.version_info < (3, 11):
-        sys.exit(f"esper needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}")
-    if STAMP.exists() and STAMP.read_text() == wanted():
+        sys.exit(
+            f"esper: {sys.executable} is Python {sys.version.split()[0]}; use 3.11 or later (make install PYTHON=...)"
+        )
+    if STAMP.exists() and STAMP.read_text() == inputs_digest():
         return
     python, torch = VENV / "bin" / "python", os.environ.get("TORCH")
-    print("esper: setting up .venv: about 3.3 GB to download (most of it torch's CUDA libraries),")
-    print("       6 GB on disk; half a minute on a fast line, and once only.", flush=True)
+    print("esper: installing into .venv, once: downloads about 3.3 GB, mostly CUDA libraries of torch;")
+    print("       takes 6 GB on disk, and half a minute on a fast connection", flush=True)
     if not python.exists():
         run(sys.executable, "-m", "venv", VENV)
     pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes")
@@ -91,7 +92,7 @@ def install_esper() -> None:
     if torch:
         run(*install, *shlex.split(torch))
     run(*install, "-q", "--no-deps", "--no-build-isolation", "-e", ROOT)
-    STAMP.write_text(wanted())
+    STAMP.write_text(inputs_digest())
     print("esper: ready", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""`make train-tamiyo` and `make compare-tamiyo`, in their smallest size: a policy from nothing, and its table."""
+"""`make train-tamiyo` and `make compare-tamiyo` in their smallest size."""
 
 import json
 import os
@@ -12,21 +12,22 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-ON_A_STACK = ROOT / "scripts" / "on_a_stack.py"
+RUN_ON_STACK = ROOT / "scripts" / "run_on_stack.py"
 QUICK = {"WIDTH": 8, "NUM_BATCHES": 6, "BATCH_SIZE": 32, "EVAL_EVERY": 3}
 
 
 @pytest.mark.timeout(1800)
-def test_a_policy_comes_from_nothing_and_is_compared_on_runs_and_hosts_that_it_never_saw(tmp_path: Path) -> None:
+def test_policy_is_trained_from_scratch_and_compared(tmp_path: Path) -> None:
+    """A corpus, a fitted policy and its comparison on runs and hosts that it was not trained on."""
     policy, table = tmp_path / "policy", tmp_path / "table.json"
     commands = (
-        "tamiyo ground --runs 8 --services --folder {folder} --seed 5",
+        "tamiyo corpus --runs 8 --services --folder {folder} --seed 5",
         f"tamiyo retrain --into {policy} --held-out 0.4 --quiet",
         f"tamiyo compare --fitted {policy} --runs 1 --hosts 1 --policy active --folder {{folder}} --into {table}",
     )
     quick = {f"ESPER_TAMIYO__TRAINING__{name}": str(value) for name, value in QUICK.items()}
     done = subprocess.run(
-        [sys.executable, str(ON_A_STACK), "--new", str(policy), *commands],
+        [sys.executable, str(RUN_ON_STACK), "--new", str(policy), *commands],
         env={**os.environ, **quick},
         capture_output=True,
         text=True,
@@ -34,9 +35,9 @@ def test_a_policy_comes_from_nothing_and_is_compared_on_runs_and_hosts_that_it_n
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
-    told = re.search(r"│ decisions +│ (\d+)", printed)
-    assert told is not None, printed
-    assert int(told[1]) > 8 * 15
+    match = re.search(r"│ decisions +│ (\d+)", printed)
+    assert match is not None, printed
+    assert int(match[1]) > 8 * 15
     assert re.search(r"forks +│ \d+", printed), printed
     card = json.loads((policy / "card.json").read_text())
     assert len(card["train"]["runs"]) + len(card["held_out"]["runs"]) == 8

@@ -1,9 +1,8 @@
-"""Write requirements/*.txt: exact pins with hashes and no index address, torch apart.
+"""Write requirements/*.txt: exact pins with hashes, without the address of an index.
 
-Run with ``make lock`` after a change of the ranges in pyproject.toml. torch has a file of
-its own so that a user can bring the build that fits the machine (see README); so have the
-catalogues of models that only ``make compat`` and ``make bench-kasmina`` need. The images in infra/images get
-what they need from the same pins.
+``make lock`` runs this after a change of the ranges in pyproject.toml. torch has a separate file, so that users can
+install the build that fits their machine (see README). The model catalogues, which only ``make compat`` and
+``make bench-kasmina`` need, have one too. The images in infra/images use the same pins.
 """
 
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 IMAGES = REQUIREMENTS.parent / "infra" / "images"
-MIN_AGE = "14 days"  # versions younger than this are left for the next lock: time to be found bad
+MIN_AGE = "14 days"  # newer versions wait for the next lock: a bad release is usually withdrawn by then
 COMPILE = ("uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11", "--generate-hashes")
 PLAIN = (
     "--exclude-newer",
@@ -26,30 +25,30 @@ PLAIN = (
 
 
 def compile_pins(output: Path, *arguments: str) -> None:
-    """Resolve into ``output``, keeping the pins that it already has where they still fit."""
+    """Resolve into ``output``; keep its pins that still fit."""
     subprocess.run([*COMPILE, *PLAIN, *arguments, "-o", str(output)], check=True)
 
 
 def names_in(path: Path) -> set[str]:
-    """The packages that a requirements file pins."""
+    """Names of the packages that a requirements file pins."""
     return set(re.findall(r"^([a-z0-9._-]+)==", path.read_text(encoding="utf-8"), re.M))
 
 
-def only_for_torch(torch: Path) -> list[str]:
-    """Packages that torch alone brings: the accelerator's libraries and its compiler."""
+def torch_packages(torch: Path) -> list[str]:
+    """Packages that only torch needs: the accelerator's libraries and compiler."""
     prefixes = ("torch", "nvidia-", "cuda-", "triton")
     return sorted(name for name in names_in(torch) if name.startswith(prefixes))
 
 
 def main() -> None:
-    """Lock torch first, then Esper to fit it, then the catalogues of models and the images to fit both."""
+    """Lock torch, then Esper to fit it, then the model catalogues and the images to fit both."""
     torch, esper = REQUIREMENTS / "torch.txt", REQUIREMENTS / "esper.txt"
     upgrade = ("--upgrade",) if "--upgrade" in sys.argv[1:] else ()
     compile_pins(REQUIREMENTS / "uv.txt", str(REQUIREMENTS / "uv.in"), *upgrade)
     compile_pins(torch, str(REQUIREMENTS / "torch.in"), *upgrade)
-    scatter = (str(REQUIREMENTS / "scatter.in"), "--no-deps", "--no-build-isolation")  # only its source is published
+    scatter = (str(REQUIREMENTS / "scatter.in"), "--no-deps", "--no-build-isolation")  # published as source only
     compile_pins(REQUIREMENTS / "scatter.txt", *scatter, *upgrade)
-    left_out = [a for name in only_for_torch(torch) for a in ("--no-emit-package", name)]
+    left_out = [a for name in torch_packages(torch) for a in ("--no-emit-package", name)]
     compile_pins(
         esper,
         "pyproject.toml",
@@ -62,7 +61,7 @@ def main() -> None:
         *left_out,
         *upgrade,
     )
-    beside = [a for name in sorted(names_in(torch) | names_in(esper)) for a in ("--no-emit-package", name)]
+    already_pinned = [a for name in sorted(names_in(torch) | names_in(esper)) for a in ("--no-emit-package", name)]
     compile_pins(
         REQUIREMENTS / "catalogues.txt",
         "pyproject.toml",
@@ -72,14 +71,14 @@ def main() -> None:
         str(torch),
         "-c",
         str(esper),
-        *beside,
+        *already_pinned,
         *upgrade,
     )
     pinned = ("-c", str(torch), "-c", str(esper))
     without_torch = ("--override", str(IMAGES / "worker.override"))
     compile_pins(IMAGES / "worker.txt", "pyproject.toml", "--extra", "streams", *pinned, *without_torch)
-    more = str(IMAGES / "services.in")
-    compile_pins(IMAGES / "services.txt", "pyproject.toml", more, "--extra", "services", *pinned, *left_out)
+    services = str(IMAGES / "services.in")
+    compile_pins(IMAGES / "services.txt", "pyproject.toml", services, "--extra", "services", *pinned, *left_out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Try Tamiyo's policy in each way that it can be installed: without torch-scatter, with it alone, with both.
+"""Run the tests of Tamiyo's policy with torch-geometric alone, with torch-scatter alone, and with both.
 
-torch-scatter is compiled for the torch in .venv, which takes some 7 minutes and a C++ compiler, once: it goes into
-.scatter, beside .venv and not into it. "Alone" means that torch-geometric cannot be imported.
-Run by ``make test-scatter``.
+Compiles torch-scatter once for the torch in .venv, into the folder .scatter; this takes a C++ compiler and about
+7 minutes. ``make test-scatter`` runs this script.
 """
 
 import os
@@ -24,13 +23,15 @@ MODES = {
 
 
 def build() -> None:
-    """Compile torch-scatter where it is not yet there for this torch."""
+    """Compile torch-scatter, unless it is already compiled for this torch."""
     stamp, wanted = SCATTER / "built.txt", f"{PINS.read_text()}torch {version('torch')}\n"
     if stamp.exists() and stamp.read_text() == wanted:
         return
     if shutil.which("c++") is None and shutil.which("g++") is None:
-        sys.exit("torch-scatter has to be compiled: install a C++ compiler (Debian, Ubuntu: apt-get install g++)")
-    print("compiling torch-scatter, once: about 7 minutes", flush=True)
+        sys.exit(
+            "torch-scatter must be compiled, and there is no C++ compiler; install g++ (apt-get install g++)"
+        )
+    print("compiling torch-scatter once; takes about 7 minutes", flush=True)
     uv = (Path(sys.executable).parent / "uv", "pip", "install", "--python", sys.executable, "-q")
     how = ("--target", SCATTER, "--no-build-isolation", "--no-deps", "--require-hashes", "-r", PINS)
     subprocess.run([*uv, *how], check=True)
@@ -38,7 +39,7 @@ def build() -> None:
 
 
 def main() -> None:
-    """Build, then run the policy's tests in each mode; the first that fails ends it."""
+    """Build, then run the tests in each mode until one fails."""
     build()
     for name, (has_scatter, options) in MODES.items():
         print(f"\n== {name}", flush=True)

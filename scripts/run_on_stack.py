@@ -1,7 +1,7 @@
-"""Run `esper` commands one after the other on a stack of their own, which is gone when they end.
+"""Run `esper` commands one after the other on a temporary stack, which is removed when they end.
 
-``python scripts/on_a_stack.py "tamiyo ground --services --folder {folder}" "tamiyo retrain --into policy"``: {folder}
-is a new folder that goes with the stack. It stops at the first command that fails, with its exit code.
+``python scripts/run_on_stack.py "tamiyo corpus --services --folder {folder}" "tamiyo retrain --into policy"``:
+{folder} stands for a temporary folder. The first command that fails ends the script with its exit code.
 """
 
 import argparse
@@ -22,13 +22,13 @@ PREPARE = ("topics apply", "migrate")
 
 
 def main() -> None:
-    """Parse, run, clean up."""
+    """Start a stack, run the commands, and remove the stack."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commands", nargs="+", help="as one would write them behind `esper`, each one argument")
-    parser.add_argument("--new", type=Path, help="a folder that the commands make: it must not be there yet")
+    parser.add_argument("commands", nargs="+", help="arguments of `esper`, each command quoted as one word")
+    parser.add_argument("--new", type=Path, help="output folder of the commands; it must not exist yet")
     options = parser.parse_args()
     if options.new is not None and options.new.exists():
-        sys.exit(f"{options.new} is there already: name a new folder, or remove it")
+        sys.exit(f"{options.new} already exists; name a new folder, or remove it")
     die_with_parent(signal.SIGTERM)
     folder = Path(tempfile.mkdtemp(prefix="esper-stack-", dir="/var/tmp"))
     folder.chmod(PUBLIC_FOLDER)
