@@ -17,7 +17,7 @@ from rich.console import Console
 
 from esper.cli.terminal import new_table, print_line, print_table
 from esper.config import STACK_FILE, load_settings, state_dir
-from esper.embedded.processes import answers
+from esper.embedded.processes import is_listening
 from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 300.0  # the first start downloads Kafka
@@ -118,7 +118,7 @@ def show(stack: dict[str, Any] | None) -> None:
     """Print a table of the parts."""
     table = new_table("part", "address", "pid", "state", "log")
     for name, part in (stack or {"parts": {}})["parts"].items():
-        is_up = answers(int(part["address"].rsplit(":", 1)[1]))
+        is_up = is_listening(int(part["address"].rsplit(":", 1)[1]))
         table.add_row(
             name, part["address"], str(part["pid"]), "ready" if is_up else "[red]not answering[/red]", part["log"]
         )

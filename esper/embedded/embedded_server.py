@@ -1,4 +1,4 @@
-"""What the embedded Kafka, Postgres and S3 have in common: a folder, a port, a process and its end."""
+"""Base class of the embedded Kafka, Postgres and S3: folder, port and child process."""
 
 import shutil
 from pathlib import Path
@@ -7,12 +7,12 @@ from esper.embedded.processes import ChildProcess, free_port
 
 
 class EmbeddedServer:
-    """Holds its port and its data through ``stop`` and ``start``.
+    """An embedded server. It keeps its port and its data from ``stop`` to the next ``start``.
 
     Args:
-        root: a folder of its own.
-        log_name: the file in it that gets what the process prints.
-        port: where it listens; chosen at the first start where it is None.
+        root: folder for this server only.
+        log_name: file in ``root`` for the output of the process.
+        port: port to listen on; None chooses a free one on first use.
     """
 
     def __init__(self, root: Path, log_name: str, port: int | None = None) -> None:
@@ -23,31 +23,31 @@ class EmbeddedServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         if self._port is None:
             self._port = free_port()
         return self._port
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process runs."""
+        """Whether the process runs."""
         return self._process is not None and self._process.is_alive
 
     @property
     def pid(self) -> int | None:
-        """Its process id, while it runs."""
+        """The process id while it runs, else None."""
         return self._process.pid if self._process is not None else None
 
     def stop(self) -> None:
-        """A clean shutdown."""
+        """Shut it down cleanly."""
         if self._process is not None:
             self._process.stop()
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
+        """Kill it with SIGKILL, which leaves its data as a power cut would."""
         if self._process is not None:
             self._process.kill()
 
     def wipe(self) -> None:
-        """Forget all data. It must be stopped."""
+        """Delete all data. Call ``stop`` first."""
         shutil.rmtree(self.root / "data", ignore_errors=True)

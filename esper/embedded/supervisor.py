@@ -1,7 +1,7 @@
-"""The process behind ``esper up``: holds the stack until it is told to stop.
+"""The process behind ``esper up``: runs the embedded stack until SIGTERM or SIGINT.
 
-It writes stack.json (readable by its owner alone) once everything is ready for use, and removes
-it at the end. Run as ``python -m esper.embedded.supervisor FOLDER``.
+It writes stack.json, which only its owner can read, when all services are ready, and deletes it at
+the end. Run it as ``python -m esper.embedded.supervisor STATE_FOLDER DATA_FOLDER``.
 """
 
 import json
@@ -16,7 +16,7 @@ from esper.errors import EsperError
 
 
 def main() -> int:
-    """Hold the stack in the folder given until SIGTERM."""
+    """Run the stack until SIGTERM or SIGINT; returns the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     state, data = Path(sys.argv[1]), Path(sys.argv[2])
     try:
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def write_stack_file(state: Path, stack: EmbeddedStack) -> None:
-    """Say where everything is, and who holds it."""
+    """Write the addresses of the services and this process's id to stack.json, atomically."""
     described = {
         **stack.sections(),
         "supervisor_pid": os.getpid(),

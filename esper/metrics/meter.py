@@ -97,7 +97,7 @@ class Meter:
         is_total = name.endswith("_total")
         if not _NAME.fullmatch(name) or is_total != (kind is Kind.COUNTER):
             raise InvariantError(
-                f"{name} is not a valid name of a {kind}; use esper_<process>_<what>_<unit>, and _total for counters only"
+                f"{name} is not a valid {kind} name; use esper_<process>_<what>_<unit>, with _total for counters only"
             )
         if kind is Kind.HISTOGRAM and not name.endswith(_UNITS):
             raise InvariantError(f"{name}: the unit is missing; end the name in one of {', '.join(_UNITS)}")

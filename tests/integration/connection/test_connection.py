@@ -222,7 +222,7 @@ async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
         (tmp_path / "stopped").touch()
         await says("start the broker")
     finally:
-        stack.kafka.go_on()
+        stack.kafka.resume()
         (tmp_path / "started").touch()
     await asyncio.to_thread(end_of, child)
     found = [m.data for m in await read_run_messages(stack, run_id, topics.RUNS, topics.LIFECYCLE)]

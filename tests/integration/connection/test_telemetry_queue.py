@@ -101,7 +101,7 @@ async def test_a_broker_that_is_away_fills_the_spill_in_order_and_what_is_beyond
             assert pipe.take_lost() == 20, "exactly what did not fit"
             assert pipe.take_lost() == 0
         finally:
-            broker.go_on()
+            broker.resume()
         await wait_until_async(lambda: is_true(pipe.is_empty), 30, "the spill to be empty")
         assert pipe.put(health(run_id, 80))
         await wait_until_async(lambda: is_true(pipe.is_empty), 20, "what comes after")
@@ -120,7 +120,7 @@ async def test_what_is_under_way_at_the_end_is_kept_for_the_next_process(
             assert pipe.put(health(run_id, n))
         await wait_until_async(lambda: is_true(len(pipe._queue) == 500), 10, "the batch under way")
         assert len(spill) == 0
-    broker.go_on()
+    broker.resume()
     pipe.save_rest()
     assert [r.key for _id, r in spill.oldest(2_000)] == [run_id.encode()] * 1_500
     assert pipe.num_safe == 1_500
@@ -159,7 +159,7 @@ async def test_what_died_in_the_memory_of_a_killed_process_is_told_once(
             go.touch()
             await asyncio.to_thread(wait_until, lambda c=child: not c.is_alive, 120, "the end of the process")
         finally:
-            stack.kafka.go_on()
+            stack.kafka.resume()
         assert child.returncode == (0 if mode == "last" else -9), child.tail()
     gaps = [e for e in await told(stack, run_id, RUNS) if isinstance(e, events.TelemetryGap)]
     assert [(g.incarnation, g.num_lost, g.from_step, g.step) for g in gaps] == [(2, NUM_LAYERS * STEPS, 0, STEPS)]

@@ -87,7 +87,7 @@ def test_two_stacks_stand_side_by_side_and_come_back_with_their_data(stack: Embe
 def test_an_altered_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(iter(jars.committed_sums()))
     monkeypatch.setattr(jars, "committed_sums", lambda: {name: "0" * 64})
-    with pytest.raises(EsperError, match="that Esper was released with"):
+    with pytest.raises(EsperError, match="SHA-256 0000"):
         jars.kafka_jars(lambda _line: None)
 
 

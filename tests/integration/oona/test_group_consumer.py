@@ -19,8 +19,8 @@ from esper.errors import ConflictError
 from esper.oona.admin.topics import admin_client, apply_topics
 from esper.oona.consumer import group_consumer as subscriber_module
 from esper.oona.consumer.group_consumer import STOP_S, GroupConsumer, GroupConsumerOptions
-from esper.oona.consumer.partition_reader import ReceivedBatch
-from esper.oona.dead_letters.dead_letter import read_letter
+from esper.oona.consumer.partition_reader import EventBatch
+from esper.oona.dead_letters.dead_letter import read_dead_letter
 from esper.oona.log_reader import read_range
 from esper.oona.producer import OonaProducer
 from esper.oona.progress_watch import Stall
@@ -58,11 +58,11 @@ async def kafka(broker: EmbeddedKafka) -> KafkaSettings:
 class Recorder:
     """A handler that remembers what it was given, and does first what the test wants of it."""
 
-    def __init__(self, before: Callable[[ReceivedBatch], Any] | None = None) -> None:
-        self.batches: list[ReceivedBatch] = []
+    def __init__(self, before: Callable[[EventBatch], Any] | None = None) -> None:
+        self.batches: list[EventBatch] = []
         self._before = before
 
-    async def __call__(self, batch: ReceivedBatch) -> None:
+    async def __call__(self, batch: EventBatch) -> None:
         if self._before is not None:
             await self._before(batch)
         self.batches.append(batch)
@@ -120,7 +120,7 @@ async def test_a_batch_is_committed_after_its_handler_and_comes_again_when_that_
     tries: list[tuple[int, int]] = []
     is_mended = False
 
-    async def fail(batch: ReceivedBatch) -> None:
+    async def fail(batch: EventBatch) -> None:
         if batch.partition == 0 and not is_mended:
             tries.append((batch.start, batch.end))
             raise RuntimeError("a bug")
@@ -145,7 +145,7 @@ async def _is(found: Any, wanted: object) -> bool:
 async def test_a_slow_handler_holds_fetching_up_and_loses_nothing(kafka: KafkaSettings) -> None:
     gate, total = asyncio.Event(), 12_000
 
-    async def wait(_batch: ReceivedBatch) -> None:
+    async def wait(_batch: EventBatch) -> None:
         await gate.wait()
 
     handler = Recorder(wait)
@@ -180,7 +180,7 @@ async def test_what_cannot_be_decoded_goes_to_the_dead_letters_and_holds_nothing
         async with reading(kafka, DECISIONS, handler, dead_letters=producer.send_records):
             await wait_until_async(lambda: _is(committed(kafka, DECISIONS), {0: 3, 1: 1}), 20, "the commits")
     assert handler.numbers() == [0, 1]
-    letters = [read_letter(r) async for r in read_range(kafka, DECISIONS.dead_letters)]
+    letters = [read_dead_letter(r) async for r in read_range(kafka, DECISIONS.dead_letters)]
     assert sorted(x.origin[1:] for x in letters) == [(0, 1), (1, 0)]
     (mine,) = [x for x in letters if x.origin.partition == 0]
     assert mine.record[1:4] == (broken.key, broken.value, broken.headers), "byte for byte"
@@ -223,7 +223,7 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
     records = [numbered(FIELD_REPORTS, n) for n in range(100)]
     await write(kafka, [r._replace(headers=r.headers + blob) for r in records])
 
-    async def wait(_batch: ReceivedBatch) -> None:
+    async def wait(_batch: EventBatch) -> None:
         await gate.wait()
 
     handler = Recorder(wait)
@@ -249,14 +249,14 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
 class Ledger(Recorder):
     """A handler that keeps its own positions, as a projection does: a batch from elsewhere is a conflict."""
 
-    def __init__(self, before: Callable[[ReceivedBatch], Any] | None = None) -> None:
+    def __init__(self, before: Callable[[EventBatch], Any] | None = None) -> None:
         super().__init__(before)
         self.positions: dict[TopicPartition, int] = {}
 
     async def load(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return {p: self.positions[p] for p in places if p in self.positions}
 
-    async def __call__(self, batch: ReceivedBatch) -> None:
+    async def __call__(self, batch: EventBatch) -> None:
         await super().__call__(batch)
         place = (batch.topic, batch.partition)
         if self.positions.get(place, 0) != batch.start:
@@ -304,7 +304,7 @@ async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_tw
     total = 12_000
     await write(kafka, [numbered(TELEMETRY, n, n % 12) for n in range(total)])
 
-    async def work(_batch: ReceivedBatch) -> None:
+    async def work(_batch: EventBatch) -> None:
         await asyncio.sleep(0.1)
 
     first, second = Ledger(work), Ledger(work)
@@ -325,7 +325,7 @@ async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_tw
 async def test_stop_does_not_wait_for_a_handler_that_hangs(kafka: KafkaSettings) -> None:
     is_hanging = asyncio.Event()
 
-    async def hang(_batch: ReceivedBatch) -> None:
+    async def hang(_batch: EventBatch) -> None:
         is_hanging.set()
         await asyncio.Event().wait()
 
@@ -355,7 +355,7 @@ async def test_a_broker_that_is_away_is_a_stall_and_its_return_is_the_end_of_it(
             assert "no broker answers" in str(subscriber.stalls()[0])
             assert "an unknown lag" in str(subscriber.stalls()[0])
         finally:
-            broker.go_on()
+            broker.resume()
         await until(lambda: subscriber.is_healthy, "its end", 15)
 
 

@@ -138,7 +138,7 @@ async def test_a_broker_that_answers_nobody_is_an_error_in_time_with_memory_boun
             await producer.__aexit__(None, None, None)
             assert time.monotonic() - began < 8.5, "both lanes had something under way"
         finally:
-            broker.go_on()
+            broker.resume()
         deliveries = await producer.deliver([signal])
         assert isinstance(deliveries.errors[0], InvariantError), "closed for good: nothing opens it again"
 

@@ -48,7 +48,7 @@ class LogWriter:
         self._may_write.clear()
         assert self._is_idle.wait(90), "the writer does not come to a rest"
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """The end of ``pause``."""
         self._may_write.set()
 

@@ -115,7 +115,7 @@ class StreamsStorm:
         self.wait_until_folded(after)
         seconds = time.monotonic() - begun
         self.judge(after)
-        self.writer.go_on()
+        self.writer.resume()
         return seconds
 
     def kill_amid_progress(self) -> None:
@@ -286,7 +286,7 @@ class StreamsStorm:
         """For longer than a session."""
         self.stack.kafka.pause()
         time.sleep(self.rng.uniform(FAULT_S, 3 * SESSION_S))
-        self.stack.kafka.go_on()
+        self.stack.kafka.resume()
 
     def _poisons(self) -> None:
         async def send() -> None:
@@ -296,7 +296,7 @@ class StreamsStorm:
         self.writer.pause()
         poisoned = self.writer.batch(1_500, garbage=0.2)
         asyncio.run(send())
-        self.writer.go_on()
+        self.writer.resume()
 
 
 DISK_FULL = """

@@ -30,7 +30,7 @@ def running_broker() -> Iterator[EmbeddedKafka]:
             broker.start()
             yield broker
         finally:
-            broker.go_on()
+            broker.resume()
             broker.stop()
 
 
