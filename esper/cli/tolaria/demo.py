@@ -12,7 +12,7 @@ import typer
 from esper.cli.terminal import print_line
 from esper.config import LoggingSettings, Settings, load_settings
 from esper.embedded.processes import die_with_parent
-from esper.embedded.stack import PUBLIC_FOLDER, EmbeddedStack, inherited_environment
+from esper.embedded.stack import FOLDER_MODE, EmbeddedStack, inherited_environment
 from esper.errors import ConfigError
 from esper.logging import configure_logging
 
@@ -39,7 +39,7 @@ def demo(
         raise ConfigError(f"{config} does not exist; name a settings file with --config")
     with ExitStack() as exits:
         folder = Path(tempfile.mkdtemp(prefix="esper-demo-", dir="/var/tmp"))
-        folder.chmod(PUBLIC_FOLDER)
+        folder.chmod(FOLDER_MODE)
         if not keep:
             exits.callback(shutil.rmtree, folder, ignore_errors=True)
         raise typer.Exit(_run(config, folder, exits))
