@@ -1,1 +1,1 @@
-"""Urza keeps blueprints and kernels: seeds the catalogue, builds kernels, answers questions."""
+"""Urza, the library of blueprints and kernels: certifies blueprints, builds kernels, serves both over HTTP."""

@@ -1,6 +1,6 @@
-"""What Urza shows to Prometheus: its API by route and status, and what it waits for.
+"""Urza's metrics: requests by route and status, and readiness.
 
-A route is the API's own pattern (``/runs/{run_id}``), never the address that was asked for.
+Invariant: the label of a route is its pattern (``/runs/{run_id}``), never a requested path, so labels are bounded.
 """
 
 import time
@@ -16,8 +16,8 @@ from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMe
 
 NO_ROUTE = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-BROKEN_OFF = 499  # what proxies say of a client that left before its answer
-NOT_COMPLETE = "Kafka, Postgres or S3 is away, or the catalogue is not complete yet"
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the response
+NOT_READY = "Kafka, Postgres or S3 is away, or the catalogue is not complete yet"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,15 +26,15 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class UrzaMetrics(ProcessMetrics):
-    """The metrics of one library.
+    """The metrics of one Urza.
 
     Args:
-        is_ready: whether everything that the library needs is there.
+        is_ready: whether all dependencies answer and the catalogue is complete.
     """
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
-        self._num_open = 0
-        self.health = Health(lambda: [] if is_ready() else [Problem(NOT_COMPLETE)])
+        self._num_in_flight = 0
+        self.health = Health(lambda: [] if is_ready() else [Problem(NOT_READY)])
         self.meter = self._make_meter()
         self._server = MetricsServer(self.meter.registry, self.health)
 
@@ -43,57 +43,56 @@ class UrzaMetrics(ProcessMetrics):
         client_metrics.show_build(meter, "urza")
         self._requests = meter.histogram(
             "esper_urza_request_seconds",
-            "From a request to the last byte of its answer.",
+            "Seconds from a request to the last byte of its response.",
             "route",
             "method",
             "status",
         )
-        meter.probe(Kind.GAUGE, "esper_urza_requests_in_flight", "Requests being answered.", lambda: self._num_open)
+        meter.probe(Kind.GAUGE, "esper_urza_requests_in_flight", "Requests in progress.", lambda: self._num_in_flight)
         meter.include(client_metrics.METER)
         return meter
 
     def wrap_app(self, app: AsgiApp) -> AsgiApp:
-        """The API, with each request timed, and its log lines in the trace that the caller named."""
-
+        """The API with each request timed, and its log lines in the trace that the caller named."""
         patterns = cache(lambda: _patterns(app))
 
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def timed_app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
-            began, status = time.perf_counter(), BROKEN_OFF
+            start, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
 
-            async def noting(message: MutableMapping[str, Any]) -> None:
+            async def record_status(message: MutableMapping[str, Any]) -> None:
                 nonlocal status
                 if message["type"] == "http.response.start":
                     status = message["status"]
                 await send(message)
 
-            self._num_open += 1
+            self._num_in_flight += 1
             try:
                 with traced(incoming_trace(_header(scope, b"traceparent"))):
-                    await app(scope, receive, noting)
+                    await app(scope, receive, record_status)
             except Exception:
                 status = 500
                 raise
             finally:
-                self._num_open -= 1
+                self._num_in_flight -= 1
                 route = _route(scope, patterns())
                 method = scope["method"] if scope["method"] in METHODS else NO_ROUTE
-                self._requests.labels(route, method, str(status)).observe(time.perf_counter() - began)
+                self._requests.labels(route, method, str(status)).observe(time.perf_counter() - start)
 
-        return answer
+        return timed_app
 
 
 def _route(scope: Scope, patterns: Sequence[tuple[Pattern[str], str]]) -> str:
-    """The pattern of an address. An answer that is kept never comes as far as its route: it is looked up here then."""
+    """The pattern of a path. A cached response never reaches its route, so its pattern is looked up here."""
     if "route" in scope:
         return str(getattr(scope["route"], "path", NO_ROUTE))
     return next((path for pattern, path in patterns if pattern.match(scope["path"])), NO_ROUTE)
 
 
 def _patterns(app: AsgiApp) -> list[tuple[Pattern[str], str]]:
-    """The API's paths; those without parameters first, as they would be found."""
+    """The API's paths, in the order in which routes match: those without parameters first."""
     openapi = getattr(app, "openapi", None)
     paths = sorted(openapi()["paths"], key=lambda path: (path.count("{"), path)) if openapi else []
     return [(compile_path(path)[0], path) for path in paths]

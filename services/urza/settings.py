@@ -55,9 +55,6 @@ class UrzaSettings(MetricsEndpointSettings):
         ge=256,
         description="Maximum address space of one sandbox job, in MiB; the largest kernel needs 1024.",
     )
-    parallel_uploads: int = Field(
-        10, ge=1, le=50, description="Number of concurrent kernel uploads; keep it at or below `s3.pool_size`."
-    )
     poll_s: float = Field(
         0.2,
         gt=0,

@@ -1,7 +1,7 @@
-"""Urza's process: what it holds open, and the two loops that keep the library complete.
+"""Urza's process: its open resources, and the two loops that keep the library complete.
 
-One loop examines blueprints, one builds kernels; they share the sandbox, a job at a time in turn. Invariant: whatever
-a blueprint or a service does, a loop tells it, waits and goes on.
+One loop examines blueprints, the other builds kernels; they take turns in the sandbox, one job at a time. Invariant:
+no blueprint and no failing dependency ends a loop: it logs the error, waits and tries again.
 """
 
 import asyncio
@@ -14,129 +14,139 @@ from esper.errors import ContractError
 from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.logging import get_logger
 from esper.oona.admin.topics import verify_topics
-from esper.oona.broker_errors import TRANSIENT_ERRORS
+from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
 from esper.oona.producer import OonaProducer
 from esper.retry import Backoff
+from esper.services.urza.blueprint_changes import BlueprintChanges
 from esper.services.urza.certification.certifier import Certifier
 from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import Limits
+from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.kernel_builder import KernelBuilder
-from esper.services.urza.kernels.shipped_blueprints import is_shipped, ship
+from esper.services.urza.kernels.shipped_blueprints import are_shipped_validated, propose_shipped
 from esper.services.urza.metrics import UrzaMetrics
+from esper.services.urza.projection_reader import ProjectionReader
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
 from esper.streams.database.connection_types import Pool
 from esper.streams.database.connections import connect_pool
-from esper.streams.database.postgres_errors import DRIVER_ERRORS
+from esper.streams.database.postgres_errors import DRIVER_ERRORS as POSTGRES_DRIVER_ERRORS
 
-RETRY_S = (0.2, 5.0)
-TRANSIENT = (*TRANSIENT_ERRORS, ContractError, OSError, *DRIVER_ERRORS)
-ANSWER_BYTES = MAX_KERNEL_BYTES + 1024 * 1024  # the largest that a job may say: one kernel and its header
+RETRY_S = (0.2, 5.0)  # bounds of the first wait and of every wait
+TRANSIENT = (*KAFKA_TRANSIENT_ERRORS, ContractError, OSError, *POSTGRES_DRIVER_ERRORS)
+MAX_OUTPUT_BYTES = MAX_KERNEL_BYTES + 1024 * 1024  # of one job: the largest kernel and its header
 
 _log = get_logger(__name__)
 
 Step = Callable[[], Awaitable[bool]]
-"""One look at what is to be done; whether all of it is."""
+"""One pass of a loop; returns whether nothing is left to do."""
 
 
 @dataclass(slots=True)
 class Urza:
-    """What the process holds open."""
+    """The resources that the process holds open."""
 
     pool: Pool
+    reader: ProjectionReader
     producer: OonaProducer
     blobs: BlobStore
     sandbox: Sandbox
     settings: UrzaSettings
+    changes: BlueprintChanges = field(init=False)
     metrics: UrzaMetrics = field(init=False)
-    standing: dict[str, bool] = field(default_factory=dict)
-    """Loop -> whether its last look found everything done."""
+    loops_complete: dict[str, bool] = field(default_factory=dict)
+    """Loop -> whether its last pass left nothing to do."""
 
     def __post_init__(self) -> None:
+        self.changes = BlueprintChanges(self.reader, self.producer)
         self.metrics = UrzaMetrics(lambda: self.is_ready)
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing that it needs is away, and catalogue and kernels were complete at the last look."""
-        return bool(self.standing) and all(self.standing.values())
+        """Whether all dependencies answered, and catalogue and kernels were complete, at the last pass of each loop."""
+        return bool(self.loops_complete) and all(self.loops_complete.values())
 
 
 def sandbox_limits(settings: UrzaSettings) -> Limits:
-    """What one job of the sandbox may use."""
+    """The limits of one sandbox job."""
     return Limits(
         wall_s=settings.sandbox_wall_s,
         cpu_s=settings.sandbox_cpu_s,
         memory_bytes=settings.sandbox_memory_mib * 1024 * 1024,
-        answer_bytes=ANSWER_BYTES,
+        output_bytes=MAX_OUTPUT_BYTES,
     )
 
 
 @asynccontextmanager
 async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
-    """Open everything, and keep catalogue and kernels complete while it is open.
+    """Open all resources, and keep catalogue and kernels complete while they are open.
 
     Raises:
-        ConfigError, NotAllowedError, UnavailableError: with what to do.
+        ConfigError, NotAllowedError, UnavailableError: a dependency is misconfigured, refuses Urza, or is away.
     """
     own = settings.section("urza", UrzaSettings)
-    kafka = settings.need_kafka()
+    kafka, postgres = settings.need_kafka(), settings.need_postgres()
     await verify_topics(kafka)
     async with AsyncExitStack() as exits:
+        sandbox = await exits.enter_async_context(Sandbox(sandbox_limits(own)))  # first: it warms up meanwhile
+        pool = await exits.enter_async_context(connect_pool(postgres))
         urza = Urza(
-            sandbox=await exits.enter_async_context(Sandbox(sandbox_limits(own))),  # first: it warms up meanwhile
-            pool=await exits.enter_async_context(connect_pool(settings.need_postgres())),
+            pool=pool,
+            reader=ProjectionReader(pool, postgres),
             producer=await exits.enter_async_context(OonaProducer(kafka, client_id="urza")),
             blobs=await exits.enter_async_context(BlobStore(settings.need_s3())),
+            sandbox=sandbox,
             settings=own,
         )
         port = urza.metrics.serve(own.metrics_address)
         exits.callback(urza.metrics.stop)
         _log.info("urza.metrics_served", port=port)
-        works = {name: _keep(urza, name, step) for name, step in _steps(urza).items()}
-        works["beat"] = urza.metrics.health.keep_beating()
-        beside = [asyncio.create_task(work, name=f"urza-{name}") for name, work in works.items()]
+        loops = {name: _run_loop(urza, name, step) for name, step in _loop_steps(urza).items()}
+        loops["heartbeat"] = urza.metrics.health.keep_beating()
+        tasks = [asyncio.create_task(loop, name=f"urza-{name}") for name, loop in loops.items()]
         try:
             yield urza
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _steps(urza: Urza) -> dict[str, Step]:
-    certifier = Certifier(urza.pool, urza.producer, urza.sandbox, urza.settings)
-    compiler = KernelBuilder(urza.pool, urza.producer, urza.blobs, urza.sandbox, urza.settings)
-    has_proposed = has_shipped = False
+def _loop_steps(urza: Urza) -> dict[str, Step]:
+    examined = ExaminedKernels()
+    certifier = Certifier(urza.pool, urza.producer, urza.sandbox, urza.settings, examined)
+    builder = KernelBuilder(urza.pool, urza.producer, urza.blobs, urza.sandbox, urza.settings, examined)
+    is_proposed = is_complete = False
 
     async def certify() -> bool:
-        nonlocal has_proposed, has_shipped
+        nonlocal is_proposed, is_complete
         async with urza.pool.acquire() as connection:
-            if not has_proposed:
-                _log.info("catalogue.proposed", proposals=await ship(urza.producer, connection))
-                has_proposed = True
-            if not has_shipped and (has_shipped := await is_shipped(connection)):
+            if not is_proposed:
+                _log.info("catalogue.proposed", proposals=await propose_shipped(urza.producer, connection))
+                is_proposed = True
+            if not is_complete and (is_complete := await are_shipped_validated(connection)):
                 _log.info("catalogue.completed")
         await certifier.certify_pending()
-        return has_shipped
+        return is_complete
 
-    async def compile_kernels() -> bool:
-        await compiler.build_wanted()
+    async def build_kernels() -> bool:
+        await builder.build_wanted()
         return True
 
-    return {"certifying": certify, "compiling": compile_kernels}
+    return {"certification": certify, "kernels": build_kernels}
 
 
-async def _keep(urza: Urza, name: str, step: Step) -> None:
-    urza.standing[name], backoff = False, Backoff(*RETRY_S)
+async def _run_loop(urza: Urza, name: str, step: Step) -> None:
+    urza.loops_complete[name], backoff = False, Backoff(*RETRY_S)
     while True:
         try:
-            urza.standing[name] = await step()
+            urza.loops_complete[name] = await step()
             backoff.reset()
             await asyncio.sleep(urza.settings.poll_s)
             continue
         except TRANSIENT as error:
             _log.warning("urza.delayed", loop=name, error=str(error))
-        except Exception:  # a fault of ours may not end the loop: it would stand still, and nobody would see it
+        except Exception:  # a bug must not end the loop: Urza would look alive and do nothing
             _log.exception("urza.failed", loop=name)
-        urza.standing[name] = False
+        urza.loops_complete[name] = False
         await backoff.wait()

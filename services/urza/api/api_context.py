@@ -1,32 +1,30 @@
-"""What the handlers of one API hold in common."""
+"""What the handlers of one API share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import Request
 
 from esper.config import Settings
-from esper.oona.producer import OonaProducer
-from esper.services.urza.api.projection_reader import Rows, Versions
+from esper.services.urza.api.topic_versions import TopicVersions
+from esper.services.urza.projection_reader import ProjectionReader
 from esper.services.urza.urza_service import Urza
 
 
-@dataclass(slots=True)
-class Library:
-    """An open Urza, read through ``rows``. ``asked`` remembers what was asked under an Idempotency-Key."""
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """An open Urza, the settings of its process, and the versions that cached responses are compared with."""
 
     urza: Urza
     settings: Settings
-    rows: Rows
-    versions: Versions
-    asked: dict[str, str] = field(default_factory=dict)
+    versions: TopicVersions
 
     @property
-    def producer(self) -> OonaProducer:
-        """Writes to the log."""
-        return self.urza.producer
+    def reader(self) -> ProjectionReader:
+        """Reads the projections."""
+        return self.urza.reader
 
 
-def library_of(request: Request) -> Library:
-    """The library that a request is about."""
-    library: Library = request.state.library
-    return library
+def api_context(request: Request) -> ApiContext:
+    """The context that the lifespan of the request's application created."""
+    context: ApiContext = request.state.context
+    return context

@@ -1,4 +1,4 @@
-"""The application: routes, errors, and the layers around them, put together."""
+"""Assembles the application: routes, error handlers and middleware."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,39 +7,41 @@ from typing import Any
 from fastapi import FastAPI
 
 from esper.config import Settings
-from esper.services.urza.api.api_context import Library
+from esper.services.urza.api.api_context import ApiContext
 from esper.services.urza.api.auth import RequestAuth
-from esper.services.urza.api.openapi import describe
-from esper.services.urza.api.problems import add_problems
-from esper.services.urza.api.projection_reader import Rows, Versions
-from esper.services.urza.api.response_cache import LruCache, ResponseCache
+from esper.services.urza.api.openapi import publish_openapi
+from esper.services.urza.api.problems import add_problem_handlers
+from esper.services.urza.api.response_cache import CachedResponse, ResponseCache
 from esper.services.urza.api.routes import blueprints, changes, dead_letters, decisions, health, kernels, runs
+from esper.services.urza.api.topic_versions import TopicVersions
+from esper.services.urza.lru_cache import LruCache
 from esper.services.urza.settings import check_exposure
 from esper.services.urza.urza_service import Urza
 
 MIB = 1024 * 1024
+MAX_RESPONSE_SHARE = 4  # one response may take a quarter of the cache
 
 
 def make_api(urza: Urza, settings: Settings) -> FastAPI:
-    """The API of an Urza that is open, and that its opener closes once the API has ended.
+    """The API of an open Urza, which the caller closes after the API ends.
 
     Raises:
-        ConfigError: other hosts would be let in without a token.
+        ConfigError: it would serve other hosts without a token.
     """
     check_exposure(urza.settings)
-    rows = Rows(urza.pool, settings.need_postgres())
-    library = Library(urza, settings, rows, Versions(rows))
+    context = ApiContext(urza, settings, TopicVersions(urza.reader))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        yield {"library": library, "watch": health.Watch(library)}
+        yield {"context": context, "readiness": health.ReadinessProbe(context)}
 
     api = FastAPI(title="Urza", version="1", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     visibility = "private" if urza.settings.has_tokens else "public"
-    shelf = LruCache(int(urza.settings.cache_mib * MIB))
-    api.add_middleware(ResponseCache, shelf=shelf, versions=library.versions, visibility=visibility)
+    cache_bytes = int(urza.settings.cache_mib * MIB)
+    cache: LruCache[bytes, CachedResponse] = LruCache(cache_bytes, cache_bytes // MAX_RESPONSE_SHARE)
+    api.add_middleware(ResponseCache, cache=cache, versions=context.versions, visibility=visibility)
     api.add_middleware(RequestAuth, own=urza.settings)  # outermost: the last one added
-    add_problems(api)
+    add_problem_handlers(api)
     for router in (
         health.router,
         blueprints.router,
@@ -51,5 +53,5 @@ def make_api(urza: Urza, settings: Settings) -> FastAPI:
         dead_letters.router,
     ):
         api.include_router(router)
-    describe(api, urza.settings)
+    publish_openapi(api, urza.settings)
     return api

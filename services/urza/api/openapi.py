@@ -1,6 +1,6 @@
-"""The published OpenAPI document: what FastAPI finds out itself, and the problems, headers and tokens it cannot.
+"""The published OpenAPI document: FastAPI's own, completed with the problems, headers and tokens that it cannot know.
 
-Owns ``/openapi.json``. Invariant: an operation lists every status that it can answer with.
+Owns ``/openapi.json``. Invariant: an operation lists every status that it can respond with.
 """
 
 from typing import Any
@@ -14,32 +14,32 @@ from esper.services.urza.settings import UrzaSettings
 DESCRIPTION = """What can grow in a network (blueprints and kernels), where it grew, and why.
 
 Lists are pages: follow `next`. Responses carry an `ETag`: send it as `If-None-Match`. A change goes through the log;
-its `Idempotency-Key` makes it safe to send again. Errors are `application/problem+json` (RFC 9457)."""
+its `Idempotency-Key` makes a retry safe. Errors are `application/problem+json` (RFC 9457)."""
 BEARER = "token"
-TOLD = {
-    400: "The request is not addressed to this Urza.",
-    401: "No token, or one that nobody has.",
-    403: "The token may read, not write.",
-    404: "There is no such thing.",
-    409: "Something else was asked under this Idempotency-Key.",
+STATUS_DESCRIPTIONS = {
+    400: "The Host header does not name this Urza.",
+    401: "No token, or an unknown one.",
+    403: "The token may read only.",
+    404: "It does not exist.",
+    409: "Another request was sent under this Idempotency-Key.",
     413: "The body is too large.",
     415: "The body is not application/json.",
-    422: "The request is not what this document says.",
+    422: "The request does not match this document.",
     500: "Urza failed.",
     502: "The object store does not have what the log says.",
-    503: "Something that Urza needs is away: come again.",
+    503: "A dependency of Urza is away: retry later.",
 }
 _GENERATED = ("HTTPValidationError", "ValidationError")
 
 
-def describe(api: FastAPI, own: UrzaSettings) -> None:
-    """Have the API publish its whole contract."""
-    made: dict[str, Any] = {}
+def publish_openapi(api: FastAPI, own: UrzaSettings) -> None:
+    """Replace the document that FastAPI generates."""
+    cached: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
-        if not made:
-            made.update(_document(api, own))
-        return made
+        if not cached:
+            cached.update(_document(api, own))
+        return cached
 
     api.openapi = openapi  # type: ignore[method-assign]
 
@@ -53,43 +53,43 @@ def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
-    _close(schemas)
+    _close_patterns(schemas)
     if own.has_tokens:
         components["securitySchemes"] = {
             BEARER: {"type": "http", "scheme": "bearer", "description": "A reader's or a writer's token."}
         }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _complete(path, method, operation, own)
+            _complete_operation(path, method, operation, own)
     return document
 
 
-def _close(schema: Any) -> None:
-    """Say that keys must match where there is a pattern for them, as pydantic has it but does not publish."""
+def _close_patterns(schema: Any) -> None:
+    """Publish that keys must match their pattern: pydantic enforces it, and does not publish it."""
     if isinstance(schema, dict):
         if "patternProperties" in schema:
             schema.setdefault("additionalProperties", False)
         for part in schema.values():
-            _close(part)
+            _close_patterns(part)
 
 
-def _complete(path: str, method: str, operation: dict[str, Any], own: UrzaSettings) -> None:
+def _complete_operation(path: str, method: str, operation: dict[str, Any], own: UrzaSettings) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     is_health = path.startswith("/health")
-    for status in _statuses(path, method, operation, own, is_health):
+    for status in _error_statuses(path, method, operation, own, is_health):
         responses[str(status)] = _problem_response(status)
     if own.has_tokens and not is_health:
         operation["security"] = [{BEARER: []}]
     if method == "get" and not is_health:
-        tag = {"ETag": {"schema": {"type": "string"}, "required": True, "description": "Names these bytes."}}
+        tag = {"ETag": {"schema": {"type": "string"}, "required": True, "description": "Identifies these bytes."}}
         responses["200"]["headers"] = tag
-        responses["304"] = {"description": "What If-None-Match names is still so.", "headers": tag}
+        responses["304"] = {"description": "The response that If-None-Match names is current.", "headers": tag}
     if "202" in responses:
-        responses["202"]["description"] = "In the log, and not folded in time: look where `status` says."
+        responses["202"]["description"] = "In the log and not projected yet: `status` is the address of its verdict."
 
 
-def _statuses(path: str, method: str, operation: dict[str, Any], own: UrzaSettings, is_health: bool) -> list[int]:
+def _error_statuses(path: str, method: str, operation: dict[str, Any], own: UrzaSettings, is_health: bool) -> list[int]:
     found = [422, 500, 503]
     if not is_health:
         found += [401] if own.has_tokens else [400]
@@ -104,7 +104,7 @@ def _statuses(path: str, method: str, operation: dict[str, Any], own: UrzaSettin
 
 def _problem_response(status: int) -> dict[str, Any]:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    response: dict[str, Any] = {"description": TOLD[status], "content": content}
+    response: dict[str, Any] = {"description": STATUS_DESCRIPTIONS[status], "content": content}
     if status == 503:
         header = {"schema": {"type": "integer", "example": RETRY_AFTER_S}, "required": True}
         response["headers"] = {"Retry-After": {**header, "description": "Seconds."}}

@@ -1,8 +1,6 @@
-"""Pages: lists that go by keyset, so that the last page costs what the first does and rows that come meanwhile
-move nothing.
+"""Keyset pagination: the last page costs what the first does, and rows that arrive meanwhile shift no page.
 
-Owns the cursor: opaque to clients, valid for its own list alone. One that is none of a list's is a 404: there is
-no such page.
+Owns the cursor: opaque to clients, valid for one list only. A cursor of another list is a 404: there is no such page.
 """
 
 import base64
@@ -18,40 +16,40 @@ from fastapi import HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from esper.schemas.base import MAX_INT32, MAX_INT64
-from esper.services.urza.api.api_context import Library, library_of
-from esper.services.urza.api.response_cache import answer
+from esper.services.urza.api.api_context import api_context
+from esper.services.urza.api.response_cache import json_response
 
 Item = TypeVar("Item")
 CURSOR_PATTERN = r"^[A-Za-z0-9_-]{1,4000}$"
 
 
-class RowModel(BaseModel):
-    """Base of what the API shows."""
+class ResponseModel(BaseModel):
+    """Base of the API's responses."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Page(RowModel, Generic[Item]):
-    """Some of a list's items, in its order."""
+class Page(ResponseModel, Generic[Item]):
+    """A page of a list, in the list's order."""
 
     items: list[Item]
-    next: str | None = Field(description="Where the next page is; null on the last one.")
+    next: str | None = Field(description="The address of the next page; null on the last one.")
 
 
 class PageQuery(BaseModel):
-    """What every list takes; a parameter that it does not know is an error."""
+    """The parameters of every list; an unknown parameter is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, Field(ge=1, le=500, description="Items of a page, at most.")] = 100
+    limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of items of a page.")] = 100
     cursor: Annotated[
         str | None, Field(pattern=CURSOR_PATTERN, description="From `next`; without it, the first page.")
     ] = None
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A type that a cursor can hold: ``first`` stands before all values, ``read`` gives None for what is none."""
+class KeyType:
+    """A column of an order: the value before all rows, and the parser of a cursor's value (None: another type)."""
 
     first: Any
     read: Callable[[Any], Any]
@@ -60,7 +58,7 @@ class Kind:
 def _text(value: Any) -> str | None:
     if not isinstance(value, str) or "\x00" in value:
         return None
-    return value if value.encode(errors="ignore").decode() == value else None  # a lone surrogate is in no column
+    return value if value.encode(errors="ignore").decode() == value else None  # no column holds a lone surrogate
 
 
 def _number(greatest: int) -> Callable[[Any], int | None]:
@@ -76,56 +74,54 @@ def _time(value: Any) -> datetime | None:
 
 
 END = datetime(9999, 1, 1, tzinfo=UTC)  # after every event; asyncpg has no infinity with a time zone
-TEXT = Kind("", _text)
-INT4 = Kind(-1, _number(MAX_INT32))
-INT8 = Kind(-1, _number(MAX_INT64))
-LATEST = Kind(END, _time)
+TEXT = KeyType("", _text)
+INT4 = KeyType(-1, _number(MAX_INT32))
+INT8 = KeyType(-1, _number(MAX_INT64))
+LATEST = KeyType(END, _time)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A list: the statement that reads it, (parameter, column, kind) of its order, and the file of the statement."""
+    """A paginated list: its statement, the (parameter, column, type) of its order, and the statement's SQL file."""
 
     statement: str
-    order: Sequence[tuple[str, str, Kind]]
-    room: str = "urza"
+    order: Sequence[tuple[str, str, KeyType]]
+    sql_file: str = "urza"
 
     def after(self, cursor: str | None) -> dict[str, Any]:
-        """The parameters that name the last row of the page before.
+        """The parameters that name the last row of the previous page.
 
         Raises:
-            HTTPException: 404, the cursor is none of this list's.
+            HTTPException: 404, the cursor belongs to another list.
         """
         if cursor is None:
-            return {parameter: kind.first for parameter, _column, kind in self.order}
+            return {parameter: key.first for parameter, _column, key in self.order}
         try:
             name, *values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         except (binascii.Error, ValueError, TypeError, RecursionError):
             name, values = None, []
-        found = {p: kind.read(v) for (p, _c, kind), v in zip(self.order, values, strict=False)}
+        found = {p: key.read(v) for (p, _c, key), v in zip(self.order, values, strict=False)}
         if name != self.statement or len(values) != len(self.order) or None in found.values():
-            raise HTTPException(404, "this list has no page at this cursor: begin again without one")
+            raise HTTPException(404, "this list has no page at this cursor; start again without one")
         return found
 
     def cursor(self, row: Mapping[str, Any]) -> str:
         """The cursor after a row."""
-        keys = [row[column] for _parameter, column, _kind in self.order]
-        told = [k.isoformat() if isinstance(k, datetime) else k for k in keys]
-        text = json.dumps([self.statement, *told], ensure_ascii=False, separators=(",", ":"))
+        keys = [row[column] for _parameter, column, _key in self.order]
+        values = [k.isoformat() if isinstance(k, datetime) else k for k in keys]
+        text = json.dumps([self.statement, *values], ensure_ascii=False, separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     async def page(self, request: Request, query: PageQuery, topics: Sequence[str], /, **filters: Any) -> Response:
-        """Read one page and answer with it."""
-        library: Library = library_of(request)
-        after = self.after(query.cursor)
-        wanted = {"limit": query.limit + 1, **after, **filters}
-        rows = await library.rows.all(self.statement, room=self.room, **wanted)
+        """Read one page and respond with it."""
+        parameters = {"limit": query.limit + 1, **self.after(query.cursor), **filters}
+        rows = await api_context(request).reader.all(self.statement, sql_file=self.sql_file, **parameters)
         items, next_page = rows[: query.limit], None
         if len(rows) > query.limit:
-            next_page = _at(request, self.cursor(items[-1]))
-        return answer(request, {"items": items, "next": next_page}, topics)
+            next_page = _address(request, self.cursor(items[-1]))
+        return json_response(request, {"items": items, "next": next_page}, topics)
 
 
-def _at(request: Request, cursor: str) -> str:
+def _address(request: Request, cursor: str) -> str:
     kept = [(n, v) for n, v in parse_qsl(request.url.query, keep_blank_values=True) if n != "cursor"]
     return f"{request.scope.get('root_path', '')}{request.url.path}?{urlencode([*kept, ('cursor', cursor)])}"

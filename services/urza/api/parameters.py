@@ -1,28 +1,29 @@
-"""Parameters that many routes take."""
+"""Parameters that several routes take."""
 
 from typing import Annotated, TypeVar
 
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict
 
-from esper.schemas.base import RunId, Sha256
+from esper.schemas.base import BlueprintId, RunId, Sha256
 from esper.services.urza.api.pagination import PageQuery
 
 Model = TypeVar("Model", bound=BaseModel)
 
-Queried = Annotated[Model, Query()]
+QueryOf = Annotated[Model, Query()]
 RunPath = Annotated[RunId, Path(description="The run's id.", examples=["digits-demo"])]
+BlueprintPath = Annotated[BlueprintId, Path(description="The blueprint's id.", examples=["low-rank-4"])]
 KernelPath = Annotated[Sha256, Path(description="The SHA-256 of the kernel's bytes.")]
 
 
-class Plain(PageQuery):
-    """A list without filters."""
+class UnfilteredQuery(PageQuery):
+    """The query of a list without filters."""
 
 
-class Nothing(BaseModel):
-    """A route without parameters: one that is given is an error, not ignored."""
+class EmptyQuery(BaseModel):
+    """The query of a route without parameters: any parameter is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-PlainQuery = Annotated[Nothing, Query()]
+NoParameters = Annotated[EmptyQuery, Query()]

@@ -1,15 +1,14 @@
-"""Responses to GET as bytes: their ETag, their gzip form, and those that are kept for the next who asks.
+"""Responses to GET as bytes: their ETag, their gzip form, and a cache of them.
 
-Owns the bytes. An answer is kept with the versions of the topics it was read from, taken before it was
-read; it is given again only while they are the same. So what is kept is never older than a fresh read
-that began VERSION_AGE_S earlier, whoever wrote in between. What never changes (a kernel) has no topics.
+Owns the bytes. A response is cached with the versions of the topics that it was read from, taken before the read, and
+served again only while they are the same. So a cached response is never older than a fresh read that started
+``topic_versions.MAX_AGE_S`` earlier, whatever was written in between. One that never changes (a kernel) has no topics.
 """
 
 import asyncio
 import hashlib
 import time
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,190 +20,169 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esper.errors import EsperError
-from esper.services.urza.api.problems import away
-from esper.services.urza.api.projection_reader import Versions
+from esper.services.urza.api.problems import unavailable
+from esper.services.urza.api.topic_versions import TopicVersions
+from esper.services.urza.lru_cache import LruCache
 
-KEY = "esper.answer"
-GZIP_FROM_BYTES = 1000
+SCOPE_KEY = "esper.response"
+MIN_GZIP_BYTES = 1000
 GZIP_LEVEL = 5
-GZIP_WBITS = 31  # zlib's name for the gzip format
-WORTH = 0.95  # a gzip form larger than this share is not worth its unpacking
-IN_A_THREAD_FROM_BYTES = 64 * 1024
-MAX_SHARE = 4  # one answer may take a quarter of the room
-OVERHEAD_BYTES = 1024  # of an answer besides its bytes, about
-REVALIDATE = "no-cache"  # keep it, and ask whether it is still so
-FOR_EVER = "max-age=31536000, immutable"
+GZIP_WBITS = 31  # zlib's code of the gzip format
+MAX_GZIP_SHARE = 0.95  # a gzip form that is larger does not pay for its decompression
+MIN_THREAD_BYTES = 64 * 1024  # larger bodies are compressed in a thread
+OVERHEAD_BYTES = 1024  # of a cached response besides its bytes, about
+REVALIDATE = "no-cache"  # a client may keep it, and has to revalidate it
+IMMUTABLE = "max-age=31536000, immutable"
 
 
 @dataclass(slots=True)
-class Answer:
-    """The bytes of a 200. ``topics`` None: it is not kept. ``forms``: the plain one and gzip's, where worth it."""
+class CachedResponse:
+    """The bytes of a 200.
+
+    Attributes:
+        topics: it was read from; empty: it never changes; None: it is not cached.
+        gzipped: its gzip form, where that is worth it.
+        versions: of its topics, before the read.
+        read_at: when the read started.
+    """
 
     body: bytes
     media_type: str
     etag: str
     topics: Sequence[str] | None
     cache_control: str
-    packed: bytes | None = None
-    version: tuple[Any, ...] = field(default=())
-    began: float = 0.0
+    gzipped: bytes | None = None
+    versions: tuple[Any, ...] = field(default=())
+    read_at: float = 0.0
 
     @property
     def num_bytes(self) -> int:
-        """What keeping it takes."""
-        return len(self.body) + len(self.packed or b"") + OVERHEAD_BYTES
+        """The memory that it takes."""
+        return len(self.body) + len(self.gzipped or b"") + OVERHEAD_BYTES
 
 
-def answer(request: Request, content: Any, topics: Sequence[str]) -> Response:
-    """JSON that was read from the rows of these topics."""
+def json_response(request: Request, content: Any, topics: Sequence[str]) -> Response:
+    """A response with JSON that was read from the rows of these topics."""
     body = to_json(content, inf_nan_mode="null")
     etag = hashlib.blake2b(body, digest_size=16).hexdigest()
-    return _noted(request, Answer(body, "application/json", etag, topics, REVALIDATE))
+    return _recorded(request, CachedResponse(body, "application/json", etag, topics, REVALIDATE))
 
 
-def immutable(request: Request, data: bytes, digest: str) -> Response:
-    """Bytes that are named by their hash."""
-    return _noted(request, Answer(data, "application/octet-stream", digest, (), FOR_EVER))
+def immutable_response(request: Request, data: bytes, digest: str) -> Response:
+    """A response with bytes that are named by their hash."""
+    return _recorded(request, CachedResponse(data, "application/octet-stream", digest, (), IMMUTABLE))
 
 
-def _noted(request: Request, made: Answer) -> Response:
-    request.scope[KEY].append(made)
-    return Response(made.body, media_type=made.media_type)
-
-
-class LruCache:
-    """Responses by what was asked, the least recently used ones dropped beyond ``max_bytes``."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.num_bytes = 0
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Answer] = OrderedDict()
-
-    def get(self, key: bytes) -> Answer | None:
-        """The answer that was kept, whatever its version."""
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: bytes, made: Answer) -> None:
-        """Keep an answer, unless it would take too large a share."""
-        self.drop(key)
-        if made.num_bytes * MAX_SHARE > self._max_bytes:
-            return
-        self._kept[key] = made
-        self.num_bytes += made.num_bytes
-        while self.num_bytes > self._max_bytes:
-            self.drop(next(iter(self._kept)))
-
-    def drop(self, key: bytes) -> None:
-        """Keep it no longer. Fine where it is not kept."""
-        gone = self._kept.pop(key, None)
-        self.num_bytes -= gone.num_bytes if gone is not None else 0
+def _recorded(request: Request, response: CachedResponse) -> Response:
+    request.scope[SCOPE_KEY].append(response)
+    return Response(response.body, media_type=response.media_type)
 
 
 class ResponseCache:
-    """ASGI middleware around the application: gives kept answers without asking it.
+    """ASGI middleware around the application: serves cached responses without calling it.
 
-    Who asks for what is being made waits for it, once: a thousand at a time cost one read.
+    Requests for a response that is being made wait for it: a thousand at a time cost one read.
     """
 
-    def __init__(self, app: ASGIApp, shelf: LruCache, versions: Versions, visibility: str) -> None:
+    def __init__(
+        self, app: ASGIApp, cache: LruCache[bytes, CachedResponse], versions: TopicVersions, visibility: str
+    ) -> None:
         self._app = app
-        self._shelf = shelf
+        self._cache = cache
         self._versions = versions
         self._visibility = visibility
-        self._making: dict[bytes, asyncio.Event] = {}
+        self._in_flight: dict[bytes, asyncio.Event] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "GET":
-            await self._app({**scope, KEY: []}, receive, send)
+            await self._app({**scope, SCOPE_KEY: []}, receive, send)
             return
-        key, asked_at = scope["raw_path"] + b"?" + scope["query_string"], time.monotonic()
+        key, requested_at = scope["raw_path"] + b"?" + scope["query_string"], time.monotonic()
         try:
-            found = await self._still_true(key, asked_at)
-            if found is None and key in self._making:
-                await self._making[key].wait()
-                found = await self._still_true(key, asked_at)
+            found = await self._find_current(key, requested_at)
+            if found is None and key in self._in_flight:
+                await self._in_flight[key].wait()
+                found = await self._find_current(key, requested_at)
         except EsperError as error:
-            await away(str(error))(scope, receive, send)
+            await unavailable(str(error))(scope, receive, send)
             return
         if found is None:
-            found = await self._make(key, scope, receive, send)
+            found = await self._call_app(key, scope, receive, send)
         if found is not None:
-            await self._give(found, scope, send)
+            await self._respond(found, scope, send)
 
-    async def _still_true(self, key: bytes, asked_at: float) -> Answer | None:
-        kept = self._shelf.get(key)
-        if kept is None or not kept.topics or self._versions.is_recent(kept.began, asked_at):
-            return kept
-        return kept if kept.version == await self._versions.of(kept.topics) else None
+    async def _find_current(self, key: bytes, requested_at: float) -> CachedResponse | None:
+        cached = self._cache.get(key)
+        if cached is None or not cached.topics or self._versions.is_current(cached.read_at, requested_at):
+            return cached
+        return cached if cached.versions == await self._versions.of(cached.topics) else None
 
-    async def _make(self, key: bytes, scope: Scope, receive: Receive, send: Send) -> Answer | None:
-        """Ask the application. What is no ``Answer`` (a problem, a status) goes out as it is."""
-        made: list[Answer] = []
+    async def _call_app(self, key: bytes, scope: Scope, receive: Receive, send: Send) -> CachedResponse | None:
+        """Call the application. A response that it did not record (a problem, a status) is sent as it is."""
+        recorded: list[CachedResponse] = []
 
-        async def unless_made(message: Message) -> None:
-            if not made:
+        async def send_unrecorded(message: Message) -> None:
+            if not recorded:
                 await send(message)
 
-        before, began, done = self._versions.known, time.monotonic(), asyncio.Event()
-        self._making.setdefault(key, done)
+        versions, read_at, done = self._versions.known, time.monotonic(), asyncio.Event()
+        self._in_flight.setdefault(key, done)
         try:
-            await self._app({**scope, KEY: made}, receive, unless_made)
-            if not made:
+            await self._app({**scope, SCOPE_KEY: recorded}, receive, send_unrecorded)
+            if not recorded:
                 return None
-            await self._keep(key, made[0], before, began)
-            return made[0]
+            await self._store(key, recorded[0], versions, read_at)
+            return recorded[0]
         finally:
             done.set()
-            if self._making.get(key) is done:
-                del self._making[key]
+            if self._in_flight.get(key) is done:
+                del self._in_flight[key]
 
-    async def _keep(self, key: bytes, made: Answer, before: Mapping[str, Any], began: float) -> None:
-        if len(made.body) >= GZIP_FROM_BYTES:
-            made.packed = await _packed(made.body)
-        if made.topics is not None:
-            made.version, made.began = tuple(before.get(topic) for topic in made.topics), began
-            self._shelf.put(key, made)
+    async def _store(self, key: bytes, response: CachedResponse, versions: Mapping[str, Any], read_at: float) -> None:
+        if len(response.body) >= MIN_GZIP_BYTES:
+            response.gzipped = await _compress(response.body)
+        if response.topics is not None:
+            response.versions, response.read_at = tuple(versions.get(topic) for topic in response.topics), read_at
+            self._cache.put(key, response, response.num_bytes)
 
-    async def _give(self, made: Answer, scope: Scope, send: Send) -> None:
-        asked = Headers(scope=scope)
-        packed = made.packed if made.packed is not None and _takes_gzip(asked.get("accept-encoding", "")) else None
-        etag = f'"{made.etag}-gzip"' if packed is not None else f'"{made.etag}"'
-        is_known = _names(asked.get("if-none-match"), made.etag)
-        body = b"" if is_known else made.body if packed is None else packed
+    async def _respond(self, response: CachedResponse, scope: Scope, send: Send) -> None:
+        request_headers = Headers(scope=scope)
+        accepts_gzip = _accepts_gzip(request_headers.get("accept-encoding", ""))
+        gzipped = response.gzipped if accepts_gzip else None
+        etag = f'"{response.etag}-gzip"' if gzipped is not None else f'"{response.etag}"'
+        is_unchanged = _matches(request_headers.get("if-none-match"), response.etag)
+        body = b"" if is_unchanged else response.body if gzipped is None else gzipped
         headers = MutableHeaders({"etag": etag, "vary": "Accept-Encoding"})
-        headers["cache-control"] = f"{self._visibility}, {made.cache_control}"
-        if not is_known:
-            headers["content-type"] = made.media_type
+        headers["cache-control"] = f"{self._visibility}, {response.cache_control}"
+        if not is_unchanged:
+            headers["content-type"] = response.media_type
             headers["content-length"] = str(len(body))
-            if packed is not None:
+            if gzipped is not None:
                 headers["content-encoding"] = "gzip"
-        status = 304 if is_known else 200
+        status = 304 if is_unchanged else 200
         await send({"type": "http.response.start", "status": status, "headers": headers.raw})
         await send({"type": "http.response.body", "body": body})
 
 
-def _takes_gzip(accepted: str) -> bool:
-    for one in accepted.lower().split(","):
-        name, _, weight = one.partition(";")
+def _accepts_gzip(accepted: str) -> bool:
+    for coding in accepted.lower().split(","):
+        name, _, weight = coding.partition(";")
         if name.strip() == "gzip":
             return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
 
 
-def _names(if_none_match: str | None, etag: str) -> bool:
+def _matches(if_none_match: str | None, etag: str) -> bool:
     if if_none_match is None:
         return False
     tags = [t.strip().removeprefix("W/").strip('"').removesuffix("-gzip") for t in if_none_match.split(",")]
     return etag in tags or "*" in tags
 
 
-async def _packed(body: bytes) -> bytes | None:
-    pack = asyncio.to_thread(_gzip, body) if len(body) >= IN_A_THREAD_FROM_BYTES else None
-    packed = await pack if pack is not None else _gzip(body)
-    return packed if len(packed) < WORTH * len(body) else None
+async def _compress(body: bytes) -> bytes | None:
+    """The gzip form; None where it is not worth it."""
+    gzipped = await asyncio.to_thread(_gzip, body) if len(body) >= MIN_THREAD_BYTES else _gzip(body)
+    return gzipped if len(gzipped) < MAX_GZIP_SHARE * len(body) else None
 
 
 def _gzip(body: bytes) -> bytes:

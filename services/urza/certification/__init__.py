@@ -1,1 +1,1 @@
-"""Certification: a blueprint is examined in a sandbox before any network may grow it."""
+"""Certification: each blueprint is examined in a sandbox before a network may grow it."""

@@ -1,8 +1,8 @@
-"""Takes proposed blueprints to certified or rejected: examined in the sandbox, every step an event of the log.
+"""Takes proposed blueprints to certified or rejected: each is examined in the sandbox, each step is an event.
 
-Nothing is decided here: each event names the version that was seen, and the verdict in ``schemas.verdicts`` says
-what counts. Ids follow from blueprint and version, so several Urzas, or one that died half way, ask once. Each event
-names the one before it as its cause, and is in the trace of whoever asked for the version that was examined.
+The certifier decides nothing: each event names the version that was examined, and ``schemas.change_verdicts`` judges
+it. Ids follow from blueprint and version, so several Urzas, or one that restarts, request a change once. Each event
+names the one before it as its cause, and joins the trace of the request that made the examined version.
 """
 
 import json
@@ -19,45 +19,53 @@ from esper.schemas.events import BlueprintChangeRequested, CertificateIssued
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import Examination, ExamineJob, reason_of
+from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
 from esper.services.urza.settings import UrzaSettings
 from esper.streams.database.connection_types import Pool
 from esper.streams.database.sql_queries import queries
 
-MAX_WAITING = 50  # of one look
+MAX_WAITING = 50  # of one query
 
 _log = get_logger(__name__)
 
 
 class Certifier:
-    """Examines each version of a blueprint once. ``pool`` has the projections."""
+    """Examines each version of a blueprint once. ``pool`` has the projections.
 
-    def __init__(self, pool: Pool, producer: Any, sandbox: Sandbox, settings: UrzaSettings) -> None:
+    Args:
+        examined: gets the kernels of the blueprints that pass.
+    """
+
+    def __init__(
+        self, pool: Pool, producer: Any, sandbox: Sandbox, settings: UrzaSettings, examined: ExaminedKernels
+    ) -> None:
         self._pool = pool
         self._producer = producer
         self._sandbox = sandbox
         self._settings = settings
+        self._examined = examined
         self._answered: dict[tuple[str, int], None] = {}
 
     async def certify_pending(self) -> int:
-        """Examine the blueprints that wait for it, and say what became of each; gives their number.
+        """Examine the blueprints that wait for it and send the events that follow. Returns their number.
 
         Raises:
-            UnavailableError, NotAllowedError: Kafka or the sandbox is away; who was not answered still waits.
+            UnavailableError, NotAllowedError: Kafka or the sandbox is away; the rest still waits.
         """
-        rows = await self._waiting()
+        rows = await self._pending()
         for row in rows:
             found = await self._examine(row)
-            answers = certification_events(row["blueprint_id"], row["version"], row["status"], found, cause_of(row))
-            await self._producer.send_batch(answers)
+            events = certification_events(row["blueprint_id"], row["version"], row["status"], found, cause_of(row))
+            await self._producer.send_batch(events)
             self._answered[row["blueprint_id"], row["version"]] = None
             refusal = found.build_error or found.check_error
             log = _log.info if refusal is None else _log.warning
             log("blueprint.examined", blueprint=row["blueprint_id"], version=row["version"], refusal=refusal)
         return len(rows)
 
-    async def _waiting(self) -> list[Any]:
+    async def _pending(self) -> list[Any]:
         answered = list(self._answered)
         async with self._pool.acquire() as connection:
             found = queries("library").not_validated(
@@ -68,8 +76,8 @@ class Certifier:
             )
             rows = [r async for r in found]
             versions = queries("library").versions(connection, blueprint_ids=[i for i, _version in answered])
-            now = {(r["blueprint_id"], r["version"]) async for r in versions}
-        self._answered = {key: None for key in answered if key in now}  # the projection shows the others
+            current = {(r["blueprint_id"], r["version"]) async for r in versions}
+        self._answered = {key: None for key in answered if key in current}  # the projection has the others
         return rows
 
     async def _examine(self, row: Any) -> Examination:
@@ -81,8 +89,10 @@ class Certifier:
                 kernel_rng_seed=self._settings.kernel_rng_seed,
             )
         except (ValidationError, ValueError) as error:
-            return Examination(build_error=reason_of(f"its spec cannot be read: {error}"))
-        return await self._sandbox.examine(job)
+            return Examination(build_error=reason_of(f"its spec is invalid: {error}"))
+        found = await self._sandbox.examine(job)
+        self._examined.keep(job, found)
+        return found
 
 
 def certification_events(
@@ -91,26 +101,26 @@ def certification_events(
     """The events that follow from an examination of this version, in their order.
 
     Args:
-        status: proposed or compiled; what was proposed is compiled first, unless it cannot be built.
+        status: proposed or compiled; a proposed blueprint is compiled first, unless it cannot be built.
         cause: the change that made this version.
     """
 
-    def change(what: BlueprintChange, seen: int, reason: str, cause: Cause | OonaMessage) -> OonaMessage:
+    def change(change: BlueprintChange, seen: int, reason: str, cause: Cause | OonaMessage) -> OonaMessage:
         event = BlueprintChangeRequested(
-            blueprint_id=blueprint_id, change=what, expected_version=seen, reason=reason_of(reason)
+            blueprint_id=blueprint_id, change=change, expected_version=seen, reason=reason_of(reason)
         )
-        event_id = ids.library_request_id(blueprint_id, seen, what)
+        event_id = ids.library_request_id(blueprint_id, seen, change)
         return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
     if found.build_error is not None:
         return [change(BlueprintChange.REJECT, version, f"it cannot be built: {found.build_error}", cause)]
-    answers = []
+    events = []
     if status == BlueprintStatus.PROPOSED:
         cause = change(BlueprintChange.COMPILE, version, "it was built for every layer that it names", cause)
-        answers.append(cause)
+        events.append(cause)
         version += 1
     if found.check_error is not None:
-        return [*answers, change(BlueprintChange.REJECT, version, f"it failed a check: {found.check_error}", cause)]
+        return [*events, change(BlueprintChange.REJECT, version, f"it failed a check: {found.check_error}", cause)]
     certificate = OonaMessage.of(
         CertificateIssued(
             blueprint_id=blueprint_id,
@@ -125,4 +135,4 @@ def certification_events(
         traceparent=cause.traceparent,
     )
     passed = f"it passed {', '.join(found.checks)}"
-    return [*answers, certificate, change(BlueprintChange.CERTIFY, version, passed, certificate)]
+    return [*events, certificate, change(BlueprintChange.CERTIFY, version, passed, certificate)]

@@ -76,7 +76,7 @@ def examine(job: ExamineJob, *, max_kernel_bytes: int) -> Examination:
     Args:
         max_kernel_bytes: of the examined kernels that the result includes, in their order.
     """
-    torch.manual_seed(job.kernel_seed)
+    torch.manual_seed(job.kernel_rng_seed)
     examiner = f"torch {torch.__version__}, cpu, {torch.get_num_threads()} thread"[:64]
     try:
         modules = [
@@ -123,7 +123,7 @@ def _widths(job: ExamineJob, kind: LayerKind) -> Iterator[int]:
 
 
 def _build_module(job: ExamineJob, kind: LayerKind, width: int) -> ExaminedModule:
-    data = build_kernel(job.blueprint_id, job.spec, kind, width, seed=job.kernel_seed)
+    data = build_kernel(job.blueprint_id, job.spec, kind, width, seed=job.kernel_rng_seed)
     module = load_kernel(data, hashlib.sha256(data).hexdigest()).build()
     return ExaminedModule(job.blueprint_id, job.spec, kind, width, cost_of(job.spec, kind, width), module, data)
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 NUM_WARM_UPS = 2
 NUM_PASSES = (5, 20)  # at least and at most
-TIMED_PASSES_S = 0.015  # the minimum of passes may take longer; an examination takes about 200 ms, and Urza starts with 15
+TIMED_PASSES_S = 0.015  # the least number may take longer; an examination takes 200 ms, and Urza starts with 15
 
 
 class OperationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types none of it

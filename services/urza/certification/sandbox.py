@@ -137,7 +137,7 @@ class Sandbox:
         assert process.stdout is not None
         line = await process.stdout.readuntil(b"\n")
         result = JobResult.model_validate_json(line)
-        if result.size > limits.answer_bytes:
+        if result.size > limits.output_bytes:
             raise ValueError(f"an output of {result.size} bytes")
         return result, await process.stdout.readexactly(result.size)
 

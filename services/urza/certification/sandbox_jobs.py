@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from esper.errors import ContractError
 from esper.schemas.assets import BlueprintSpec, Measurement
-from esper.schemas.base import BlueprintId, Count, Fact, NumFeatures, Remark, ShortName
+from esper.schemas.base import BlueprintId, Count, FrozenContract, NumFeatures, Remark, ShortName
 from esper.schemas.enums import LayerKind
 
 MAX_REASON_CHARS = 500
@@ -21,25 +21,25 @@ MAX_EXAMINED_BYTES = 4 * 1024 * 1024
 """Of kernels that an examination returns; the kernel builder builds the rest."""
 
 
-class Limits(Fact):
+class Limits(FrozenContract):
     """What one job may use before its worker process is killed."""
 
     wall_s: float
     cpu_s: int
     memory_bytes: Annotated[int, Field(description="Beyond what the sandbox has when it starts.")]
-    answer_bytes: int
+    output_bytes: int
 
 
-class ExamineJob(Fact):
+class ExamineJob(FrozenContract):
     """Build a blueprint's module in layers of these widths, and check and measure it."""
 
     blueprint_id: BlueprintId
     spec: BlueprintSpec
     widths: tuple[NumFeatures, ...]
-    kernel_seed: int
+    kernel_rng_seed: int
 
 
-class WantedKernel(Fact):
+class WantedKernel(FrozenContract):
     """A kernel that a run can request."""
 
     blueprint_id: BlueprintId
@@ -49,21 +49,21 @@ class WantedKernel(Fact):
     num_features: NumFeatures
 
 
-class BuildJob(Fact):
+class BuildJob(FrozenContract):
     """Build these kernels, one after the other."""
 
     kernels: tuple[WantedKernel, ...]
-    kernel_seed: int
+    kernel_rng_seed: int
 
 
-class JobRequest(Fact):
+class JobRequest(FrozenContract):
     """One line on the sandbox's stdin."""
 
     limits: Limits
     job: ExamineJob | BuildJob
 
 
-class JobResult(Fact):
+class JobResult(FrozenContract):
     """One line on the sandbox's stdout: how a job ended. ``size`` bytes of output follow.
 
     ``failure`` is why the output is missing or cut off.
@@ -73,7 +73,7 @@ class JobResult(Fact):
     size: Count = 0
 
 
-class ExaminedKernel(Fact):
+class ExaminedKernel(FrozenContract):
     """A kernel whose module was examined, read back and verified as a trainer does."""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -84,7 +84,7 @@ class ExaminedKernel(Fact):
     data: bytes
 
 
-class Examination(Fact):
+class Examination(FrozenContract):
     """The result of examining a blueprint: why it cannot be built, the check that it fails, or its measurements."""
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class Examination(Fact):
     kernels: tuple[ExaminedKernel, ...] = ()
 
 
-class KernelHeader(Fact):
+class KernelHeader(FrozenContract):
     """Precedes the bytes of a kernel; ``refusal`` is why there are none."""
 
     refusal: Remark | None = None
@@ -140,7 +140,9 @@ def decode_frames(output: bytes) -> Iterator[BuiltKernel]:
         start = at + HEADER_LENGTH_BYTES
         end = start + int.from_bytes(view[at:start], "big")
         if end - start > MAX_HEADER_BYTES:
-            raise ContractError(f"sandbox: a frame's header has {end - start} bytes, at most {MAX_HEADER_BYTES} allowed")
+            raise ContractError(
+                f"sandbox: a frame's header has {end - start} bytes, at most {MAX_HEADER_BYTES} allowed"
+            )
         if end > len(view):
             return
         header = KernelHeader.model_validate_json(bytes(view[start:end]))

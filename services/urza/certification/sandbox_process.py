@@ -111,8 +111,8 @@ def _collect_output(worker: int, reader: int, limits: Limits) -> tuple[bytes, st
             ready = dict(poll.poll(max(0.0, 1000 * left_s)))
             for chunk in _chunks(reader):
                 output += chunk
-                if len(output) > limits.answer_bytes:
-                    return b"", f"its output exceeds {limits.answer_bytes} bytes"
+                if len(output) > limits.output_bytes:
+                    return b"", f"its output exceeds {limits.output_bytes} bytes"
             if exited in ready:
                 return bytes(output), None
             if left_s <= 0:
@@ -180,11 +180,11 @@ def _confine(limits: Limits, writer: int) -> None:
 def _execute(request: JobRequest, output: BinaryIO) -> None:
     job = request.job
     if isinstance(job, ExamineJob):
-        max_kernel_bytes = min(MAX_EXAMINED_BYTES, request.limits.answer_bytes // 2)
+        max_kernel_bytes = min(MAX_EXAMINED_BYTES, request.limits.output_bytes // 2)
         output.write(examine(job, max_kernel_bytes=max_kernel_bytes).model_dump_json().encode())
         return
     for wanted in job.kernels:
-        output.write(_build_frame(wanted, job.kernel_seed))
+        output.write(_build_frame(wanted, job.kernel_rng_seed))
         output.flush()
 
 

@@ -1,1 +1,1 @@
-"""Kernels: built from shipped and certified blueprints, and uploaded to S3."""
+"""The shipped blueprints, and the kernels of certified ones: built, uploaded to S3 and registered."""

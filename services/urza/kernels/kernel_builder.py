@@ -1,7 +1,9 @@
-"""Builds the kernels that runs could want: registered by an event once S3 has their bytes.
+"""Builds the kernels that runs can request, stores them in S3 and registers each with an event.
 
-Built in the sandbox, in batches; while one batch is built, the one before goes to S3. What cannot be built is
-recorded by an event too, and not tried again. Both events are caused by the change that certified the blueprint.
+Kernels are built in the sandbox, in batches; while one batch is built, the one before goes to S3. Those that an
+examination built already are taken from there. A kernel that cannot be built is refused with an event, and not tried
+again. Both events are caused by the change that certified the blueprint. Invariant: an event names a kernel only
+once S3 has its bytes: S3 verifies their checksum on upload, and ``BlobStore`` their size.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ from esper.schemas.events import KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import BuildJob, BuiltKernel, WantedKernel, reason_of
-from esper.services.urza.kernels.blob_upload import upload
+from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
 from esper.services.urza.settings import UrzaSettings
@@ -28,103 +30,138 @@ from esper.storage.blobs import BlobStore
 from esper.streams.database.connection_types import Pool
 from esper.streams.database.sql_queries import queries
 
-MAX_WANTED = 1000  # of one look; the rest comes at the next
+MAX_WANTED = 1000  # of one query; later ones return the rest
 MAX_BATCH = 50  # kernels of one job
-MAX_BATCH_BYTES = 64 * 1024 * 1024  # unless it is one kernel alone: what Urza holds in memory, twice
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # unless it is one kernel; Urza holds twice as much in memory
 
 _log = get_logger(__name__)
 
 KernelKey = tuple[str, str, int]
+Built = tuple[WantedKernel, BuiltKernel]
 
 
 class KernelBuilder:
     """Builds each wanted kernel once. ``pool`` has the projections."""
 
-    def __init__(self, pool: Pool, producer: Any, blobs: BlobStore, sandbox: Sandbox, settings: UrzaSettings) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        producer: Any,
+        blobs: BlobStore,
+        sandbox: Sandbox,
+        settings: UrzaSettings,
+        examined: ExaminedKernels,
+    ) -> None:
         self._pool = pool
         self._producer = producer
         self._blobs = blobs
         self._sandbox = sandbox
         self._settings = settings
+        self._examined = examined
         self._done: set[KernelKey] = set()
         self._causes: dict[str, Cause] = {}
 
     async def build_wanted(self) -> int:
-        """Build, store, read back and register what is wanted; gives the number of kernels.
+        """Build, store and register the wanted kernels. Returns the number of kernels registered.
 
         Raises:
-            UnavailableError, NotAllowedError: Kafka, S3 or the sandbox is away; what was done stays done.
+            UnavailableError, NotAllowedError: Kafka, S3 or the sandbox is away; finished kernels stay registered.
         """
         async with self._pool.acquire() as connection:
             rows = [r async for r in queries("library").wanted_kernels(connection, limit=MAX_WANTED)]
-        wanted = [_wanted(r) for r in rows]
+        wanted = [_wanted_kernel(r) for r in rows]
         self._causes = {r["blueprint_id"]: cause_of(r) for r in rows}
-        self._done &= {_key(w) for w in wanted}  # the projection knows the others
+        self._done &= {_key(w) for w in wanted}  # the projection has the others
         queue = deque(w for w in wanted if _key(w) not in self._done)
-        count, storing = 0, None
+        num_registered = await self._store(self._take_examined(queue))
+        storing = None
         try:
             while queue:
-                built = await self._build(queue)
-                count += await storing if storing else 0
-                storing = asyncio.create_task(self._store(built), name="urza-storing")
-            count += await storing if storing else 0
+                built = await self._build_batch(queue)
+                num_registered += await storing if storing else 0
+                storing = asyncio.create_task(self._store(built), name="urza-store-kernels")
+            num_registered += await storing if storing else 0
         finally:
             if storing is not None and not storing.done():
                 storing.cancel()
                 await asyncio.gather(storing, return_exceptions=True)
-        return count
+        return num_registered
 
-    async def _build(self, queue: deque[WantedKernel]) -> list[tuple[WantedKernel, BuiltKernel]]:
-        """Take a batch off the queue and build it; what a failure left unbuilt goes back, the culprit alone first."""
+    def _take_examined(self, queue: deque[WantedKernel]) -> list[Built]:
+        """Remove the kernels that an examination built from the queue."""
+        wanted, examined = list(queue), list[Built]()
+        queue.clear()
+        for one in wanted:
+            kernel = self._examined.take(one)
+            if kernel is None:
+                queue.append(one)
+            else:
+                examined.append((one, kernel))
+        return examined
+
+    async def _build_batch(self, queue: deque[WantedKernel]) -> list[Built]:
+        """Build the next batch. After a failure the unbuilt rest returns to the queue, and its first is built alone."""
         batch = await self._next_batch(queue)
         if not batch:
             return []
-        built, failure = await self._sandbox.build(BuildJob(kernels=tuple(batch), kernel_rng_seed=self._settings.kernel_rng_seed))
+        built, failure = await self._sandbox.build(self._job(*batch))
         left = batch[len(built) :]
         if failure is not None and len(batch) == 1:
-            await self._refuse(left[0], failure)
-            left = []
+            await self._refuse(left.pop(), failure)
         elif failure is not None and not built:
-            built, alone = await self._sandbox.build(BuildJob(kernels=(left[0],), kernel_rng_seed=self._settings.kernel_rng_seed))
-            if alone is not None:
-                await self._refuse(left[0], alone)
-            left = left[1:]
+            built, failure = await self._sandbox.build(self._job(left[0]))
+            first = left.pop(0)
+            if failure is not None:
+                await self._refuse(first, failure)
         queue.extendleft(reversed(left))
         return list(zip(batch, built, strict=False))
 
+    def _job(self, *kernels: WantedKernel) -> BuildJob:
+        return BuildJob(kernels=kernels, kernel_rng_seed=self._settings.kernel_rng_seed)
+
     async def _next_batch(self, queue: deque[WantedKernel]) -> list[WantedKernel]:
-        """The next kernels that fit one job; those that arithmetic refuses are recorded on the way."""
+        """The next kernels that fit into one job; those that the catalogue refuses are refused on the way."""
         batch, size = list[WantedKernel](), 0
         while queue and len(batch) < MAX_BATCH:
             wanted = queue[0]
             try:
-                num_bytes = (
-                    BYTES_PER_PARAMETER * cost_of(wanted.spec, wanted.target, wanted.num_features).num_parameters
-                )
+                num_parameters = cost_of(wanted.spec, wanted.target, wanted.num_features).num_parameters
             except KernelError as error:
                 await self._refuse(queue.popleft(), reason_of(error))
                 continue
+            num_bytes = BYTES_PER_PARAMETER * num_parameters
             if batch and size + num_bytes > MAX_BATCH_BYTES:
                 break
             size += num_bytes
             batch.append(queue.popleft())
         return batch
 
-    async def _store(self, built: Sequence[tuple[WantedKernel, BuiltKernel]]) -> int:
-        for wanted, kernel in built:
+    async def _store(self, kernels: Sequence[Built]) -> int:
+        """Upload and register kernels, refuse the unbuilt ones. One that fails does not keep the others back.
+
+        Raises:
+            UnavailableError, NotAllowedError: S3 or Kafka; the first error, after the others are registered.
+        """
+        for wanted, kernel in kernels:
             if kernel.header.refusal is not None:
                 await self._refuse(wanted, kernel.header.refusal)
-        whole = [(w, k) for w, k in built if k.header.refusal is None]
-        found = await upload(self._blobs, [k.data for _w, k in whole], at_once=self._settings.parallel_uploads)
-        there = [(w, k, digest) for (w, k), digest in zip(whole, found, strict=True) if isinstance(digest, str)]
-        await self._producer.send_batch([self._registered(w, k, digest) for w, k, digest in there])
-        self._done |= {_key(w) for w, _k, _digest in there}
-        if there:
-            _log.info("kernels.registered", count=len(there), bytes=sum(len(k.data) for _w, k, _d in there))
-        for error in found:
-            if isinstance(error, EsperError):
-                raise error
-        return len(there)
+        whole = [(w, k) for w, k in kernels if k.header.refusal is None]
+        results = await asyncio.gather(*(self._upload(k.data) for _w, k in whole))
+        stored = [(w, k, found) for (w, k), found in zip(whole, results, strict=True) if isinstance(found, str)]
+        await self._producer.send_batch([self._registration(w, k, digest) for w, k, digest in stored])
+        self._done |= {_key(w) for w, _k, _digest in stored}
+        if stored:
+            _log.info("kernels.registered", count=len(stored), bytes=sum(len(k.data) for _w, k, _d in stored))
+        for found in results:
+            if isinstance(found, EsperError):
+                raise found
+        return len(stored)
+
+    async def _upload(self, data: bytes) -> str | EsperError:
+        try:
+            return await self._blobs.put(data)
+        except EsperError as error:
+            return error
 
     async def _refuse(self, wanted: WantedKernel, reason: str) -> None:
         event = KernelRefused(
@@ -139,7 +176,7 @@ class KernelBuilder:
         self._done.add(_key(wanted))
         _log.warning("kernel.refused", blueprint=where[0], kind=wanted.target, width=wanted.num_features, reason=reason)
 
-    def _registered(self, wanted: WantedKernel, built: BuiltKernel, digest: str) -> OonaMessage:
+    def _registration(self, wanted: WantedKernel, built: BuiltKernel, digest: str) -> OonaMessage:
         kernel = Kernel(
             kernel_sha256=digest,
             blueprint_id=wanted.blueprint_id,
@@ -157,7 +194,7 @@ class KernelBuilder:
         return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
 
-def _wanted(row: Any) -> WantedKernel:
+def _wanted_kernel(row: Any) -> WantedKernel:
     return WantedKernel(
         blueprint_id=row["blueprint_id"],
         blueprint_version=row["version"],

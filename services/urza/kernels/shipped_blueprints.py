@@ -1,4 +1,4 @@
-"""The blueprints that Esper ships, and how they enter the log: proposed, as anybody's; certified when they pass."""
+"""The blueprints that Esper ships. They enter the log as any other: proposed, then certified when they pass."""
 
 from typing import Any
 
@@ -38,11 +38,11 @@ SHIPPED: dict[str, BlueprintSpec] = {
     "depthwise-3": _spec("depthwise", CONV1D, "a filter of 3 taps per channel"),
     "residual-3": _spec("residual", CONV1D, "two convolutions of 3 taps", expansion=1.0),
 }
-"""Blueprint id -> spec. An id, once released, never changes its spec: other targets need an id of their own."""
+"""Blueprint id -> spec. A released id never changes its spec, description included: other targets need another id."""
 
 
-def shipping_proposals() -> list[OonaMessage]:
-    """The proposals of all shipped blueprints; the same ids every time."""
+def shipped_proposals() -> list[OonaMessage]:
+    """The proposals of all shipped blueprints, with the same ids every time."""
     return [
         OonaMessage.of(
             BlueprintChangeRequested(
@@ -59,17 +59,17 @@ def shipping_proposals() -> list[OonaMessage]:
     ]
 
 
-async def ship(producer: Any, connection: Connection) -> int:
-    """Propose what the projections do not have yet; gives the number of proposals sent."""
-    proposals = shipping_proposals()
-    wanted = [m.id for m in proposals]
-    known = {r["event_id"] async for r in queries("library").verdicts(connection, event_ids=wanted)}
+async def propose_shipped(producer: Any, connection: Connection) -> int:
+    """Propose the blueprints that the projections do not have yet. Returns the number of proposals sent."""
+    proposals = shipped_proposals()
+    event_ids = [m.id for m in proposals]
+    known = {r["event_id"] async for r in queries("library").verdicts(connection, event_ids=event_ids)}
     missing = [m for m in proposals if m.id not in known]
     await producer.send_batch(missing)
     return len(missing)
 
 
-async def is_shipped(connection: Connection) -> bool:
-    """Whether the life of every shipped blueprint has come to a verdict: certified, as a rule."""
-    judged = await queries("library").num_validated(connection, blueprint_ids=list(SHIPPED))
-    return bool(judged == len(SHIPPED))
+async def are_shipped_validated(connection: Connection) -> bool:
+    """Whether every shipped blueprint is certified, rejected or retired."""
+    num_validated = await queries("library").num_validated(connection, blueprint_ids=list(SHIPPED))
+    return bool(num_validated == len(SHIPPED))

@@ -2,7 +2,7 @@
 
 1. From an empty log to ready: `esper serve urza` until all that is shipped is certified.
 2. Examinations a second in the warm sandbox, and in one that is started anew for each blueprint.
-3. Kernels a second: Urza's compiler, and each kernel built, stored, read back and registered before the next; with S3
+3. Kernels a second: Urza's kernel builder, and each kernel built, stored, read back and registered before the next; with S3
    beside it, and with S3 ``--away`` milliseconds away (a wait before each call). In turns, on wanted kernels of the same
    blueprints at widths of their own.
 Broker, Postgres, S3, worker and Urza share this machine: look at the ratios.
@@ -36,6 +36,7 @@ from esper.schemas.enums import LayerKind
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import ExamineJob
+from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 from esper.services.urza.settings import UrzaSettings
@@ -132,8 +133,10 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
                 rows = await parts.until_wanted(lambda n: n >= num_widths)
                 parts.blobs.line.wait_s, begin = wait_s, time.monotonic()
                 if name == "Urza":
-                    compiler = KernelBuilder(parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN)
-                    count[name] += await compiler.build_wanted()
+                    builder = KernelBuilder(
+                        parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN, ExaminedKernels()
+                    )
+                    count[name] += await builder.build_wanted()
                 else:
                     count[name] += await one_by_one(parts, rows)
                 taken[name] += time.monotonic() - begin
@@ -147,7 +150,9 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
 
 async def bench_examinations(rounds: int, cold: int) -> None:
     """The shipped blueprints in one sandbox, and a few in a sandbox each."""
-    jobs = [ExamineJob(blueprint_id=i, spec=s, widths=OWN.certify_widths, kernel_rng_seed=0) for i, s in SHIPPED.items()]
+    jobs = [
+        ExamineJob(blueprint_id=i, spec=s, widths=OWN.certify_widths, kernel_rng_seed=0) for i, s in SHIPPED.items()
+    ]
     async with Sandbox(sandbox_limits(OWN)) as sandbox:
         begin = time.monotonic()
         await sandbox.examine(jobs[0])

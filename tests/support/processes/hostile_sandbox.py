@@ -88,7 +88,7 @@ def writes_files(_h: Tensor) -> Tensor:
     raise KernelError("wrote a file")
 
 
-def tells_what_it_sees(_h: Tensor) -> Tensor:
+def reports_what_it_sees(_h: Tensor) -> Tensor:
     try:
         socket.create_connection(("127.0.0.1", 1), 1)
     except OSError as error:
@@ -142,7 +142,7 @@ class Huge(nn.Module):
 
 BARE = (
     loops, sleeps, hoards, hoards_bytes, exits, raises, crashes, kills_the_sandbox, floods, forks, writes_files,
-    tells_what_it_sees, is_not_identity, loses_the_shape, costs_more,
+    reports_what_it_sees, is_not_identity, loses_the_shape, costs_more,
 )  # fmt: skip
 WEIGHTED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "overflows": lambda h, w, b: torch.expm1(w * h) + b,

@@ -1,38 +1,36 @@
-"""/blueprints: what can grow, how it came to be, and how it turned out wherever it grew."""
+"""/blueprints: what can grow, its changes and certificates, and its outcomes in runs."""
 
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from esper.schemas.assets import BlueprintSpec, Measurement
-from esper.schemas.base import BlueprintId, RunId
+from esper.schemas.base import RunId
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
-from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS
-from esper.services.urza.api.api_context import library_of
-from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery, RowModel
-from esper.services.urza.api.parameters import Plain, PlainQuery, Queried
+from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS, TopicSpec
+from esper.services.urza.api.api_context import api_context
+from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.parameters import BlueprintPath, NoParameters, QueryOf, UnfilteredQuery
 from esper.services.urza.api.problems import not_found
-from esper.services.urza.api.response_cache import answer
-from esper.services.urza.api.routes.changes import ChangeShown
-from esper.services.urza.api.routes.field_reports import FieldReport
+from esper.services.urza.api.response_cache import json_response
+from esper.services.urza.api.routes.changes import ChangeResponse
+from esper.services.urza.api.routes.field_reports import FieldReportResponse
 
 UNVALIDATED = (BlueprintStatus.PROPOSED, BlueprintStatus.COMPILED)
 
 router = APIRouter(prefix="/blueprints", tags=["blueprints"])
 
-BlueprintPath = Annotated[BlueprintId, Path(description="The blueprint's id.", examples=["low-rank-4"])]
-
 ALL = Listing("blueprints", [("after_id", "blueprint_id", TEXT)])
 CHANGES = Listing("changes_of", [("after_offset", "log_offset", INT8)])
-LIVING = Listing(
+ACTIVE_SEEDS = Listing(
     "seeds_of_blueprint",
     [("after_run", "run_id", TEXT), ("after_layer", "layer_id", TEXT), ("after_seed", "seed_id", INT4)],
 )
-USERS = Listing("runs_of_blueprint", [("after_run", "run_id", TEXT)])
-CERTIFICATES = Listing("certificates", [("after_version", "blueprint_version", INT4)], room="library")
+USING_RUNS = Listing("runs_of_blueprint", [("after_run", "run_id", TEXT)])
+CERTIFICATES = Listing("certificates", [("after_version", "blueprint_version", INT4)], sql_file="library")
 REFUSALS = Listing(
     "refusals",
     [
@@ -40,7 +38,7 @@ REFUSALS = Listing(
         ("after_features", "num_features", INT4),
         ("after_version", "blueprint_version", INT4),
     ],
-    room="library",
+    sql_file="library",
 )
 REPORTS = Listing(
     "reports_of_blueprint",
@@ -52,8 +50,8 @@ REPORTS = Listing(
 )
 
 
-class BlueprintShown(RowModel):
-    """A blueprint as the log has it. ``version`` counts its accepted changes."""
+class BlueprintResponse(ResponseModel):
+    """A blueprint. ``version`` counts its accepted changes."""
 
     blueprint_id: str
     version: int
@@ -62,19 +60,19 @@ class BlueprintShown(RowModel):
     changed_at: datetime
 
 
-class CertificateShown(RowModel):
-    """What a version of a blueprint measured when it passed its examination: the cause of its certification."""
+class CertificateResponse(ResponseModel):
+    """Checks and measurements of a blueprint version that passed its examination; the cause of its certification."""
 
     blueprint_version: int
-    examiner: str = Field(description="What measured: library, version, device.")
-    checks: list[str] = Field(description="Those that it passed, in the order in which they were made.")
+    examiner: str = Field(description="Library, version and device of the examination.")
+    checks: list[str] = Field(description="The checks that it passed, in their order.")
     measurements: list[Measurement]
     event_id: UUID
     at: datetime
 
 
-class RefusalShown(RowModel):
-    """A kernel that cannot be built: runs with layers of this kind and width are not offered the blueprint."""
+class KernelRefusalResponse(ResponseModel):
+    """A kernel that cannot be built: the blueprint is not offered to layers of this kind and width."""
 
     blueprint_version: int
     target: LayerKind
@@ -84,8 +82,8 @@ class RefusalShown(RowModel):
     at: datetime
 
 
-class LivingSeed(RowModel):
-    """A seed that lives with a blueprint now, on its run's live line."""
+class ActiveSeedResponse(ResponseModel):
+    """A seed that uses a blueprint in the newest incarnation of its run."""
 
     run_id: str
     layer_id: str
@@ -96,8 +94,8 @@ class LivingSeed(RowModel):
     kernel_sha256: str | None
 
 
-class RunUsing(RowModel):
-    """A run in which a blueprint germinated. ``num_given_up`` seeds were cancelled or culled."""
+class UsingRunResponse(ResponseModel):
+    """A run in which a blueprint germinated. ``num_given_up`` counts cancelled and culled seeds."""
 
     run_id: RunId
     model: str | None
@@ -109,15 +107,15 @@ class RunUsing(RowModel):
     last_at: datetime
 
 
-class Outcome(RowModel):
-    """Field reports that say the same kind of thing. A gain is the metric after less before."""
+class OutcomeResponse(ResponseModel):
+    """Field reports of one outcome, method and metric. A gain is the metric after minus the metric before."""
 
     outcome: SeedStage
     method: str
     metric: str
     num_reports: int
     num_runs: int
-    num_measured: int = Field(description="Reports with a value before and after: those that gains are about.")
+    num_measured: int = Field(description="Reports with a value before and after, which the gains are computed from.")
     mean_gain: float | None
     least_gain: float | None
     greatest_gain: float | None
@@ -126,106 +124,109 @@ class Outcome(RowModel):
     last_at: datetime
 
 
-class Outcomes(RowModel):
-    """How a blueprint turned out, on the live lines of all runs."""
+class OutcomesResponse(ResponseModel):
+    """The outcomes of a blueprint in all runs, without superseded reports."""
 
-    items: list[Outcome]
+    items: list[OutcomeResponse]
 
 
 class BlueprintQuery(PageQuery):
-    """Which blueprints."""
+    """Filters of blueprints."""
 
-    status: list[BlueprintStatus] = Field(default_factory=list, description="Those in one of these states.")
-    validated: bool | None = Field(None, description="`false`: those not yet certified or rejected, and no others.")
-    module: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = Field(
-        None, description="Those that build this module of the catalogue."
+    status: list[BlueprintStatus] = Field(default_factory=list, description="In one of these states.")
+    validated: bool | None = Field(
+        None, description="`false`: only those not yet certified or rejected; `true`: only the others."
     )
-    target: LayerKind | None = Field(None, description="Those for layers of this kind.")
+    module: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = Field(
+        None, description="Of this module of the catalogue."
+    )
+    target: LayerKind | None = Field(None, description="For layers of this kind.")
 
     @property
     def statuses(self) -> list[BlueprintStatus]:
-        """The states that were asked for, all of them without a filter."""
-        wanted = self.status or list(BlueprintStatus)
+        """The states that match; without a filter all."""
+        statuses = self.status or list(BlueprintStatus)
         if self.validated is None:
-            return wanted
-        return [s for s in wanted if (s in UNVALIDATED) is not self.validated]
+            return statuses
+        return [s for s in statuses if (s in UNVALIDATED) is not self.validated]
 
 
-@router.get("", response_model=Page[BlueprintShown])
-async def list_blueprints(request: Request, query: Queried[BlueprintQuery]) -> Response:
+@router.get("", response_model=Page[BlueprintResponse])
+async def list_blueprints(request: Request, query: QueryOf[BlueprintQuery]) -> Response:
     """Blueprints, by id."""
     filters = {"statuses": query.statuses, "module": query.module, "target": query.target}
     return await ALL.page(request, query, [BLUEPRINTS.name], **filters)
 
 
-@router.get("/{blueprint_id}", response_model=BlueprintShown)
-async def show_blueprint(request: Request, blueprint_id: BlueprintPath, _: PlainQuery) -> Response:
+@router.get("/{blueprint_id}", response_model=BlueprintResponse)
+async def show_blueprint(request: Request, blueprint_id: BlueprintPath, _: NoParameters) -> Response:
     """One blueprint."""
-    return answer(request, await _blueprint(request, blueprint_id), [BLUEPRINTS.name])
+    return json_response(request, await _existing_blueprint(request, blueprint_id), [BLUEPRINTS.name])
 
 
-@router.get("/{blueprint_id}/changes", response_model=Page[ChangeShown])
-async def list_changes(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
-    """Every change that was asked of it, in the order of the log, with its verdict."""
-    await _blueprint_or_change(request, blueprint_id)
+@router.get("/{blueprint_id}/changes", response_model=Page[ChangeResponse])
+async def list_changes(request: Request, blueprint_id: BlueprintPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """Every change that was requested of it, in the order of the log, with its verdict.
+
+    A blueprint whose proposals were all refused has changes and does not exist otherwise.
+    """
+    if not await api_context(request).reader.all("changes_of", blueprint_id=blueprint_id, after_offset=-1, limit=1):
+        raise not_found("blueprint", blueprint_id)
     return await CHANGES.page(request, query, [BLUEPRINTS.name], blueprint_id=blueprint_id)
 
 
-@router.get("/{blueprint_id}/certificates", response_model=Page[CertificateShown])
-async def list_certificates(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
-    """What it measured when it was examined, by version. None where somebody certified it by their own word."""
-    await _blueprint(request, blueprint_id)
-    return await CERTIFICATES.page(request, query, [BLUEPRINTS.name], blueprint_id=blueprint_id)
+@router.get("/{blueprint_id}/certificates", response_model=Page[CertificateResponse])
+async def list_certificates(request: Request, blueprint_id: BlueprintPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """Its certificates, by version. A version that a person certified without an examination has none."""
+    return await _page_of(CERTIFICATES, request, blueprint_id, query)
 
 
-@router.get("/{blueprint_id}/refusals", response_model=Page[RefusalShown])
-async def list_refusals(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
+@router.get("/{blueprint_id}/refusals", response_model=Page[KernelRefusalResponse])
+async def list_refusals(request: Request, blueprint_id: BlueprintPath, query: QueryOf[UnfilteredQuery]) -> Response:
     """Its kernels that cannot be built, by kind of layer and width, with the reasons."""
-    await _blueprint(request, blueprint_id)
-    return await REFUSALS.page(request, query, [BLUEPRINTS.name], blueprint_id=blueprint_id)
+    return await _page_of(REFUSALS, request, blueprint_id, query)
 
 
-@router.get("/{blueprint_id}/seeds", response_model=Page[LivingSeed])
-async def list_living_seeds(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
-    """The seeds that live with it now, in all runs."""
-    await _blueprint(request, blueprint_id)
-    topics = [BLUEPRINTS.name, LIFECYCLE.name, RUNS.name]
-    return await LIVING.page(request, query, topics, blueprint_id=blueprint_id)
+@router.get("/{blueprint_id}/seeds", response_model=Page[ActiveSeedResponse])
+async def list_active_seeds(request: Request, blueprint_id: BlueprintPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """The seeds that use it now, in all runs."""
+    return await _page_of(ACTIVE_SEEDS, request, blueprint_id, query, LIFECYCLE, RUNS)
 
 
-@router.get("/{blueprint_id}/runs", response_model=Page[RunUsing])
-async def list_runs_using(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
-    """The runs in which it ever germinated."""
-    await _blueprint(request, blueprint_id)
-    topics = [BLUEPRINTS.name, LIFECYCLE.name, RUNS.name, FIELD_REPORTS.name]
-    return await USERS.page(request, query, topics, blueprint_id=blueprint_id)
+@router.get("/{blueprint_id}/runs", response_model=Page[UsingRunResponse])
+async def list_using_runs(request: Request, blueprint_id: BlueprintPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """The runs in which it germinated."""
+    return await _page_of(USING_RUNS, request, blueprint_id, query, LIFECYCLE, RUNS, FIELD_REPORTS)
 
 
-@router.get("/{blueprint_id}/outcomes", response_model=Outcomes)
-async def show_outcomes(request: Request, blueprint_id: BlueprintPath, _: PlainQuery) -> Response:
-    """Its field reports, aggregated by outcome, method and metric. What was superseded does not count."""
-    await _blueprint(request, blueprint_id)
-    items = await library_of(request).rows.all("outcomes_of_blueprint", blueprint_id=blueprint_id)
-    return answer(request, {"items": items}, [BLUEPRINTS.name, FIELD_REPORTS.name, RUNS.name])
+@router.get("/{blueprint_id}/outcomes", response_model=OutcomesResponse)
+async def show_outcomes(request: Request, blueprint_id: BlueprintPath, _: NoParameters) -> Response:
+    """Its field reports, aggregated by outcome, method and metric, without superseded ones."""
+    await _existing_blueprint(request, blueprint_id)
+    items = await api_context(request).reader.all("outcomes_of_blueprint", blueprint_id=blueprint_id)
+    return json_response(request, {"items": items}, [BLUEPRINTS.name, FIELD_REPORTS.name, RUNS.name])
 
 
-@router.get("/{blueprint_id}/reports", response_model=Page[FieldReport])
-async def list_reports_about(request: Request, blueprint_id: BlueprintPath, query: Queried[Plain]) -> Response:
+@router.get("/{blueprint_id}/reports", response_model=Page[FieldReportResponse])
+async def list_blueprint_reports(
+    request: Request, blueprint_id: BlueprintPath, query: QueryOf[UnfilteredQuery]
+) -> Response:
     """Its field reports, by run."""
-    await _blueprint(request, blueprint_id)
-    topics = [BLUEPRINTS.name, FIELD_REPORTS.name, RUNS.name]
-    return await REPORTS.page(request, query, topics, blueprint_id=blueprint_id)
+    return await _page_of(REPORTS, request, blueprint_id, query, FIELD_REPORTS, RUNS)
 
 
-async def _blueprint(request: Request, blueprint_id: str) -> dict[str, Any]:
-    row = await library_of(request).rows.one("blueprint", room="library", blueprint_id=blueprint_id)
+async def _page_of(
+    listing: Listing, request: Request, blueprint_id: str, query: PageQuery, *topics: TopicSpec
+) -> Response:
+    """A page of an existing blueprint's list, which is read from these topics and innovation.blueprints."""
+    await _existing_blueprint(request, blueprint_id)
+    names = [BLUEPRINTS.name, *(topic.name for topic in topics)]
+    return await listing.page(request, query, names, blueprint_id=blueprint_id)
+
+
+async def _existing_blueprint(request: Request, blueprint_id: str) -> dict[str, Any]:
+    """The blueprint's row, or a 404."""
+    row = await api_context(request).reader.one("blueprint", sql_file="library", blueprint_id=blueprint_id)
     if row is None:
         raise not_found("blueprint", blueprint_id)
     return row
-
-
-async def _blueprint_or_change(request: Request, blueprint_id: str) -> None:
-    """A change that was refused is history too, where its blueprint never came to be."""
-    rows = library_of(request).rows
-    if not await rows.all("changes_of", blueprint_id=blueprint_id, after_offset=-1, limit=1):
-        raise not_found("blueprint", blueprint_id)

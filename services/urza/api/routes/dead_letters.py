@@ -5,8 +5,8 @@ from pydantic import Field
 
 from esper.schemas.base import ShortName
 from esper.schemas.topics import TOPICS
-from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery, RowModel
-from esper.services.urza.api.parameters import Queried
+from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.parameters import QueryOf
 
 router = APIRouter(tags=["dead letters"])
 
@@ -16,8 +16,8 @@ ALL = Listing(
 )
 
 
-class DeadLetterShown(RowModel):
-    """A record that workers passed over, by its place in the log; `esper dlq show` has its bytes."""
+class DeadLetterResponse(ResponseModel):
+    """A record that workers skipped, by its position in the log; `esper dlq show` prints its bytes."""
 
     topic: str
     log_partition: int
@@ -28,13 +28,13 @@ class DeadLetterShown(RowModel):
     is_redriven: bool
 
 
-class LetterQuery(PageQuery):
-    """Which letters."""
+class DeadLetterQuery(PageQuery):
+    """Filters of dead letters."""
 
-    topic: ShortName | None = Field(None, description="Those of this topic.", examples=["system.runs"])
+    topic: ShortName | None = Field(None, description="Of this topic.", examples=["system.runs"])
 
 
-@router.get("/dead-letters", response_model=Page[DeadLetterShown])
-async def list_dead_letters(request: Request, query: Queried[LetterQuery]) -> Response:
-    """Dead letters, in the order of the log."""
+@router.get("/dead-letters", response_model=Page[DeadLetterResponse])
+async def list_undecodable_records(request: Request, query: QueryOf[DeadLetterQuery]) -> Response:
+    """All dead letters, in the order of the log."""
     return await ALL.page(request, query, [t.name for t in TOPICS], topic=query.topic)

@@ -1,4 +1,4 @@
-"""Decisions and causes: what Tamiyo chose, what followed, and why a seed is what it is."""
+"""Decisions and causes: what Tamiyo chose, what followed, and why a seed is in its state."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -11,14 +11,14 @@ from esper.schemas import ids
 from esper.schemas.base import LayerId, SeedId
 from esper.schemas.enums import Action
 from esper.schemas.topics import COMMANDS, DECISIONS, FIELD_REPORTS, LIFECYCLE, RUNS
-from esper.services.urza.api.api_context import library_of
-from esper.services.urza.api.pagination import INT4, Listing, Page, PageQuery, RowModel
-from esper.services.urza.api.parameters import PlainQuery, Queried, RunPath
+from esper.services.urza.api.api_context import api_context
+from esper.services.urza.api.pagination import INT4, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.parameters import NoParameters, QueryOf, RunPath
 from esper.services.urza.api.problems import not_found
-from esper.services.urza.api.response_cache import answer
+from esper.services.urza.api.response_cache import json_response
 from esper.services.urza.api.routes.runs import existing_run
 
-CHAIN = [RUNS.name, DECISIONS.name, COMMANDS.name, LIFECYCLE.name, FIELD_REPORTS.name]
+CAUSE_TOPICS = [RUNS.name, DECISIONS.name, COMMANDS.name, LIFECYCLE.name, FIELD_REPORTS.name]
 
 router = APIRouter(tags=["decisions"])
 
@@ -29,8 +29,8 @@ DecisionPath = Annotated[
 ]
 
 
-class DecisionInList(RowModel):
-    """Tamiyo's one choice for a boundary. Superseded: a resumed run took over before it."""
+class DecisionSummary(ResponseModel):
+    """Tamiyo's choice for one boundary. It is superseded where a resumed run took over before its step."""
 
     incarnation: int
     boundary: int
@@ -39,11 +39,11 @@ class DecisionInList(RowModel):
     layer_id: str | None
     seed_id: int | None
     blueprint_id: str | None
-    probability: float = Field(description="Of this choice, under the policy that acted.")
+    probability: float = Field(description="Of this choice, under the policy that made it.")
     policy_id: str
     policy_version: int
     reason: str
-    view_digest: str | None = Field(description="SHA-256 of exactly what it saw; null where it was stale.")
+    view_digest: str | None = Field(description="SHA-256 of the view that it saw; null where the view was stale.")
     stale: bool
     event_id: UUID
     causation_id: UUID | None
@@ -51,8 +51,8 @@ class DecisionInList(RowModel):
     is_superseded: bool
 
 
-class CauseShown(RowModel):
-    """One link of a seed's story. ``causation_id`` is the event that caused it: follow it back to ask why."""
+class CauseResponse(ResponseModel):
+    """One event of a seed's history. ``causation_id`` is the event that caused it."""
 
     at: datetime
     kind: Literal["decision", "command", "lifecycle", "rejection", "breaker", "field report"]
@@ -60,33 +60,33 @@ class CauseShown(RowModel):
     step: int | None
     event_id: UUID
     causation_id: UUID | None
-    told: str
+    description: str
 
 
-class DecisionShown(DecisionInList):
-    """A decision with all that came of it, each link with the event that caused it."""
+class DecisionResponse(DecisionSummary):
+    """A decision with all events that follow from it, each with its cause."""
 
     run_id: str
-    consequences: list[CauseShown]
+    consequences: list[CauseResponse]
 
 
-class Story(RowModel):
-    """All that was decided, asked, done and reported about a seed, in the order of the run's steps."""
+class SeedHistoryResponse(ResponseModel):
+    """Every decision, command, transition and report of a seed, in the order of the run's steps."""
 
     run_id: str
     layer_id: str
     seed_id: int
-    causes: list[CauseShown]
+    causes: list[CauseResponse]
 
 
 class DecisionQuery(PageQuery):
-    """Which decisions."""
+    """Filters of decisions."""
 
-    action: Action | None = Field(None, description="Those that chose this.")
+    action: Action | None = Field(None, description="With this action.")
 
 
-class SeedNamed(BaseModel):
-    """Which seed: a layer's name may hold any character, so it is no part of the path."""
+class SeedQuery(BaseModel):
+    """Identifies a seed. A layer's name may hold any character, so it is not part of the path."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,42 +94,42 @@ class SeedNamed(BaseModel):
     seed_id: Annotated[SeedId, Field(description="The seed's number in its layer.", examples=[0])]
 
 
-@router.get("/runs/{run_id}/decisions", response_model=Page[DecisionInList])
-async def list_decisions(request: Request, run_id: RunPath, query: Queried[DecisionQuery]) -> Response:
-    """What Tamiyo chose at each boundary, WAIT too."""
+@router.get("/runs/{run_id}/decisions", response_model=Page[DecisionSummary])
+async def list_decisions(request: Request, run_id: RunPath, query: QueryOf[DecisionQuery]) -> Response:
+    """Tamiyo's choice at each boundary, WAIT included."""
     await existing_run(request, run_id)
     return await OF_RUN.page(request, query, [RUNS.name, DECISIONS.name], run_id=run_id, action=query.action)
 
 
-@router.get("/runs/{run_id}/causes", response_model=Story)
-async def why_does_it_live(request: Request, run_id: RunPath, query: Queried[SeedNamed]) -> Response:
-    """Why did this seed live? Decision, command, lifecycle and field report, by cause; empty where it always slept."""
+@router.get("/runs/{run_id}/causes", response_model=SeedHistoryResponse)
+async def show_seed_history(request: Request, run_id: RunPath, query: QueryOf[SeedQuery]) -> Response:
+    """Why a seed is in its state: decisions, commands, transitions and reports. Empty where it was always dormant."""
     await existing_run(request, run_id)
-    named = {"run_id": run_id, **query.model_dump()}
-    return answer(request, {**named, "causes": await _story(request, **named)}, CHAIN)
+    seed = {"run_id": run_id, **query.model_dump()}
+    return json_response(request, {**seed, "causes": await _seed_history(request, **seed)}, CAUSE_TOPICS)
 
 
-@router.get("/decisions/{event_id}", response_model=DecisionShown)
-async def show_decision(request: Request, event_id: DecisionPath, _: PlainQuery) -> Response:
-    """One decision, and what came of it: everything that goes back to it by causation ids."""
-    row = await library_of(request).rows.one("decision", event_id=event_id)
+@router.get("/decisions/{event_id}", response_model=DecisionResponse)
+async def show_decision(request: Request, event_id: DecisionPath, _: NoParameters) -> Response:
+    """One decision with its consequences: every event that its causation ids lead back to it."""
+    row = await api_context(request).reader.one("decision", event_id=event_id)
     if row is None:
         raise not_found("decision", event_id)
-    story = []
+    consequences = []
     if row["layer_id"] is not None:
         seed = {name: row[name] for name in ("run_id", "layer_id", "seed_id")}
-        story = _following(event_id, await _story(request, **seed))
-    return answer(request, {**row, "consequences": story}, CHAIN)
+        consequences = _consequences(event_id, await _seed_history(request, **seed))
+    return json_response(request, {**row, "consequences": consequences}, CAUSE_TOPICS)
 
 
-async def _story(request: Request, **seed: Any) -> list[dict[str, Any]]:
-    return await library_of(request).rows.all("of_seed", room="causes", **seed)
+async def _seed_history(request: Request, **seed: Any) -> list[dict[str, Any]]:
+    return await api_context(request).reader.all("of_seed", sql_file="causes", **seed)
 
 
-def _following(cause: UUID, story: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The links that go back to an event, in the story's order; a link may stand before its cause there."""
+def _consequences(cause: UUID, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events that lead back to a cause, in the history's order, in which an event may precede its cause."""
     found, size = {cause}, 0
     while len(found) > size:
         size = len(found)
-        found |= {link["event_id"] for link in story if link["causation_id"] in found}
-    return [link for link in story if link["event_id"] in found and link["event_id"] != cause]
+        found |= {event["event_id"] for event in history if event["causation_id"] in found}
+    return [event for event in history if event["event_id"] in found and event["event_id"] != cause]

@@ -1,4 +1,4 @@
-"""Field reports as the API shows them."""
+"""The response model of field reports."""
 
 from datetime import datetime
 from uuid import UUID
@@ -6,11 +6,11 @@ from uuid import UUID
 from pydantic import Field
 
 from esper.schemas.enums import ReportMethod, SeedStage
-from esper.services.urza.api.pagination import RowModel
+from esper.services.urza.api.pagination import ResponseModel
 
 
-class FieldReport(RowModel):
-    """How one adaptation turned out. Superseded: a resumed run took over before it."""
+class FieldReportResponse(ResponseModel):
+    """The outcome of one adaptation. It is superseded where a resumed run took over before its step."""
 
     run_id: str
     incarnation: int
@@ -26,7 +26,9 @@ class FieldReport(RowModel):
     after: float | None
     germinated_at_step: int
     num_parameters: int
-    horizon_steps: int | None = Field(description="Of a fork, as all down to `flops_host`; null for other methods.")
+    horizon_steps: int | None = Field(
+        description="Set for forks, as the fields down to `flops_host`; null for other methods."
+    )
     num_draws: int | None
     variance: float | None
     is_placebo: bool | None

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from esper.errors import ContractError, KernelError
@@ -11,25 +11,25 @@ from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.schemas.base import BlueprintId, NumFeatures
 from esper.schemas.enums import LayerKind
 from esper.schemas.topics import BLUEPRINTS
-from esper.services.urza.api.api_context import library_of
-from esper.services.urza.api.pagination import INT4, TEXT, Listing, Page, PageQuery, RowModel
-from esper.services.urza.api.parameters import KernelPath, PlainQuery, Queried
-from esper.services.urza.api.problems import not_found
-from esper.services.urza.api.response_cache import immutable
+from esper.services.urza.api.api_context import api_context
+from esper.services.urza.api.pagination import INT4, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.parameters import KernelPath, NoParameters, QueryOf
+from esper.services.urza.api.problems import bad_store, not_found
+from esper.services.urza.api.response_cache import immutable_response
 
 router = APIRouter(prefix="/kernels", tags=["kernels"])
 
-_WITHIN = [
+_WITHIN_BLUEPRINT = [
     ("after_target", "target", TEXT),
     ("after_features", "num_features", INT4),
     ("after_sha256", "kernel_sha256", TEXT),
 ]
-ALL = Listing("kernels", [("after_blueprint", "blueprint_id", TEXT), *_WITHIN])
-OF_BLUEPRINT = Listing("kernels_of_blueprint", _WITHIN)
+ALL = Listing("kernels", [("after_blueprint", "blueprint_id", TEXT), *_WITHIN_BLUEPRINT])
+OF_BLUEPRINT = Listing("kernels_of_blueprint", _WITHIN_BLUEPRINT)
 
 
-class KernelShown(RowModel):
-    """A kernel that is registered; its bytes are at /kernels/{kernel_sha256}."""
+class KernelResponse(ResponseModel):
+    """A registered kernel; its bytes are at /kernels/{kernel_sha256}."""
 
     kernel_sha256: str
     blueprint_id: str
@@ -42,15 +42,15 @@ class KernelShown(RowModel):
 
 
 class KernelQuery(PageQuery):
-    """Which kernels."""
+    """Filters of kernels."""
 
-    blueprint_id: BlueprintId | None = Field(None, description="Those of this blueprint.")
-    target: LayerKind | None = Field(None, description="Those for layers of this kind.")
-    num_features: Annotated[NumFeatures | None, Field(description="Those of this width.")] = None
+    blueprint_id: BlueprintId | None = Field(None, description="Of this blueprint.")
+    target: LayerKind | None = Field(None, description="For layers of this kind.")
+    num_features: Annotated[NumFeatures | None, Field(description="Of this width.")] = None
 
 
-@router.get("", response_model=Page[KernelShown])
-async def list_kernels(request: Request, query: Queried[KernelQuery]) -> Response:
+@router.get("", response_model=Page[KernelResponse])
+async def list_kernels(request: Request, query: QueryOf[KernelQuery]) -> Response:
     """Kernels, by blueprint, target and width."""
     filters = {"target": query.target, "num_features": query.num_features}
     if query.blueprint_id is None:
@@ -68,15 +68,15 @@ async def list_kernels(request: Request, query: Queried[KernelQuery]) -> Respons
         }
     },
 )
-async def get_kernel(request: Request, kernel_sha256: KernelPath, _: PlainQuery) -> Response:
-    """The bytes of a kernel, verified. They never change: keep them for ever."""
-    library = library_of(request)
-    if await library.rows.one("kernel", kernel_sha256=kernel_sha256) is None:
+async def get_kernel(request: Request, kernel_sha256: KernelPath, _: NoParameters) -> Response:
+    """The verified bytes of a kernel. They never change: a client may cache them without end."""
+    context = api_context(request)
+    if await context.reader.one("kernel", kernel_sha256=kernel_sha256) is None:
         raise not_found("kernel", kernel_sha256)
     try:
-        data = await library.urza.blobs.get(kernel_sha256, max_bytes=MAX_KERNEL_BYTES)
+        data = await context.urza.blobs.get(kernel_sha256, max_bytes=MAX_KERNEL_BYTES)
     except KernelError:
         raise
     except ContractError as error:
-        raise HTTPException(502, f"the object store broke its promise: {error}") from error
-    return immutable(request, data, kernel_sha256)
+        return bad_store(error)
+    return immutable_response(request, data, kernel_sha256)

@@ -1,4 +1,4 @@
-"""/runs: trainings, their graphs and seeds, their course and what Tamiyo saw of it."""
+"""/runs: training runs with their graphs, seeds, epochs, field reports and the views that Tamiyo saw."""
 
 from datetime import datetime
 from typing import Any
@@ -10,13 +10,13 @@ from pydantic import Field
 from esper.schemas.assets import TrainingResults
 from esper.schemas.base import Scalar
 from esper.schemas.enums import LayerKind, RunStatus, SeedStage
-from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS, VIEWS
-from esper.services.urza.api.api_context import library_of
-from esper.services.urza.api.pagination import INT4, INT8, LATEST, TEXT, Listing, Page, PageQuery, RowModel
-from esper.services.urza.api.parameters import Plain, PlainQuery, Queried, RunPath
+from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS, VIEWS, TopicSpec
+from esper.services.urza.api.api_context import api_context
+from esper.services.urza.api.pagination import INT4, INT8, LATEST, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.parameters import NoParameters, QueryOf, RunPath, UnfilteredQuery
 from esper.services.urza.api.problems import not_found
-from esper.services.urza.api.response_cache import answer
-from esper.services.urza.api.routes.field_reports import FieldReport
+from esper.services.urza.api.response_cache import json_response
+from esper.services.urza.api.routes.field_reports import FieldReportResponse
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -28,11 +28,11 @@ EDGES = Listing("edges_of", [("after_source", "source", TEXT), ("after_target", 
 SEEDS = Listing("seeds_of", [("after_layer", "layer_id", TEXT), ("after_seed", "seed_id", INT4)])
 EPOCHS = Listing("epochs_of", _SEQUENCE)
 REPORTS = Listing("reports_of", _SEQUENCE)
-VIEWED = Listing("views_of", [("after_incarnation", "incarnation", INT4), ("after_boundary", "boundary", INT4)])
+SEEN_VIEWS = Listing("views_of", [("after_incarnation", "incarnation", INT4), ("after_boundary", "boundary", INT4)])
 
 
-class RunInList(RowModel):
-    """A run as its newest incarnation stands."""
+class RunSummary(ResponseModel):
+    """The state of a run in its newest incarnation."""
 
     run_id: str
     model: str
@@ -45,15 +45,15 @@ class RunInList(RowModel):
     ended_at: datetime | None
 
 
-class RunShown(RunInList):
-    """The same, with what it was started with and how it ended."""
+class RunResponse(RunSummary):
+    """A run with the hyperparameters of its start and the detail of its end."""
 
     hyperparameters: dict[str, Scalar]
     detail: str
 
 
-class IncarnationShown(RowModel):
-    """One process's go at a run: it took over after ``from_step`` of ``from_incarnation``."""
+class IncarnationResponse(ResponseModel):
+    """One process that trained a run: it took over after ``from_step`` of ``from_incarnation``."""
 
     incarnation: int
     from_incarnation: int | None
@@ -64,7 +64,7 @@ class IncarnationShown(RowModel):
     at: datetime
 
 
-class LayerShown(RowModel):
+class LayerResponse(ResponseModel):
     """A layer that holds seeds."""
 
     layer_id: str
@@ -75,15 +75,15 @@ class LayerShown(RowModel):
     num_seeds: int
 
 
-class EdgeShown(RowModel):
+class EdgeResponse(ResponseModel):
     """The output of ``source`` flows into ``target``."""
 
     source: str
     target: str
 
 
-class SeedShown(RowModel):
-    """A seed that moved, as it stands on the live line."""
+class SeedResponse(ResponseModel):
+    """A seed that left DORMANT at least once, in the newest incarnation of its run."""
 
     layer_id: str
     seed_id: int
@@ -94,8 +94,8 @@ class SeedShown(RowModel):
     num_parameters: int
 
 
-class EpochShown(RowModel):
-    """An epoch with its metrics. Superseded: a resumed run took over before it."""
+class EpochResponse(ResponseModel):
+    """An epoch with its metrics. It is superseded where a resumed run took over before its step."""
 
     incarnation: int
     sequence: int
@@ -107,8 +107,8 @@ class EpochShown(RowModel):
     is_superseded: bool
 
 
-class ViewShown(RowModel):
-    """Which bytes a decision saw: their SHA-256, and where the log has them (`control.tamiyo.views`)."""
+class ViewResponse(ResponseModel):
+    """A view that a decision saw: the SHA-256 of its bytes, and their position in `control.tamiyo.views`."""
 
     incarnation: int
     boundary: int
@@ -122,82 +122,83 @@ class ViewShown(RowModel):
 
 
 class RunQuery(PageQuery):
-    """Which runs."""
+    """Filters of runs."""
 
-    status: list[RunStatus] = Field(default_factory=list, description="Those in one of these states.")
-
-
-class SeedQuery(PageQuery):
-    """Which seeds."""
-
-    stage: SeedStage | None = Field(None, description="Those that stand here.")
+    status: list[RunStatus] = Field(default_factory=list, description="In one of these states.")
 
 
-@router.get("", response_model=Page[RunInList])
-async def list_runs(request: Request, query: Queried[RunQuery]) -> Response:
+class SeedsQuery(PageQuery):
+    """Filters of seeds."""
+
+    stage: SeedStage | None = Field(None, description="In this stage.")
+
+
+@router.get("", response_model=Page[RunSummary])
+async def list_runs(request: Request, query: QueryOf[RunQuery]) -> Response:
     """Runs, the newest first."""
     return await ALL.page(request, query, [RUNS.name], statuses=query.status or list(RunStatus))
 
 
-@router.get("/{run_id}", response_model=RunShown)
-async def show_run(request: Request, run_id: RunPath, _: PlainQuery) -> Response:
+@router.get("/{run_id}", response_model=RunResponse)
+async def show_run(request: Request, run_id: RunPath, _: NoParameters) -> Response:
     """One run."""
-    return answer(request, await existing_run(request, run_id), [RUNS.name])
+    return json_response(request, await existing_run(request, run_id), [RUNS.name])
 
 
-@router.get("/{run_id}/incarnations", response_model=Page[IncarnationShown])
-async def list_incarnations(request: Request, run_id: RunPath, query: Queried[Plain]) -> Response:
-    """The processes that trained it, one after the other."""
-    await existing_run(request, run_id)
-    return await INCARNATIONS.page(request, query, [RUNS.name], run_id=run_id)
+@router.get("/{run_id}/incarnations", response_model=Page[IncarnationResponse])
+async def list_incarnations(request: Request, run_id: RunPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """The processes that trained it, in their order."""
+    return await _page_of(INCARNATIONS, request, run_id, query)
 
 
-@router.get("/{run_id}/layers", response_model=Page[LayerShown])
-async def list_layers(request: Request, run_id: RunPath, query: Queried[Plain]) -> Response:
+@router.get("/{run_id}/layers", response_model=Page[LayerResponse])
+async def list_layers(request: Request, run_id: RunPath, query: QueryOf[UnfilteredQuery]) -> Response:
     """Its layers, in the model's order."""
-    await existing_run(request, run_id)
-    return await LAYERS.page(request, query, [RUNS.name], run_id=run_id)
+    return await _page_of(LAYERS, request, run_id, query)
 
 
-@router.get("/{run_id}/edges", response_model=Page[EdgeShown])
-async def list_edges(request: Request, run_id: RunPath, query: Queried[Plain]) -> Response:
+@router.get("/{run_id}/edges", response_model=Page[EdgeResponse])
+async def list_edges(request: Request, run_id: RunPath, query: QueryOf[UnfilteredQuery]) -> Response:
     """The data flow between its layers."""
-    await existing_run(request, run_id)
-    return await EDGES.page(request, query, [RUNS.name], run_id=run_id)
+    return await _page_of(EDGES, request, run_id, query)
 
 
-@router.get("/{run_id}/seeds", response_model=Page[SeedShown])
-async def list_seeds(request: Request, run_id: RunPath, query: Queried[SeedQuery]) -> Response:
-    """Its seeds that ever moved, by layer; every other seed is dormant."""
-    await existing_run(request, run_id)
-    topics = [RUNS.name, LIFECYCLE.name, BLUEPRINTS.name]
-    return await SEEDS.page(request, query, topics, run_id=run_id, stage=query.stage)
+@router.get("/{run_id}/seeds", response_model=Page[SeedResponse])
+async def list_seeds(request: Request, run_id: RunPath, query: QueryOf[SeedsQuery]) -> Response:
+    """Its seeds that left DORMANT at least once, by layer."""
+    return await _page_of(SEEDS, request, run_id, query, LIFECYCLE, BLUEPRINTS, stage=query.stage)
 
 
-@router.get("/{run_id}/epochs", response_model=Page[EpochShown])
-async def list_epochs(request: Request, run_id: RunPath, query: Queried[Plain]) -> Response:
+@router.get("/{run_id}/epochs", response_model=Page[EpochResponse])
+async def list_epochs(request: Request, run_id: RunPath, query: QueryOf[UnfilteredQuery]) -> Response:
     """Its epochs with their metrics."""
-    await existing_run(request, run_id)
-    return await EPOCHS.page(request, query, [RUNS.name], run_id=run_id)
+    return await _page_of(EPOCHS, request, run_id, query)
 
 
-@router.get("/{run_id}/reports", response_model=Page[FieldReport])
-async def list_reports(request: Request, run_id: RunPath, query: Queried[Plain]) -> Response:
-    """How its adaptations turned out."""
-    await existing_run(request, run_id)
-    return await REPORTS.page(request, query, [RUNS.name, FIELD_REPORTS.name], run_id=run_id)
+@router.get("/{run_id}/reports", response_model=Page[FieldReportResponse])
+async def list_run_reports(request: Request, run_id: RunPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """The outcomes of its adaptations."""
+    return await _page_of(REPORTS, request, run_id, query, FIELD_REPORTS)
 
 
-@router.get("/{run_id}/views", response_model=Page[ViewShown])
-async def list_views(request: Request, run_id: RunPath, query: Queried[Plain]) -> Response:
-    """The digests of what Tamiyo saw at each boundary."""
-    await existing_run(request, run_id)
-    return await VIEWED.page(request, query, [RUNS.name, VIEWS.name], run_id=run_id)
+@router.get("/{run_id}/views", response_model=Page[ViewResponse])
+async def list_views(request: Request, run_id: RunPath, query: QueryOf[UnfilteredQuery]) -> Response:
+    """The digests of the views that Tamiyo saw, by boundary."""
+    return await _page_of(SEEN_VIEWS, request, run_id, query, VIEWS)
 
 
 async def existing_run(request: Request, run_id: str) -> dict[str, Any]:
-    """The run's row; a 404 without one."""
-    row = await library_of(request).rows.one("run", run_id=run_id)
+    """The run's row, or a 404."""
+    row = await api_context(request).reader.one("run", run_id=run_id)
     if row is None:
         raise not_found("run", run_id)
     return row
+
+
+async def _page_of(
+    listing: Listing, request: Request, run_id: str, query: PageQuery, *topics: TopicSpec, **filters: Any
+) -> Response:
+    """A page of an existing run's list, which is read from these topics and system.runs."""
+    await existing_run(request, run_id)
+    names = [RUNS.name, *(topic.name for topic in topics)]
+    return await listing.page(request, query, names, run_id=run_id, **filters)

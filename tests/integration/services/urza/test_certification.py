@@ -1,4 +1,4 @@
-"""Blueprints on the real stack: proposed, examined, certified or rejected, retired; by events, whoever dies meanwhile."""
+"""Blueprints on the real stack: proposed, examined, certified or rejected, retired; also while an Urza is killed."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from support.conditions import wait_until, wait_until_async
 from support.processes.esper_processes import SCRIPTS, cli, log_of, process, running, worker
 
 from esper.embedded.stack import EmbeddedStack
-from esper.errors import ContractError
+from esper.errors import ConflictError, ContractError
 from esper.oona.log_reader import partition_of, read_range
 from esper.schemas import events, ids
 from esper.schemas.assets import BlueprintSpec, LayerNode
@@ -24,7 +24,7 @@ from esper.schemas.enums import BlueprintChange
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import BLUEPRINTS
 from esper.services.urza import library_queries
-from esper.services.urza.blueprint_changes import changes_of, request_changes
+from esper.services.urza.blueprint_changes import ChangeOutcome
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 from esper.services.urza.urza_service import Urza, open_urza
 from esper.streams.database.sql_queries import queries
@@ -58,12 +58,11 @@ def named(name: str) -> str:
 
 
 async def status_of(urza: Urza, blueprint_id: str) -> str | None:
-    async with urza.pool.acquire() as connection:
-        rows = await library_queries.versions(connection, [blueprint_id])
+    rows = await library_queries.versions(urza.reader, [blueprint_id])
     return rows[0]["status"] if rows else None
 
 
-async def become(urza: Urza, blueprint_id: str, *wanted: str) -> str:
+async def wait_until_status(urza: Urza, blueprint_id: str, *wanted: str) -> str:
     async def is_it() -> str | None:
         found = await status_of(urza, blueprint_id)
         return found if found in wanted else None
@@ -77,15 +76,12 @@ def proposal(blueprint_id: str, spec: BlueprintSpec, version: int = 0) -> events
     )
 
 
-async def ask(urza: Urza, *changes: events.BlueprintChangeRequested, key: str | None = None) -> list[Any]:
-    return await request_changes(
-        urza.producer, urza.pool, changes, key=key or uuid.uuid4().hex, source="test", timeout_s=DEADLINE_S
-    )
+async def request(urza: Urza, *changes: events.BlueprintChangeRequested, key: str | None = None) -> list[ChangeOutcome]:
+    return await urza.changes.request(changes, key=key or uuid.uuid4().hex, source="test", timeout_s=DEADLINE_S)
 
 
 async def lineage(urza: Urza, blueprint_id: str) -> library_queries.Lineage:
-    async with urza.pool.acquire() as connection:
-        found = await library_queries.lineage(connection, blueprint_id)
+    found = await library_queries.lineage(urza.reader, blueprint_id)
     assert found is not None
     return found
 
@@ -114,13 +110,11 @@ async def offered_to(urza: Urza, run_id: str) -> list[dict[str, Any]]:
         return [dict(r) async for r in rows]
 
 
-async def test_a_blueprint_is_certified_for_what_was_measured_and_every_step_is_an_event(
-    stack: EmbeddedStack, urza: Urza
-) -> None:
+async def test_blueprint_is_certified_step_by_step(stack: EmbeddedStack, urza: Urza) -> None:
     blueprint_id = named("good")
-    (outcome,) = await ask(urza, proposal(blueprint_id, SHIPPED["bottleneck-2x"]))
+    (outcome,) = await request(urza, proposal(blueprint_id, SHIPPED["bottleneck-2x"]))
     assert (outcome.verdict, outcome.version_after) == ("accepted", 1)
-    assert await become(urza, blueprint_id, "certified", "rejected") == "certified"
+    assert await wait_until_status(urza, blueprint_id, "certified", "rejected") == "certified"
     found = await lineage(urza, blueprint_id)
     assert [(c["change"], c["verdict"]) for c in found.changes] == [
         ("propose", "accepted"),
@@ -135,13 +129,13 @@ async def test_a_blueprint_is_certified_for_what_was_measured_and_every_step_is_
     assert set(measured) == {(kind, width) for kind in ("linear", "conv2d") for width in (16, 64)}
     assert measured["linear", 64]["num_parameters"] == 2 * 64 * 128 + 128 + 64
     records = read_range(stack.settings().need_kafka(), BLUEPRINTS, partition=partition_of(blueprint_id, BLUEPRINTS))
-    told = [r.decode() async for r in records if r.key == blueprint_id.encode()]
+    messages = [r.decode() async for r in records if r.key == blueprint_id.encode()]
     written = {c["event_id"] for c in (*found.changes, certificate, *found.kernels)}
-    refused = {m.id for m in told if isinstance(m.data, events.KernelRefused)}  # for a layer that another test has
-    assert {m.id for m in told} - refused == written
+    refused = {m.id for m in messages if isinstance(m.data, events.KernelRefused)}  # for a layer that another test has
+    assert {m.id for m in messages} - refused == written
 
 
-async def test_many_in_one_call_from_the_command_line(stack: EmbeddedStack, urza: Urza, tmp_path: Path) -> None:
+async def test_command_line_requests_many_changes_at_once(stack: EmbeddedStack, urza: Urza, tmp_path: Path) -> None:
     good, wrong, unknown = named("good"), named("wrong"), named("unknown")
     file = tmp_path / "mine.yaml"
     file.write_text(PROPOSED.format(good=good, wrong=wrong, unknown=unknown))
@@ -168,29 +162,31 @@ async def test_many_in_one_call_from_the_command_line(stack: EmbeddedStack, urza
     assert wrong not in printed
 
 
-async def test_changes_asked_again_with_their_key_keep_their_verdicts(urza: Urza) -> None:
+async def test_repeated_key_keeps_its_verdicts(urza: Urza) -> None:
     one, other = named("twice"), named("twice")
     asked = [proposal(one, SHIPPED["noop"]), proposal(other, SHIPPED["noop"], 7)]
-    first = await ask(urza, *asked, key=one)
+    first = await request(urza, *asked, key=one)
     assert [o.verdict for o in first] == ["accepted", "wrong_version"]
-    await become(urza, one, "certified")
-    assert await ask(urza, *asked, key=one) == first
+    await wait_until_status(urza, one, "certified")
+    assert await request(urza, *asked, key=one) == first
 
 
-async def test_a_rejected_blueprint_can_be_proposed_again_mended(urza: Urza) -> None:
+async def test_rejected_blueprint_can_be_proposed_again(urza: Urza) -> None:
     blueprint_id = named("mended")
-    await ask(urza, proposal(blueprint_id, BlueprintSpec(module="mlp", parameters={"width": -1}, targets=("linear",))))
-    await become(urza, blueprint_id, "rejected")
+    await request(
+        urza, proposal(blueprint_id, BlueprintSpec(module="mlp", parameters={"width": -1}, targets=("linear",)))
+    )
+    await wait_until_status(urza, blueprint_id, "rejected")
     good = BlueprintSpec(module="mlp", parameters={"width": 8}, targets=("linear",))
-    (stale, fresh) = await ask(urza, proposal(blueprint_id, good, 0), proposal(blueprint_id, good, 2))
+    (stale, fresh) = await request(urza, proposal(blueprint_id, good, 0), proposal(blueprint_id, good, 2))
     assert (stale.verdict, fresh.verdict) == ("wrong_version", "accepted")
-    await become(urza, blueprint_id, "certified")
+    await wait_until_status(urza, blueprint_id, "certified")
 
 
-async def test_a_retired_blueprint_is_offered_no_more_and_keeps_its_kernels(urza: Urza) -> None:
+async def test_retired_blueprint_is_not_offered_and_keeps_kernels(urza: Urza) -> None:
     blueprint_id, width = named("old"), 37
-    await ask(urza, proposal(blueprint_id, SHIPPED["affine"]))
-    await become(urza, blueprint_id, "certified")
+    await request(urza, proposal(blueprint_id, SHIPPED["affine"]))
+    await wait_until_status(urza, blueprint_id, "certified")
     run_id = await started(urza, width)
 
     async def offered() -> set[str]:
@@ -200,18 +196,23 @@ async def test_a_retired_blueprint_is_offered_no_more_and_keeps_its_kernels(urza
         return blueprint_id in await offered()
 
     await wait_until_async(is_kernel_offered, DEADLINE_S, "its kernel")
-    wanted = await changes_of(urza.pool, BlueprintChange.RETIRE, [blueprint_id], "done")
-    (outcome,) = await ask(urza, *wanted)
+    wanted = await urza.changes.same_change(BlueprintChange.RETIRE, [blueprint_id], key=blueprint_id, reason="done")
+    (outcome,) = await request(urza, *wanted, key=blueprint_id)
     assert outcome.verdict == "accepted"
     assert blueprint_id not in await offered()
     found = await lineage(urza, blueprint_id)
     assert [k["num_features"] for k in found.kernels].count(width) == 1
     assert await urza.blobs.exists(found.kernels[0]["kernel_sha256"])
     with pytest.raises(ContractError, match="no blueprint nobody"):
-        await changes_of(urza.pool, BlueprintChange.RETIRE, ["nobody"], "")
+        await urza.changes.same_change(BlueprintChange.RETIRE, ["nobody"], key="k", reason="")
+    again = await urza.changes.same_change(BlueprintChange.RETIRE, [blueprint_id], key=blueprint_id, reason="done")
+    assert again == wanted, "under its key it names the version that it named first"
+    assert await request(urza, *again, key=blueprint_id) == [outcome]
+    with pytest.raises(ConflictError, match="another request"):
+        await request(urza, proposal(blueprint_id, SHIPPED["norm"], 9), key=blueprint_id)
 
 
-async def test_kernels_come_for_every_width_and_what_cannot_be_built_is_recorded(urza: Urza) -> None:
+async def test_kernels_are_built_or_refused_for_every_width(urza: Urza) -> None:
     run_id = await started(urza, 5, 6, 7, HUGE_WIDTH)
 
     async def is_complete() -> bool:
@@ -230,7 +231,7 @@ async def test_kernels_come_for_every_width_and_what_cannot_be_built_is_recorded
     assert "more than 50000000" in refused[0]["reason"]
 
 
-async def test_what_others_write_cannot_stop_the_loop(stack: EmbeddedStack, urza: Urza) -> None:
+async def test_foreign_records_do_not_stop_the_loop(stack: EmbeddedStack, urza: Urza) -> None:
     wild = named("wild")
     spec = BlueprintSpec(
         module="mlp", parameters={f"o{n}": 10.0**300 for n in range(5000)}, targets=("linear",) * 900,
@@ -248,21 +249,19 @@ async def test_what_others_write_cannot_stop_the_loop(stack: EmbeddedStack, urza
     finally:
         await producer.stop()
     after = named("after")
-    await ask(urza, proposal(wild, spec), proposal(after, SHIPPED["norm"]))
-    await become(urza, wild, "rejected")
-    await become(urza, after, "certified")
+    await request(urza, proposal(wild, spec), proposal(after, SHIPPED["norm"]))
+    await wait_until_status(urza, wild, "rejected")
+    await wait_until_status(urza, after, "certified")
     assert urza.is_ready
 
 
-async def test_two_urzas_one_of_them_killed_take_each_blueprint_to_one_end(
-    stack: EmbeddedStack, urza: Urza, tmp_path: Path
-) -> None:
+async def test_two_urzas_with_one_killed_certify_each_once(stack: EmbeddedStack, urza: Urza, tmp_path: Path) -> None:
     esper = str(SCRIPTS / "esper")
     victim = process(stack, tmp_path, "victim", esper, "serve", "urza")
     mine = [named("shared") for _n in range(12)]
     with running(victim, "urza.ready"):
         await asyncio.to_thread(wait_until, lambda: "catalogue.completed" in log_of(victim), DEADLINE_S, "the victim")
-        await ask(urza, *(proposal(i, SHIPPED[n]) for i, n in zip(mine, SHIPPED, strict=False)))
+        await request(urza, *(proposal(i, SHIPPED[n]) for i, n in zip(mine, SHIPPED, strict=False)))
         await asyncio.to_thread(
             wait_until, lambda: sum(i in log_of(victim) for i in mine) >= 2, DEADLINE_S, "its first answers"
         )
@@ -271,16 +270,16 @@ async def test_two_urzas_one_of_them_killed_take_each_blueprint_to_one_end(
         for child in children:
             wait_until(lambda child=child: not Path(f"/proc/{child}").exists(), 20, "the end of its sandbox")
     for blueprint_id in mine:
-        await become(urza, blueprint_id, "certified")
+        await wait_until_status(urza, blueprint_id, "certified")
     for blueprint_id in mine:
         found = await lineage(urza, blueprint_id)
         accepted = [c["change"] for c in found.changes if c["verdict"] == "accepted"]
         assert accepted == ["propose", "compile", "certify"]
-        assert len(found.changes) == 3, "both asked for the same, by the same ids"
+        assert len(found.changes) == 3, "both requested the same changes, by the same ids"
         assert len(found.certificates) == 1
 
 
-async def test_the_hot_looks_go_by_indexes(stack: EmbeddedStack, urza: Urza) -> None:
+async def test_frequent_queries_use_indexes(stack: EmbeddedStack, urza: Urza) -> None:
     connection = await asyncpg.connect(stack.postgres.dsn, server_settings={"search_path": "esper"})
     try:
         transaction = connection.transaction()
@@ -307,6 +306,6 @@ async def plan_of(connection: asyncpg.Connection, name: str, *values: object) ->
     return "\n".join(r[0] for r in rows)
 
 
-async def test_projections_are_what_the_log_says(stack: EmbeddedStack, urza: Urza, tmp_path: Path) -> None:
+async def test_projections_match_the_log(stack: EmbeddedStack, urza: Urza, tmp_path: Path) -> None:
     code, printed = await asyncio.to_thread(cli, stack, tmp_path, "projections", "verify")
     assert code == 0, printed

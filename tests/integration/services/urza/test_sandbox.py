@@ -1,4 +1,4 @@
-"""The sandbox of blueprints: whatever a module does, its job ends, the reason is told, and the next one runs."""
+"""The sandbox of blueprints: whatever a module does, its job ends with a reason, and the next one runs."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from esper.services.urza.certification.sandbox_process import NICENESS
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 
 HOSTILE = (sys.executable, "-P", str(PROCESSES / "hostile_sandbox.py"))
-TIGHT = Limits(wall_s=1.5, cpu_s=1, memory_bytes=1 << 30, answer_bytes=1 << 20)
-ROOMY = Limits(wall_s=60.0, cpu_s=30, memory_bytes=1 << 30, answer_bytes=1 << 20)
+TIGHT = Limits(wall_s=1.5, cpu_s=1, memory_bytes=1 << 30, output_bytes=1 << 20)
+ROOMY = Limits(wall_s=60.0, cpu_s=30, memory_bytes=1 << 30, output_bytes=1 << 20)
 SECRET = "not-for-blueprints"
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sandbox() -> AsyncIterator[Sandbox]:
-    """One for all: that each job finds it whole is part of every test."""
+    """One for all tests: each also checks that the jobs before left it intact."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESPER_S3__SECRET_KEY", SECRET)
         async with Sandbox(ROOMY, HOSTILE) as opened:
@@ -45,14 +45,14 @@ async def examined(sandbox: Sandbox, module: str, limits: Limits | None = None, 
     [
         ("loops", "it (used more than 1 s of processor time|took longer than 1.5 s)"),
         ("sleeps", "it took longer than 1.5 s"),
-        ("exits", "it answered something else than an examination"),
+        ("exits", "its output is not an examination"),
         ("raises", "it ended with exit code"),
-        ("crashes", "it was ended by SIGSEGV"),
-        ("kills_the_sandbox", "it took the sandbox with it"),
-        ("floods", "it answered more than 1048576 bytes"),
+        ("crashes", "it was killed by SIGSEGV"),
+        ("kills_the_sandbox", "it broke the sandbox process"),
+        ("floods", "its output exceeds 1048576 bytes"),
     ],
 )
-async def test_what_breaks_out_of_its_job_is_contained(sandbox: Sandbox, module: str, reason: str) -> None:
+async def test_module_that_breaks_its_worker_is_contained(sandbox: Sandbox, module: str, reason: str) -> None:
     found = await examined(sandbox, module, TIGHT if module in ("loops", "sleeps") else None)
     assert found.build_error is not None
     assert re.match(f"contained in the sandbox: {reason}", found.build_error)
@@ -74,7 +74,7 @@ async def test_what_breaks_out_of_its_job_is_contained(sandbox: Sandbox, module:
         ("overflows", "extremes: linear, 16 features: equal values become values that are not finite"),
     ],
 )
-async def test_what_does_not_do_what_it_must_fails_a_check(sandbox: Sandbox, module: str, reason: str) -> None:
+async def test_module_with_wrong_behaviour_fails_a_check(sandbox: Sandbox, module: str, reason: str) -> None:
     found = await examined(sandbox, module)
     assert found.check_error is not None
     assert reason in found.check_error
@@ -90,7 +90,7 @@ async def test_what_does_not_do_what_it_must_fails_a_check(sandbox: Sandbox, mod
         ("huge", {}, "allocate"),
     ],
 )
-async def test_what_cannot_be_built_is_told_in_one_line(
+async def test_build_error_is_one_short_line(
     sandbox: Sandbox, module: str, options: dict[str, float], reason: str
 ) -> None:
     found = await examined(sandbox, module, None, **options)
@@ -100,8 +100,8 @@ async def test_what_cannot_be_built_is_told_in_one_line(
     assert found.build_error.isprintable()
 
 
-async def test_a_job_sees_no_credential_and_leaves_no_process(sandbox: Sandbox) -> None:
-    seen = await examined(sandbox, "tells_what_it_sees")
+async def test_job_sees_no_credential_and_leaves_no_process(sandbox: Sandbox) -> None:
+    seen = await examined(sandbox, "reports_what_it_sees")
     assert seen.check_error is not None
     assert "ESPER" not in seen.check_error
     lower = min(19, os.nice(0) + NICENESS)
@@ -109,17 +109,17 @@ async def test_a_job_sees_no_credential_and_leaves_no_process(sandbox: Sandbox) 
     left = await examined(sandbox, "forks")
     assert left.check_error is not None
     child = int(left.check_error.rsplit("left behind: ", 1)[1])
-    wait_until(lambda: not _runs(child), 20, "the end of the process that was left behind")
+    wait_until(lambda: not _is_running(child), 20, "the end of the process that was left behind")
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
 
 
-async def test_a_blueprint_for_wide_layers_is_examined_where_it_fits(sandbox: Sandbox) -> None:
+async def test_wide_blueprint_is_examined_where_it_fits(sandbox: Sandbox) -> None:
     found = await examined(sandbox, "mlp", None, width=4096)
     assert [m.num_features for m in found.measurements] == [256]
     assert found.measurements[0].num_parameters == 2 * 256 * 4096 + 4096 + 256
@@ -142,7 +142,24 @@ async def test_measurements_are_those_of_the_module(sandbox: Sandbox) -> None:
     assert 2 * outputs < large.peak_memory_bytes < 10 * outputs
 
 
-async def test_kernels_before_a_culprit_are_kept_and_the_culprit_is_named(sandbox: Sandbox) -> None:
+async def test_examined_kernels_are_those_that_the_builder_builds(sandbox: Sandbox) -> None:
+    spec = SHIPPED["affine"]
+    job = ExamineJob(blueprint_id="b", spec=spec, widths=(8, 16), kernel_rng_seed=3)
+    examined = (await sandbox.examine(job)).kernels
+    assert [(k.target, k.num_features) for k in examined] == [(kind, n) for kind in spec.targets for n in job.widths]
+    wanted = tuple(
+        WantedKernel(blueprint_id="b", blueprint_version=3, spec=spec, target=k.target, num_features=k.num_features)
+        for k in examined
+    )
+    built, failure = await sandbox.build(BuildJob(kernels=wanted, kernel_rng_seed=3))
+    assert failure is None
+    assert [(b.data, b.header.num_parameters) for b in built] == [(k.data, k.num_parameters) for k in examined]
+    large = await sandbox.examine(job.model_copy(update={"spec": SHIPPED["mlp-64"], "widths": (4096,)}))
+    assert large.checks
+    assert not large.kernels, "what exceeds half of the output's limit is left to the builder"
+
+
+async def test_kernels_before_a_failing_one_are_kept(sandbox: Sandbox) -> None:
     spec = BlueprintSpec(module="exits_at_13", targets=("linear",))
     kernels = tuple(
         WantedKernel(blueprint_id="b", blueprint_version=3, spec=spec, target="linear", num_features=n)
@@ -150,12 +167,12 @@ async def test_kernels_before_a_culprit_are_kept_and_the_culprit_is_named(sandbo
     )
     built, failure = await sandbox.build(BuildJob(kernels=kernels, kernel_rng_seed=0))
     assert len(built) == 3
-    assert failure == "contained in the sandbox: it ended without an answer"
+    assert failure == "contained in the sandbox: it ended without a result"
     built, failure = await sandbox.build(BuildJob(kernels=kernels[4:], kernel_rng_seed=0))
     assert (len(built), failure) == (6, None)
 
 
-async def test_one_that_was_killed_is_replaced(sandbox: Sandbox) -> None:
+async def test_killed_process_is_replaced(sandbox: Sandbox) -> None:
     assert sandbox.pid is not None
     os.kill(sandbox.pid, 9)
     assert (await examined(sandbox, "affine")).build_error is None

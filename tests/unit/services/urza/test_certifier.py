@@ -1,4 +1,4 @@
-"""Urza's answers, whoever else answers at the same time, and kernels of which some cannot be built."""
+"""The events of several certifiers at once, and the kernel builder with kernels of which some cannot be built."""
 
 import random
 import uuid
@@ -21,11 +21,15 @@ from esper.services.urza.certification.sandbox_jobs import (
     BuildJob,
     BuiltKernel,
     Examination,
+    ExaminedKernel,
+    ExamineJob,
     KernelHeader,
-    frame,
-    frames,
+    WantedKernel,
+    decode_frames,
+    encode_frame,
     reason_of,
 )
+from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.library_queries import Cause
 from esper.services.urza.settings import UrzaSettings
@@ -47,8 +51,8 @@ examinations = st.sampled_from(
 )
 
 
-def folded(blueprint: Blueprint, messages: list[OonaMessage]) -> tuple[Blueprint, list[Verdict]]:
-    """The log's own verdicts: a known id keeps its first."""
+def judged(blueprint: Blueprint, messages: list[OonaMessage]) -> tuple[Blueprint, list[Verdict]]:
+    """The verdicts of the projection: a repeated id keeps its first."""
     verdicts: dict[uuid.UUID, Verdict] = {}
     for message in messages:
         if isinstance(message.data, BlueprintChangeRequested) and message.id not in verdicts:
@@ -63,24 +67,24 @@ def folded(blueprint: Blueprint, messages: list[OonaMessage]) -> tuple[Blueprint
     version=st.integers(1, 9),
     order=st.randoms(use_true_random=False),
 )
-def test_however_many_urzas_answer_a_blueprint_comes_to_one_end(
+def test_several_certifiers_take_a_blueprint_to_one_end(
     found: list[Examination], status: str, version: int, order: random.Random
 ) -> None:
-    begun = Blueprint(blueprint_id="b", version=version, status=status, spec=SPEC)
+    initial = Blueprint(blueprint_id="b", version=version, status=status, spec=SPEC)
     left = [list(certification_events("b", version, status, f)) for f in found]
     mixed = []
     while any(left):
         mixed.append(order.choice([queue for queue in left if queue]).pop(0))
-    ended, verdicts = folded(begun, mixed)
+    ended, verdicts = judged(initial, mixed)
     ends = {BlueprintStatus.CERTIFIED if f is PASSED else BlueprintStatus.REJECTED for f in found}
     assert ended.status in ends
     assert ended.version == version + verdicts.count(Verdict.ACCEPTED)
     if ended.status is BlueprintStatus.CERTIFIED:
-        told = [m.data for m in mixed if isinstance(m.data, CertificateIssued)]
-        assert ended.version - 1 in {c.blueprint_version for c in told}
+        certificates = [m.data for m in mixed if isinstance(m.data, CertificateIssued)]
+        assert ended.version - 1 in {c.blueprint_version for c in certificates}
 
 
-def test_a_certificate_is_the_cause_of_what_it_certifies() -> None:
+def test_certificate_is_the_cause_of_its_certification() -> None:
     compiled, certificate, certified = certification_events("b", 1, "proposed", PASSED, CAUSE)
     assert [m.data.expected_version for m in (compiled, certified)] == [1, 2]
     assert isinstance(certificate.data, CertificateIssued)
@@ -88,29 +92,33 @@ def test_a_certificate_is_the_cause_of_what_it_certifies() -> None:
     causes = [m.causation_id for m in (compiled, certificate, certified)]
     assert causes == [CAUSE.id, compiled.id, certificate.id]
     assert {trace_id_of(m.traceparent) for m in (compiled, certificate, certified)} == {trace_id_of(CAUSE.traceparent)}
-    assert [m.id for m in certification_events("b", 1, "proposed", PASSED)] == [compiled.id, certificate.id, certified.id]
+    assert [m.id for m in certification_events("b", 1, "proposed", PASSED)] == [
+        compiled.id,
+        certificate.id,
+        certified.id,
+    ]
 
 
 @given(st.text())
-def test_a_reason_is_one_printable_line(text: str) -> None:
+def test_reason_is_one_printable_line(text: str) -> None:
     assert reason_of(text).isprintable()
     assert len(reason_of(text)) <= 500
     BlueprintChangeRequested(blueprint_id="b", change="reject", expected_version=1, reason=reason_of(text))
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 400))
-def test_kernels_in_an_answer_that_is_cut_off_are_read_as_far_as_they_are_whole(datas: list[bytes], end: int) -> None:
-    answer = b"".join(frame(KernelHeader(size=len(d)), d) for d in datas)
-    read = [k.data for k in frames(answer[:end])]
+def test_frames_of_a_cut_off_output_are_read_while_whole(datas: list[bytes], end: int) -> None:
+    output = b"".join(encode_frame(KernelHeader(size=len(d)), d) for d in datas)
+    read = [k.data for k in decode_frames(output[:end])]
     assert read == datas[: len(read)]
-    assert len(read) == len(datas) or end < len(answer)
+    assert len(read) == len(datas) or end < len(output)
 
 
 class FakeSandbox:
-    """Builds kernels of one byte each; a job that comes to a culprit ends there."""
+    """Builds kernels of four bytes each; a job that reaches a culprit ends there. ``built`` has their widths."""
 
     def __init__(self, culprits: set[int], refused: set[int]) -> None:
-        self.culprits, self.refused = culprits, refused
+        self.culprits, self.refused, self.built = culprits, refused, set[int]()
 
     async def build(self, job: BuildJob) -> tuple[list[BuiltKernel], str | None]:
         built = []
@@ -120,7 +128,8 @@ class FakeSandbox:
             if kernel.num_features in self.refused:
                 built.append(BuiltKernel(KernelHeader(refusal="no"), b""))
             else:
-                built.append(BuiltKernel(KernelHeader(size=1), kernel.num_features.to_bytes(4, "big")))
+                built.append(BuiltKernel(KernelHeader(size=4), kernel.num_features.to_bytes(4, "big")))
+                self.built.add(kernel.num_features)
         return built, None
 
 
@@ -129,7 +138,6 @@ class FakeParts:
 
     def __init__(self, fails: set[bytes]) -> None:
         self.fails, self.stored, self.sent = fails, dict[str, bytes](), list[OonaMessage]()
-        self.at_once = self.most_at_once = 0
 
     @asynccontextmanager
     async def acquire(self) -> Any:
@@ -142,9 +150,6 @@ class FakeParts:
         self.stored[data.hex()] = data
         return data.hex().rjust(64, "0")
 
-    async def get(self, digest: str, *, max_bytes: int) -> bytes:
-        return self.stored[digest.lstrip("0").rjust(8, "0")]
-
     async def send(self, message: OonaMessage) -> None:
         self.sent.append(message)
 
@@ -152,14 +157,38 @@ class FakeParts:
         self.sent += messages
 
 
+def kernels_of(widths: set[int]) -> ExaminedKernels:
+    """The kernels of blueprint ``b`` that an examination at these widths built."""
+    kernels = ExaminedKernels()
+    job = ExamineJob(blueprint_id="b", spec=SPEC, widths=(1,), kernel_rng_seed=0)
+    found = [
+        ExaminedKernel(target="linear", num_features=n, num_parameters=1, data=n.to_bytes(4, "big")) for n in widths
+    ]
+    kernels.keep(job, PASSED.model_copy(update={"kernels": tuple(found)}))
+    return kernels
+
+
+def test_examined_kernel_is_taken_once_and_for_its_own_spec() -> None:
+    wanted = WantedKernel(blueprint_id="b", blueprint_version=3, spec=SPEC, target="linear", num_features=7)
+    other = SPEC.model_copy(update={"description": "else"})
+    kernels = kernels_of({7})
+    for different in ({"spec": other}, {"num_features": 8}, {"target": LayerKind.CONV1D}, {"blueprint_id": "c"}):
+        assert kernels.take(wanted.model_copy(update=different)) is None
+    found = kernels.take(wanted)
+    assert found is not None
+    assert (found.data, found.header.size) == ((7).to_bytes(4, "big"), 4)
+    assert kernels.take(wanted) is None
+
+
 @given(
     widths=st.sets(st.integers(1, 200), max_size=120),
     culprits=st.sets(st.integers(1, 200), max_size=20),
     refused=st.sets(st.integers(1, 200), max_size=20),
     fails=st.sets(st.integers(1, 200), max_size=10),
+    examined=st.sets(st.integers(1, 200), max_size=10),
 )
-def test_every_wanted_kernel_is_registered_or_refused_once(
-    widths: set[int], culprits: set[int], refused: set[int], fails: set[int]
+def test_wanted_kernels_are_registered_or_refused_once(
+    widths: set[int], culprits: set[int], refused: set[int], fails: set[int], examined: set[int]
 ) -> None:
     import asyncio
     from unittest.mock import patch
@@ -177,17 +206,19 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
         for n in sorted(widths)
     ]
     parts = FakeParts({n.to_bytes(4, "big") for n in fails})
+    examined -= culprits | refused
+    kernels = kernels_of(examined)
+    sandbox: Any = FakeSandbox(culprits, refused)
 
-    async def compile_all() -> None:
-        sandbox: Any = FakeSandbox(culprits, refused)
-        compiler = KernelBuilder(parts, parts, parts, sandbox, UrzaSettings())  # type: ignore[arg-type]
+    async def build_all() -> None:
+        builder = KernelBuilder(parts, parts, parts, sandbox, UrzaSettings(), kernels)  # type: ignore[arg-type]
         while True:
             try:
-                await compiler.build_wanted()
+                await builder.build_wanted()
             except UnavailableError:
                 continue
             break
-        assert await compiler.build_wanted() == 0, "what the projection does not show yet is not built again"
+        assert await builder.build_wanted() == 0, "kernels that are not projected yet are not built again"
 
     async def wanted(*_args: Any, **_options: Any) -> Any:
         for row in rows:
@@ -196,12 +227,14 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
     with patch(
         "esper.services.urza.kernels.kernel_builder.queries", lambda _name: type("Sql", (), {"wanted_kernels": wanted})
     ):
-        asyncio.run(compile_all())
+        asyncio.run(build_all())
     registered = [m.data.kernel.num_features for m in parts.sent if isinstance(m.data, KernelRegistered)]
-    told = [m.data.num_features for m in parts.sent if isinstance(m.data, KernelRefused)]
+    refusals = [m.data.num_features for m in parts.sent if isinstance(m.data, KernelRefused)]
     assert sorted(registered) == sorted(widths - culprits - refused)
-    assert set(told) == widths & (culprits | refused)
-    assert len({m.id for m in parts.sent}) == len(widths), "asked again, it is the same event"
+    assert set(refusals) == widths & (culprits | refused)
+    assert not sandbox.built & (examined - fails), "an examined kernel is not built again"
+    assert parts.stored.keys() == {n.to_bytes(4, "big").hex() for n in registered}
+    assert len({m.id for m in parts.sent}) == len(widths), "a retry sends the same event"
     assert {m.causation_id for m in parts.sent} <= {CAUSE.id}
     assert {trace_id_of(m.traceparent) for m in parts.sent} <= {trace_id_of(CAUSE.traceparent)}
 
@@ -220,8 +253,6 @@ def test_every_wanted_kernel_is_registered_or_refused_once(
     target=st.sampled_from(LayerKind),
     width=st.integers(1, 2**31 - 1),
 )
-def test_arithmetic_answers_for_every_spec_that_the_log_can_hold(
-    spec: BlueprintSpec, target: LayerKind, width: int
-) -> None:
+def test_cost_is_computed_for_every_spec_of_the_log(spec: BlueprintSpec, target: LayerKind, width: int) -> None:
     with suppress(KernelError):
         assert cost_of(spec, target, width).num_parameters <= 50_000_000

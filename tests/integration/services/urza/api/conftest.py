@@ -1,4 +1,4 @@
-"""A worker, an Urza that serves its own host, and one that wants tokens: for all tests of the API."""
+"""A worker, an Urza that serves its own host, and one that requires tokens: for all tests of the API."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +18,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def url(stack: EmbeddedStack, folder: Path) -> Iterator[str]:
-    """An Urza without tokens, beside a worker."""
+    """The address of an Urza without tokens; a worker runs too."""
     with running(worker(stack, folder), "worker.ready"), running_urza(stack, folder) as address:
         yield address
 
 
 @pytest.fixture(scope="package")
 def guarded(stack: EmbeddedStack, url: str, folder: Path) -> Iterator[str]:
-    """An Urza that other hosts reach, for who has a token."""
+    """The address of an Urza that serves other hosts and requires a token."""
     with running_urza(stack, folder, "guarded", **TOKENS, ESPER_URZA__HOST="0.0.0.0") as address:
         yield f"http://127.0.0.1:{address.rpartition(':')[2]}"

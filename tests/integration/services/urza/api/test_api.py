@@ -36,19 +36,19 @@ def api(url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def run(stack: EmbeddedStack, api: httpx.Client) -> str:
-    """A run that grew, folded."""
+    """A run that grew, projected."""
     run_id = f"grown-{uuid.uuid4().hex[:8]}"
 
     send(stack, grown_run_messages(run_id))
     wait_until(lambda: len(items(api, f"/runs/{run_id}/epochs")) == 2, 60, "the run")
     wait_until(lambda: len(items(api, f"/runs/{run_id}/reports")) == 2, 60, "its reports")
     wait_until(lambda: len(items(api, f"/runs/{run_id}/decisions")) == 4, 60, "its decisions")
-    wait_until(lambda: len(story(api, run_id, "fc1", 1)) == 3, 60, "its commands")
+    wait_until(lambda: len(history(api, run_id, "fc1", 1)) == 3, 60, "its commands")
     return run_id
 
 
-def told_of(stack: EmbeddedStack, blueprint_id: str) -> list[OonaMessage]:
-    """What the log has under a blueprint's key, in its order."""
+def events_of(stack: EmbeddedStack, blueprint_id: str) -> list[OonaMessage]:
+    """The events of a blueprint, in the order of the log."""
 
     async def read() -> list[OonaMessage]:
         partition = partition_of(blueprint_id, BLUEPRINTS)
@@ -58,11 +58,11 @@ def told_of(stack: EmbeddedStack, blueprint_id: str) -> list[OonaMessage]:
     return asyncio.run(read())
 
 
-def story(api: httpx.Client, run_id: str, layer_id: str, seed_id: int) -> list[dict[str, Any]]:
+def history(api: httpx.Client, run_id: str, layer_id: str, seed_id: int) -> list[dict[str, Any]]:
     return api.get(f"/runs/{run_id}/causes", params={"layer_id": layer_id, "seed_id": seed_id}).json()["causes"]
 
 
-def test_every_list_gives_the_same_items_whatever_the_size_of_its_pages(api: httpx.Client, run: str) -> None:
+def test_page_size_does_not_change_a_list(api: httpx.Client, run: str) -> None:
     paths = [
         f"/runs/{run}/{part}"
         for part in ("incarnations", "layers", "edges", "seeds", "epochs", "reports", "decisions", "views")
@@ -76,7 +76,7 @@ def test_every_list_gives_the_same_items_whatever_the_size_of_its_pages(api: htt
         assert len({json.dumps(i, sort_keys=True) for i in whole}) == len(whole)
 
 
-def test_a_cursor_belongs_to_its_list(api: httpx.Client) -> None:
+def test_cursor_belongs_to_its_list(api: httpx.Client) -> None:
     cursor = api.get("/blueprints?limit=1").json()["next"].split("cursor=")[1]
     for wrong in (
         f"/kernels?cursor={cursor}",
@@ -88,8 +88,8 @@ def test_a_cursor_belongs_to_its_list(api: httpx.Client) -> None:
     refused(api.get("/blueprints?cursor=%00"), 422)
 
 
-def test_why_a_seed_lives_is_a_chain_of_causes(api: httpx.Client, run: str) -> None:
-    chain = story(api, run, "fc1", 0)
+def test_seed_history_is_a_chain_of_causes(api: httpx.Client, run: str) -> None:
+    chain = history(api, run, "fc1", 0)
     kinds = [c["kind"] for c in chain]
     assert kinds[:3] == ["decision", "command", "lifecycle"]
     assert kinds[-1] == "field report"
@@ -99,7 +99,7 @@ def test_why_a_seed_lives_is_a_chain_of_causes(api: httpx.Client, run: str) -> N
         seen.append(link["kind"])
         link = by_id.get(link["causation_id"])
     assert seen == ["field report", "lifecycle", "command", "decision"]
-    assert story(api, run, "out", 0) == []
+    assert history(api, run, "out", 0) == []
     decision = api.get(f"/decisions/{ids.decision_id(run, 1, 1)}").json()
     assert decision["action"] == "germinate"
     assert [c["kind"] for c in decision["consequences"]] == ["command", *["lifecycle"] * 5]
@@ -107,7 +107,7 @@ def test_why_a_seed_lives_is_a_chain_of_causes(api: httpx.Client, run: str) -> N
     assert [c["kind"] for c in refusal["consequences"]] == ["command", "rejection"]
 
 
-def test_a_resumed_run_shows_its_live_line_and_marks_what_was_superseded(api: httpx.Client, run: str) -> None:
+def test_resumed_run_marks_superseded_rows(api: httpx.Client, run: str) -> None:
     seeds = {(s["layer_id"], s["seed_id"]): s["stage"] for s in items(api, f"/runs/{run}/seeds")}
     assert seeds == {("fc1", 0): "fossilized", ("fc2", 1): "grafting"}
     assert [s["layer_id"] for s in items(api, f"/runs/{run}/seeds", stage="grafting")] == ["fc2"]
@@ -117,7 +117,7 @@ def test_a_resumed_run_shows_its_live_line_and_marks_what_was_superseded(api: ht
     assert [d["boundary"] for d in items(api, f"/runs/{run}/decisions", action="germinate")] == [1, 4]
 
 
-def test_the_lineage_of_a_blueprint(api: httpx.Client, run: str) -> None:
+def test_lineage_of_a_blueprint(api: httpx.Client, run: str) -> None:
     living = [s for s in items(api, "/blueprints/affine/seeds") if s["run_id"] == run]
     assert [(s["layer_id"], s["stage"], s["kernel_sha256"]) for s in living] == [
         ("fc1", "fossilized", KERNEL),
@@ -142,7 +142,7 @@ def test_the_lineage_of_a_blueprint(api: httpx.Client, run: str) -> None:
     ]
 
 
-def test_blueprints_are_found_by_state_module_and_target(api: httpx.Client) -> None:
+def test_blueprints_filter_by_state_module_and_target(api: httpx.Client) -> None:
     name = f"fresh-{uuid.uuid4().hex[:8]}"
     body = {"change": "propose", "expected_version": 0, "spec": {"module": "no_such_module", "targets": ["conv1d"]}}
     assert api.post(f"/blueprints/{name}/changes", json=body, headers=key()).json()["verdict"] == "accepted"
@@ -153,7 +153,7 @@ def test_blueprints_are_found_by_state_module_and_target(api: httpx.Client) -> N
     assert items(api, "/blueprints", status="certified", validated=False) == []
 
 
-def test_a_change_is_done_once_under_a_key_and_seen_by_the_next_read(api: httpx.Client) -> None:
+def test_change_is_applied_once_and_visible_to_the_next_read(api: httpx.Client) -> None:
     name, mine = f"once-{uuid.uuid4().hex[:8]}", key()
     refused(api.get(f"/blueprints/{name}"), 404)
     body = {
@@ -174,7 +174,7 @@ def test_a_change_is_done_once_under_a_key_and_seen_by_the_next_read(api: httpx.
     refused(api.post(f"/blueprints/{name}x/changes", json=body, headers=mine), 409)
 
 
-def test_many_changes_at_once_have_a_verdict_each(api: httpx.Client) -> None:
+def test_each_of_many_changes_has_its_verdict(api: httpx.Client) -> None:
     names = [f"many-{n}-{uuid.uuid4().hex[:8]}" for n in range(3)]
     spec, mine = {"module": "nothing", "targets": ["linear"]}, key()
     asked = [{"blueprint_id": n, "change": "propose", "expected_version": 0, "spec": spec} for n in names]
@@ -187,18 +187,16 @@ def test_many_changes_at_once_have_a_verdict_each(api: httpx.Client) -> None:
     refused(api.post("/changes", json={"changes": []}, headers=key()), 422)
 
 
-def test_one_trace_leads_from_a_request_to_the_certificate_and_the_kernels(
-    api: httpx.Client, stack: EmbeddedStack, run: str
-) -> None:
+def test_one_trace_covers_request_certificate_and_kernels(api: httpx.Client, stack: EmbeddedStack, run: str) -> None:
     name, trace = f"traced-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
     body = {"change": "propose", "expected_version": 0, "spec": {"module": "affine", "targets": ["linear"]}}
     headers = {**key(), "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     asked = api.post(f"/blueprints/{name}/changes", json=body, headers=headers).json()["event_id"]
     wait_until(lambda: items(api, "/kernels", blueprint_id=name, num_features=8), 90, "its kernel for the run")
-    told = told_of(stack, name)
-    assert {trace_id_of(m.traceparent) for m in told} == {trace}
-    assert len({m.traceparent for m in told}) == len(told), "each is a span of its own"
-    proposed, compiled, certificate, certified, *kernels = told
+    messages = events_of(stack, name)
+    assert {trace_id_of(m.traceparent) for m in messages} == {trace}
+    assert len({m.traceparent for m in messages}) == len(messages), "each is a span of its own"
+    proposed, compiled, certificate, certified, *kernels = messages
     assert str(proposed.id) == asked
     assert [m.causation_id for m in (proposed, compiled, certificate, certified)] == [
         None,
@@ -210,7 +208,7 @@ def test_one_trace_leads_from_a_request_to_the_certificate_and_the_kernels(
     headers = {**key(), "traceparent": "00-0-garbage"}
     body = {"change": "retire", "expected_version": 99}
     assert api.post(f"/blueprints/{name}/changes", json=body, headers=headers).status_code == 200
-    (retired,) = [m for m in told_of(stack, name) if getattr(m.data, "change", None) == "retire"]
+    (retired,) = [m for m in events_of(stack, name) if getattr(m.data, "change", None) == "retire"]
     assert trace_id_of(retired.traceparent) != trace
 
 
@@ -235,9 +233,7 @@ def test_certificates_and_refusals_of_a_blueprint(api: httpx.Client, stack: Embe
         refused(api.get(f"/blueprints/nobody/{part}"), 404)
 
 
-def test_a_key_that_two_processes_took_for_two_blueprints_has_two_verdicts(
-    api: httpx.Client, stack: EmbeddedStack
-) -> None:
+def test_key_of_two_processes_has_two_verdicts(api: httpx.Client, stack: EmbeddedStack) -> None:
     mine, body = key(), {"change": "retire", "expected_version": 99, "reason": "twice"}
     event_id = ids.request_id(mine["Idempotency-Key"])
     both = ("noop", "affine")
@@ -255,7 +251,7 @@ def test_a_key_that_two_processes_took_for_two_blueprints_has_two_verdicts(
     assert [c["event_id"] for c in items(api, "/blueprints/noop/changes")].count(str(event_id)) == 1
 
 
-def test_what_did_not_change_is_not_sent_again(api: httpx.Client, url: str) -> None:
+def test_unchanged_response_is_not_sent_again(api: httpx.Client, url: str) -> None:
     first = api.get("/blueprints")
     packed = httpx.get(f"{url}/blueprints", headers={"Accept-Encoding": "gzip"})
     assert packed.headers["content-encoding"] == "gzip"
@@ -270,7 +266,7 @@ def test_what_did_not_change_is_not_sent_again(api: httpx.Client, url: str) -> N
     assert api.get("/blueprints", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_a_kernel_is_its_bytes_for_ever(api: httpx.Client, url: str, run: str) -> None:
+def test_kernel_is_immutable(api: httpx.Client, url: str, run: str) -> None:
     kernels = wait_until(
         lambda: items(api, "/kernels", target="linear", num_features=8), 60, "kernels for the run's layers"
     )
@@ -286,7 +282,7 @@ def test_a_kernel_is_its_bytes_for_ever(api: httpx.Client, url: str, run: str) -
     refused(api.get(f"/kernels/{'0' * 64}"), 404)
 
 
-def test_errors_are_problems_that_say_what_to_do(api: httpx.Client, run: str) -> None:
+def test_errors_are_problems(api: httpx.Client, run: str) -> None:
     refused(api.get("/nowhere"), 404)
     refused(api.get("/runs/nobody"), 404)
     for part in ("seeds", "layers", "decisions", "causes?layer_id=a&seed_id=0"):
@@ -322,7 +318,7 @@ def test_without_tokens_only_this_host_is_served(api: httpx.Client, stack: Embed
     assert "secret-token" not in str(caught.value)
 
 
-def test_tokens_say_who_may_read_and_who_may_write(guarded: str, folder: Path) -> None:
+def test_tokens_separate_readers_from_writers(guarded: str, folder: Path) -> None:
     with httpx.Client(base_url=guarded, timeout=30) as api:
         for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {READER}"}):
             assert refused(api.get("/blueprints", headers=headers), 401)
@@ -342,7 +338,7 @@ def test_tokens_say_who_may_read_and_who_may_write(guarded: str, folder: Path) -
     assert READER not in log
 
 
-def test_a_bad_line_of_http_harms_nobody(api: httpx.Client, url: str) -> None:
+def test_malformed_http_does_not_stop_the_server(api: httpx.Client, url: str) -> None:
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as raw:
         raw.sendall(b"GET /\xff\x00 HTTP/9\r\n\r\n")
         assert b"400" in raw.recv(1000)

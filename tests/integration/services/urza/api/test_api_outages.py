@@ -1,4 +1,4 @@
-"""Urza's API while what it needs is away, and while its tables are exchanged: on a stack that is the test's own."""
+"""Urza's API while its dependencies are away and while its tables are replaced, on a stack of its own."""
 
 import threading
 from collections import Counter
@@ -18,7 +18,7 @@ from esper.embedded.stack import EmbeddedStack
 pytestmark = pytest.mark.slow
 
 CHANGE = {"change": "retire", "expected_version": 99}
-ASKED = (
+PATHS = (
     "/blueprints",
     "/kernels",
     "/runs/steady/epochs",
@@ -28,23 +28,21 @@ ASKED = (
 
 
 @pytest.mark.timeout(300)
-def test_a_rebuild_fails_no_request_and_what_is_away_is_named_until_it_is_back(
-    fresh_stack: EmbeddedStack, tmp_path: Path
-) -> None:
+def test_requests_survive_a_rebuild_and_outages_are_named(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     stack = fresh_stack
     with urza_and_worker(stack, tmp_path) as url, httpx.Client(base_url=url, timeout=30) as api:
         send(stack, grown_run_messages("steady"))
         wait_until(lambda: len(items(api, "/runs/steady/epochs")) == 2, 60, "the run")
-        with asked_all_the_time(url) as answers:
+        with continuous_requests(url) as statuses:
             code, printed = cli(stack, tmp_path, "projections", "rebuild")
             assert code == 0, printed
-        assert set(answers) == {200}, answers
-        assert answers[200] > 20
+        assert set(statuses) == {200}, statuses
+        assert statuses[200] > 20
 
         stack.postgres.stop()
         for path in ("/blueprints", f"/kernels/{'0' * 64}", "/runs/steady"):
-            assert int(is_away(api.get(path)).headers["retry-after"]) >= 1
-        is_away(api.post("/blueprints/noop/changes", json=CHANGE, headers=key()))
+            assert int(check_unavailable(api.get(path)).headers["retry-after"]) >= 1
+        check_unavailable(api.post("/blueprints/noop/changes", json=CHANGE, headers=key()))
         assert wrong_parts(api) >= {"postgres"}
         assert api.get("/health/live").status_code == 200
         stack.postgres.start()
@@ -53,9 +51,9 @@ def test_a_rebuild_fails_no_request_and_what_is_away_is_named_until_it_is_back(
 
         stack.kafka.stop()
         mine = key()
-        wait_until(lambda: "kafka" in wrong_parts(api), 30, "the word that Kafka is away")
-        is_away(api.post("/blueprints/noop/changes", json=CHANGE, headers=mine))
-        assert items(api, "/runs/steady/epochs"), "reads go on"
+        wait_until(lambda: "kafka" in wrong_parts(api), 30, "readiness to report Kafka")
+        check_unavailable(api.post("/blueprints/noop/changes", json=CHANGE, headers=mine))
+        assert items(api, "/runs/steady/epochs"), "reads still work"
         stack.kafka.start()
         wait_until(lambda: api.get("/health/ready").status_code == 200, 90, "readiness after Kafka came back")
 
@@ -67,14 +65,14 @@ def test_a_rebuild_fails_no_request_and_what_is_away_is_named_until_it_is_back(
         assert "request.failed" not in (tmp_path / "urza.log").read_text()
 
 
-def is_away(reply: httpx.Response) -> httpx.Response:
+def check_unavailable(reply: httpx.Response) -> httpx.Response:
     refused(reply, 503)
     assert "retry-after" in reply.headers
     return reply
 
 
 def wrong_parts(api: httpx.Client) -> set[str]:
-    """What readiness says is away."""
+    """The dependencies that readiness reports as away."""
     reply = api.get("/health/ready")
     parts = reply.json()["parts"]
     assert (reply.status_code == 503) == any(state != "ok" for state in parts.values())
@@ -82,9 +80,9 @@ def wrong_parts(api: httpx.Client) -> set[str]:
 
 
 @contextmanager
-def asked_all_the_time(url: str) -> Iterator[Counter[int | str]]:
-    """Reads that no kept answer serves, and a change, again and again; gives how they were answered."""
-    answers: Counter[int | str] = Counter()
+def continuous_requests(url: str) -> Iterator[Counter[int | str]]:
+    """Sends reads that no cached response serves, and changes, without a pause; yields the counts of their statuses."""
+    statuses: Counter[int | str] = Counter()
     ended = threading.Event()
 
     def ask() -> None:
@@ -92,16 +90,16 @@ def asked_all_the_time(url: str) -> Iterator[Counter[int | str]]:
             for n in range(1, 1_000_000):
                 if ended.is_set():
                     return
-                for path in ASKED:
+                for path in PATHS:
                     reply = api.get(path, params={"limit": n % 500 + 1})
-                    answers[reply.status_code] += 1
+                    statuses[reply.status_code] += 1
                 reply = api.post("/blueprints/noop/changes", json=CHANGE, headers=key())
-                answers[200 if reply.status_code == 202 else reply.status_code] += 1
+                statuses[200 if reply.status_code == 202 else reply.status_code] += 1
 
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        yield answers
+        yield statuses
     finally:
         ended.set()
         thread.join(60)

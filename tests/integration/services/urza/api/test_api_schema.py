@@ -1,4 +1,4 @@
-"""Urza's API against its own OpenAPI document, by schemathesis: whatever is sent, what comes back was promised.
+"""Urza's API against its own OpenAPI document, by schemathesis: every response matches the document.
 
 Runs it as its users do, on a real server with a worker, a run that grew, and tokens. More examples and another
 seed: ``--max-examples`` and ``--seed`` in SCHEMATHESIS_EXTRA, which comes last.
@@ -43,7 +43,7 @@ def test_schemathesis_finds_nothing(guarded: str, stack: EmbeddedStack, folder: 
 
 
 def _fill(stack: EmbeddedStack, url: str) -> None:
-    """A run, its decisions and a kernel for its layers: there is something to ask for."""
+    """Write a run with its decisions, and wait for a kernel for its layers."""
     send(stack, grown_run_messages(RUN))
     with httpx.Client(base_url=url, headers=AS_WRITER, timeout=30) as api:
         for path in (f"/runs/{RUN}/reports", f"/runs/{RUN}/decisions", "/kernels?num_features=8"):
