@@ -1,7 +1,7 @@
-"""What Esper overrides of Faust, and what it counts on there: an upgrade that changes it fails here, loudly.
+"""The private methods of Faust that Esper overrides or relies on: a test fails when an upgrade changes one.
 
-A difference means: read the new source, compare it with streams/worker/faust_batches.py and docs/design/stream-worker.md, run `make
-faults-streams`, and only then write the new digest here.
+After a failure read the new source, compare it with streams/worker/faust_batches.py and docs/design/stream-worker.md,
+run `make faults-streams`, and only then write the new digest here.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ DIGESTS = {
     BaseConsumer._add_gap: "4df2573ded7c",
     AIOKafkaConsumerThread.seek_to_committed: "775ab0adc4b0",
     faust.Schema.compile: "d46eec5ce319",
-    # counted on: who calls what is overridden, and what is asked of the client
+    # relied on: the callers of overridden methods, and the methods that these call on the client
     BaseConsumer._drain_messages: "44a2500309e8",
     BaseConsumer.ack: "5fcf41cf4515",
     Recovery._resume_streams: "d986a6710c1a",
@@ -49,7 +49,7 @@ def digest(function: object) -> str:
     return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]  # type: ignore[arg-type]
 
 
-def test_the_version_is_pinned_exactly() -> None:
+def test_faust_version_is_pinned_exactly() -> None:
     assert version("faust-streaming") == VERSION
     wanted = [Requirement(text) for text in requires("esper") or ()]
     (pinned,) = {str(r.specifier) for r in wanted if r.name == "faust-streaming"}
@@ -57,14 +57,14 @@ def test_the_version_is_pinned_exactly() -> None:
 
 
 @pytest.mark.parametrize("function", DIGESTS, ids=lambda f: f.__qualname__)
-def test_what_is_counted_on_is_as_it_was_read(function: object) -> None:
+def test_faust_source_has_the_reviewed_digest(function: object) -> None:
     assert digest(function) == DIGESTS[function]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
     ("ours", "stock"), [(BatchConsumer, Consumer), (BatchTransport, Transport), (BatchSchema, faust.Schema)]
 )
-def test_every_override_has_something_to_override(ours: type, stock: type) -> None:
+def test_overrides_match_faust_methods(ours: type, stock: type) -> None:
     added = {"_seek_again", "has_in_flight"}
     own = {n for n, v in vars(ours).items() if inspect.isfunction(v) and n != "__init__"} - added
     assert {n for n in own if not hasattr(stock, n)} == set()
@@ -74,7 +74,7 @@ def test_every_override_has_something_to_override(ours: type, stock: type) -> No
         ), name
 
 
-def test_the_page_names_every_override() -> None:
+def test_page_names_every_override() -> None:
     page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
     for ours in (BatchConsumer, BatchSchema, EsperApp):
         stock = ours.__mro__[1]
@@ -83,7 +83,7 @@ def test_the_page_names_every_override() -> None:
                 assert f"`{name}`" in page, f"{ours.__name__}.{name}"
 
 
-def test_the_page_names_tests_that_exist() -> None:
+def test_page_names_existing_tests() -> None:
     page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
     assert len(named) > 10
@@ -91,19 +91,19 @@ def test_the_page_names_tests_that_exist() -> None:
         assert (f"def {function}(" if function else "def test_") in (ROOT / path).read_text(), f"{path}::{function}"
 
 
-def test_every_hole_of_the_page_has_a_test() -> None:
+def test_page_names_a_test_for_every_hole() -> None:
     page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
-    holes = [line for line in page.split("## Holes", 1)[1].splitlines() if line.startswith("| ") and "---" not in line]
+    holes = [line for line in page.split("## Failure modes", 1)[1].splitlines() if line.startswith("| ") and "---" not in line]
     assert len(holes) > 15
     assert [line for line in holes[1:] if "`tests/" not in line] == []
 
 
-def test_the_app_is_set_as_the_page_says() -> None:
+def test_app_has_the_settings_of_the_page() -> None:
     conf = build_app(Settings.model_validate({"source": "the test"})).conf
     assert (conf.topic_disable_leader, conf.topic_allow_declare, conf.web_enabled) == (True, False, False)
     assert (conf.worker_redirect_stdouts, conf.stream_wait_empty) == (False, False)
     assert (str(conf.store), str(conf.processing_guarantee.value)) == ("memory:", "at_least_once")
     assert conf.consumer_auto_offset_reset == "earliest"
-    agent = inspect.getsource(app._folding_agent)
+    agent = inspect.getsource(app._projection_agent)
     assert "stream.noack().events()" in agent
     assert ".take(" not in agent
