@@ -139,8 +139,3 @@ def registration(event_type: str) -> Registration:
         NewerEventVersion, UnknownEventType: as ``Registry.find``.
     """
     return REGISTRY.find(event_type)
-
-
-def types_on(topic: TopicSpec) -> tuple[Registration, ...]:
-    """The newest version of every event type on a topic."""
-    return tuple(r for r in REGISTRY.values() if r.topic == topic)

@@ -106,7 +106,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
         where = f"{f.subject} {f.path}".strip()
         if f.is_break:
             typer.echo(
-                f"BREAKS {where}: {f.what}\n    breaks: {f.affected}\n    why:    {f.why}\n    remedy: {f.remedy}"
+                f"BREAKS {where}: {f.what}\n    affects: {f.affected}\n    why:     {f.why}\n    remedy:  {f.remedy}"
             )
         else:
             typer.echo(f"note   {where}: {f.what}; {f.why}: {f.remedy}")

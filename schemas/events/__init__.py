@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from esper.schemas.events.base import Event, RunEvent, TrainerEvent
 from esper.schemas.events.blueprints import (
@@ -64,11 +64,9 @@ AnyEvent = Annotated[
     | DeadLetterRedriven,
     Field(discriminator="type"),
 ]
-
-ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+"""Any event: ``TypeAdapter(AnyEvent)`` parses values of every newest version."""
 
 __all__ = [
-    "ANY_EVENT",
     "AnyCommand",
     "AnyEvent",
     "BlueprintChangeRequested",

@@ -1,4 +1,4 @@
-"""What is promised to every reader of the log: types, topics, keys, envelopes, refusals."""
+"""The promises to readers of the log: types, topics, keys, envelopes, validation."""
 
 import math
 import uuid
@@ -9,8 +9,8 @@ from aiokafka.partitioner import murmur2
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from support.events.event_examples import EXAMPLES, KERNEL, SIGNAL, SPEC, wrap_event
+from pydantic import TypeAdapter, ValidationError
+from support.events.event_examples import EXAMPLES, KERNEL, SIGNAL, SPEC, registrations_on, wrap_event
 
 from esper.errors import DecodeError, NewerVersionError
 from esper.oona.cloudevents import decode, encode
@@ -19,26 +19,26 @@ from esper.schemas import events, topics
 from esper.schemas.assets import Blueprint, Seed
 from esper.schemas.change_verdicts import judge
 from esper.schemas.enums import Action, BlueprintChange, SeedStage, Verdict
-from esper.schemas.events import ANY_EVENT, Event
+from esper.schemas.events import AnyEvent, Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
-from esper.schemas.registry import REGISTRY, types_on
+from esper.schemas.registry import REGISTRY
 from esper.schemas.upcasters import EVENT_TYPE, next_version
 
 
-def test_there_is_an_example_of_every_event_type() -> None:
+def test_examples_cover_every_event_type() -> None:
     assert {e.type for e in EXAMPLES} == set(REGISTRY)
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda e: e.type)
 class TestEveryEvent:
-    def test_comes_back_as_it_went(self, event: Event) -> None:
+    def test_round_trips(self, event: Event) -> None:
         sent = wrap_event(event)
         record = encode(sent)
         assert decode(record.topic, record.value, record.headers) == sent
-        assert ANY_EVENT.validate_json(event.model_dump_json()) == event
+        assert TypeAdapter(AnyEvent).validate_json(event.model_dump_json()) == event
 
-    def test_is_a_cloud_event_to_another_library(self, event: Event) -> None:
+    def test_is_a_cloud_event_for_the_cloudevents_library(self, event: Event) -> None:
         sent = wrap_event(event)
         record = encode(sent)
         read = from_binary_event(KafkaMessage(headers=dict(record.headers), key=record.key, value=record.value))
@@ -49,19 +49,19 @@ class TestEveryEvent:
         assert read.get_extension("causationid") == str(sent.causation_id)
         assert read.get_data()["type"] == event.type
 
-    def test_is_keyed_and_named_by_the_registry(self, event: Event) -> None:
+    def test_has_the_key_and_type_of_the_registry(self, event: Event) -> None:
         entry = REGISTRY[event.type]
         assert EVENT_TYPE.fullmatch(event.type)
         assert encode(wrap_event(event)).key.decode() == str(getattr(event, entry.key_field))
-        assert entry in types_on(entry.topic)
+        assert entry in registrations_on(entry.topic)
 
-    def test_refuses_unknown_fields_and_change(self, event: Event) -> None:
+    def test_refuses_unknown_fields_and_assignment(self, event: Event) -> None:
         with pytest.raises(ValidationError, match="Extra inputs"):
             type(event).model_validate({**event.model_dump(), "surprise": 1})
         with pytest.raises(ValidationError, match="frozen"):
             event.type = "other"
 
-    def test_elsewhere_or_newer_is_refused_for_what_it_is(self, event: Event) -> None:
+    def test_is_refused_on_another_topic_and_in_a_newer_version(self, event: Event) -> None:
         record = encode(wrap_event(event))
         other = topics.RUNS if REGISTRY[event.type].topic != topics.RUNS else topics.COMMANDS
         with pytest.raises(DecodeError, match="wrong_topic"):
@@ -82,7 +82,7 @@ class TestEveryEvent:
         (b"{}", "ce_id", "invalid"),
     ],
 )
-def test_garbage_is_refused_with_a_reason(value: bytes | None, drop: str | None, reason: str) -> None:
+def test_decode_refuses_invalid_records_with_a_reason(value: bytes | None, drop: str | None, reason: str) -> None:
     record = encode(wrap_event(EXAMPLES[7]))
     headers = [(n, v) for n, v in record.headers if n != drop]
     with pytest.raises(DecodeError) as caught:
@@ -90,7 +90,7 @@ def test_garbage_is_refused_with_a_reason(value: bytes | None, drop: str | None,
     assert caught.value.reason == reason
 
 
-def test_a_refusal_names_field_and_value() -> None:
+def test_decode_error_names_field_and_value() -> None:
     record = encode(wrap_event(EXAMPLES[7]))
     broken = record.value.replace(b'"step":40', b'"step":-4')
     with pytest.raises(DecodeError, match=r"step: .*greater than or equal to 0 \(got -4\)"):
@@ -98,7 +98,7 @@ def test_a_refusal_names_field_and_value() -> None:
 
 
 @given(st.text(min_size=1, max_size=80))
-def test_the_partition_is_that_of_every_kafka_client(key: str) -> None:
+def test_partition_of_equals_the_kafka_default_partitioner(key: str) -> None:
     assert partition_of(key, topics.RUNS) == (murmur2(key.encode()) & 0x7FFFFFFF) % 12
 
 
@@ -107,7 +107,7 @@ FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 @given(mean=FLOATS, std=FLOATS.map(abs), gradient=st.none() | FLOATS.map(abs))
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_the_sickest_signals_survive(mean: float, std: float, gradient: float | None) -> None:
+def test_signals_with_non_finite_statistics_round_trip(mean: float, std: float, gradient: float | None) -> None:
     values = (mean, std, *(() if gradient is None else (gradient,)))
     is_finite = all(math.isfinite(v) for v in values)
     raw = {**SIGNAL, "health_score": 0.5 if is_finite else 0.0}
@@ -118,12 +118,12 @@ def test_the_sickest_signals_survive(mean: float, std: float, gradient: float | 
     assert HealthSignal.model_validate_json(signal.model_dump_json()) == signal
 
 
-def test_a_sick_signal_cannot_look_healthy() -> None:
+def test_non_finite_signal_needs_score_0() -> None:
     with pytest.raises(ValidationError, match="must be 0"):
         HealthSignal(**SIGNAL, non_finite=True)
 
 
-def test_assets_validate_what_is_assigned() -> None:
+def test_assets_validate_assignments() -> None:
     seed = Seed(layer_id="fc1", seed_id=0)
     with pytest.raises(ValidationError):
         seed.alpha = 2.0
@@ -131,7 +131,7 @@ def test_assets_validate_what_is_assigned() -> None:
         Seed(layer_id="fc1", seed_id=0, stage=SeedStage.TRAINING)
 
 
-def test_decisions_have_what_their_action_needs() -> None:
+def test_decision_fields_must_match_the_action() -> None:
     wait = EXAMPLES[9].model_dump()
     for wrong in (
         {"action": Action.CULL},
@@ -146,7 +146,7 @@ def test_decisions_have_what_their_action_needs() -> None:
             events.DecisionMade.model_validate({**wait, **wrong})
 
 
-def test_events_refuse_what_does_not_belong_together() -> None:
+def test_events_check_rules_between_fields() -> None:
     with pytest.raises(ValidationError, match="must be the report's"):
         events.LayerHealthMeasured.model_validate({**EXAMPLES[0].model_dump(), "layer_id": "fc2"})
     with pytest.raises(ValidationError, match="spec: required for change propose"):
@@ -155,7 +155,7 @@ def test_events_refuse_what_does_not_belong_together() -> None:
         events.KernelRegistered(blueprint_id="other", kernel=KERNEL)
 
 
-def test_a_report_of_a_fork_says_how_it_was_made_and_no_other_does() -> None:
+def test_field_report_has_fork_exactly_for_method_fork() -> None:
     fork = next(e for e in EXAMPLES if isinstance(e, events.FieldReported)).model_dump()
     record = {**fork, "method": "before_after", "fork": None}
     assert events.FieldReported.model_validate(record).fork is None
@@ -168,7 +168,7 @@ def test_a_report_of_a_fork_says_how_it_was_made_and_no_other_does() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(list(BlueprintChange)), st.integers(0, 4)), max_size=12))
-def test_a_blueprint_counts_its_accepted_changes(requests: list[tuple[BlueprintChange, int]]) -> None:
+def test_judge_counts_accepted_changes_as_versions(requests: list[tuple[BlueprintChange, int]]) -> None:
     blueprint: Blueprint | None = None
     accepted = 0
     for change, version in requests:
@@ -187,7 +187,7 @@ def test_a_blueprint_counts_its_accepted_changes(requests: list[tuple[BlueprintC
         assert (blueprint.version if blueprint else 0) == accepted
 
 
-def test_topics_are_those_of_the_design() -> None:
+def test_topics_have_pinned_partitions_and_retention() -> None:
     counts = {t.name: (t.num_partitions, t.retention_ms) for t in topics.TOPICS}
     assert counts["telemetry.seed.health"] == (12, 72 * 3600 * 1000)
     assert counts["innovation.blueprints"] == (6, -1)
@@ -195,7 +195,7 @@ def test_topics_are_those_of_the_design() -> None:
     assert all(t.dead_letters.num_partitions == t.num_partitions for t in topics.TOPICS)
 
 
-def test_a_trace_goes_on_through_its_effects() -> None:
+def test_messages_continue_the_trace_of_their_cause() -> None:
     first = OonaMessage.of(EXAMPLES[7], id=uuid.uuid4(), source="a", time=datetime.now(UTC))
     second = OonaMessage.of(EXAMPLES[7], id=uuid.uuid4(), source="b", traceparent=first.traceparent)
     assert first.traceparent is not None

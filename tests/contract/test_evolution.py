@@ -1,4 +1,4 @@
-"""How contracts change: old records stay readable, and what would break somebody is found and named."""
+"""Evolution of contracts: old records stay readable, and `schema check` finds breaking changes."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ V1, V2, V3 = (f"esper.note.written.v{n}" for n in (1, 2, 3))
 
 
 @pytest.mark.parametrize("path", sorted(golden_records.FOLDER.glob("*.json")), ids=lambda p: p.stem)
-def test_a_golden_record_is_read_as_it_always_was(path: Path) -> None:
+def test_golden_record_decodes_to_the_same_value(path: Path) -> None:
     found = golden_records.read(path)
     assert found["headers"]["ce_type"] == path.stem
     assert golden_records.decode_golden(found) == found["expected"]
@@ -38,7 +38,7 @@ def test_a_golden_record_is_read_as_it_always_was(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(golden_records.FOLDER.glob("*.json")), ids=lambda p: p.stem)
-def test_a_golden_record_fits_the_schema_that_was_released(path: Path) -> None:
+def test_golden_record_conforms_to_the_released_schema(path: Path) -> None:
     released = read_released().types.get(path.stem) or contracts_of().types[path.stem]
     jsonschema.Draft202012Validator(released.schema).validate(json.loads(golden_records.read(path)["value"]))
 
@@ -48,15 +48,15 @@ def decoded_event(found: dict[str, Any]) -> Event:
     return decode(found["topic"], found["value"].encode(), headers).data
 
 
-def test_every_type_and_version_has_a_golden_record() -> None:
-    there = {p.stem for p in golden_records.FOLDER.glob("*.json")}
-    assert set(REGISTRY) - there == set(), "run `PYTHONPATH=tests python -m support.events.golden_records`"
-    assert set(read_released().types) - there == set(), "a golden record of a released type is kept for ever"
+def test_golden_records_cover_every_type_and_version() -> None:
+    existing = {p.stem for p in golden_records.FOLDER.glob("*.json")}
+    assert set(REGISTRY) - existing == set(), "run `PYTHONPATH=tests python -m support.events.golden_records`"
+    assert set(read_released().types) - existing == set(), "a golden record of a released type is kept for ever"
 
 
-def test_the_models_break_nothing_that_was_released() -> None:
+def test_models_do_not_break_released_contracts() -> None:
     breaks = [f for f in check(read_released(), contracts_of(), REGISTRY.upcasters) if f.is_break]
-    assert breaks == [], "esper schema check says what to do"
+    assert breaks == [], "`esper schema check` prints the remedies"
 
 
 class NoteWritten(Event):
@@ -93,7 +93,7 @@ def read_note(event_type: str, value: str) -> OonaMessage:
     ],
     ids=lambda v: v["type"],
 )
-def test_every_version_is_read_as_the_newest(value: Value) -> None:
+def test_decode_converts_old_versions_to_the_newest(value: Value) -> None:
     expected = NoteWritten(run_id="run-1", words=("it", "grows"), num_words=2)
     assert read_note(value["type"], json.dumps(value)).data == expected
 
@@ -110,35 +110,37 @@ def test_every_version_is_read_as_the_newest(value: Value) -> None:
         ("esper.note.written.v0", "{}", "unknown_type"),
     ],
 )
-def test_a_broken_old_record_is_refused_with_a_reason(event_type: str, value: str, reason: str) -> None:
+def test_decode_refuses_invalid_old_records_with_a_reason(event_type: str, value: str, reason: str) -> None:
     with pytest.raises(DecodeError) as caught:
         read_note(event_type, value.replace("V1", V1).replace("V2", V2))
     assert caught.value.reason == reason
 
 
-def test_what_is_beyond_the_newest_version_waits_for_an_upgrade() -> None:
+def test_decode_raises_newer_version_error() -> None:
     with pytest.raises(NewerVersionError, match="newer than v3"):
         read_note("esper.note.written.v4", "{}")
 
 
-def test_an_upcaster_leaves_the_value_alone() -> None:
+def test_upcast_does_not_change_its_argument() -> None:
     value = {"type": V1, "run": "run-1", "text": "it grows"}
     assert upcast(V1, value, NOTES.upcasters)["type"] == V3
     assert value == {"type": V1, "run": "run-1", "text": "it grows"}
 
 
-def test_the_asyncapi_document_still_tells_of_old_versions() -> None:
-    told = document("1", NOTES, [topics.RUNS])
-    assert list(told["channels"]["system.runs"]["messages"]) == [V3, V1, V2]
-    assert told["components"]["messages"][V1]["summary"] == f"Old version, read as {V3}."
-    assert len(told["operations"]["receive:system.runs"]["messages"]) == 3
-    assert told["operations"]["send:system.runs"]["messages"] == [{"$ref": f"#/channels/system.runs/messages/{V3}"}]
+def test_asyncapi_document_has_old_versions() -> None:
+    published = document("1", NOTES, [topics.RUNS])
+    assert list(published["channels"]["system.runs"]["messages"]) == [V3, V1, V2]
+    assert published["components"]["messages"][V1]["summary"] == f"Old version, read as {V3}."
+    assert len(published["operations"]["receive:system.runs"]["messages"]) == 3
+    assert published["operations"]["send:system.runs"]["messages"] == [
+        {"$ref": f"#/channels/system.runs/messages/{V3}"}
+    ]
 
 
-def test_an_upcaster_must_lead_to_a_model() -> None:
+def test_registry_refuses_an_upcaster_without_a_model() -> None:
     with pytest.raises(ValueError, match=f"leads to {V2}"):
         Registry(NOTES.values(), {V1: _v1_to_v2})
-    with pytest.raises(ValueError, match="is not esper"):
+    with pytest.raises(ValueError, match="is not the name of an event type"):
         next_version("note")
 
 
@@ -160,7 +162,7 @@ FIELDS: dict[str, Any] = {
 
 
 def contracts(**changes: Any) -> ContractSet:
-    """The contracts of one type, some of its fields changed; None takes a field away."""
+    """The contracts of one type with some fields changed; None removes a field."""
     fields = {name: kind for name, kind in {**FIELDS, **changes}.items() if kind is not None}
     return of_model(create_model("NoteWritten", __base__=Event, **fields))
 
@@ -221,16 +223,16 @@ LOG, OLD = Affected.LOG_READERS, Affected.OLD_CONSUMERS
         ),
     ],
 )
-def test_a_change_of_shape_is_named_with_whom_it_breaks(
+def test_check_reports_a_changed_shape_and_whom_it_breaks(
     changes: dict[str, Any], path: str, says: str, affected: set[Affected]
 ) -> None:
     findings = check(contracts(), contracts(**changes), {})
-    told = [f for f in findings if f.path == path and says in f.what]
-    assert {f.affected for f in told} == affected, findings
-    assert all(V2 in f.remedy and f.why and f.is_break for f in told)
+    found = [f for f in findings if f.path == path and says in f.what]
+    assert {f.affected for f in found} == affected, findings
+    assert all(V2 in f.remedy and f.why and f.is_break for f in found)
 
 
-def test_looking_the_other_way_the_other_side_breaks() -> None:
+def test_check_of_the_reverse_change_breaks_the_other_side() -> None:
     narrower = contracts(level=(Annotated[int, Field(ge=2, le=9)], ...), parts=(tuple[FreePart, ...], ...))
     assert {(f.path, f.affected) for f in check(narrower, contracts(), {})} == {("level", OLD), ("parts[]", LOG)}
 
@@ -268,7 +270,7 @@ def test_looking_the_other_way_the_other_side_breaks() -> None:
         (lambda s: ContractSet(s.types, {}), "system.runs", "the topic was removed", Affected.ALL_CLIENTS),
     ],
 )
-def test_a_type_or_topic_that_moves_is_named(
+def test_check_reports_changed_topics_keys_and_retention(
     change: Callable[[ContractSet], ContractSet], subject: str, says: str, affected: Affected
 ) -> None:
     findings = check(contracts(), change(contracts()), {})
@@ -284,20 +286,20 @@ def retopic(contract_set: ContractSet, name: str, **shape: int) -> ContractSet:
     return dataclasses.replace(contract_set, topics={**contract_set.topics, name: changed})
 
 
-def test_words_for_people_may_change() -> None:
+def test_check_ignores_titles_and_descriptions() -> None:
     titled = create_model("Other", __base__=Event, __doc__="Said otherwise.", **FIELDS)
     described = contracts(level=(Annotated[int, Field(ge=1, le=9, description="how much", title="L")], ...))
     assert check(contracts(), of_model(titled), {}) == check(contracts(), described, {}) == []
 
 
-def test_a_new_type_or_topic_is_a_note() -> None:
+def test_check_reports_a_new_type_or_topic_as_no_break() -> None:
     empty = ContractSet({}, {})
     findings = check(empty, contracts(), {})
     assert {f.what for f in findings} == {"a new type", "a new topic"}
     assert not any(f.is_break for f in findings)
 
 
-def test_a_new_version_needs_an_upcaster() -> None:
+def test_check_requires_an_upcaster_for_a_new_version() -> None:
     fields = {**FIELDS, "type": (Literal["esper.note.written.v2"], V2), "level": (str, ...)}
     second = create_model("NoteWritten", __base__=Event, **fields)
     found = check(contracts(), of_model(second, V2), {})
@@ -307,7 +309,7 @@ def test_a_new_version_needs_an_upcaster() -> None:
     assert [(f.what, f.affected) for f in found] == [("a new version", Affected.NONE)]
 
 
-def test_a_release_is_read_as_it_was_written_and_keeps_old_versions(tmp_path: Path) -> None:
+def test_release_round_trips_and_keeps_old_versions(tmp_path: Path) -> None:
     assert read_released(tmp_path) == ContractSet({}, {})
     write_released(contracts(), tmp_path)
     assert read_released(tmp_path) == contracts()
@@ -321,19 +323,19 @@ class TestCommand:
     def _own_release(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(schema, "read_released", contracts)
 
-    def test_check_fails_with_reasons(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_prints_breaks_and_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(schema, "contracts_of", lambda: contracts(level=(str, ...)))
         ran = CliRunner().invoke(app, ["schema", "check"])
         assert isinstance(ran.exception, ContractError)
         assert f"BREAKS {V1} level: integer is no longer allowed" in ran.output
         assert f"affects: {Affected.LOG_READERS}" in ran.output
 
-    def test_check_passes_what_breaks_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_passes_without_breaks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(schema, "contracts_of", contracts)
         ran = CliRunner().invoke(app, ["schema", "check"])
         assert (ran.exit_code, ran.output) == (0, "no breaking changes\n")
 
-    def test_a_break_is_not_released(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_release_refuses_a_break(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(schema, "contracts_of", lambda: contracts(level=None))
         monkeypatch.setattr(schema, "write_released", lambda _contracts: pytest.fail("it was released"))
         assert isinstance(CliRunner().invoke(app, ["schema", "release"]).exception, ContractError)

@@ -1,4 +1,4 @@
-"""The quick way of reading a health report takes nothing that the contract refuses, and reads the same values."""
+"""The fast decoder of health reports accepts nothing that the contract refuses, and decodes the same values."""
 
 import json
 import math
@@ -39,26 +39,26 @@ def as_data(report: HealthReport | LayerHealthMeasured) -> dict[str, Any]:
     return {**fields, "signals": [{n: getattr(s, n) for n in names} for s in report.signals]}
 
 
-def agree(record: StoredRecord) -> None:
-    """What the quick way takes, the long way takes too, and alike."""
-    quick = read_report(record)
-    if quick is None:
+def assert_decoders_agree(record: StoredRecord) -> None:
+    """Check that a record which the fast decoder accepts decodes to the same values through the contract."""
+    fast = read_report(record)
+    if fast is None:
         return
-    slow = record.decode().data
-    assert isinstance(slow, LayerHealthMeasured)
-    assert as_data(quick) == as_data(slow)
+    full = record.decode().data
+    assert isinstance(full, LayerHealthMeasured)
+    assert as_data(fast) == as_data(full)
     assert all(
         math.copysign(1, a.health_score) == math.copysign(1, b.health_score)
-        for a, b in zip(quick.signals, slow.signals, strict=True)
+        for a, b in zip(fast.signals, full.signals, strict=True)
     )
 
 
 @given(REPORTS)
-def test_whatever_a_trainer_sends_is_read_the_quick_way(event: LayerHealthMeasured) -> None:
+def test_read_report_accepts_every_trainer_report(event: LayerHealthMeasured) -> None:
     assume(all(signal.epoch <= MAX_INT64 for signal in event.signals))
     record = stored(event)
     assert read_report(record) is not None
-    agree(record)
+    assert_decoders_agree(record)
 
 
 def changed_value(event: LayerHealthMeasured, change: Callable[[dict[str, Any]], None]) -> StoredRecord:
@@ -70,7 +70,7 @@ def changed_value(event: LayerHealthMeasured, change: Callable[[dict[str, Any]],
 
 @settings(max_examples=150)
 @given(data=st.data(), event=REPORTS, odd=st.sampled_from(ODD), is_inner=st.booleans())
-def test_an_odd_value_is_never_taken_where_the_contract_refuses_it(
+def test_read_report_refuses_values_that_the_contract_refuses(
     data: st.DataObject, event: LayerHealthMeasured, odd: Any, is_inner: bool
 ) -> None:
     def change(body: dict[str, Any]) -> None:
@@ -86,12 +86,12 @@ def test_an_odd_value_is_never_taken_where_the_contract_refuses_it(
         record.decode()
     except (DecodeError, NewerVersionError):
         assert read_report(record) is None
-    agree(record)
+    assert_decoders_agree(record)
 
 
 @settings(max_examples=150)
 @given(event=REPORTS, cut=st.integers(0, 400), put=st.binary(max_size=3), width=st.integers(0, 3))
-def test_nor_are_altered_bytes(event: LayerHealthMeasured, cut: int, put: bytes, width: int) -> None:
+def test_read_report_refuses_altered_bytes(event: LayerHealthMeasured, cut: int, put: bytes, width: int) -> None:
     record = stored(event)
     value = record.value or b""
     at = cut % (len(value) + 1)
@@ -100,12 +100,12 @@ def test_nor_are_altered_bytes(event: LayerHealthMeasured, cut: int, put: bytes,
         altered.decode()
     except (DecodeError, NewerVersionError):
         assert read_report(altered) is None
-    agree(altered)
+    assert_decoders_agree(altered)
 
 
 @settings(max_examples=150)
 @given(data=st.data(), event=REPORTS)
-def test_nor_is_an_odd_envelope(data: st.DataObject, event: LayerHealthMeasured) -> None:
+def test_read_report_refuses_invalid_headers(data: st.DataObject, event: LayerHealthMeasured) -> None:
     record = stored(event)
     headers: list[tuple[str, bytes | None]] = list(record.headers)
     at = data.draw(st.integers(0, len(headers) - 1))
@@ -124,10 +124,10 @@ def test_nor_is_an_odd_envelope(data: st.DataObject, event: LayerHealthMeasured)
         changed.decode()
     except (DecodeError, NewerVersionError):
         assert read_report(changed) is None
-    agree(changed)
+    assert_decoders_agree(changed)
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{}", b"[1]", b'"text"', b"\xff\xfe", b'{"type":"\\ud800"}'])
-def test_what_is_no_report_is_left_to_the_long_way(value: bytes | None) -> None:
+def test_read_report_returns_none_for_other_records(value: bytes | None) -> None:
     record = StoredRecord(Position(TELEMETRY.name, 0, 0), b"k", value, (("ce_type", b"x"),), 0)
     assert read_report(record) is None

@@ -1,4 +1,4 @@
-"""The published schemas are in step with the models, valid to tools that are not ours, and say what is accepted."""
+"""Published schemas: they match the models, pass validators of others, and accept exactly the decodable values."""
 
 import copy
 import gzip
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.events import golden_records
 from support.events.contract_strategies import values_of
-from support.events.event_examples import BY_TYPE, EXAMPLES, decode_or_error, wrap_event
+from support.events.event_examples import BY_TYPE, EXAMPLES, decode_or_error, registrations_on, wrap_event
 from typer.testing import CliRunner
 
 from esper.cli import schema, schema_conformance
@@ -24,7 +24,7 @@ from esper.cli.app import app
 from esper.errors import ConfigError, ContractError, DecodeError
 from esper.oona.cloudevents import encode
 from esper.schemas import topics
-from esper.schemas.registry import REGISTRY, types_on
+from esper.schemas.registry import REGISTRY
 from esper.schemas.specs.contract_set import PUBLISHED
 
 HERE = Path(__file__).parent
@@ -41,20 +41,20 @@ def document() -> dict[str, Any]:
     return found
 
 
-def test_what_is_published_is_what_the_models_are() -> None:
-    in_step = {p: p.read_text() if p.exists() else None for p in schema.published()}
-    assert in_step == schema.published(), "run `esper schema write`"
-    assert set(PUBLISHED.glob("*.json")) == {p for p in in_step if p.suffix == ".json"}
+def test_published_files_match_the_models() -> None:
+    on_disk = {p: p.read_text() if p.exists() else None for p in schema.published()}
+    assert on_disk == schema.published(), "run `esper schema write`"
+    assert set(PUBLISHED.glob("*.json")) == {p for p in on_disk if p.suffix == ".json"}
 
 
-def test_every_file_is_a_json_schema_to_check_jsonschema() -> None:
+def test_published_schemas_pass_check_jsonschema() -> None:
     files = sorted(map(str, PUBLISHED.glob("*.json")))
     command = [str(Path(sys.executable).parent / "check-jsonschema"), "--check-metaschema", *files]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
 
 
-def test_the_document_is_asyncapi_to_asyncapis_own_schema() -> None:
+def test_document_conforms_to_the_asyncapi_schema() -> None:
     with gzip.open(HERE / "asyncapi" / "3.0.0.json.gz") as file:
         asyncapi = json.load(file)
     jsonschema.Draft7Validator(asyncapi).validate(document())
@@ -63,18 +63,18 @@ def test_the_document_is_asyncapi_to_asyncapis_own_schema() -> None:
     assert not jsonschema.Draft7Validator(asyncapi).is_valid(broken)
 
 
-def test_the_document_has_every_topic_and_type_and_names_only_what_is_there() -> None:
-    told = document()
+def test_document_has_every_topic_and_type_and_valid_refs() -> None:
+    published = document()
     for spec in topics.all_topics():
-        binding = told["channels"][spec.name]["bindings"]["kafka"]
+        binding = published["channels"][spec.name]["bindings"]["kafka"]
         kept = binding["topicConfiguration"]["retention.ms"]
         assert (binding["topic"], binding["partitions"], kept) == (spec.name, spec.num_partitions, spec.retention_ms)
-    assert len(told["channels"]) == len(topics.all_topics())
+    assert len(published["channels"]) == len(topics.all_topics())
     for spec in topics.TOPICS:
         old = [t for t in REGISTRY.upcasters if REGISTRY.find(t).topic == spec]
-        assert list(told["channels"][spec.name]["messages"]) == [r.type for r in types_on(spec)] + old
-    for name in references(told):
-        here: Any = told
+        assert list(published["channels"][spec.name]["messages"]) == [r.type for r in registrations_on(spec)] + old
+    for name in references(published):
+        here: Any = published
         if name.startswith("./"):
             assert (schema.ASYNCAPI_FILE.parent / name).exists()
         for part in name.removeprefix("#/").split("/") if name.startswith("#/") else ():
@@ -88,7 +88,7 @@ def references(node: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("event_type", list(REGISTRY))
-def test_whatever_is_written_conforms(event_type: str) -> None:
+def test_encoded_events_conform_to_the_schemas(event_type: str) -> None:
     @given(values_of(REGISTRY[event_type].model))
     @settings(max_examples=20, deadline=None)
     def conforms(event: Any) -> None:
@@ -114,10 +114,10 @@ OTHERS: tuple[Any, ...] = (
 
 @given(st.sampled_from(EXAMPLES), st.data())
 @settings(max_examples=500, deadline=None)
-def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObject) -> None:
+def test_schema_accepts_exactly_the_decodable_values(event: Any, data: st.DataObject) -> None:
     record = encode(wrap_event(event))
     value = json.loads(record.value or b"")
-    changed(value, data)
+    change_member(value, data)
     is_valid = validator(event.type).is_valid(value)
     read = decode_or_error(record.topic, json.dumps(value).encode(), record.headers)
     if isinstance(read, DecodeError):
@@ -126,19 +126,19 @@ def test_the_schema_accepts_exactly_what_is_decoded(event: Any, data: st.DataObj
         assert is_valid, list(validator(event.type).iter_errors(value))
 
 
-def test_a_verdict_without_its_runs_is_refused_by_the_schema_as_by_the_code() -> None:
+def test_schema_and_model_refuse_a_verdict_without_runs() -> None:
     (event, *_more) = [e for e in EXAMPLES if e.type == "esper.policy.evaluated.v1" and e.verdict == "better"]
     record = encode(wrap_event(event))
     value = json.loads(record.value or b"")
     assert validator(event.type).is_valid(value)
     for runs in ({"held_out_runs": []}, {}):
-        told = {k: v for k, v in value.items() if k != "held_out_runs"} | runs
-        assert not validator(event.type).is_valid(told)
-        assert isinstance(decode_or_error(record.topic, json.dumps(told).encode(), record.headers), DecodeError)
+        incomplete = {k: v for k, v in value.items() if k != "held_out_runs"} | runs
+        assert not validator(event.type).is_valid(incomplete)
+        assert isinstance(decode_or_error(record.topic, json.dumps(incomplete).encode(), record.headers), DecodeError)
 
 
-def changed(value: Any, data: st.DataObject) -> None:
-    """Change one member of a value, at any depth: another one, one less, one more."""
+def change_member(value: Any, data: st.DataObject) -> None:
+    """Replace, drop or add one member of a value, at any depth."""
     holders = list(inner(value))
     holder = data.draw(st.sampled_from(holders))
     keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
@@ -165,7 +165,7 @@ def lines(*event_types: str) -> str:
     return "".join(json.dumps(record) + "\n" for record in wanted)
 
 
-def test_records_that_somebody_saved_are_validated() -> None:
+def test_validate_accepts_saved_records() -> None:
     ran = CliRunner().invoke(app, ["schema", "validate", "-"], input=lines(*BY_TYPE))
     assert ran.exit_code == 0
     assert "esper.run.ended.v1" in ran.output
@@ -176,20 +176,20 @@ def test_records_that_somebody_saved_are_validated() -> None:
     [
         ('\\"step\\":40', '\\"step\\":-4', "value.step: -4 is less than the minimum of 0"),
         ("esper.run.ended.v1", "esper.run.gone.v1", "no schema is published"),
-        ('\\"step\\":40', '\\"step\\":NaN', "NaN is no JSON"),
+        ('\\"step\\":40', '\\"step\\":NaN', "NaN is not JSON"),
         ('"ce_specversion": "1.0"', '"ce_specversion": "2.0"', "headers.ce_specversion"),
     ],
 )
-def test_a_record_that_does_not_conform_is_told(old: str, new: str, says: str) -> None:
+def test_validate_reports_records_that_do_not_conform(old: str, new: str, says: str) -> None:
     ran = CliRunner().invoke(app, ["schema", "validate", "-"], input=lines("esper.run.ended.v1").replace(old, new))
     assert isinstance(ran.exception, ContractError)
     assert says in str(ran.exception)
 
 
 @pytest.mark.parametrize("arguments", [[], ["-", "--log"], ["--topic", "no.such"]])
-def test_validate_says_what_it_needs(arguments: list[str]) -> None:
+def test_validate_refuses_missing_or_conflicting_sources(arguments: list[str]) -> None:
     assert isinstance(CliRunner().invoke(app, ["schema", "validate", *arguments], input="").exception, ConfigError)
 
 
-def test_validate_refuses_lines_of_another_kind() -> None:
+def test_validate_refuses_lines_that_are_no_records() -> None:
     assert isinstance(CliRunner().invoke(app, ["schema", "validate", "-"], input="{}\n").exception, ConfigError)

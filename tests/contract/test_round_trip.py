@@ -1,4 +1,4 @@
-"""Whatever a model can say goes through the wire and comes back; whatever it cannot is refused in words."""
+"""Valid values of every model survive the wire; invalid ones are refused with a short readable reason."""
 
 import json
 import math
@@ -20,39 +20,37 @@ THOROUGH = settings(max_examples=40, deadline=None, suppress_health_check=[Healt
 REASONS = {"bad_json", "invalid"}
 
 
-def concrete(model: type[Contract]) -> list[type[Contract]]:
-    """Every model of esper.schemas that no other of its models extends."""
+def leaf_models(model: type[Contract]) -> list[type[Contract]]:
+    """The models of esper.schemas that have no subclass there."""
     below = [m for m in model.__subclasses__() if m.__module__.startswith("esper.schemas")]
-    return [c for m in below for c in concrete(m)] or [model]
+    return [c for m in below for c in leaf_models(m)] or [model]
 
 
-@pytest.mark.parametrize("model", [m for m in concrete(Contract) if m is not OonaMessage], ids=lambda m: m.__name__)
-def test_every_value_comes_back_as_it_went(model: type[Contract]) -> None:
+@pytest.mark.parametrize("model", [m for m in leaf_models(Contract) if m is not OonaMessage], ids=lambda m: m.__name__)
+def test_models_round_trip_through_json(model: type[Contract]) -> None:
     @given(values_of(model))
     @THOROUGH
-    def comes_back(value: Contract) -> None:
+    def round_trips(value: Contract) -> None:
         assert model.model_validate_json(value.model_dump_json(), strict=True) == value
 
-    comes_back()
+    round_trips()
 
 
 @pytest.mark.parametrize("event_type", list(REGISTRY))
-def test_every_event_comes_back_in_its_envelope(event_type: str) -> None:
+def test_events_round_trip_in_their_envelope(event_type: str) -> None:
     @given(values_of(REGISTRY[event_type].model))
     @THOROUGH
-    def comes_back(event: object) -> None:
+    def round_trips(event: object) -> None:
         sent = wrap_event(event)  # type: ignore[arg-type]
         record = encode(sent)
         assert decode(record.topic, record.value, record.headers) == sent
 
-    comes_back()
+    round_trips()
 
 
 @given(values_of(HealthSignal), st.dictionaries(st.sampled_from(STATISTICS), st.sampled_from([math.nan, math.inf])))
 @THOROUGH
-def test_a_statistic_that_is_not_finite_is_null_and_marks_its_signal(
-    signal: HealthSignal, lost: dict[str, float]
-) -> None:
+def test_non_finite_statistic_becomes_null_and_is_flagged(signal: HealthSignal, lost: dict[str, float]) -> None:
     fields = {**signal.model_dump(), **lost, "health_score": 0.0 if lost else signal.health_score}
     for made in (HealthSignal(**fields), HealthSignal.model_validate(fields)):
         assert [getattr(made, name) for name in lost] == [None] * len(lost)
@@ -68,9 +66,9 @@ NASTY = (
 
 @given(st.sampled_from(EXAMPLES), st.data())
 @settings(max_examples=250, deadline=None)
-def test_a_broken_value_decodes_or_is_refused_in_one_short_line(event: object, data: st.DataObject) -> None:
+def test_decode_of_a_broken_value_gives_a_short_reason(event: object, data: st.DataObject) -> None:
     record = encode(wrap_event(event))  # type: ignore[arg-type]
-    value = data.draw(st.one_of(altered(record.value or b""), mangled(record.value or b"")))
+    value = data.draw(st.one_of(with_altered_bytes(record.value or b""), with_mangled_member(record.value or b"")))
     read = decode_or_error(record.topic, value, record.headers)
     if isinstance(read, DecodeError):
         assert read.reason in REASONS
@@ -82,15 +80,15 @@ def test_a_broken_value_decodes_or_is_refused_in_one_short_line(event: object, d
         assert decode(again.topic, again.value, again.headers) == read
 
 
-def altered(value: bytes) -> st.SearchStrategy[bytes]:
+def with_altered_bytes(value: bytes) -> st.SearchStrategy[bytes]:
     """The value with some bytes dropped, changed or doubled."""
     place = st.integers(0, len(value) - 1)
     piece = st.binary(max_size=4) | st.just(value)
     return st.tuples(place, place, piece).map(lambda t: value[: min(t[:2])] + t[2] + value[max(t[:2]) :])
 
 
-def mangled(value: bytes) -> st.SearchStrategy[bytes]:
-    """The value with one member replaced by something nasty, dropped, doubled, or one added."""
+def with_mangled_member(value: bytes) -> st.SearchStrategy[bytes]:
+    """The value with one member replaced by an extreme value, dropped or doubled, or with one added."""
     fields = json.loads(value)
 
     def replaced(name: str, nasty: str) -> bytes:
@@ -121,7 +119,7 @@ HEADERS = st.sampled_from(
 @example("ce_time", b"2026-01-01T00:00:00")
 @example("ce_source", b"\x00")
 @settings(max_examples=150, deadline=None)
-def test_a_broken_header_is_refused_in_one_short_line(name: str, text: bytes) -> None:
+def test_decode_of_a_broken_header_gives_a_short_reason(name: str, text: bytes) -> None:
     record = encode(wrap_event(BY_TYPE["esper.run.ended.v1"]))
     headers = [(n, text if n == name else t) for n, t in record.headers]
     read = decode_or_error(record.topic, record.value, headers)
@@ -149,7 +147,7 @@ def test_a_broken_header_is_refused_in_one_short_line(name: str, text: bytes) ->
         ("esper.layer-health.measured.v2", '"seed_id":1', '"seed_id":1024', r"signals.1.seed_id: .*1023 \(got 1024\)"),
     ],
 )
-def test_a_refusal_names_field_value_and_what_is_allowed(event_type: str, old: str, new: str, says: str) -> None:
+def test_decode_error_names_field_value_and_rule(event_type: str, old: str, new: str, says: str) -> None:
     record = encode(wrap_event(BY_TYPE[event_type]))
     assert record.value is not None
     broken = record.value.replace(old.encode(), new.encode())

@@ -1,4 +1,4 @@
-"""The contracts fit each other: enums, stage codes, tables, registry, union, topics, projectors, commands."""
+"""Consistency of the contracts: enums, stage codes, tables, registry, union, topics, projectors, commands."""
 
 import ast
 import inspect
@@ -6,6 +6,7 @@ import sys
 from typing import get_args
 
 import pytest
+from support.events.event_examples import registrations_on
 
 from esper.kasmina.catalogue import CATALOGUE
 from esper.oona.dead_letters.dead_letter import DEAD_LETTER_SUFFIX
@@ -35,7 +36,7 @@ from esper.schemas.lifecycle import (
     is_allowed,
 )
 from esper.schemas.operational import STATISTICS, HealthSignal
-from esper.schemas.registry import REGISTRY, Registration, types_on
+from esper.schemas.registry import REGISTRY, Registration
 from esper.streams.projectors import PROJECTORS
 
 CODES_IN_CHECKPOINTS = (
@@ -61,19 +62,19 @@ COMMANDS = {
 }
 
 
-def test_stage_codes_are_those_that_checkpoints_hold() -> None:
+def test_stage_codes_match_those_in_checkpoints() -> None:
     assert tuple(STAGES[: len(CODES_IN_CHECKPOINTS)]) == CODES_IN_CHECKPOINTS, "append only"
     assert [STAGE_CODES[stage] for stage in STAGES] == list(range(len(SeedStage)))
     assert len(SeedStage) <= 256
 
 
-def test_every_stage_is_waiting_under_way_permanent_or_under_embargo() -> None:
+def test_stages_are_partitioned_into_four_kinds() -> None:
     kinds = [ACTIVE_STAGES, EMBARGO_STAGES, {SeedStage.DORMANT}, {SeedStage.FOSSILIZED}]
     assert sum(len(kind) for kind in kinds) == len(SeedStage)
     assert set().union(*kinds) == set(TRANSITIONS) == set(SeedStage)
 
 
-def test_a_seed_can_come_to_every_stage_and_back() -> None:
+def test_transitions_reach_every_stage_and_return() -> None:
     reached = {SeedStage.DORMANT}
     for _stage in SeedStage:
         reached |= {to for stage in reached for to in TRANSITIONS[stage]}
@@ -85,31 +86,31 @@ def test_a_seed_can_come_to_every_stage_and_back() -> None:
         given_up_stage(SeedStage.FOSSILIZED)
 
 
-def test_registry_union_and_topics_hold_the_same_events() -> None:
+def test_registry_union_and_topics_have_the_same_events() -> None:
     members = get_args(get_args(AnyEvent)[0])
     assert {r.model for r in REGISTRY.values()} == set(members)
     assert len(REGISTRY) == len(members)
     assert {r.topic for r in REGISTRY.values()} == set(topics.TOPICS)
-    assert sum(len(types_on(spec)) for spec in topics.TOPICS) == len(REGISTRY)
+    assert sum(len(registrations_on(spec)) for spec in topics.TOPICS) == len(REGISTRY)
     assert {event.__name__ for event in members} <= set(events.__all__)
 
 
 @pytest.mark.parametrize("entry", REGISTRY.values(), ids=lambda r: r.type)
-def test_an_event_has_the_key_of_its_topic(entry: Registration) -> None:
+def test_event_has_the_key_of_its_topic(entry: Registration) -> None:
     field = entry.model.model_fields[entry.key_field]
     assert field.is_required()
     assert field.annotation is str
-    assert {r.key_field for r in types_on(entry.topic)} == {entry.key_field}
+    assert {r.key_field for r in registrations_on(entry.topic)} == {entry.key_field}
     assert issubclass(entry.model, RunEvent) == (entry.key_field == "run_id")
 
 
-def test_what_is_keyed_by_the_run_is_in_partitions_of_one_count() -> None:
+def test_topics_keyed_by_run_have_one_partition_count() -> None:
     counts = {r.topic.num_partitions for r in REGISTRY.values() if r.key_field == "run_id"}
     assert len(counts) == 1
     assert all(spec.dead_letters.name == spec.name + DEAD_LETTER_SUFFIX for spec in topics.TOPICS)
 
 
-def test_every_topic_has_a_projector_that_knows_its_events() -> None:
+def test_every_topic_has_a_projector_for_its_events() -> None:
     assert set(PROJECTORS) == {spec.name for spec in topics.TOPICS}
     for name, projector in PROJECTORS.items():
         tree = ast.parse(inspect.getsource(sys.modules[projector.__module__]))
@@ -120,7 +121,7 @@ def test_every_topic_has_a_projector_that_knows_its_events() -> None:
                 assert named & {c.__name__ for c in entry.model.__mro__[:-1]}, entry.type
 
 
-def test_every_action_but_wait_has_a_command_that_the_lifecycle_allows() -> None:
+def test_every_action_but_wait_has_an_allowed_command() -> None:
     assert set(COMMANDS) == set(Action) - {Action.WAIT}
     assert set(COMMANDS.values()) == set(get_args(events.AnyCommand))
     assert is_allowed(events.GerminateSeed.model_fields["expected_stage"].default, SeedStage.GERMINATED)
@@ -128,38 +129,38 @@ def test_every_action_but_wait_has_a_command_that_the_lifecycle_allows() -> None
     assert all(f"esper.seed.{action}.v" in COMMANDS[action].model_fields["type"].default for action in COMMANDS)
 
 
-def test_a_field_report_is_written_at_every_end_but_a_rollback_and_of_a_fork_before_it_too() -> None:
+def test_field_report_outcomes_are_end_and_active_stages() -> None:
     outcomes = set(get_args(FieldReported.model_fields["outcome"].annotation))
     assert set(END_STAGES) == {SeedStage.FOSSILIZED} | EMBARGO_STAGES - {SeedStage.ROLLED_BACK}
     assert outcomes == set(END_STAGES) | ACTIVE_STAGES
 
 
-def test_a_run_ends_in_every_state_but_running() -> None:
+def test_run_ends_in_every_status_but_running() -> None:
     ends = set(get_args(events.RunEnded.model_fields["status"].annotation))
     assert ends == set(RunStatus) - {RunStatus.RUNNING}
 
 
-def test_every_blueprint_change_leads_somewhere_and_every_status_is_led_to() -> None:
+def test_blueprint_changes_reach_every_status() -> None:
     assert set(CHANGES) == set(BlueprintChange)
     assert {status for _from, status in CHANGES.values()} == set(BlueprintStatus)
 
 
-def test_every_blueprint_module_is_for_layers_that_hold_seeds() -> None:
+def test_catalogue_targets_are_exactly_the_layer_kinds() -> None:
     assert {kind for module in CATALOGUE.values() for kind in module.targets} == set(LayerKind)
 
 
-def test_statistics_are_the_fields_that_can_be_null() -> None:
+def test_statistics_are_exactly_the_nullable_fields() -> None:
     nullable = {n for n, f in HealthSignal.model_fields.items() if f.default is None}
     assert nullable == set(STATISTICS)
 
 
-def test_a_seed_starts_dormant() -> None:
+def test_seed_starts_dormant() -> None:
     assert Seed(layer_id="fc1", seed_id=0).stage is SeedStage.DORMANT
 
 
-def test_ids_are_the_same_in_every_program_for_ever() -> None:
+def test_ids_are_pinned() -> None:
     decision = ids.decision_id("run-1", 1, 2)
-    told = [
+    made = [
         ids.trainer_event_id("run-1", 1, 2),
         ids.view_id("run-1", 1, 2),
         decision,
@@ -171,10 +172,10 @@ def test_ids_are_the_same_in_every_program_for_ever() -> None:
         ids.certificate_id("noop", 2),
         ids.kernel_refusal_id("noop", 3, "linear", 8),
     ]
-    assert [str(i) for i in told] == list(PINNED_IDS)
+    assert [str(i) for i in made] == list(PINNED_IDS)
     assert ids.trainer_event_id("run-1", 11, 2) != ids.trainer_event_id("run-1", 1, 12)
 
 
-def test_words_on_the_wire_are_lower_case_and_never_mean_two_things() -> None:
+def test_enum_values_are_the_lower_case_names() -> None:
     for words in (SeedStage, TransitionReason, RejectionReason, Action, RunStatus, BreakerState):
         assert all(word.value == word.name.lower() for word in words)

@@ -10,6 +10,8 @@ from esper.schemas.assets import BlueprintSpec, Kernel, LayerEdge, LayerNode, Me
 from esper.schemas.events import Event
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
+from esper.schemas.registry import REGISTRY, Registration
+from esper.schemas.topics import TopicSpec
 
 SHA = "ab" * 32
 SPEC = BlueprintSpec(module="low_rank", parameters={"rank": 4, "scale": 0.5}, targets=("linear",), description="thin")
@@ -106,6 +108,11 @@ EXAMPLES: tuple[Event, ...] = (
     ),
 )  # fmt: skip
 BY_TYPE = {event.type: event for event in EXAMPLES}
+
+
+def registrations_on(topic: TopicSpec) -> list[Registration]:
+    """The newest version of every event type on a topic."""
+    return [entry for entry in REGISTRY.values() if entry.topic == topic]
 
 
 def decode_or_error(topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> OonaMessage | DecodeError:

@@ -18,7 +18,7 @@ from support.data.reference_health_windows import HealthWindow
 
 from esper.graph.health_windows import WINDOW_STEPS, add_signal, last_complete_window, new_sums
 from esper.oona.cloudevents import encode
-from esper.oona.dead_letters.dead_letter import ORIGIN
+from esper.oona.dead_letters.dead_letter import ORIGIN_HEADER
 from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position, TopicPartition, partition_for
 from esper.schemas import events, ids
@@ -288,7 +288,7 @@ class GeneratedLog:
         record = encode(message)
         headers, value = record.headers, record.value
         if origin is not None:
-            headers = (*headers, (ORIGIN, f"{origin.topic}/{origin.partition}/{origin.offset}".encode()))
+            headers = (*headers, (ORIGIN_HEADER, f"{origin.topic}/{origin.partition}/{origin.offset}".encode()))
         if is_broken:
             value = b"\x00"
         position = Position(*partition, offset)
