@@ -27,9 +27,9 @@ from esper.kasmina.cache import KernelCache
 from esper.logging import get_logger
 from esper.metrics import Health, Problem
 from esper.oona.admin.read_access import verify_readable
-from esper.oona.broker_errors import kafka_error
-from esper.oona.log_reader import assigned_consumer, partition_of, read_range, stored
-from esper.oona.outbox.outbox_sender import AWAY, send_oldest
+from esper.oona.broker_errors import TRANSIENT_ERRORS, kafka_error
+from esper.oona.log_reader import assigned_consumer, partition_of, read_range, to_stored_record
+from esper.oona.outbox.outbox_sender import send_oldest
 from esper.oona.outbox.outbox_store import Outbox
 from esper.oona.producer import OonaProducer
 from esper.schemas.events import CommandRejected, SeedCommand, SeedTransitioned
@@ -193,7 +193,7 @@ class LinkThread:
                 self._waits_for = None
                 if is_idle:
                     await asyncio.sleep(IDLE_S)
-            except (*AWAY, OutboxFullError) as error:
+            except (*TRANSIENT_ERRORS, OutboxFullError) as error:
                 self._waits_for = str(error)
                 _log.warning("outbox.delayed", events=len(self._outbox), error=str(error))
                 await asyncio.sleep(RETRY_S[isinstance(error, NotAllowedError)])
@@ -231,7 +231,7 @@ class LinkThread:
 
     def _mine(self, record: Any, replay: Replay | None) -> tuple[OonaMessage, SeedCommand] | None:
         try:
-            message = stored(record).decode()
+            message = to_stored_record(record).decode()
         except ContractError as error:
             _log.error("command.decode_failed", offset=record.offset, error=str(error))
             return None
@@ -250,7 +250,7 @@ class LinkThread:
                         pass
                 while len(self._outbox) or (self._tasks and not self.telemetry.is_empty):
                     await asyncio.sleep(IDLE_S)
-        except (TimeoutError, OutboxFullError, *AWAY):
+        except (TimeoutError, OutboxFullError, *TRANSIENT_ERRORS):
             return False
         return True
 

@@ -322,7 +322,7 @@ class RunLink:
         self._gap_from = step
 
     def _mark_telemetry(self) -> None:
-        self._journal.mark(TELEMETRY_MARK, f"{self._journal.incarnation} {self._link.telemetry.num_safe}")
+        self._journal.set_metadata(TELEMETRY_MARK, f"{self._journal.incarnation} {self._link.telemetry.num_safe}")
 
     def _serve_metrics(self) -> None:
         address = self._options.metrics_address
@@ -347,7 +347,7 @@ class RunLink:
 
     def _tell_what_died(self, incarnation: int, num_made: int) -> None:
         """Telemetry of before the checkpoint that was in the memory of a killed process: at most so much."""
-        marked, num_safe = (int(n) for n in self._outbox.marks().get(TELEMETRY_MARK, "0 0").split())
+        marked, num_safe = (int(n) for n in self._outbox.metadata().get(TELEMETRY_MARK, "0 0").split())
         if marked > incarnation:  # an incarnation between resumed from the same checkpoint, and told it
             return
         num_lost = num_made - (num_safe if marked == incarnation else 0)

@@ -1,7 +1,7 @@
-"""How every client of Oona reaches the broker: its options, the knock before its start, and the start.
+"""Connects clients to the broker: their options, a preflight check, and the start.
 
-Nothing else in Esper knows the client libraries' names for security. A client that is not let in
-ends within CONNECT_TIMEOUT_S with one error (esper.oona.broker_errors), never in endless retries.
+Owns the client libraries' names for security options. Invariant: a client that the broker refuses fails within
+``CONNECT_TIMEOUT_S`` with one error of ``esper.oona.broker_errors``, and never retries without limit.
 """
 
 import asyncio
@@ -11,26 +11,32 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from aiokafka.conn import collect_hosts, create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAuthorizationFailedError, for_code
+from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError, for_code
 from aiokafka.protocol.admin import SaslHandShakeRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from esper.config import KafkaSettings
 from esper.errors import ConfigError, EsperError, NotAllowedError
-from esper.oona.broker_errors import hidden, no_broker, wants_a_user, wants_no_tls
-from esper.oona.broker_errors import kafka_error as kafka_error  # whoever starts a client has to explain its errors
+from esper.oona.broker_errors import (
+    CLIENT_ERRORS,
+    hidden_topics_error,
+    kafka_error,
+    no_broker_error,
+    no_credentials_error,
+    no_tls_error,
+)
 
 CONNECT_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_MS = 5_000  # a broker that took the connection and says nothing this long is away
+RESPONSE_TIMEOUT_MS = 5_000  # a broker that accepts the connection and sends nothing for this long counts as away
 
 Host = tuple[str, int]
 """(name, port)."""
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """The keyword arguments that every aiokafka client takes: where the broker is, and how to be let in.
+    """The keyword arguments of every aiokafka client: the broker's addresses and the security options.
 
     Raises:
         ConfigError: a certificate file cannot be used.
@@ -39,7 +45,7 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 def librdkafka_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """The same for a client of confluent-kafka, in librdkafka's names."""
+    """The same options for a client of confluent-kafka, in librdkafka's names."""
     security = kafka.security
     options: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers, "security.protocol": security.protocol}
     if security.uses_tls:
@@ -60,16 +66,16 @@ def librdkafka_options(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 def tls_context(kafka: KafkaSettings) -> ssl.SSLContext:
-    """A context that checks the broker's certificate and its host name.
+    """A TLS context that verifies the broker's certificate and host name.
 
     Raises:
-        ConfigError: a file is missing, or is not what it should be.
+        ConfigError: a certificate or key file is missing or invalid.
     """
     security = kafka.security
     try:
         context = ssl.create_default_context(cafile=security.ca_file)
         if security.cert_file is not None:
-            # a text, even an empty one, keeps OpenSSL from asking for it at the terminal
+            # None would make OpenSSL prompt for the password at the terminal
             secret = security.key_password.get_secret_value() if security.key_password else ""
             context.load_cert_chain(security.cert_file, security.key_file, secret)
     except (OSError, ssl.SSLError) as error:
@@ -82,13 +88,13 @@ def tls_context(kafka: KafkaSettings) -> ssl.SSLContext:
 async def started(
     client: Any, kafka: KafkaSettings, timeout_s: float = CONNECT_TIMEOUT_S, *, topics: Collection[str] = ()
 ) -> AsyncIterator[Any]:
-    """Start an aiokafka client, and stop it at the end.
+    """Start an aiokafka client; stop it on exit.
 
     Args:
-        topics: those that it will use: aiokafka waits for ever for one that it may not see.
+        topics: the topics that the client will use; aiokafka waits without limit for one that it may not see.
 
     Raises:
-        NotAllowedError: the broker does not let this process in, or hides a topic; with what to mend.
+        NotAllowedError: the broker refuses this client, or hides a topic from it.
         UnavailableError: no broker answers.
     """
     stop = client.close if hasattr(client, "close") else client.stop
@@ -97,7 +103,7 @@ async def started(
             async with asyncio.timeout(timeout_s):
                 await preflight_check(kafka, topics)
                 await client.start()
-        except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+        except CLIENT_ERRORS as error:
             raise kafka_error(error, kafka) from error
         yield client
     finally:
@@ -105,89 +111,88 @@ async def started(
 
 
 async def preflight_check(kafka: KafkaSettings, topics: Collection[str] = ()) -> None:
-    """Find out whether the broker lets this process in, and shows it these topics.
+    """Check that the broker accepts this client and shows it these topics.
 
-    aiokafka keeps the reason of a refusal for its log and says only that nobody answers; hence
-    one short connection before each start.
+    aiokafka only logs why a broker refuses it and then raises a connection error; one short connection before
+    each start finds the reason.
 
     Raises:
-        NotAllowedError: a broker refuses, or hides a topic; with what to mend.
+        NotAllowedError: a broker refuses this client, or hides a topic from it.
         UnavailableError: none of the brokers answers.
     """
-    unseen = await hidden_topics(kafka, topics)
-    if unseen:
-        raise hidden(unseen, kafka)
+    hidden = await hidden_topics(kafka, topics)
+    if hidden:
+        raise hidden_topics_error(hidden, kafka)
 
 
 async def hidden_topics(kafka: KafkaSettings, topics: Collection[str]) -> list[str]:
-    """Those of the topics that the broker does not show to this user. Makes none of them.
+    """The topics that the broker does not show to this user. Creates none of them.
 
     Raises:
-        NotAllowedError, UnavailableError: as ``knock``.
+        NotAllowedError, UnavailableError: as ``preflight_check``.
     """
 
-    async def ask(host: Host) -> list[str]:
-        answer = await _metadata(host, kafka, sorted(topics))
-        codes = {t["topic"]: for_code(t["error_code"]) for t in answer.to_object()["topics"]}
+    async def query(host: Host) -> list[str]:
+        response = await _fetch_metadata(host, kafka, sorted(topics))
+        codes = {t["topic"]: for_code(t["error_code"]) for t in response.to_object()["topics"]}
         return [name for name in topics if codes.get(name) is TopicAuthorizationFailedError]
 
-    return await _ask_any(kafka, ask)
+    return await _query_any(kafka, query)
 
 
-async def _ask_any(kafka: KafkaSettings, ask: Callable[[Host], Awaitable[_Answer]]) -> _Answer:
-    """What the first broker says that answers; else why none does, a refusal before a silence."""
-    refused: EsperError = no_broker(kafka)
+async def _query_any(kafka: KafkaSettings, query: Callable[[Host], Awaitable[_Response]]) -> _Response:
+    """The result of the first broker that answers; raises a refusal, if there was one, rather than a timeout."""
+    failure: EsperError = no_broker_error(kafka)
     for host in _hosts(kafka):
         try:
-            return await ask(host)
-        except (NotAllowedError, KafkaError, OSError) as error:
-            told = kafka_error(error, kafka)
-            if not isinstance(refused, NotAllowedError):
-                refused = told
-                refused.__cause__ = error if error is not told else error.__cause__
-    raise refused
+            return await query(host)
+        except (NotAllowedError, *CLIENT_ERRORS) as error:
+            if not isinstance(failure, NotAllowedError):
+                failure = kafka_error(error, kafka)
+                failure.__cause__ = error if error is not failure else error.__cause__
+    raise failure
 
 
-async def _metadata(host: Host, kafka: KafkaSettings, topics: list[str]) -> Any:
-    """A broker's answer about topics; the errors of TLS and users that aiokafka does not tell apart are told here."""
+async def _fetch_metadata(host: Host, kafka: KafkaSettings, topics: list[str]) -> Any:
+    """A broker's metadata of topics. Distinguishes failures of TLS and of credentials, which aiokafka does not."""
     security = kafka.security
     try:
         connection = await _connect(host, _security_options(kafka))
     except ConnectionResetError as error:
-        if security.uses_tls and await _speaks_plaintext(host):
-            raise wants_no_tls(kafka) from error
+        if security.uses_tls and await _accepts_plaintext(host):
+            raise no_tls_error(kafka) from error
         raise
     try:
         return await connection.send(MetadataRequest(topics, allow_auto_topic_creation=False))
     except KafkaConnectionError as error:
-        mechanisms = [] if security.uses_sasl else await _mechanisms_asked_for(host, kafka)
+        mechanisms = [] if security.uses_sasl else await _required_mechanisms(host, kafka)
         if mechanisms:
-            raise wants_a_user(kafka, mechanisms) from error
+            raise no_credentials_error(kafka, mechanisms) from error
         raise
     finally:
         connection.close()
 
 
-async def _speaks_plaintext(host: Host) -> bool:
+async def _accepts_plaintext(host: Host) -> bool:
     try:
         (await _connect(host, {})).close()
-    except (KafkaError, OSError):
+    except CLIENT_ERRORS:
         return False
     return True
 
 
-async def _mechanisms_asked_for(host: Host, kafka: KafkaSettings) -> list[str]:
-    """How a listener that closed on the first question wants to be told who asks; empty: it does not."""
+async def _required_mechanisms(host: Host, kafka: KafkaSettings) -> list[str]:
+    """The SASL mechanisms of a listener that closed the connection on the first request; empty if it needs none."""
     connection = await _connect(host, _security_options(kafka))
     try:
-        answer = await connection.send(SaslHandShakeRequest(kafka.security.mechanism))
+        response = await connection.send(SaslHandShakeRequest(kafka.security.mechanism))
     finally:
         connection.close()
-    return list(answer.enabled_mechanisms)
+    return list(response.enabled_mechanisms)
 
 
 async def _connect(host: Host, options: dict[str, Any]) -> Any:
-    return await create_conn(*host, request_timeout_ms=ANSWER_TIMEOUT_MS, **options)
+    return await create_conn(*host, request_timeout_ms=RESPONSE_TIMEOUT_MS, **options)
 
 
 def _security_options(kafka: KafkaSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Events to Kafka records and back: CloudEvents 1.0, Kafka protocol binding, binary mode.
+"""Encodes events as Kafka records and decodes them: CloudEvents 1.0, Kafka protocol binding, binary mode.
 
-The value is the event's JSON; the envelope is in the headers. What one side of this module
-writes the other reads; nothing else in Esper knows the header names.
+The value is the event's JSON; the headers hold the envelope. Owns the header names. Invariant: ``decode`` returns
+the message that ``encode`` was given.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ MAX_FIELD_CHARS, MAX_ALLOWED_CHARS, MAX_VALUE_CHARS = 120, 200, 80
 
 
 def encode(message: OonaMessage) -> Record:
-    """The record of a message."""
+    """Encode a message as a record."""
     entry = message.registration
     headers = {
         "ce_specversion": SPEC_VERSION,
@@ -53,16 +53,16 @@ def encode(message: OonaMessage) -> Record:
 def decode(
     topic: str, value: bytes | None, headers: Iterable[tuple[str, bytes | None]], *, registry: Registry = REGISTRY
 ) -> OonaMessage:
-    """The message in a record. An old version of a type comes back as the newest one.
+    """Decode a record. An old version of an event type is returned as the newest one.
 
     The value is strict JSON: no NaN, no number in quotes.
 
     Raises:
-        NewerVersionError: a newer version of a type that is known: upgrade, skip nothing.
-        DecodeError: anything else that is wrong with it; its ``reason`` goes into the dead letter.
+        NewerVersionError: a newer version of a known type. Upgrade this program; do not skip the record.
+        DecodeError: the record is invalid in any other way; its ``reason`` goes into the dead letter.
     """
     texts = _texts(headers)
-    event_type = _needed(texts, "ce_type")
+    event_type = _required(texts, "ce_type")
     entry = _registration(registry, topic, event_type)
     if value is None:
         raise DecodeError("no_value", f"a record of {entry.type} has no value")
@@ -78,7 +78,7 @@ def _texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
         raise DecodeError("bad_header", f"a header is not UTF-8: {error}") from None
 
 
-def _needed(texts: dict[str, str], name: str) -> str:
+def _required(texts: dict[str, str], name: str) -> str:
     if name not in texts:
         raise DecodeError("missing_header", f"no {name} header: not a CloudEvent in binary mode")
     return texts[name]
@@ -97,7 +97,7 @@ def _registration(registry: Registry, topic: str, event_type: str) -> Registrati
 
 
 def _upcast(registry: Registry, event_type: str, value: bytes) -> bytes:
-    """The value as its newest version has it. No model of an old version is left, so what is wrong shows late."""
+    """The value in its newest version. Old versions have no models, so an invalid value is found only afterwards."""
     try:
         old = from_json(value, allow_inf_nan=False)
     except ValueError as error:
@@ -119,20 +119,20 @@ def _event(entry: Registration, value: bytes) -> Event:
 
 
 def explain(error: ValidationError) -> str:
-    """Field, what is allowed and the value of the first few errors, each shortened."""
-    told = [
+    """One line with field, rule and value of the first few errors, each shortened."""
+    lines = [
         f"{'.'.join(str(p) for p in e['loc'])[:MAX_FIELD_CHARS] or 'value'}: {e['msg'][:MAX_ALLOWED_CHARS]} "
-        f"(got {_shown(e['input'])})"
+        f"(got {_shortened(e['input'])})"
         for e in error.errors(include_url=False)[:MAX_REPORTED_ERRORS]
     ]
-    more = error.error_count() - len(told)
-    return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+    more = error.error_count() - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 
-def _shown(value: object) -> str:
+def _shortened(value: object) -> str:
     try:
         return f"{value!r:.{MAX_VALUE_CHARS}}"
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python does not format integers of more than 4,300 digits
         return f"a {type(value).__name__} too long to show"
 
 
@@ -140,9 +140,9 @@ def _message(entry: Registration, event: Event, texts: dict[str, str]) -> OonaMe
     try:
         cause = texts.get("ce_causationid")
         return OonaMessage(
-            id=UUID(_needed(texts, "ce_id")),
-            source=_needed(texts, "ce_source"),
-            time=datetime.fromisoformat(_needed(texts, "ce_time")),
+            id=UUID(_required(texts, "ce_id")),
+            source=_required(texts, "ce_source"),
+            time=datetime.fromisoformat(_required(texts, "ce_time")),
             data=event,
             correlation_id=texts.get("ce_correlationid") or entry.key_of(event),
             causation_id=UUID(cause) if cause else None,

@@ -1,4 +1,4 @@
-"""What became of each record of a send: where it is, or why it is not there."""
+"""The result of a send, record by record: the position in the log, or the error that kept it out."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, overload
@@ -6,13 +6,13 @@ from typing import NamedTuple, overload
 from esper.errors import EsperError, UnavailableError
 from esper.oona.records import Position, Record
 
-_NOWHERE = -2  # not -1: a broker that knows a resend but not its place any more answers so
+_NO_OFFSET = -2  # not -1: a broker that recognizes a resend but no longer has its offset returns -1
 
 
 class Delivery(NamedTuple):
-    """One record's result: ``position``, or the ``error`` that kept it from the log.
+    """The result for one record: ``position``, or the ``error`` that kept it out of the log.
 
-    The offset is -1 where the broker had the record already and has forgotten where.
+    The offset is -1 where the record is a resend whose offset the broker has forgotten.
     """
 
     record: Record
@@ -21,12 +21,12 @@ class Delivery(NamedTuple):
 
 
 class Deliveries(Sequence[Delivery]):
-    """The results of one send, in the order of its records; made one by one as they are asked for."""
+    """The results of one send, in the order of its records. Each ``Delivery`` is created on access."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
-        self._partitions = [_NOWHERE] * len(records)
-        self._offsets = [_NOWHERE] * len(records)
+        self._partitions = [_NO_OFFSET] * len(records)
+        self._offsets = [_NO_OFFSET] * len(records)
         self._errors: dict[int, EsperError] = {}
 
     def __len__(self) -> int:
@@ -39,11 +39,11 @@ class Deliveries(Sequence[Delivery]):
     def __getitem__(self, index: int | slice) -> Delivery | list[Delivery]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        if self._offsets[number] == _NOWHERE:
-            return Delivery(self.records[number], None, self._errors.get(number))
-        place = Position(self.records[number].topic, self._partitions[number], self._offsets[number])
-        return Delivery(self.records[number], place, None)
+        index = range(len(self))[index]
+        if self._offsets[index] == _NO_OFFSET:
+            return Delivery(self.records[index], None, self._errors.get(index))
+        position = Position(self.records[index].topic, self._partitions[index], self._offsets[index])
+        return Delivery(self.records[index], position, None)
 
     @property
     def errors(self) -> list[EsperError]:
@@ -51,36 +51,36 @@ class Deliveries(Sequence[Delivery]):
         return list(self._errors.values())
 
     def positions(self) -> list[Position]:
-        """Where every record is.
+        """The position of every record.
 
         Raises:
-            EsperError: what kept one from the log; an error that a retry cannot mend comes first.
+            EsperError: the error of a record that is not in the log; one that a retry cannot cure comes first.
         """
         for error in sorted(self._errors.values(), key=lambda e: isinstance(e, UnavailableError)):
             raise error
         return [d.position for d in self if d.position is not None]
 
-    def waiting(self) -> list[int]:
-        """The records that are not in the log and may still get there."""
+    def unsent(self) -> list[int]:
+        """The indices of the records that are not in the log and that a retry may still deliver."""
         return [
             n
             for n, offset in enumerate(self._offsets)
-            if offset == _NOWHERE and isinstance(self._errors.get(n, _RETRY), UnavailableError)
+            if offset == _NO_OFFSET and isinstance(self._errors.get(n, _NOT_SENT), UnavailableError)
         ]
 
-    def arrived(self, numbers: Iterable[int], partition: int, base_offset: int) -> None:
+    def note_acknowledged(self, indices: Iterable[int], partition: int, base_offset: int) -> None:
         """Note that a batch is in the log, its first record at ``base_offset``."""
-        for place, number in enumerate(numbers):
-            self._partitions[number] = partition
-            self._offsets[number] = base_offset + place if base_offset >= 0 else -1
+        for n, index in enumerate(indices):
+            self._partitions[index] = partition
+            self._offsets[index] = base_offset + n if base_offset >= 0 else -1
             if self._errors:
-                self._errors.pop(number, None)
+                self._errors.pop(index, None)
 
-    def failed(self, numbers: Iterable[int], error: EsperError) -> None:
-        """Note why records are not in the log; those that are there stay there."""
-        for number in numbers:
-            if self._offsets[number] == _NOWHERE:
-                self._errors[number] = error
+    def note_failed(self, indices: Iterable[int], error: EsperError) -> None:
+        """Note why records are not in the log; records that are in it are left as they are."""
+        for index in indices:
+            if self._offsets[index] == _NO_OFFSET:
+                self._errors[index] = error
 
 
-_RETRY = UnavailableError("not sent yet")
+_NOT_SENT = UnavailableError("not sent yet")

@@ -1,6 +1,6 @@
-"""Reads the log by position, without a consumer group: for trainers, tools and replays.
+"""Reads the log by offset, without a consumer group: for trainers, command-line tools and replays.
 
-Stream workers read through Faust (esper.streams). Nothing here ever commits an offset.
+Never commits an offset. ``esper.oona.consumer`` reads as a member of a group; stream workers read through Faust.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -12,7 +12,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
-from esper.oona.client_options import client_options, kafka_error, started
+from esper.oona.broker_errors import kafka_error
+from esper.oona.client_options import client_options, started
 from esper.oona.cloudevents import decode
 from esper.oona.records import Headers, Position, TopicPartition, partition_for
 from esper.schemas.messages import OonaMessage
@@ -23,7 +24,7 @@ MAX_RECORDS = 5_000
 
 
 class StoredRecord(NamedTuple):
-    """A record as it lies in the log. ``timestamp_ms`` is when the broker took it."""
+    """A record in the log. ``timestamp_ms`` is when the broker appended it, in milliseconds since 1970."""
 
     position: Position
     key: bytes | None
@@ -32,7 +33,7 @@ class StoredRecord(NamedTuple):
     timestamp_ms: int
 
     def decode(self) -> OonaMessage:
-        """The message in it.
+        """Decode the message.
 
         Raises:
             DecodeError, NewerVersionError: as ``esper.oona.cloudevents.decode``.
@@ -41,7 +42,7 @@ class StoredRecord(NamedTuple):
 
 
 def partition_of(key: str, topic: TopicSpec) -> int:
-    """The partition that holds a key."""
+    """The number of the partition that holds a key's records."""
     return partition_for(key.encode(), topic.num_partitions)
 
 
@@ -49,10 +50,10 @@ def partition_of(key: str, topic: TopicSpec) -> int:
 async def assigned_consumer(
     kafka: KafkaSettings, partitions: Sequence[TopicPartition]
 ) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer that is assigned these (topic, partition) pairs, with no group.
+    """A consumer of these partitions, in no group.
 
     Raises:
-        NotAllowedError: the broker does not let this process in, or hides a topic.
+        NotAllowedError: the broker refuses this client, or hides a topic from it.
         UnavailableError: no broker answers.
     """
     consumer = AIOKafkaConsumer(
@@ -75,7 +76,7 @@ async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict
 
 
 async def beginning_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
-    """The offset of the oldest record that each partition still has."""
+    """The offset of the oldest record in each partition."""
     pairs = [(t.name, p) for t in topics for p in range(t.num_partitions)]
     async with assigned_consumer(kafka, pairs) as consumer:
         found = await consumer.beginning_offsets([aiokafka.TopicPartition(*pair) for pair in pairs])
@@ -93,9 +94,14 @@ async def read_range(
     """Every record of a topic, or of one partition, from ``start`` up to ``end`` (exclusive).
 
     Args:
-        start: partition -> first offset; the oldest record where one is not named.
-        end: partition -> offset to stop before; the end of the log as it is now where it is
-            None. Order holds within a partition, not between them.
+        partition: the only partition to read; all of them if None.
+        start: partition -> first offset; a partition that is not named is read from its oldest record.
+        end: partition -> offset to stop before; None reads up to the current end of the log.
+
+    Records of one partition come in order; those of different partitions interleave.
+
+    Raises:
+        NotAllowedError, UnavailableError: as ``assigned_consumer``.
     """
     numbers = range(topic.num_partitions) if partition is None else (partition,)
     pairs = [(topic.name, n) for n in numbers]
@@ -130,7 +136,15 @@ async def follow(
     partition: int | None = None,
     start: Mapping[int, int] | None = None,
 ) -> AsyncGenerator[StoredRecord, None]:
-    """Every record as it comes, without end: from ``start``, or from now where it is None."""
+    """Every record as it is appended, without end.
+
+    Args:
+        partition: the only partition to read; all of them if None.
+        start: partition -> first offset (0 where a partition is not named); None starts at the end of the log.
+
+    Raises:
+        NotAllowedError, UnavailableError: as ``assigned_consumer``.
+    """
     numbers = range(topic.num_partitions) if partition is None else (partition,)
     pairs = [(topic.name, n) for n in numbers]
     async with assigned_consumer(kafka, pairs) as consumer:
@@ -149,10 +163,10 @@ async def _fetch(consumer: Any) -> AsyncIterator[tuple[aiokafka.TopicPartition, 
     fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
     for tp, records in fetched.items():
         for r in records:
-            yield tp, stored(r)
+            yield tp, to_stored_record(r)
 
 
-def stored(record: Any) -> StoredRecord:
-    """A ``StoredRecord`` of an aiokafka ConsumerRecord."""
+def to_stored_record(record: Any) -> StoredRecord:
+    """The ``StoredRecord`` for an aiokafka ConsumerRecord."""
     position = Position(record.topic, record.partition, record.offset)
     return StoredRecord(position, record.key, record.value, tuple(record.headers), record.timestamp)

@@ -1,8 +1,8 @@
-"""Writes events: idempotent, acknowledged by all in-sync replicas, a result for every one.
+"""Sends events: idempotent, acknowledged by all in-sync replicas, with a result for each record.
 
-Two lanes with a connection each, so that a large batch of telemetry never stands in the way of a
-command. Delivery is at least once: what was not acknowledged may have arrived all the same, and is
-sent again. Readers know a resend by its id and sequence.
+Control topics and telemetry have a producer each, so that a large batch of telemetry never delays a command.
+Delivery is at least once: a record that was not acknowledged may be in the log all the same, and is sent again.
+Readers recognize a resend by its id and sequence number.
 """
 
 import asyncio
@@ -25,14 +25,20 @@ from esper.retry import retry_forever
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DEAD_LETTER_SUFFIX, TELEMETRY
 
-TELEMETRY_LINGER_MS = 10  # how long a health signal that comes alone may wait for company
-DELIVERY_TIMEOUT_S = 30.0  # then a send fails, and its owner decides
-RETRY_S = (0.1, 2.0)  # first and longest wait before what failed is sent again, with as much jitter
+TELEMETRY_LINGER_MS = 10  # how long a single health signal waits to be batched with others
+DELIVERY_TIMEOUT_S = 30.0  # then a send fails, and the caller decides what to do
+RETRY_S = (0.1, 2.0)  # first and longest wait before a failed record is sent again
 ACKNOWLEDGED = "acknowledged"
 
 
 class OonaProducer:
-    """Async context manager. Control topics go out at once; telemetry lingers and is compressed."""
+    """Sends events to Kafka. Control topics are sent at once; telemetry is batched and compressed.
+
+    An async context manager: entering connects, leaving waits a few seconds for records in flight.
+
+    Args:
+        client_id: names this client in the broker's logs and metrics.
+    """
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str = "esper") -> None:
         self._control = RenewableProducer(kafka, client_id)
@@ -42,8 +48,8 @@ class OonaProducer:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
             exits.push_async_callback(self._close)
-            for lane in (self._control, self._telemetry):
-                await lane.open()
+            for producer in (self._control, self._telemetry):
+                await producer.open()
             self._exits = exits.pop_all()
         return self
 
@@ -53,64 +59,61 @@ class OonaProducer:
         await self._exits.aclose()
 
     async def _close(self) -> None:
-        """Both at once, lest a broker that is away is waited for twice."""
+        """Close both at once, so that a broker that does not answer costs one timeout."""
         await asyncio.gather(self._control.close(), self._telemetry.close())
 
     async def send(self, message: OonaMessage) -> Position:
-        """Write one event and wait until the broker has it.
+        """Send one event and wait for the acknowledgement.
 
         Raises:
-            UnavailableError: it was not acknowledged in time.
-            ContractError: no broker would take it.
+            UnavailableError: the event was not acknowledged within 30 s; it may be in the log all the same.
+            NotAllowedError: this client may not write to the topic.
+            ContractError: the event is larger than any broker accepts.
         """
         return (await self.deliver([encode(message)])).positions()[0]
 
     async def send_batch(self, messages: Sequence[OonaMessage]) -> list[Position]:
-        """Write several, in this order within each partition, and wait for all of them.
+        """Send events, in this order within each partition, and wait for all acknowledgements.
 
         Raises:
-            UnavailableError, ContractError: as ``send``, for one of them; others may have arrived.
+            UnavailableError, NotAllowedError, ContractError: as ``send``, for one of them; others may be in the log.
         """
         return (await self.deliver([encode(m) for m in messages])).positions()
 
     async def send_records(self, records: Sequence[Record]) -> list[Position]:
-        """The same for records that are encoded already."""
+        """Send records that are encoded already. Raises as ``send_batch``."""
         return (await self.deliver(records)).positions()
 
     async def deliver(self, records: Sequence[Record], *, timeout_s: float = DELIVERY_TIMEOUT_S) -> Deliveries:
-        """Write records and say of each what became of it.
+        """Send records and return the result of each. Raises nothing of Kafka's.
 
-        What a retry can mend is tried again, with exponential waits and jitter, until ``timeout_s``.
+        Transient failures are retried, with exponential waits and jitter, for ``timeout_s``.
         """
         deliveries, began = Deliveries(records), time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
-                try:
-                    await self._attempt(deliveries)
-                except UnavailableError:
-                    await self._try_again(deliveries)
+                async for attempt in retry_forever(UnavailableError, *RETRY_S):
+                    if attempt.number > 1:
+                        is_telemetry = records[0].topic == TELEMETRY.name
+                        client_metrics.count_send_retry("telemetry" if is_telemetry else "control")
+                    with attempt:
+                        await self._try_send(deliveries)
         except TimeoutError:
             last = f": {deliveries.errors[-1]}" if deliveries.errors else ""
             late = UnavailableError(f"Kafka did not acknowledge the events within {timeout_s:g} s{last}")
-            deliveries.failed(deliveries.waiting(), late)
+            deliveries.note_failed(deliveries.unsent(), late)
         _count(deliveries, time.perf_counter() - began)
         return deliveries
 
-    async def _try_again(self, deliveries: Deliveries) -> None:
-        async for attempt in retry_forever(UnavailableError, *RETRY_S):
-            with attempt:
-                client_metrics.count_send_retry("telemetry" if deliveries.records[0].topic == TELEMETRY.name else "control")
-                await self._attempt(deliveries)
-
-    async def _attempt(self, deliveries: Deliveries) -> None:
-        waiting = deliveries.waiting()
-        telemetry = [n for n in waiting if deliveries.records[n].topic == TELEMETRY.name]
-        if len(telemetry) in (0, len(waiting)):
-            await (self._telemetry if telemetry else self._control).attempt(deliveries, waiting)
+    async def _try_send(self, deliveries: Deliveries) -> None:
+        unsent = deliveries.unsent()
+        telemetry = [n for n in unsent if deliveries.records[n].topic == TELEMETRY.name]
+        if len(telemetry) in (0, len(unsent)):
+            await (self._telemetry if telemetry else self._control).try_send(deliveries, unsent)
         else:
-            others = sorted({*waiting}.difference(telemetry))
+            others = sorted({*unsent}.difference(telemetry))
             await asyncio.gather(
-                self._control.attempt(deliveries, others), self._telemetry.attempt(deliveries, telemetry)
+                self._control.try_send(deliveries, others), self._telemetry.try_send(deliveries, telemetry)
             )
         for error in deliveries.errors:
             if isinstance(error, UnavailableError):
@@ -118,7 +121,7 @@ class OonaProducer:
 
 
 def _count(deliveries: Deliveries, seconds: float) -> None:
-    """Tell Prometheus of one send; letters by their reason, since somebody has to look at them."""
+    """Count one send for Prometheus; dead letters also by reason, because each needs an operator."""
     if deliveries.errors:
         tally = Counter((d.record.topic, _outcome(d)) for d in deliveries)
     else:
@@ -133,5 +136,5 @@ def _count(deliveries: Deliveries, seconds: float) -> None:
 def _outcome(delivery: Delivery) -> str:
     if delivery.error is None:
         return ACKNOWLEDGED
-    # what was not acknowledged may have arrived all the same; what was refused never did
+    # an unacknowledged record may be in the log all the same; a refused one never is
     return "unacknowledged" if isinstance(delivery.error, UnavailableError) else "refused"

@@ -1,8 +1,11 @@
-"""A record that is to be written, and where one is in the log.
+"""Records and positions: what is written to the log, and where it is.
 
-Named tuples, since they are made by the hundred thousand a second; nothing here knows what is in them.
+Pure values: nothing here connects to a broker or knows what a record's value means. They are named tuples because
+they are created at hundreds of thousands a second.
 """
 
+import base64
+import json
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,9 +17,9 @@ TopicPartition = tuple[str, int]
 Headers = tuple[tuple[str, bytes | None], ...]
 
 RECORD_LIMIT_BYTES = 4 * 1024 * 1024
-"""The largest record that is sent, with its key and headers; topics are made to take it."""
+"""The largest record that is sent, key and headers included; topics are created to accept it."""
 
-KEYS_CACHED = 65_536  # (key, count) pairs whose partition is remembered: murmur2 in Python takes microseconds
+MAX_CACHED_KEYS = 65_536  # (key, count) pairs whose partition is cached: murmur2 in Python takes microseconds
 
 
 class Position(NamedTuple):
@@ -28,7 +31,7 @@ class Position(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record that is to be written. Its key chooses the partition, unless ``partition`` names one."""
+    """A record to write. Its key determines the partition, unless ``partition`` names one."""
 
     topic: str
     key: bytes | None
@@ -39,12 +42,22 @@ class Record(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Key, value and headers."""
-        named = sum(len(name) + len(text or b"") for name, text in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + named
+        """Size of key, value and headers together."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
 
 
-@lru_cache(KEYS_CACHED)
+@lru_cache(MAX_CACHED_KEYS)
 def partition_for(key: bytes, num_partitions: int) -> int:
-    """The partition that every client of Kafka's own kind chooses for a key (murmur2, positive part)."""
+    """The partition that Kafka's default partitioner chooses for a key (murmur2, positive part)."""
     return int((murmur2(key) & 0x7FFFFFFF) % num_partitions)
+
+
+def headers_to_json(headers: Headers) -> str:
+    """Headers as stored in SQLite and Postgres: a JSON list of [name, base64 of the value or null], in order."""
+    return json.dumps([[name, None if value is None else base64.b64encode(value).decode()] for name, value in headers])
+
+
+def headers_from_json(text: str) -> Headers:
+    """The inverse of ``headers_to_json``."""
+    return tuple((name, None if value is None else base64.b64decode(value)) for name, value in json.loads(text))

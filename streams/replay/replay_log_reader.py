@@ -1,6 +1,6 @@
-"""The log as a replay reads it: one consumer on every partition, opened once and read in rounds.
+"""Reads ranges of the log for a replay: one consumer on every partition, opened once and used for every range.
 
-A rebuild's last round happens under a lock that workers wait for: nothing may have to connect then.
+The last range of a rebuild is read under a lock that workers wait for, so no connection may be opened then.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
-from esper.oona.client_options import kafka_error
-from esper.oona.log_reader import StoredRecord, assigned_consumer, stored
+from esper.oona.broker_errors import kafka_error
+from esper.oona.log_reader import StoredRecord, assigned_consumer, to_stored_record
 from esper.oona.records import TopicPartition
 from esper.schemas.topics import TopicSpec, all_topics
 from esper.streams.worker.batch_projection import Batch
 
-BATCH_RECORDS = 10_000  # folded in one transaction: the larger, the fewer round trips a record
+BATCH_RECORDS = 10_000  # per transaction: larger batches need fewer round trips per record
 BATCH_BYTES = 8 * 1024 * 1024
-GATHERED_BYTES = 64 * 1024 * 1024  # of all partitions together, before the largest is handed on unfilled
+MAX_BUFFERED_BYTES = 64 * 1024 * 1024  # over all partitions; beyond it, the largest are returned before they are full
 POLL_MS = 200
 FETCHED_RECORDS = 5_000
-SILENT_S = 30.0  # a broker that gives nothing for so long, though there is something left, is away
+BROKER_TIMEOUT_S = 30.0  # without any record, while some are left: the broker counts as unavailable
 
 Offsets = Mapping[TopicPartition, int]
 
 
 class LogReader:
-    """Made by ``open_log``. One ``read`` at a time."""
+    """Made by ``open_log``. Only one ``read`` may run at a time."""
 
     def __init__(self, consumer: AIOKafkaConsumer, kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> None:
         self.topics = tuple(topics)
@@ -42,118 +42,118 @@ class LogReader:
         self._partitions = [aiokafka.TopicPartition(t.name, n) for t in topics for n in range(t.num_partitions)]
 
     async def first_offsets(self) -> dict[TopicPartition, int]:
-        """The oldest record that each partition still has, of all its topics; so too below."""
-        return _by_place(await self._asked(self._consumer.beginning_offsets(self._partitions)))
+        """The oldest offset of each partition."""
+        return _by_partition(await self._request(self._consumer.beginning_offsets(self._partitions)))
 
     async def end_offsets(self) -> dict[TopicPartition, int]:
-        """The offset that the next record of each partition will have."""
-        return _by_place(await self._asked(self._consumer.end_offsets(self._partitions)))
+        """The offset of the next record of each partition."""
+        return _by_partition(await self._request(self._consumer.end_offsets(self._partitions)))
 
     async def offsets_at(self, at: datetime) -> dict[TopicPartition, int]:
-        """Per partition the first record that the broker took at ``at`` or later; the end where there is none."""
+        """The offset of the first record with a broker timestamp of ``at`` or later; the end if there is none."""
         ends = await self.end_offsets()
         asked = dict.fromkeys(self._partitions, int(at.timestamp() * 1000))
-        found = await self._asked(self._consumer.offsets_for_times(asked))
+        found = await self._request(self._consumer.offsets_for_times(asked))
         later = {(tp.topic, tp.partition): seen.offset for tp, seen in found.items() if seen is not None}
         return {**ends, **later}
 
     async def read(self, starts: Offsets, ends: Offsets) -> AsyncGenerator[Batch, None]:
         """Every record from ``starts`` up to ``ends`` (exclusive), in batches of one partition each.
 
-        Order holds within a partition. Ends lie within the log; a range that is empty gives nothing.
+        Records of a partition are in order. The ends must lie within the log.
 
         Raises:
-            UnavailableError: the broker gives nothing any more.
+            UnavailableError: the broker returns no more records.
         """
-        left = {place: end for place, end in ends.items() if starts[place] < end}
-        for place in left:
-            self._consumer.seek(aiokafka.TopicPartition(*place), starts[place])
-            self._consumer.resume(aiokafka.TopicPartition(*place))
-        gathered, heard_at = _Gathered(starts), time.monotonic()
+        left = {tp: end for tp, end in ends.items() if starts[tp] < end}
+        for tp in left:
+            self._consumer.seek(aiokafka.TopicPartition(*tp), starts[tp])
+            self._consumer.resume(aiokafka.TopicPartition(*tp))
+        buffer, received_at = _BatchBuffer(starts), time.monotonic()
         try:
             while left:
-                fetched = await self._asked(self._consumer.getmany(timeout_ms=POLL_MS, max_records=FETCHED_RECORDS))
+                fetched = await self._request(self._consumer.getmany(timeout_ms=POLL_MS, max_records=FETCHED_RECORDS))
                 for tp, records in fetched.items():
                     end = left.get((tp.topic, tp.partition), 0)
-                    gathered.add((tp.topic, tp.partition), [stored(r) for r in records if r.offset < end])
-                done = [place for place in left if await self._is_past(place, left[place])]
-                for place in done:
-                    self._consumer.pause(aiokafka.TopicPartition(*place))
-                    del left[place]
-                for batch in gathered.taken(done):
+                    buffer.add((tp.topic, tp.partition), [to_stored_record(r) for r in records if r.offset < end])
+                done = [tp for tp in left if await self._is_past(tp, left[tp])]
+                for tp in done:
+                    self._consumer.pause(aiokafka.TopicPartition(*tp))
+                    del left[tp]
+                for batch in buffer.pop_ready(done):
                     yield batch
                 if fetched or done:
-                    heard_at = time.monotonic()
-                elif time.monotonic() - heard_at > SILENT_S:
-                    raise UnavailableError(self._silence(left))
+                    received_at = time.monotonic()
+                elif time.monotonic() - received_at > BROKER_TIMEOUT_S:
+                    raise UnavailableError(self._timeout_message(left))
         finally:
-            self._consumer.pause(*(aiokafka.TopicPartition(*place) for place in left))
+            self._consumer.pause(*(aiokafka.TopicPartition(*tp) for tp in left))
 
-    async def _is_past(self, place: TopicPartition, end: int) -> bool:
-        return int(await self._consumer.position(aiokafka.TopicPartition(*place))) >= end
+    async def _is_past(self, tp: TopicPartition, end: int) -> bool:
+        return int(await self._consumer.position(aiokafka.TopicPartition(*tp))) >= end
 
-    def _silence(self, left: Mapping[TopicPartition, int]) -> str:
+    def _timeout_message(self, left: Mapping[TopicPartition, int]) -> str:
         (topic, partition), *others = sorted(left)
         return (
-            f"{self._kafka.bootstrap_servers} gave no record of {topic}[{partition}] (and {len(others)} more "
-            f"partitions) for {SILENT_S:.0f} s: is the broker running (`esper status`)? Start again then"
+            f"{self._kafka.bootstrap_servers} returned no record of {topic}[{partition}] (and {len(others)} more "
+            f"partitions) for {BROKER_TIMEOUT_S:.0f} s: check that the broker runs (`esper status`), then start again"
         )
 
-    async def _asked(self, asked: Any) -> Any:
+    async def _request(self, request: Any) -> Any:
         try:
-            async with asyncio.timeout(SILENT_S):
-                return await asked
+            async with asyncio.timeout(BROKER_TIMEOUT_S):
+                return await request
         except (KafkaError, TimeoutError) as error:
             raise kafka_error(error, self._kafka) from error
 
 
 @asynccontextmanager
 async def open_log(kafka: KafkaSettings, topics: Sequence[TopicSpec] | None = None) -> AsyncIterator[LogReader]:
-    """A reader of some topics; of every topic and its dead letters where none are named.
+    """Open a reader of some topics; of every topic, dead-letter topics included, if None.
 
     Raises:
-        NotAllowedError, UnavailableError: as every client of Oona.
+        NotAllowedError, UnavailableError: as every Kafka client of Oona.
     """
     read = all_topics() if topics is None else topics
-    places = [(t.name, n) for t in read for n in range(t.num_partitions)]
-    async with assigned_consumer(kafka, places) as consumer:
-        consumer.pause(*consumer.assignment())  # before its first fetch
+    partitions = [(t.name, n) for t in read for n in range(t.num_partitions)]
+    async with assigned_consumer(kafka, partitions) as consumer:
+        consumer.pause(*consumer.assignment())  # before the first fetch
         yield LogReader(consumer, kafka, read)
 
 
-class _Gathered:
-    """Records on their way into batches that are large, and not too large."""
+class _BatchBuffer:
+    """Collects fetched records into large batches, within a bound on memory."""
 
     def __init__(self, starts: Offsets) -> None:
         self._starts = dict(starts)
         self._records: dict[TopicPartition, list[StoredRecord]] = {}
         self._bytes: dict[TopicPartition, int] = {}
 
-    def add(self, place: TopicPartition, records: list[StoredRecord]) -> None:
+    def add(self, tp: TopicPartition, records: list[StoredRecord]) -> None:
         if records:
-            self._records.setdefault(place, []).extend(records)
-            self._bytes[place] = self._bytes.get(place, 0) + sum(len(r.value or b"") for r in records)
+            self._records.setdefault(tp, []).extend(records)
+            self._bytes[tp] = self._bytes.get(tp, 0) + sum(len(r.value or b"") for r in records)
 
-    def taken(self, done: Iterable[TopicPartition]) -> list[Batch]:
-        """What is full, what will not grow any more, and the largest ones where all are too much together."""
+    def pop_ready(self, done: Iterable[TopicPartition]) -> list[Batch]:
+        """Remove and return the full batches, those of ``done``, and the largest ones if the buffer is too large."""
         ready = [p for p in done if p in self._records]
         full = {p for p, r in self._records.items() if len(r) >= BATCH_RECORDS or self._bytes[p] >= BATCH_BYTES}
         ready += sorted(full.difference(ready))
         rest = sum(self._bytes.values()) - sum(self._bytes[p] for p in ready)
-        for place in sorted(self._bytes, key=self._bytes.__getitem__, reverse=True):
-            if rest <= GATHERED_BYTES:
+        for tp in sorted(self._bytes, key=self._bytes.__getitem__, reverse=True):
+            if rest <= MAX_BUFFERED_BYTES:
                 break
-            if place not in ready:
-                ready.append(place)
-                rest -= self._bytes[place]
-        return [self._batch(place) for place in ready]
+            if tp not in ready:
+                ready.append(tp)
+                rest -= self._bytes[tp]
+        return [self._batch(tp) for tp in ready]
 
-    def _batch(self, place: TopicPartition) -> Batch:
-        del self._bytes[place]
-        batch = Batch(*place, self._starts[place], tuple(self._records.pop(place)))
-        self._starts[place] = batch.end
+    def _batch(self, tp: TopicPartition) -> Batch:
+        del self._bytes[tp]
+        batch = Batch(*tp, self._starts[tp], tuple(self._records.pop(tp)))
+        self._starts[tp] = batch.end
         return batch
 
 
-def _by_place(offsets: Mapping[aiokafka.TopicPartition, int]) -> dict[TopicPartition, int]:
+def _by_partition(offsets: Mapping[aiokafka.TopicPartition, int]) -> dict[TopicPartition, int]:
     return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}

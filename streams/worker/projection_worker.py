@@ -1,8 +1,10 @@
-"""ProjectionWorker: what a worker holds open, and what it does with each batch.
+"""The resources of a worker process, and the handling of each batch.
 
-Owns the pool, the producer for dead letters, the slot and the metrics. It refuses to open on a
-log that does not fit the projections; later, a partition that cannot go on is stopped and
-shown red, while the others go on. No exception leaves ``fold``: a Faust agent would ack the batch.
+Owns the Postgres pool, the producer of dead letters, the group member id, the metrics and the set of stopped
+partitions. It refuses to open if the log does not match the projections. Later, it stops a partition that cannot
+continue, while the others go ahead.
+
+Invariant: no exception leaves ``project``, since a Faust agent would acknowledge the batch.
 """
 
 import asyncio
@@ -48,13 +50,15 @@ from esper.streams.worker.worker_metrics import WorkerMetrics
 TRANSIENT = (*KAFKA_TRANSIENT_ERRORS, *POSTGRES_TRANSIENT_ERRORS)
 
 RETRY_FIRST_S = 0.1
-LOOK_TIMEOUT_S = 5.0  # for a look at the cluster: the next one comes soon
+CLUSTER_CHECK_TIMEOUT_S = 5.0  # short, since the check is repeated
+
+Offsets = Mapping[TopicPartition, int]
 
 _log = get_logger(__name__)
 
 
 class ProjectionWorker:
-    """Async: ``open`` before the first batch, ``close`` after the last."""
+    """Projects batches. ``open`` it before the first batch, ``close`` it after the last one."""
 
     def __init__(self, settings: Settings, streams: StreamsSettings) -> None:
         self.metrics = WorkerMetrics()
@@ -62,20 +66,21 @@ class ProjectionWorker:
         self._settings = settings
         self._streams = streams
         self._exits = AsyncExitStack()
-        self._red: dict[TopicPartition, str] = {}
+        self._stopped: dict[TopicPartition, str] = {}
         self._caches: dict[TopicPartition, PartitionCache] = {}
-        self._begins: dict[TopicPartition, int] = {}
-        self._misfits: set[TopicPartition] = set()
+        self._log_starts: dict[TopicPartition, int] = {}  # of the partitions without a stored position
+        self._mismatched: set[TopicPartition] = set()
         self._watch = ProgressWatch(streams.stalled_after_s)
-        self._teller = StallReporter("worker")
+        self._stall_reporter = StallReporter("worker")
         self._pool: Pool
         self._producer: OonaProducer | None = None
 
     async def open(self) -> None:
-        """Check that topics, log and projections fit, then open everything.
+        """Check topics, access rights, log and projections, then open everything.
 
         Raises:
-            ConfigError, NotAllowedError, UnavailableError, PositionError, ConflictError: with what to do.
+            ConfigError, NotAllowedError, UnavailableError, PositionError, ConflictError: a check failed; the message
+                has the remedy.
         """
         kafka, postgres = self._settings.need_kafka(), self._settings.need_postgres()
         async with AsyncExitStack() as exits:
@@ -91,83 +96,76 @@ class ProjectionWorker:
             except POSTGRES_DRIVER_ERRORS as error:
                 raise postgres_error(error, postgres) from error
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="esper-streams"))
-            slot = acquire_member_id(state_dir() / "slots", self._streams.member_id)
-            exits.callback(slot.release)
-            self.instance_id = slot.instance_id
+            member = acquire_member_id(state_dir() / "member_ids", self._streams.member_id)
+            exits.callback(member.release)
+            self.instance_id = member.instance_id
             port = self.metrics.serve(self._streams.metrics_address)
             exits.callback(self.metrics.stop)
-            beating = asyncio.create_task(self.metrics.health.keep_beating(), name="worker-beat")
-            exits.callback(beating.cancel)
+            heartbeat = asyncio.create_task(self.metrics.health.keep_beating(), name="worker-beat")
+            exits.callback(heartbeat.cancel)
             self._exits = exits.pop_all()
         _log.info("worker.opened", instance=self.instance_id, metrics_port=port)
 
     async def close(self) -> None:
-        """Close what ``open`` opened."""
+        """Close everything that ``open`` opened."""
         await self._exits.aclose()
 
     async def project(self, batch: Batch, is_current: Callable[[], bool]) -> None:
-        """Fold a batch; try again for as long as Postgres or Kafka is away.
+        """Project a batch; retry for as long as Postgres or Kafka is unavailable.
 
         Args:
-            is_current: says False once the partition was given out anew, so that another reader's
-                position counts.
+            is_current: returns False after a rebalance. A position error then means that another worker has the
+                partition, not that this one must stop it.
         """
-        place = (batch.topic, batch.partition)
-        if place in self._red:
+        tp = (batch.topic, batch.partition)
+        if tp in self._stopped:
             return
         try:
             async for attempt in self.retries(TRANSIENT):
                 with attempt:
-                    await self._fold_once(batch)
-            self._watch.reached(place, batch.end)
+                    await self._project_once(batch)
+            self._watch.advance(tp, batch.end)
         except PositionError as error:
             if is_current():
-                self._stop(place, str(error))
+                self._stop(tp, str(error))
         except NewerVersionError as error:
-            self._stop(place, str(error))
+            self._stop(tp, str(error))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             _log.exception("projection.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
-            self._stop(place, f"{type(error).__name__}: {error}")
+            self._stop(tp, f"{type(error).__name__}: {error}")
 
     def retries(self, on: tuple[type[Exception], ...]) -> Attempts:
-        """Attempts without end, for what waiting can mend."""
+        """Unlimited attempts, with the backoff of the settings."""
         return retry_forever(on, RETRY_FIRST_S, self._streams.retry_max_delay_s)
 
-    def is_red(self, place: TopicPartition) -> bool:
-        """Whether a partition was stopped."""
-        return place in self._red
+    def is_stopped(self, tp: TopicPartition) -> bool:
+        """Whether this worker stopped a partition."""
+        return tp in self._stopped
 
-    def verify_fetched(
-        self,
-        place: TopicPartition,
-        start: int,
-        fetched: int,
-        first: Mapping[TopicPartition, int],
-        last: Mapping[TopicPartition, int],
-    ) -> bool:
-        """Stop a partition whose log does not hold ``start`` any more, where ``fetched`` was read instead.
+    def verify_fetched(self, tp: TopicPartition, start: int, fetched: int, first: Offsets, last: Offsets) -> bool:
+        """Whether records from ``fetched`` on continue at ``start``; stops the partition if they do not.
 
-        Returns:
-            Whether what was read follows.
+        Args:
+            first: the oldest offset of the partition; ``last`` the end of its log.
         """
         try:
-            check_position(place, start, first, last)
-            check_order(place, start, fetched)
+            check_position(tp, start, first, last)
+            check_order(tp, start, fetched)
         except PositionError as error:
-            self._stop(place, str(error))
-        return place not in self._red
+            self._stop(tp, str(error))
+        return tp not in self._stopped
 
     async def verify_cluster(self) -> None:
-        """Stop everything where the broker was wiped under this worker. Says nothing where it does not answer."""
+        """Stop every partition if the broker was wiped. Does nothing if Kafka or Postgres does not answer."""
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S), self._pool.acquire() as connection:
+            async with asyncio.timeout(CLUSTER_CHECK_TIMEOUT_S), self._pool.acquire() as connection:
                 await self._claim_cluster(connection)
         except PositionError as error:
             _log.error("worker.refused", reason=str(error))
-            for place in sorted(self._watch.places - self._red.keys()):
-                self._stop(place, str(error))
+            for tp in sorted(self._watch.partitions - self._stopped.keys()):
+                self._stop(tp, str(error))
         except (*TRANSIENT, EsperError) as error:
             _log.info("cluster_id.lookup_failed", error=repr(error))
 
@@ -175,110 +173,105 @@ class ProjectionWorker:
         kafka = self._settings.need_kafka()
         await claim_cluster(connection, await cluster_id(kafka), kafka)
 
-    async def positions(
-        self, assigned: set[TopicPartition], first: Mapping[TopicPartition, int], last: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, int]:
-        """The offset to read each partition from, checked against the log as it is now.
+    async def assign(self, assigned: set[TopicPartition], first: Offsets, last: Offsets) -> dict[TopicPartition, int]:
+        """Take over partitions, and return the offset to read each one from. Stops those that do not match the log.
 
         Args:
-            first: the oldest offset of each partition; ``last`` the next one to be written.
+            first: the oldest offset of each partition; ``last`` the end of its log.
         """
         async with self._pool.acquire() as connection:
             stored = await stored_positions(connection)
-            wrong_log = None
+            cluster_error = None
             try:
                 await self._claim_cluster(connection)
             except PositionError as error:
-                wrong_log = str(error)
+                cluster_error = str(error)
             else:
-                await self._send_left_letters(connection, assigned)
+                await self._send_pending_dead_letters(connection, assigned)
         self._caches.clear()
-        self._begins = {place: first.get(place, 0) for place in assigned - stored.keys()}
-        for place in self._watch.places - assigned:
-            self._watch.end(place)
-        positions = {place: stored.get(place, first.get(place, 0)) for place in sorted(assigned)}
+        self._log_starts = {tp: first.get(tp, 0) for tp in assigned - stored.keys()}
+        for tp in self._watch.partitions - assigned:
+            self._watch.revoke(tp)
+        positions = {tp: stored.get(tp, first.get(tp, 0)) for tp in sorted(assigned)}
         self.metrics.partitions_assigned(positions)
-        for place in positions:
-            self._red.pop(place, None)
-            self._watch.begin(place, positions[place])
+        for tp in positions:
+            self._stopped.pop(tp, None)
+            self._watch.assign(tp, positions[tp])
             try:
-                if wrong_log is not None:
-                    raise PositionError(wrong_log)
-                check_position(place, positions[place], first, last)
+                if cluster_error is not None:
+                    raise PositionError(cluster_error)
+                check_position(tp, positions[tp], first, last)
             except PositionError as error:
-                self._stop(place, str(error))
+                self._stop(tp, str(error))
         return positions
 
     async def drop_expired(self) -> None:
-        """Drop the health windows that are past their time; where Postgres does not let it, the next look does."""
+        """Drop expired health windows. A failure is logged, and the next round retries."""
         before = datetime.now(UTC) - timedelta(hours=self._streams.window_retention_h)
         try:
             async with self._pool.acquire() as connection:
                 await drop_expired(connection, before)
-        except (*TRANSIENT, asyncpg.PostgresError) as error:  # not the owner's right, say: no reason to stop folding
+        except (*TRANSIENT, asyncpg.PostgresError) as error:  # a missing privilege, say, must not stop projection
             _log.warning("windows.drop_failed", reason=f"{error!r:.200}")
 
-    def reached(self) -> Mapping[TopicPartition, int]:
-        """How far each partition of this worker is."""
+    def offsets(self) -> Offsets:
+        """The next offset of each assigned partition."""
         return self._watch.offsets()
 
-    def watch(
-        self,
-        ends: Mapping[TopicPartition, int | None],
-        reached: Mapping[TopicPartition, int],
-        first: Mapping[TopicPartition, int],
-    ) -> None:
-        """Tell of the partitions that do not get on: in the log, and to Prometheus.
+    def check_progress(self, ends: Mapping[TopicPartition, int | None], offsets: Offsets, first: Offsets) -> None:
+        """Report stalled partitions to the log and to Prometheus, and stop those that left the log's range.
 
         Args:
-            ends: the end of each partition's log; None where the broker did not say.
-            reached: how far each was before the broker was asked.
-            first: the oldest offset of each whose fetched batches are all folded.
+            ends: the end of each partition's log; None if the broker did not answer.
+            offsets: the next offset of each partition, read before the broker was asked.
+            first: the oldest offset of each partition that has no batch in flight.
         """
-        misfits = {}
-        for place, offset in reached.items():
-            end = ends.get(place)
+        mismatches = {}
+        for tp, offset in offsets.items():
+            end = ends.get(tp)
             try:
-                check_position(place, offset, first, {place: offset if end is None else end})
+                check_position(tp, offset, first, {tp: offset if end is None else end})
             except PositionError as error:
-                misfits[place] = str(error)
-        for place in sorted(self._misfits & misfits.keys() - self._red.keys()):
-            self._stop(place, misfits[place])
-        self._misfits = set(misfits)  # a new leader may say too little for a moment: told at the second look
+                mismatches[tp] = str(error)
+        # a new leader can report too low an end for a moment: only the second mismatch in a row counts
+        for tp in sorted(self._mismatched & mismatches.keys() - self._stopped.keys()):
+            self._stop(tp, mismatches[tp])
+        self._mismatched = set(mismatches)
         stalls = self._watch.stalls(ends)
-        self._teller.tell(stalls)
+        self._stall_reporter.report(stalls)
         self.metrics.update_positions(ends, stalls)
 
-    async def _send_left_letters(self, connection: Connection, assigned: set[TopicPartition]) -> None:
-        """Send what an earlier owner of these partitions decided on and did not get to send."""
+    async def _send_pending_dead_letters(self, connection: Connection, assigned: set[TopicPartition]) -> None:
+        """Send the dead letters that an earlier owner of these partitions committed and did not send."""
         assert self._producer is not None
         rows = [row async for row in queries("dead_letters").all_pending(connection)]
-        for place in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
+        for topic, partition in sorted({(row["topic"], row["log_partition"]) for row in rows} & assigned):
             try:
-                await send_pending_dead_letters(connection, *place, self._producer)
+                await send_pending_dead_letters(connection, topic, partition, self._producer)
             except EsperError as error:
-                # they wait on; the next letter or assignment takes them along
-                _log.warning("dead_letters.delayed", topic=place[0], partition=place[1], error=str(error))
+                # they stay in the table; the next dead letter or assignment sends them
+                _log.warning("dead_letters.delayed", topic=topic, partition=partition, error=str(error))
 
-    async def _fold_once(self, batch: Batch) -> None:
+    async def _project_once(self, batch: Batch) -> None:
         assert self._producer is not None
-        may_begin = self._begins.get((batch.topic, batch.partition)) == batch.start
+        tp = (batch.topic, batch.partition)
+        may_begin = self._log_starts.get(tp) == batch.start
         try:
             with self.metrics.time_batch(batch.topic):
                 async with self._pool.acquire() as connection:
-                    cache = self._caches.setdefault((batch.topic, batch.partition), PartitionCache())
+                    cache = self._caches.setdefault(tp, PartitionCache())
                     projected = await project_batch(connection, replace(batch, may_begin=may_begin), cache=cache)
-                    if projected.has_letters:
+                    if projected.has_dead_letters:
                         await send_pending_dead_letters(connection, batch.topic, batch.partition, self._producer)
         except TRANSIENT as error:
-            self._watch.troubled((batch.topic, batch.partition), f"it cannot be folded: {error!r:.200}")
+            self._watch.note_problem(tp, f"the batch cannot be projected: {error!r:.200}")
             self.metrics.batch_retried(batch.topic, error)
             raise
         self.metrics.batch_projected(batch, projected.num_events, projected.transaction_s)
 
-    def _stop(self, place: TopicPartition, reason: str) -> None:
-        topic, partition = place
-        self._red[place] = reason
-        self._watch.stopped(place, reason)
-        self.metrics.partition_stopped(place, reason)
+    def _stop(self, tp: TopicPartition, reason: str) -> None:
+        topic, partition = tp
+        self._stopped[tp] = reason
+        self._watch.stop(tp, reason)
+        self.metrics.partition_stopped(tp, reason)
         _log.error("partition.stopped", topic=topic, partition=partition, reason=reason)

@@ -19,7 +19,7 @@ from esper.oona.dead_letters.dead_letter import DeadLetter
 from esper.oona.dead_letters.redrive import (
     Condition,
     decode_problem,
-    describe,
+    field_values,
     find_dead_letters,
     find_redriven,
     is_redriven,
@@ -63,7 +63,7 @@ def list_dead_letters(
     for column in ("topic", "position", "type", "key", "reason", "attempts", "state"):
         table.add_column(column, overflow="fold")
     for dead_letter in dead_letters[:limit]:
-        fields, position = describe(dead_letter), dead_letter.position
+        fields, position = field_values(dead_letter), dead_letter.position
         state = "redriven" if is_redriven(dead_letter, redriven) else ""
         cells = (fields["topic"], f"{position.partition}@{position.offset}", fields["type"], fields["key"])
         table.add_row(*map(escape, (*cells, dead_letter.reason, str(dead_letter.attempts), state)))

@@ -31,7 +31,7 @@ class Journal:
         self.last_sequences: dict[str, int] = {}
         self._outbox = outbox
         self._next = 0
-        self._marks: dict[str, str] = {}
+        self._metadata: dict[str, str] = {}
 
     def make(
         self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
@@ -60,14 +60,14 @@ class Journal:
             OutboxFullError: the disk is full; nothing was written, no number was used.
         """
         message = self.make(model, cause, **fields)
-        self._outbox.append([encode(message)], self._marks)
-        self._marks = {}
+        self._outbox.append([encode(message)], self._metadata)
+        self._metadata = {}
         self.note(message)
         return message
 
-    def mark(self, name: str, value: str) -> None:
+    def set_metadata(self, name: str, value: str) -> None:
         """Keep a small text beside the events; it is on disk with the next event that is recorded."""
-        self._marks[name] = value
+        self._metadata[name] = value
 
     def try_record(
         self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any

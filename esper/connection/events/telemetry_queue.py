@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from esper.connection.settings import LinkOptions
 from esper.errors import ContractError, EsperError, OutboxFullError
 from esper.logging import get_logger
+from esper.oona.broker_errors import TRANSIENT_ERRORS
 from esper.oona.cloudevents import encode
-from esper.oona.outbox.outbox_sender import AWAY
 from esper.oona.outbox.outbox_store import Outbox
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Record
@@ -103,7 +103,7 @@ class TelemetryQueue:
                 await asyncio.sleep(RETRY_S)
                 continue
             deliveries = await producer.deliver([record for _id, record in waiting])
-            away = next((error for error in deliveries.errors if isinstance(error, AWAY)), None)
+            away = next((error for error in deliveries.errors if isinstance(error, TRANSIENT_ERRORS)), None)
             if away is not None:  # in this order, or not at all: all of it again
                 _log.warning("telemetry.delayed", spilled=len(self._spill), error=str(away))
                 await asyncio.sleep(RETRY_S)
@@ -123,8 +123,8 @@ class TelemetryQueue:
         batch = self._under_way
         if not self._is_spilling:
             deliveries = await producer.deliver(batch, timeout_s=AWAY_AFTER_S)
-            self._refused([error for error in deliveries.errors if not isinstance(error, AWAY)])
-            batch = [d.record for d in deliveries if isinstance(d.error, AWAY)]
+            self._refused([error for error in deliveries.errors if not isinstance(error, TRANSIENT_ERRORS)])
+            batch = [d.record for d in deliveries if isinstance(d.error, TRANSIENT_ERRORS)]
         self._spill_over(batch)
         self._settled()
 

@@ -1,7 +1,7 @@
-"""ACLs on the broker: what ``esper.oona.admin.rights`` asks for against what is there.
+"""ACLs on the broker: compares those that ``esper.oona.admin.rights`` requires with those that exist.
 
-Invariant: what Esper did not make is never removed unless ``prune`` asks for it, and then only where
-it bears on Esper's own topics, group or users.
+Invariant: an ACL that Esper did not create is removed only with ``prune``, and only if it concerns Esper's own
+topics, group or users.
 """
 
 import asyncio
@@ -12,17 +12,23 @@ from typing import Any
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
-from esper.oona.admin.admin_client import REQUEST_TIMEOUT_S, admin_names, answers_of, not_for, open_admin
+from esper.oona.admin.admin_client import (
+    REQUEST_TIMEOUT_S,
+    confluent_admin,
+    not_administrator,
+    open_admin,
+    wait_for_results,
+)
 from esper.oona.admin.rights import CLUSTER, Service, rights
 
-IN_FORCE_TIMEOUT_S = 10.0
+ENFORCED_TIMEOUT_S = 10.0
 POLL_S = 0.1
 ANY_HOST = "*"
 WILDCARD = "*"
 
 
 class AclState(StrEnum):
-    """How an ACL stands against what it should be."""
+    """How an ACL on the broker compares with what Esper requires."""
 
     PRESENT = "present"
     CREATED = "created"
@@ -33,7 +39,7 @@ class AclState(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Acl:
-    """One entry, in Kafka's words and in lower case but for the names."""
+    """One ACL, in Kafka's terms; everything but principal and name is in lower case."""
 
     principal: str
     resource: str
@@ -46,7 +52,7 @@ class Acl:
 
 @dataclass(frozen=True, slots=True)
 class AclStatus:
-    """One entry and how it stands."""
+    """One ACL and its state."""
 
     acl: Acl
     state: AclState
@@ -54,125 +60,128 @@ class AclStatus:
 
 @dataclass(frozen=True, slots=True)
 class AclPlan:
-    """What should be: the entries that are wanted, and whose they are."""
+    """The ACLs that Esper requires, and the principals that they are for."""
 
-    wanted: frozenset[Acl]
+    required: frozenset[Acl]
     principals: frozenset[str]
 
     @classmethod
     def of(cls, principals: Mapping[Service, str], group: str) -> "AclPlan":
-        """The plan for these users and this group of workers."""
-        wanted = (Acl(principals[r.service], r.resource, r.name, r.operation) for r in rights(group))
-        return cls(frozenset(wanted), frozenset(principals.values()))
+        """The plan for these principals and the consumer group of the stream workers."""
+        required = (Acl(principals[r.service], r.resource, r.name, r.operation) for r in rights(group))
+        return cls(frozenset(required), frozenset(principals.values()))
 
-    def bears_on(self, acl: Acl) -> bool:
-        """Whether an entry changes what somebody may do with Esper's topics, group or users."""
-        return acl.principal in self.principals or any(_covers(acl, a) for a in self.wanted)
+    def affects_esper(self, acl: Acl) -> bool:
+        """Whether an ACL concerns Esper's topics, group or users."""
+        return acl.principal in self.principals or any(_covers(acl, a) for a in self.required)
 
     def may_prune(self, acl: Acl) -> bool:
-        """Whether it bears on nothing else: a pattern of another user's may be about other systems too."""
+        """Whether an ACL concerns Esper alone. A pattern of another user may concern other systems too."""
         is_exact = acl.pattern == "literal" and acl.name not in (WILDCARD, CLUSTER)
-        return acl.principal in self.principals or (is_exact and self.bears_on(acl))
+        return acl.principal in self.principals or (is_exact and self.affects_esper(acl))
 
 
 async def list_acls(kafka: KafkaSettings, plan: AclPlan) -> list[AclStatus]:
-    """Every entry that is wanted or bears on Esper, and how it stands; in order.
+    """The ACLs that are required or concern Esper, with their state, in order.
 
-    A broker without an authorizer has none, and does not say why.
+    A broker without an authorizer returns none, and no error.
 
     Raises:
         NotAllowedError: this user may not see ACLs.
-        ConfigError: the extra is not installed.
+        ConfigError: the extra ``esper[admin]`` is not installed.
         UnavailableError: no broker answers.
     """
-    return _statuses(plan, await _described(await open_admin(kafka), kafka))
+    return _statuses(plan, await _describe(await open_admin(kafka), kafka))
 
 
 async def apply_acls(kafka: KafkaSettings, plan: AclPlan, *, prune: bool = False) -> list[AclStatus]:
-    """Make the entries that are missing; with ``prune`` also remove those that are extra.
+    """Create the missing ACLs; with ``prune`` also remove the extra ones.
 
-    Comes back once the broker goes by them.
+    Returns once the broker enforces them.
 
     Raises:
         NotAllowedError: this user may not see or change ACLs.
-        ConfigError: the broker keeps none, or the extra is not installed.
-        UnavailableError: no broker answers.
+        ConfigError: the broker has no authorizer, or the extra ``esper[admin]`` is not installed.
+        UnavailableError: no broker answers, or it does not enforce the ACLs within 10 s.
     """
     admin = await open_admin(kafka)
-    before = _statuses(plan, await _described(admin, kafka))
+    before = _statuses(plan, await _describe(admin, kafka))
     missing = [s.acl for s in before if s.state is AclState.MISSING]
-    doomed = [s.acl for s in before if prune and s.state is AclState.EXTRA and plan.may_prune(s.acl)]
+    extra = [s.acl for s in before if prune and s.state is AclState.EXTRA and plan.may_prune(s.acl)]
     if missing:
-        made = admin.create_acls([_binding(a) for a in missing], request_timeout=REQUEST_TIMEOUT_S)
-        await answers_of(made.values(), kafka)
-    if doomed:
-        gone = admin.delete_acls([_binding(a, as_filter=True) for a in doomed], request_timeout=REQUEST_TIMEOUT_S)
-        await answers_of(gone.values(), kafka)
-    await _wait_until_in_force(admin, kafka, frozenset(missing), frozenset(doomed))
-    changed = {**dict.fromkeys(missing, AclState.CREATED), **dict.fromkeys(doomed, AclState.REMOVED)}
+        created = admin.create_acls([_binding(a) for a in missing], request_timeout=REQUEST_TIMEOUT_S)
+        await wait_for_results(created.values(), kafka)
+    if extra:
+        removed = admin.delete_acls([_binding(a, as_filter=True) for a in extra], request_timeout=REQUEST_TIMEOUT_S)
+        await wait_for_results(removed.values(), kafka)
+    await _wait_until_enforced(admin, kafka, frozenset(missing), frozenset(extra))
+    changed = {**dict.fromkeys(missing, AclState.CREATED), **dict.fromkeys(extra, AclState.REMOVED)}
     return [AclStatus(s.acl, changed.get(s.acl, s.state)) for s in before]
 
 
-async def _wait_until_in_force(admin: Any, kafka: KafkaSettings, made: frozenset[Acl], gone: frozenset[Acl]) -> None:
-    """The controller has them at once; brokers go by them when they have read its log."""
+async def _wait_until_enforced(
+    admin: Any, kafka: KafkaSettings, created: frozenset[Acl], removed: frozenset[Acl]
+) -> None:
+    """Wait for the brokers: the controller stores ACLs at once, brokers enforce them when they have read its log."""
     try:
-        async with asyncio.timeout(IN_FORCE_TIMEOUT_S):
-            while made - (found := await _described(admin, kafka)) or gone & found:
+        async with asyncio.timeout(ENFORCED_TIMEOUT_S):
+            while created - (found := await _describe(admin, kafka)) or removed & found:
                 await asyncio.sleep(POLL_S)
     except TimeoutError as error:
         raise UnavailableError(
-            f"Kafka took the ACLs, but does not go by them after {IN_FORCE_TIMEOUT_S:.0f} s; see `esper acls list`"
+            f"Kafka accepted the ACLs but does not enforce them after {ENFORCED_TIMEOUT_S:.0f} s; "
+            "check `esper acls list`"
         ) from error
 
 
 def _statuses(plan: AclPlan, found: frozenset[Acl]) -> list[AclStatus]:
-    extra = {a for a in found - plan.wanted if plan.bears_on(a)}
+    extra = {a for a in found - plan.required if plan.affects_esper(a)}
     states = {
-        **dict.fromkeys(plan.wanted & found, AclState.PRESENT),
-        **dict.fromkeys(plan.wanted - found, AclState.MISSING),
+        **dict.fromkeys(plan.required & found, AclState.PRESENT),
+        **dict.fromkeys(plan.required - found, AclState.MISSING),
         **dict.fromkeys(extra, AclState.EXTRA),
     }
     return [AclStatus(acl, states[acl]) for acl in sorted(states)]
 
 
-def _covers(acl: Acl, wanted: Acl) -> bool:
-    if acl.resource != wanted.resource:
+def _covers(acl: Acl, required: Acl) -> bool:
+    if acl.resource != required.resource:
         return False
     if acl.pattern == "prefixed":
-        return wanted.name.startswith(acl.name)
-    return acl.name in (wanted.name, WILDCARD)
+        return required.name.startswith(acl.name)
+    return acl.name in (required.name, WILDCARD)
 
 
-async def _described(admin: Any, kafka: KafkaSettings) -> frozenset[Acl]:
-    of = admin_names()
+async def _describe(admin: Any, kafka: KafkaSettings) -> frozenset[Acl]:
+    confluent = confluent_admin()
     cluster = admin.describe_cluster(include_authorized_operations=True, request_timeout=REQUEST_TIMEOUT_S)
-    (known,) = await answers_of([cluster], kafka)
-    if of.AclOperation.DESCRIBE not in (known.authorized_operations or ()):
-        raise not_for(kafka)  # librdkafka drops this error of the next request, and would give no ACLs
-    everything = of.AclBindingFilter(
-        of.ResourceType.ANY,
+    (description,) = await wait_for_results([cluster], kafka)
+    if confluent.AclOperation.DESCRIBE not in (description.authorized_operations or ()):
+        raise not_administrator(kafka)  # librdkafka would drop the error of the next request and return no ACLs
+    any_acl = confluent.AclBindingFilter(
+        confluent.ResourceType.ANY,
         None,
-        of.ResourcePatternType.ANY,
+        confluent.ResourcePatternType.ANY,
         None,
         None,
-        of.AclOperation.ANY,
-        of.AclPermissionType.ANY,
+        confluent.AclOperation.ANY,
+        confluent.AclPermissionType.ANY,
     )
-    (found,) = await answers_of([admin.describe_acls(everything, request_timeout=REQUEST_TIMEOUT_S)], kafka)
+    (found,) = await wait_for_results([admin.describe_acls(any_acl, request_timeout=REQUEST_TIMEOUT_S)], kafka)
     return frozenset(_acl(binding) for binding in found)
 
 
 def _binding(acl: Acl, *, as_filter: bool = False) -> Any:
-    of = admin_names()
-    is_cluster = acl.resource == "cluster"  # librdkafka's older name for it is broker
-    return (of.AclBindingFilter if as_filter else of.AclBinding)(
-        of.ResourceType.BROKER if is_cluster else of.ResourceType[acl.resource.upper()],
+    confluent = confluent_admin()
+    is_cluster = acl.resource == "cluster"  # librdkafka's older name of the cluster is broker
+    return (confluent.AclBindingFilter if as_filter else confluent.AclBinding)(
+        confluent.ResourceType.BROKER if is_cluster else confluent.ResourceType[acl.resource.upper()],
         acl.name,
-        of.ResourcePatternType[acl.pattern.upper()],
+        confluent.ResourcePatternType[acl.pattern.upper()],
         acl.principal,
         acl.host,
-        of.AclOperation[acl.operation.upper()],
-        of.AclPermissionType[acl.permission.upper()],
+        confluent.AclOperation[acl.operation.upper()],
+        confluent.AclPermissionType[acl.permission.upper()],
     )
 
 

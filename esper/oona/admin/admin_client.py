@@ -1,7 +1,7 @@
-"""The broker's administration through confluent-kafka: ACLs and users, which aiokafka's admin client does not know.
+"""The admin client of confluent-kafka, for ACLs and users, which aiokafka's admin client does not support.
 
-Needs the extra ``esper[admin]``, which is imported when it is needed. Owns the client and its errors, not
-what is done with it.
+Owns the client and the translation of its errors; ``acls`` and ``scram_users`` own the requests. Requires the extra
+``esper[admin]``, which is imported on first use.
 """
 
 import asyncio
@@ -18,27 +18,33 @@ REQUEST_TIMEOUT_S = 10.0
 
 
 async def open_admin(kafka: KafkaSettings) -> Any:
-    """A client for administration, for a broker that lets this process in. It needs no closing.
+    """An admin client for a broker that accepts this user. It needs no closing.
 
     Raises:
-        ConfigError: the extra is not installed.
-        NotAllowedError, UnavailableError: as ``esper.oona.client_options.knock``.
+        ConfigError: the extra ``esper[admin]`` is not installed.
+        NotAllowedError, UnavailableError: as ``esper.oona.client_options.preflight_check``.
     """
-    admin = admin_names().AdminClient({**librdkafka_options(kafka), "log_level": 0})
-    await preflight_check(kafka)  # librdkafka would try again until its time is up, and not say why
+    admin = confluent_admin().AdminClient({**librdkafka_options(kafka), "log_level": 0})
+    await preflight_check(kafka)  # librdkafka would retry until its timeout and not report the reason
     return admin
 
 
-def admin_names() -> Any:
-    """confluent_kafka.admin, which does not declare its names."""
+def confluent_admin() -> Any:
+    """The module confluent_kafka.admin, imported on first use; typed Any because it does not export its names.
+
+    Raises:
+        ConfigError: the extra ``esper[admin]`` is not installed.
+    """
     try:
         return importlib.import_module("confluent_kafka.admin")
     except ImportError as error:
-        raise ConfigError("ACLs and users need confluent-kafka: pip install 'esper[admin]'") from error
+        raise ConfigError(
+            "ACLs and users require confluent-kafka, which is not installed: pip install 'esper[admin]'"
+        ) from error
 
 
-async def answers_of(futures: Iterable[Any], kafka: KafkaSettings) -> list[Any]:
-    """What librdkafka's futures give.
+async def wait_for_results(futures: Iterable[Any], kafka: KafkaSettings) -> list[Any]:
+    """The results of librdkafka's futures.
 
     Raises:
         NotAllowedError, ConfigError, UnavailableError: the first that failed.
@@ -48,24 +54,24 @@ async def answers_of(futures: Iterable[Any], kafka: KafkaSettings) -> list[Any]:
     try:
         return await asyncio.gather(*(asyncio.wrap_future(f) for f in futures))
     except KafkaException as error:
-        raise _explained(error.args[0], kafka) from None  # its text is the broker's whole request
+        raise _translated(error.args[0], kafka) from None  # its text would repeat the whole request
 
 
-def not_for(kafka: KafkaSettings) -> NotAllowedError:
-    """Administration is not for this user."""
+def not_administrator(kafka: KafkaSettings) -> NotAllowedError:
+    """The error for a user without administrative rights."""
     return NotAllowedError(
         f"{principal(kafka)} may not see or change ACLs and users of Kafka at {kafka.bootstrap_servers}: "
         "do it as the broker's administrator (super.users)"
     )
 
 
-def _explained(error: Any, kafka: KafkaSettings) -> EsperError:
+def _translated(error: Any, kafka: KafkaSettings) -> EsperError:
     match error.name():
         case "CLUSTER_AUTHORIZATION_FAILED":
-            return not_for(kafka)
+            return not_administrator(kafka)
         case "SECURITY_DISABLED":
             return ConfigError(
-                f"Kafka at {kafka.bootstrap_servers} keeps no ACLs: everybody may do everything; "
+                f"Kafka at {kafka.bootstrap_servers} has no authorizer, so every client may do everything; "
                 "set authorizer.class.name on the broker"
             )
-    return UnavailableError(f"Kafka at {kafka.bootstrap_servers} did not do it: {error.name()}")
+    return UnavailableError(f"Kafka at {kafka.bootstrap_servers}: the request failed with {error.name()}; retry it")

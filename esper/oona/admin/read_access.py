@@ -1,6 +1,6 @@
-"""Whether this user may read what it is about to: asked before a start, when the answer is one clear line.
+"""Checks before a start that this user may read its topics and join its consumer group.
 
-A group consumer that finds out later retries for ever, or ends in the middle of its work.
+A consumer that meets a missing right later retries without limit, or fails in the middle of its work.
 """
 
 from collections.abc import Collection
@@ -14,14 +14,14 @@ from esper.oona.broker_errors import kafka_error
 from esper.oona.client_options import preflight_check
 from esper.oona.log_reader import assigned_consumer
 
-ANSWER_MS = 300  # a topic that may not be read is refused at once; the others have nothing to give
+POLL_MS = 300  # a topic that may not be read is refused at once; the others return nothing
 
 
 async def verify_group(kafka: KafkaSettings, group: str) -> None:
-    """Make sure that this user knows the consumer group: that the broker shows it to it.
+    """Check that this user may see the consumer group.
 
     Raises:
-        NotAllowedError: it does not.
+        NotAllowedError: this user may not.
         UnavailableError: no broker answers.
     """
     async with admin_client(kafka) as client:
@@ -30,23 +30,23 @@ async def verify_group(kafka: KafkaSettings, group: str) -> None:
         except GroupAuthorizationFailedError as error:
             raise kafka_error(GroupAuthorizationFailedError(group), kafka) from error
         except GroupCoordinatorNotAvailableError:
-            return  # the first group of a broker: who joins it waits for its coordinator
+            return  # the first group on a broker: its members wait for the coordinator
         except KafkaError as error:
             raise kafka_error(error, kafka) from error
 
 
 async def verify_readable(kafka: KafkaSettings, topics: Collection[str]) -> None:
-    """Make sure that this user may see and read these topics.
+    """Check that this user may see and read these topics.
 
     Raises:
-        NotAllowedError: names one that it may not.
+        NotAllowedError: this user may not read a topic; the message names it.
         UnavailableError: no broker answers.
     """
     await preflight_check(kafka, topics)
-    places = [TopicPartition(topic, 0) for topic in topics]
-    async with assigned_consumer(kafka, [(p.topic, p.partition) for p in places]) as consumer:
+    partitions = [TopicPartition(topic, 0) for topic in topics]
+    async with assigned_consumer(kafka, partitions) as consumer:
         try:
-            await consumer.seek_to_end(*places)
-            await consumer.getmany(timeout_ms=ANSWER_MS)
+            await consumer.seek_to_end(*partitions)
+            await consumer.getmany(timeout_ms=POLL_MS)
         except KafkaError as error:
             raise kafka_error(error, kafka) from error

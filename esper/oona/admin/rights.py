@@ -1,7 +1,7 @@
-"""Who may do what on the broker: the rights of each service, as data.
+"""The rights of each service on the broker, as data.
 
-Pure; esper.oona.admin.acls brings them to a broker. Invariant: one service writes a topic's events, and
-only Tamiyo writes what decides over a run (redrives aside). Idempotent producers need no right of their own.
+Pure; ``esper.oona.admin.acls`` applies them to a broker. Invariant: redrives excepted, one service writes a topic's
+events, and only Tamiyo writes views, decisions, commands and policies. Idempotent producers need no extra right.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ from esper.schemas.topics import (
 
 
 class Service(StrEnum):
-    """Who has a user of its own on the broker. ``operator`` is a person at the command line."""
+    """A service with its own user on the broker. ``operator`` is a person at the command line."""
 
     TRAINER = "trainer"
     WORKER = "worker"
@@ -36,7 +36,7 @@ class Service(StrEnum):
 
 
 class Resource(StrEnum):
-    """What a right is on."""
+    """The kind of resource that a right is on."""
 
     TOPIC = "topic"
     GROUP = "group"
@@ -44,7 +44,7 @@ class Resource(StrEnum):
 
 
 class Operation(StrEnum):
-    """What a right allows. READ and WRITE imply DESCRIBE."""
+    """The operation that a right allows. READ and WRITE imply DESCRIBE."""
 
     READ = "read"
     WRITE = "write"
@@ -54,7 +54,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Right:
-    """One service may do one thing on one resource."""
+    """One service may perform one operation on one resource."""
 
     service: Service
     resource: Resource
@@ -63,7 +63,7 @@ class Right:
 
 
 CLUSTER = "kafka-cluster"
-"""What Kafka calls the only cluster there is."""
+"""Kafka's name of the cluster resource."""
 
 WRITER: Mapping[TopicSpec, Service] = {
     TELEMETRY: Service.TRAINER,
@@ -77,55 +77,55 @@ WRITER: Mapping[TopicSpec, Service] = {
     BLUEPRINTS: Service.URZA,
     REDRIVES: Service.OPERATOR,
 }
-"""Topic -> the one service whose events it holds. Tamiyo tells of redrives too, of its own topics' letters."""
+"""Topic -> the one service that writes its events. Tamiyo also writes redrives, for dead letters of its own topics."""
 
 READERS: Mapping[TopicSpec, tuple[Service, ...]] = {
     COMMANDS: (Service.TRAINER,),
-    LIFECYCLE: (Service.TRAINER,),  # a resumed run finds what it did before
-    VIEWS: (Service.TAMIYO,),  # the next four are what Tamiyo learns from
+    LIFECYCLE: (Service.TRAINER,),  # a resumed run reads what it did before
+    VIEWS: (Service.TAMIYO,),  # Tamiyo learns from these four
     DECISIONS: (Service.TAMIYO,),
     FIELD_REPORTS: (Service.TAMIYO,),
     POLICIES: (Service.TAMIYO,),
 }
-"""Topic -> who reads it, beside the worker and the operator, who read them all."""
+"""Topic -> its readers in addition to the worker and the operator, which read every topic."""
 
 
 def default_principals() -> dict[Service, str]:
-    """The user of each service, where nobody names another."""
+    """The default principal of each service."""
     return {service: f"User:esper-{service}" for service in Service}
 
 
 def rights(group: str) -> tuple[Right, ...]:
-    """Every right that Esper needs, each once, in order.
+    """Every right that Esper needs, without duplicates, in order.
 
     Args:
         group: the consumer group of the stream workers.
     """
-    return tuple(sorted({*_of_topics(), *_beside_topics(group)}))
+    return tuple(sorted({*_topic_rights(), *_other_rights(group)}))
 
 
-def _of_topics() -> Iterator[Right]:
+def _topic_rights() -> Iterator[Right]:
     for spec in TOPICS:
         readers = (*READERS.get(spec, ()), Service.WORKER, Service.OPERATOR)
-        yield from (_on(spec, reader, Operation.READ) for reader in readers)
-        yield _on(spec, WRITER[spec], Operation.WRITE)
-        if WRITER[spec] is Service.TAMIYO:  # what decides over a run is redriven as Tamiyo, or not at all
-            yield _on(spec.dead_letters, Service.TAMIYO, Operation.READ)
+        yield from (_topic_right(spec, reader, Operation.READ) for reader in readers)
+        yield _topic_right(spec, WRITER[spec], Operation.WRITE)
+        if WRITER[spec] is Service.TAMIYO:  # records that control a run may be redriven by Tamiyo alone
+            yield _topic_right(spec.dead_letters, Service.TAMIYO, Operation.READ)
         else:
-            yield _on(spec, Service.OPERATOR, Operation.WRITE)
-        yield _on(spec.dead_letters, Service.WORKER, Operation.WRITE)
-        yield _on(spec.dead_letters, Service.OPERATOR, Operation.READ)
-    yield from (_on(REDRIVES, Service.TAMIYO, operation) for operation in (Operation.READ, Operation.WRITE))
+            yield _topic_right(spec, Service.OPERATOR, Operation.WRITE)
+        yield _topic_right(spec.dead_letters, Service.WORKER, Operation.WRITE)
+        yield _topic_right(spec.dead_letters, Service.OPERATOR, Operation.READ)
+    yield from (_topic_right(REDRIVES, Service.TAMIYO, operation) for operation in (Operation.READ, Operation.WRITE))
     for spec in all_topics():
-        yield _on(spec, Service.OPERATOR, Operation.CREATE)
-        # who starts makes sure that every topic is there
-        yield from (_on(spec, service, Operation.DESCRIBE) for service in Service)
+        yield _topic_right(spec, Service.OPERATOR, Operation.CREATE)
+        # every service checks at its start that all topics exist
+        yield from (_topic_right(spec, service, Operation.DESCRIBE) for service in Service)
 
 
-def _beside_topics(group: str) -> Iterator[Right]:
+def _other_rights(group: str) -> Iterator[Right]:
     yield Right(Service.WORKER, Resource.GROUP, group, Operation.READ)
     yield Right(Service.OPERATOR, Resource.CLUSTER, CLUSTER, Operation.DESCRIBE)  # `esper acls list`
 
 
-def _on(spec: TopicSpec, service: Service, operation: Operation) -> Right:
+def _topic_right(spec: TopicSpec, service: Service, operation: Operation) -> Right:
     return Right(service, Resource.TOPIC, spec.name, operation)

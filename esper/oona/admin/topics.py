@@ -1,4 +1,7 @@
-"""Topics: made by ``esper topics apply``, checked by everybody who starts, never declared on the fly."""
+"""Topics: ``esper topics apply`` creates them, every service checks them at its start.
+
+Invariant: no client creates a topic implicitly, and an existing topic is never changed.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,19 +14,19 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from esper.config import KafkaSettings
 from esper.errors import ConfigError
-from esper.oona.broker_errors import hidden, kafka_error
+from esper.oona.broker_errors import CLIENT_ERRORS, hidden_topics_error, kafka_error
 from esper.oona.client_options import client_options, hidden_topics, started
 from esper.oona.records import RECORD_LIMIT_BYTES
 from esper.schemas.topics import DEAD_LETTER_SUFFIX, TELEMETRY, TopicSpec, all_topics
 
 MS_PER_HOUR = 3_600_000
-STARTING_S, LOOK_EVERY_S = 10.0, 0.1
-BATCH_LIMIT_BYTES = RECORD_LIMIT_BYTES + 65_536  # the largest record in a batch of its own
-LETTER_LIMIT_BYTES = BATCH_LIMIT_BYTES + 65_536  # the same, with what a letter adds to it
+STARTUP_TIMEOUT_S, POLL_S = 10.0, 0.1
+BATCH_LIMIT_BYTES = RECORD_LIMIT_BYTES + 65_536  # a batch with one record of the largest size
+DEAD_LETTER_LIMIT_BYTES = BATCH_LIMIT_BYTES + 65_536  # the same, with the headers that a dead letter adds
 
 
 class TopicState(StrEnum):
-    """How a topic stands against what it should be."""
+    """How a topic on the broker compares with its specification."""
 
     PRESENT = "present"
     CREATED = "created"
@@ -34,7 +37,7 @@ class TopicState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicStatus:
-    """One topic; ``num_partitions`` is what it has, None where it is missing or hidden."""
+    """One topic and its state. ``num_partitions`` is the broker's count; None where the topic is missing or hidden."""
 
     spec: TopicSpec
     state: TopicState
@@ -56,17 +59,17 @@ async def admin_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClien
 
 
 async def _wait_for_brokers(client: AIOKafkaAdminClient, kafka: KafkaSettings) -> None:
-    """One that has just started answers before it knows of any broker, itself among them; aiokafka breaks on that."""
+    """Wait until the cluster lists a broker: one that has just started lists none, and aiokafka then fails."""
     try:
-        async with asyncio.timeout(STARTING_S):
+        async with asyncio.timeout(STARTUP_TIMEOUT_S):
             while not (await client.describe_cluster())["brokers"]:
-                await asyncio.sleep(LOOK_EVERY_S)
-    except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+                await asyncio.sleep(POLL_S)
+    except CLIENT_ERRORS as error:
         raise kafka_error(error, kafka) from error
 
 
 async def list_topics(kafka: KafkaSettings) -> list[TopicStatus]:
-    """Every topic of Esper, and how it stands.
+    """Every topic of Esper, with its state.
 
     Raises:
         NotAllowedError: the broker refuses this user.
@@ -77,12 +80,12 @@ async def list_topics(kafka: KafkaSettings) -> list[TopicStatus]:
 
 
 async def apply_topics(kafka: KafkaSettings) -> list[TopicStatus]:
-    """Make the topics that are missing; what is there is never changed.
+    """Create the missing topics; existing ones are never changed.
 
     Raises:
-        NotAllowedError: this user may not see or make topics.
-        UnavailableError: no broker answers, or it refuses.
-        ConfigError: a topic is there with another partition count.
+        NotAllowedError: this user may not see or create topics.
+        UnavailableError: no broker answers, or it fails to create a topic.
+        ConfigError: an existing topic has another partition count.
     """
     async with admin_client(kafka) as client:
         before = await _statuses(client, kafka)
@@ -98,12 +101,12 @@ async def apply_topics(kafka: KafkaSettings) -> list[TopicStatus]:
 
 
 async def verify_topics(kafka: KafkaSettings) -> None:
-    """Make sure that every topic exists with its partition count.
+    """Check that every topic exists with its partition count.
 
     Raises:
-        NotAllowedError: names each topic that this user may not see.
+        NotAllowedError: this user may not see a topic; the message names each.
         UnavailableError: no broker answers.
-        ConfigError: names each topic that is missing or wrong, and what to do.
+        ConfigError: a topic is missing, or has another partition count; the message names each.
     """
     statuses = await list_topics(kafka)
     _refuse_hidden(statuses, kafka)
@@ -114,7 +117,11 @@ async def verify_topics(kafka: KafkaSettings) -> None:
 
 
 async def cluster_id(kafka: KafkaSettings) -> str:
-    """The id that the cluster was formatted with: a wiped broker has a new one."""
+    """The id that the cluster was formatted with. A wiped broker has a new one.
+
+    Raises:
+        NotAllowedError, UnavailableError: as ``admin_client``.
+    """
     async with admin_client(kafka) as client:
         return str((await client.describe_cluster())["cluster_id"])
 
@@ -123,11 +130,12 @@ def _new_topic(spec: TopicSpec, kafka: KafkaSettings) -> NewTopic:
     retention_ms = spec.retention_ms
     if spec == TELEMETRY:
         retention_ms = int(kafka.telemetry_retention_h * MS_PER_HOUR)
+    limit_bytes = DEAD_LETTER_LIMIT_BYTES if spec.name.endswith(DEAD_LETTER_SUFFIX) else BATCH_LIMIT_BYTES
     config = {
         "cleanup.policy": "delete",
         "retention.ms": str(retention_ms),
-        "max.message.bytes": str(LETTER_LIMIT_BYTES if spec.name.endswith(DEAD_LETTER_SUFFIX) else BATCH_LIMIT_BYTES),
-        # the broker's clock: a trainer whose own is wrong is neither refused nor forgotten too early
+        "max.message.bytes": str(limit_bytes),
+        # the broker's clock: with a trainer's wrong clock, records would be refused or expire too early
         "message.timestamp.type": "LogAppendTime",
     }
     if kafka.min_insync_replicas > 1:
@@ -141,9 +149,9 @@ async def _statuses(client: AIOKafkaAdminClient, kafka: KafkaSettings) -> list[T
     except KafkaError as error:
         raise kafka_error(error, kafka) from error
     counts = {t["topic"]: len(t["partitions"]) for t in found if not t["error_code"]}
-    unseen = [spec.name for spec in all_topics() if spec.name not in counts]
-    not_shown = await hidden_topics(kafka, unseen) if unseen else []
-    return [_status(spec, counts.get(spec.name), spec.name in not_shown) for spec in all_topics()]
+    missing = [spec.name for spec in all_topics() if spec.name not in counts]
+    hidden = await hidden_topics(kafka, missing) if missing else []
+    return [_status(spec, counts.get(spec.name), spec.name in hidden) for spec in all_topics()]
 
 
 def _status(spec: TopicSpec, count: int | None, is_hidden: bool) -> TopicStatus:
@@ -154,13 +162,16 @@ def _status(spec: TopicSpec, count: int | None, is_hidden: bool) -> TopicStatus:
 
 
 def _refuse_hidden(statuses: list[TopicStatus], kafka: KafkaSettings) -> None:
-    unseen = [s.spec.name for s in statuses if s.state is TopicState.HIDDEN]
-    if unseen:
-        raise hidden(unseen, kafka)
+    hidden = [s.spec.name for s in statuses if s.state is TopicState.HIDDEN]
+    if hidden:
+        raise hidden_topics_error(hidden, kafka)
 
 
 def _refuse_wrong_counts(statuses: list[TopicStatus]) -> None:
     wrong = [s for s in statuses if s.state is TopicState.WRONG_COUNT]
     if wrong:
-        told = ", ".join(f"{s.spec.name} has {s.num_partitions}, not {s.spec.num_partitions}" for s in wrong)
-        raise ConfigError(f"partition counts never change, but {told}: this broker is not Esper's")
+        counts = ", ".join(f"{s.spec.name} has {s.num_partitions}, not {s.spec.num_partitions}" for s in wrong)
+        raise ConfigError(
+            f"partition counts never change, but {counts}: this broker was not set up by Esper; "
+            "check ESPER_KAFKA__BOOTSTRAP_SERVERS"
+        )

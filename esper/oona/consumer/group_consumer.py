@@ -1,8 +1,8 @@
-"""GroupConsumer: a member of a consumer group that loses nothing, and says so when it does not get on.
+"""GroupConsumer: reads events as a member of a consumer group, and commits them after the handler has returned.
 
-Owns fetching, backpressure, rebalances and the end; ``PartitionReader`` owns what happens to a batch.
-Invariants: a partition is read by one reader, from the committed position (or the handler's own), and
-before it is given away its batch under way is finished or given up, never left running.
+Owns fetching, backpressure, rebalances and shutdown; ``PartitionReader`` owns what happens to a batch. Invariants:
+one reader reads a partition, from the committed position (or the handler's own); before a partition is revoked, its
+batch in progress is completed or cancelled, never left running.
 """
 
 import asyncio
@@ -14,48 +14,54 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import aiokafka
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.logging import get_logger
 from esper.oona.admin.read_access import verify_group
-from esper.oona.client_options import CONNECT_TIMEOUT_S, client_options, kafka_error, started
-from esper.oona.consumer.offset_commits import Commits
+from esper.oona.broker_errors import kafka_error
+from esper.oona.client_options import CONNECT_TIMEOUT_S, client_options, started
+from esper.oona.consumer.offset_commits import OffsetCommits
 from esper.oona.consumer.partition_reader import Handler, PartitionReader, SendRecords
-from esper.oona.log_reader import StoredRecord, stored
+from esper.oona.log_reader import StoredRecord, to_stored_record
 from esper.oona.progress_watch import STALLED_AFTER_S, ProgressWatch, Stall, StallReporter
 from esper.oona.records import TopicPartition
 from esper.retry import retry_forever
 from esper.schemas.topics import TopicSpec
 
 POLL_MS = 200
-METADATA_MS = 10_000  # how late a topic that was made anew is noticed; until then its readers have no partitions
-WATCH_S = 1.0  # how often a stall is looked for
-HEARD_S = 10.0  # an end of the log that is older counts as not known
-STOP_S = 5.0  # for leaving the group; a broker that is away must not hold a process up
-
-_log = get_logger(__name__)
+METADATA_MAX_AGE_MS = 10_000  # how late a recreated topic is noticed; until then its readers have no partitions
+STALL_CHECK_S = 1.0
+END_MAX_AGE_S = 10.0  # an end of the log that was reported earlier counts as unknown
+LEAVE_TIMEOUT_S = 5.0  # for leaving the group: a broker that does not answer must not block a shutdown
+START_RETRY_S = (0.1, 5.0)  # first and longest wait before a position is read again
+MOVED_POSITION_S = 0.5  # before a position that another member moved is read again: a rebalance may follow
 
 ANY_PARTITION = -1
-START_RETRY_S = (0.1, 5.0)  # first and longest wait before a position is read again
-MOVED_S = 0.5  # before a position that somebody else moved is read anew: a rebalance may be on its way
 LOST = "offsets {} to {} expired before they were read and are lost"
-SHRUNK = "the log ends at {}, before the position {}: a wiped broker, or the wrong one"
-WENT_BACK = "the log gave offset {} where {} was due: it was wiped, and filled anew"
+SHRUNK = "the log ends at {}, before the position {}: the broker was wiped, or this is the wrong one"
+WENT_BACK = "the log returned offset {} where {} was expected: the topic was wiped and written again"
+
+_log = get_logger(__name__)
 
 LoadPositions = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupConsumerOptions:
-    """How a subscriber reads.
+    """Options of a ``GroupConsumer``.
 
-    ``max_batch_records``: what a handler gets at once; three times as many wait in memory for each
-    partition, then its fetching pauses. ``finish_s``: how long a batch under way may take when its
-    partition is given away, or at the end. ``stalled_after_s``: how long a partition with records
-    left may stand still before the subscriber is unhealthy. ``instance_id``: static membership.
+    Args:
+        max_batch_records: the most records in a batch. Three times as many are buffered for each partition; then its
+            fetching pauses.
+        finish_s: how long a batch in progress may take when its partition is revoked or the consumer stops, in
+            seconds; then it is cancelled.
+        session_timeout_s: after so many seconds without a heartbeat the broker removes a member from the group.
+        stalled_after_s: a partition with unread records that makes no progress for so long makes the consumer
+            unhealthy.
+        instance_id: a stable name of this member (static membership); a restart then causes no rebalance.
     """
 
     max_batch_records: int = 500
@@ -66,14 +72,57 @@ class GroupConsumerOptions:
 
 
 class GroupConsumer:
-    """Async context manager; ``run`` until ``stop`` or cancellation.
+    """Reads Esper's events as a member of a consumer group; nothing is lost when a process crashes.
+
+    Members with the same group share the partitions of the topics. A new group starts at the oldest records. Events
+    of one partition, such as those of one run, come in order. Delivery is at least once: a batch is committed after
+    the handler has returned, and is passed to it again when it raises or the process crashes before the commit. A
+    handler that stores its own positions (``load_positions``) handles every event exactly once.
+
+    An example, which prints each seed that has become a permanent part of its network:
+
+        import asyncio
+
+        from esper.config import load_settings
+        from esper.oona import EventBatch, GroupConsumer
+        from esper.schemas.enums import SeedStage
+        from esper.schemas.events import SeedTransitioned
+        from esper.schemas.topics import LIFECYCLE
+
+
+        async def print_fossilized(batch: EventBatch) -> None:
+            for message, _position in batch.events:
+                event = message.data
+                if isinstance(event, SeedTransitioned) and event.to_stage is SeedStage.FOSSILIZED:
+                    print(f"{event.run_id}: {event.blueprint_id} in {event.layer_id} at step {event.step}")
+
+
+        async def main() -> None:
+            kafka = load_settings().need_kafka()  # ESPER_KAFKA__BOOTSTRAP_SERVERS and others
+            async with GroupConsumer(kafka, "fossilized-seeds", [LIFECYCLE], print_fossilized) as consumer:
+                await consumer.run()
+
+
+        asyncio.run(main())
 
     Args:
-        handler: gets each batch; when it returns the batch is committed a moment later, when it raises
-            the batch comes again.
-        load_positions: where the handler itself keeps its positions: asked for each partition that is assigned.
-            Kafka's committed offsets count for partitions that it does not name.
-        dead_letters: sends what cannot be decoded; without it such a record stops its partition.
+        kafka: the broker's addresses and the client's credentials, as in ``load_settings().need_kafka()``.
+        group: the name of the consumer group.
+        topics: of ``esper.schemas.topics``.
+        handler: an async function that gets one ``EventBatch`` at a time for each partition; batches of different
+            partitions are handled concurrently. Where it raises ``ConflictError``, the position is loaded again; any
+            other error makes the same batch come again, after growing waits.
+        load_positions: an async function that returns the positions that the handler has stored for the partitions
+            it is passed. A partition that it does not return starts at its committed position.
+        dead_letters: an async function that sends dead letters, as ``OonaProducer.send_records`` does. Without it, a
+            record that cannot be decoded stops its partition.
+        options: see ``GroupConsumerOptions``.
+
+    Entering the context joins the group; leaving it finishes batches in progress, commits and leaves the group.
+
+    Raises:
+        NotAllowedError: on entering: this client may not read a topic or join the group.
+        UnavailableError: on entering: no broker answers.
     """
 
     def __init__(
@@ -91,32 +140,33 @@ class GroupConsumer:
         self._handler, self._load_positions, self._dead_letters = handler, load_positions, dead_letters
         self._options = options or GroupConsumerOptions()
         self._watch = ProgressWatch(self._options.stalled_after_s)
-        self._readers: dict[aiokafka.TopicPartition, PartitionReader] = {}
-        self._tasks: dict[aiokafka.TopicPartition, asyncio.Task[None]] = {}
+        self._readers: dict[TopicPartition, PartitionReader] = {}
+        self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._unassigned_since: float | None = time.monotonic()
-        self._commits = Commits(lambda offsets: self._consumer.commit(offsets), group)
+        self._commits = OffsetCommits(lambda offsets: self._consumer.commit(offsets), group)
         self._is_stopping = asyncio.Event()
         self._exits = AsyncExitStack()
         self._consumer: Any = None
 
     async def __aenter__(self) -> Self:
+        options = self._options
         self._consumer = AIOKafkaConsumer(
             **client_options(self._kafka),
             group_id=self._group,
-            group_instance_id=self._options.instance_id,
+            group_instance_id=options.instance_id,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            session_timeout_ms=int(self._options.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(self._options.session_timeout_s * 250),
-            rebalance_timeout_ms=int(1000 * (self._options.finish_s + self._options.session_timeout_s)),
+            session_timeout_ms=int(options.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(options.session_timeout_s * 250),
+            rebalance_timeout_ms=int(1000 * (options.finish_s + options.session_timeout_s)),
             fetch_max_wait_ms=100,
-            metadata_max_age_ms=METADATA_MS,
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
-        self._consumer.subscribe([t.name for t in self._topics], listener=_Listener(self._revoked, self._assigned))
-        joining_s = CONNECT_TIMEOUT_S + self._options.finish_s + self._options.session_timeout_s  # of a whole rebalance
         names = {t.name for t in self._topics}
+        self._consumer.subscribe(sorted(names), listener=_Listener(self._revoke, self._assign))
         await verify_group(self._kafka, self._group)
-        await self._exits.enter_async_context(started(self._consumer, self._kafka, joining_s, topics=names))
+        join_timeout_s = CONNECT_TIMEOUT_S + options.finish_s + options.session_timeout_s  # a whole rebalance
+        await self._exits.enter_async_context(started(self._consumer, self._kafka, join_timeout_s, topics=names))
         return self
 
     async def __aexit__(
@@ -124,92 +174,93 @@ class GroupConsumer:
     ) -> None:
         await self._finish(list(self._tasks))
         try:
-            async with asyncio.timeout(STOP_S):
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._exits.aclose()
         except TimeoutError:
             _log.warning("consumer.leave_timed_out", group=self._group, reason="no broker answers")
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every partition gets on."""
+        """Whether every partition makes progress; for a readiness probe."""
         return not self.stalls()
 
     def stalls(self) -> list[Stall]:
-        """The partitions that do not get on: with offset, lag and the reason."""
-        found = self._watch.stalls({(tp.topic, tp.partition): self._end_of(tp) for tp in self._readers})
-        waited_s = time.monotonic() - self._unassigned_since if self._unassigned_since is not None else 0.0
+        """The partitions that make no progress, with offset, lag and reason."""
+        stalls = self._watch.stalls({tp: self._end_of(tp) for tp in self._readers})
+        unassigned_s = time.monotonic() - self._unassigned_since if self._unassigned_since is not None else 0.0
         names = ",".join(t.name for t in self._topics)
-        if waited_s > self._options.stalled_after_s:
-            found.append(Stall(names, ANY_PARTITION, 0, None, waited_s, "the group has assigned nothing"))
-        if self._commits.failing_s > self._options.stalled_after_s:
-            found.append(Stall(names, ANY_PARTITION, 0, None, self._commits.failing_s, "no position can be committed"))
-        return found
+        for idle_s, reason in (
+            (unassigned_s, "the group has assigned no partition to this member"),
+            (self._commits.failing_s, "the position cannot be committed"),
+        ):
+            if idle_s > self._options.stalled_after_s:
+                stalls.append(Stall(names, ANY_PARTITION, 0, None, idle_s, reason))
+        return stalls
 
     def stop(self) -> None:
-        """End ``run``; what is under way is finished first."""
+        """Make ``run`` return. Leaving the context finishes the batches in progress."""
         self._is_stopping.set()
 
     async def run(self) -> None:
-        """Read until ``stop``.
+        """Read until ``stop`` or cancellation. Retries while the broker is away.
 
         Raises:
-            UnavailableError, NotAllowedError: the broker refuses this reader for good.
+            UnavailableError, NotAllowedError: the broker refuses this member for good.
         """
-        works = {"watch": self._keep_watching, "commit": self._commits.keep_committing}
-        beside = [asyncio.create_task(work(), name=f"{name}-{self._group}") for name, work in works.items()]
+        loops = {"watch": self._keep_watching, "commit": self._commits.keep_committing}
+        tasks = [asyncio.create_task(loop(), name=f"{name}-{self._group}") for name, loop in loops.items()]
         try:
             while not self._is_stopping.is_set():
                 fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
-                meant = {tp: self._readers.get(tp) for tp in fetched}
+                expected = {tp: self._readers.get(tp) for tp in fetched}
                 for tp, records in fetched.items():
                     reader = self._readers.get(tp)
-                    if reader is not None and reader is meant[tp]:  # else it was given away just now, or begun anew
-                        await self._offer(tp, reader, [stored(r) for r in records])
-                self._balance()
+                    if reader is not None and reader is expected[tp]:  # else it was revoked or restarted in between
+                        await self._enqueue(tp, reader, [to_stored_record(r) for r in records])
+                self._pause_and_resume()
         except KafkaError as error:
             raise kafka_error(error, self._kafka) from error
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    # -- the group's side -------------------------------------------------------------------
+    # -- rebalances -------------------------------------------------------------------------
 
-    async def _revoked(self, revoked: Sequence[aiokafka.TopicPartition]) -> None:
-        """Finish what is under way; after this another member may read on."""
+    async def _revoke(self, revoked: Sequence[KafkaTopicPartition]) -> None:
+        """Finish the batches in progress; another member reads the partitions after this returns."""
         await self._finish(revoked)
 
-    async def _assigned(self, assigned: Sequence[aiokafka.TopicPartition]) -> None:
-        """Begin to read each partition; nothing is waited for here, so that the group can go on."""
+    async def _assign(self, assigned: Sequence[KafkaTopicPartition]) -> None:
+        """Start a task for each partition. Waits for nothing: the rebalance waits for this."""
         self._unassigned_since = None
         for tp in assigned:
-            self._consumer.pause(tp)  # until its reader knows where to start
-            place = (tp.topic, tp.partition)
-            self._watch.begin(place)
-            task = asyncio.create_task(self._read(tp, place), name=f"read-{tp.topic}-{tp.partition}")
-            task.add_done_callback(partial(self._look_at_end, place))
+            self._consumer.pause(tp)  # until its reader has a position
+            self._watch.assign(tp)
+            task = asyncio.create_task(self._read(tp), name=f"read-{tp.topic}-{tp.partition}")
+            task.add_done_callback(partial(self._report_failure, tp))
             self._tasks[tp] = task
         _log.info("consumer.assigned", group=self._group, partitions=len(assigned))
 
-    async def _read(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> None:
+    async def _read(self, tp: KafkaTopicPartition) -> None:
         while True:
-            start, first, last = await self._tried_start_of(tp, place)
+            start, first, end = await self._find_start(tp)
             reader = PartitionReader(
-                place,
+                tp,
                 start,
                 self._handler,
-                self._commits.done,
+                self._commits.add,
                 self._dead_letters,
                 self._watch,
                 self._options.max_batch_records,
                 f"group {self._group}",
             )
-            self._watch.begin(place, start)
+            self._watch.assign(tp, start)
             if start < first:
                 reader.stop(LOST.format(start, first - 1))
                 return
-            if start > last:
-                reader.stop(SHRUNK.format(last, start))
+            if start > end:
+                reader.stop(SHRUNK.format(end, start))
                 return
             self._consumer.seek(tp, start)
             self._readers[tp] = reader
@@ -218,55 +269,51 @@ class GroupConsumer:
                 return
             self._consumer.pause(tp)
             self._readers.pop(tp, None)
-            await asyncio.sleep(MOVED_S)
+            await asyncio.sleep(MOVED_POSITION_S)
 
-    def _look_at_end(self, place: TopicPartition, task: asyncio.Task[None]) -> None:
+    def _report_failure(self, tp: KafkaTopicPartition, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._watch.stopped(place, f"its reader broke: {error!r:.200}")
-            _log.error("consumer.failed", topic=place[0], partition=place[1], exc_info=error)
+            self._watch.stop(tp, f"its reader failed: {error!r:.200}")
+            _log.error("consumer.reader_failed", topic=tp.topic, partition=tp.partition, exc_info=error)
 
-    async def _tried_start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
+    async def _find_start(self, tp: KafkaTopicPartition) -> tuple[int, int, int]:
+        """The offset to start at, the first offset in the log, and the end of the log; retried without limit."""
         async for attempt in retry_forever(Exception, *START_RETRY_S):
             with attempt:
                 try:
-                    return await self._start_of(tp, place)
+                    stored = await self._load_positions([tp]) if self._load_positions else {}
+                    first = (await self._consumer.beginning_offsets([tp]))[tp]
+                    end = (await self._consumer.end_offsets([tp]))[tp]
+                    committed = None if tp in stored else await self._consumer.committed(tp)
+                    return stored.get(tp, first if committed is None else committed), first, end
                 except Exception as error:
-                    self._watch.troubled(place, f"its position cannot be read: {error!r:.200}")
+                    self._watch.note_problem(tp, f"its position cannot be read: {error!r:.200}")
                     raise
-        raise AssertionError("retry_forever ends with a success alone")
+        raise AssertionError("retry_forever ends only with a success")
 
-    async def _start_of(self, tp: aiokafka.TopicPartition, place: TopicPartition) -> tuple[int, int, int]:
-        """Where to start, where the log starts, where it ends."""
-        own = await self._load_positions([place]) if self._load_positions else {}
-        first = (await self._consumer.beginning_offsets([tp]))[tp]
-        last = (await self._consumer.end_offsets([tp]))[tp]
-        committed = None if place in own else await self._consumer.committed(tp)
-        return own.get(place, first if committed is None else committed), first, last
-
-    async def _offer(
-        self, tp: aiokafka.TopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]
-    ) -> None:
+    async def _enqueue(self, tp: KafkaTopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]) -> None:
         if reader.is_finishing:
             return
-        if records[0].position.offset == reader.expected:
-            reader.offer(records)
+        offset = records[0].position.offset
+        if offset == reader.expected_offset:
+            reader.enqueue(records)
             return
-        # a hole; or what was due is not in the log, and the consumer went to its start
+        # a gap (aborted records); or the log no longer has the expected offset, and the consumer went to its start
         try:
             first = (await self._consumer.beginning_offsets([tp]))[tp]
         except KafkaError as error:
-            _log.warning("consumer.fetch_retried", topic=tp.topic, partition=tp.partition, error=repr(error))
+            _log.warning("consumer.fetch_repeated", topic=tp.topic, partition=tp.partition, error=repr(error))
             if self._readers.get(tp) is reader:
-                self._consumer.seek(tp, records[0].position.offset)
+                self._consumer.seek(tp, offset)
             return
-        if first > reader.expected:
-            reader.stop(LOST.format(reader.expected, first - 1))
-        elif records[0].position.offset < reader.expected:
-            reader.stop(WENT_BACK.format(records[0].position.offset, reader.expected))
+        if first > reader.expected_offset:
+            reader.stop(LOST.format(reader.expected_offset, first - 1))
+        elif offset < reader.expected_offset:
+            reader.stop(WENT_BACK.format(offset, reader.expected_offset))
         else:
-            reader.offer(records)
+            reader.enqueue(records)
 
-    async def _finish(self, partitions: Sequence[aiokafka.TopicPartition]) -> None:
+    async def _finish(self, partitions: Sequence[TopicPartition]) -> None:
         self._unassigned_since = time.monotonic()
         for tp in partitions:
             if tp in self._readers:
@@ -277,16 +324,15 @@ class GroupConsumer:
         if tasks:
             _done, late = await asyncio.wait(tasks, timeout=self._options.finish_s)
             for task in late:
-                task.cancel()  # its transaction rolls back; nothing was committed
+                task.cancel()  # the handler's transaction rolls back; nothing was committed
             await asyncio.gather(*tasks, return_exceptions=True)
-        places = [(tp.topic, tp.partition) for tp in partitions]
-        await self._commits.leave(places)
-        for place in places:
-            self._watch.end(place)
+        await self._commits.revoke(partitions)
+        for tp in partitions:
+            self._watch.revoke(tp)
 
     # -- backpressure and health ------------------------------------------------------------
 
-    def _balance(self) -> None:
+    def _pause_and_resume(self) -> None:
         paused = self._consumer.paused()
         for tp, reader in self._readers.items():
             if (reader.is_full or reader.is_finishing) and tp not in paused:
@@ -294,30 +340,31 @@ class GroupConsumer:
             elif reader.has_room and not reader.is_finishing and tp in paused:
                 self._consumer.resume(tp)
 
-    def _end_of(self, tp: aiokafka.TopicPartition) -> int | None:
-        heard_ms = self._consumer.last_poll_timestamp(tp)
-        is_old = heard_ms is None or time.time() - heard_ms / 1000 > HEARD_S
+    def _end_of(self, tp: TopicPartition) -> int | None:
+        """The end of a partition's log; None where the broker has not reported it for a while."""
+        reported_ms = self._consumer.last_poll_timestamp(tp)
+        is_old = reported_ms is None or time.time() - reported_ms / 1000 > END_MAX_AGE_S
         end: int | None = self._consumer.highwater(tp)
         return None if is_old and tp not in self._consumer.paused() else end
 
     async def _keep_watching(self) -> None:
-        teller = StallReporter("subscriber", group=self._group)
+        reporter = StallReporter("consumer", group=self._group)
         while True:
-            await asyncio.sleep(WATCH_S)
-            teller.tell(self.stalls())
+            await asyncio.sleep(STALL_CHECK_S)
+            reporter.report(self.stalls())
 
 
-OnPartitions = Callable[[Sequence[aiokafka.TopicPartition]], Awaitable[None]]
+OnPartitions = Callable[[Sequence[KafkaTopicPartition]], Awaitable[None]]
 
 
 class _Listener(ConsumerRebalanceListener):
-    """What aiokafka calls; kept apart, because a class with its base is not type-checked."""
+    """Forwards aiokafka's callbacks. A class of its own, because aiokafka's base class is untyped."""
 
-    def __init__(self, revoked: OnPartitions, assigned: OnPartitions) -> None:
-        self._revoked, self._assigned = revoked, assigned
+    def __init__(self, revoke: OnPartitions, assign: OnPartitions) -> None:
+        self._revoke, self._assign = revoke, assign
 
-    async def on_partitions_revoked(self, revoked: Sequence[aiokafka.TopicPartition]) -> None:
-        await self._revoked(revoked)
+    async def on_partitions_revoked(self, revoked: Sequence[KafkaTopicPartition]) -> None:
+        await self._revoke(revoked)
 
-    async def on_partitions_assigned(self, assigned: Sequence[aiokafka.TopicPartition]) -> None:
-        await self._assigned(assigned)
+    async def on_partitions_assigned(self, assigned: Sequence[KafkaTopicPartition]) -> None:
+        await self._assign(assigned)

@@ -1,13 +1,12 @@
-"""One partition of a subscription: its records in order, one batch at a time, to the handler.
+"""Reads one partition: its records in order, one batch at a time, through the handler.
 
-The order is the design:
-1. decode a batch; what cannot be decoded is set aside with its reason;
-2. the handler gets the rest, with the position that the batch moves to, and returns when its own
-   transaction is over;
-3. what was set aside goes to the dead letters;
-4. the position moves, and is committed a moment later.
-A step that fails is tried again, with growing waits, for as long as the partition is ours; until 4 the
-batch comes again. A newer version of a known type stops the partition before it.
+For each batch, in this order:
+1. decode the records, and separate those that cannot be decoded;
+2. pass the events to the handler, with the batch's end offset; the handler returns when its transaction is over;
+3. send the undecodable records to the dead letters;
+4. advance the position, which is committed a moment later.
+A step that fails is retried, with growing waits, for as long as the partition is assigned. A batch is passed to the
+handler again until step 4. A newer version of a known event type stops the partition before that record.
 """
 
 import asyncio
@@ -26,157 +25,165 @@ from esper.oona.records import Position, Record, TopicPartition
 from esper.retry import retry_forever
 from esper.schemas.messages import OonaMessage
 
-RETRY_S = (0.1, 5.0)  # first and longest wait before a batch that failed is tried again
+RETRY_S = (0.1, 5.0)  # first and longest wait before a failed step is retried
+NUM_BUFFERED_BATCHES = 3  # so many full batches are buffered before fetching pauses
 
 _log = get_logger(__name__)
 
 
-class Received(NamedTuple):
-    """An event, and where it lies."""
+class ReceivedEvent(NamedTuple):
+    """An event, and its position in the log. ``message.data`` is the event, ``message.id`` its unique id."""
 
     message: OonaMessage
     position: Position
 
 
 @dataclass(frozen=True, slots=True)
-class ReceivedBatch:
-    """Consecutive events of one partition. ``end`` is the offset to go on from once they are handled.
+class EventBatch:
+    """Consecutive events of one partition.
 
-    A handler that stores ``end`` in its own transaction, and gives it back as the subscription's
-    ``load_positions``, applies every event exactly once, whoever is killed when. ``start`` is where
-    the reader stood: a handler whose stored position differs must refuse the batch.
+    A handler that stores ``end`` in its own transaction, and returns it from ``load_positions``, applies every event
+    exactly once, whatever crashes when.
+
+    Args:
+        start: the offset that the consumer was at. A handler whose stored position differs must raise ConflictError.
+        end: the offset to continue from once the events are handled.
+        events: may be empty where the records could not be decoded: the position still moves.
     """
 
     topic: str
     partition: int
     start: int
     end: int
-    events: tuple[Received, ...]
+    events: tuple[ReceivedEvent, ...]
 
 
-Handler = Callable[[ReceivedBatch], Awaitable[object]]
+Handler = Callable[[EventBatch], Awaitable[object]]
 SendRecords = Callable[[Sequence[Record]], Awaitable[object]]
-Done = Callable[[TopicPartition, int], None]
+OnHandled = Callable[[TopicPartition, int], None]
 
 
 class PartitionReader:
-    """Reads what it is ``offer``ed, in its ``run``, until ``finish``.
+    """Handles the records that ``enqueue`` adds, in ``run``, until ``finish`` or ``stop``.
 
     Args:
-        start: the offset of the first record that counts.
-        max_batch_records: what a handler gets at most; three times as many may wait.
-        reader: whom dead letters name.
+        start: the offset of the first record to handle.
+        on_handled: called with the new position after each batch.
+        send_dead_letters: None stops the partition at a record that cannot be decoded.
+        max_batch_records: the most records in a batch.
+        reader: the reader's name in dead letters.
     """
 
     def __init__(
         self,
-        place: TopicPartition,
+        tp: TopicPartition,
         start: int,
         handler: Handler,
-        done: Done,
-        send: SendRecords | None,
+        on_handled: OnHandled,
+        send_dead_letters: SendRecords | None,
         watch: ProgressWatch,
         max_batch_records: int,
         reader: str,
     ) -> None:
-        self.place = place
-        self._reader = reader
-        self.expected = start  # the offset that the next record offered should have
-        self._next = start
-        self._handler, self._done, self._send, self._watch = handler, done, send, watch
+        self.expected_offset = start  # of the next record to enqueue
+        self._tp, self._reader, self._position = tp, reader, start
+        self._handler, self._on_handled, self._send_dead_letters = handler, on_handled, send_dead_letters
+        self._watch = watch
         self._max_batch_records = max_batch_records
-        self._waiting: deque[StoredRecord] = deque()
-        self._changed = asyncio.Event()
+        self._buffer: deque[StoredRecord] = deque()
+        self._wake_up = asyncio.Event()
         self._is_finishing = False
 
     @property
     def is_finishing(self) -> bool:
-        """Whether nothing more will be handled: it was stopped, or is given away."""
+        """Whether no further batch will be handled: the reader was stopped, or its partition is revoked."""
         return self._is_finishing
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should be fetched for now."""
-        return len(self._waiting) >= 3 * self._max_batch_records
+        """Whether fetching should pause."""
+        return len(self._buffer) >= NUM_BUFFERED_BATCHES * self._max_batch_records
 
     @property
     def has_room(self) -> bool:
-        """Whether fetching may go on."""
-        return len(self._waiting) < self._max_batch_records
+        """Whether paused fetching should resume."""
+        return len(self._buffer) < self._max_batch_records
 
-    def offer(self, records: Sequence[StoredRecord]) -> None:
-        """Take records that were fetched; what lies before the position is dropped."""
-        self._waiting.extend(r for r in records if r.position.offset >= self.expected)
-        self.expected = max(self.expected, records[-1].position.offset + 1)
-        self._changed.set()
+    def enqueue(self, records: Sequence[StoredRecord]) -> None:
+        """Add fetched records; those before the expected offset are dropped."""
+        self._buffer.extend(r for r in records if r.position.offset >= self.expected_offset)
+        self.expected_offset = max(self.expected_offset, records[-1].position.offset + 1)
+        self._wake_up.set()
 
     def finish(self) -> None:
-        """Begin no other batch; the one under way is finished."""
+        """End ``run`` after the batch in progress."""
         self._is_finishing = True
-        self._changed.set()
+        self._wake_up.set()
 
     def stop(self, reason: str) -> None:
-        """Read no further: somebody has to look at it first."""
+        """Finish, and report the partition as stopped until an operator has resolved the reason."""
         self.finish()
-        self._watch.stopped(self.place, reason)
-        topic, partition = self.place
-        _log.error("partition.stopped", topic=topic, partition=partition, offset=self._next, reason=reason)
+        self._watch.stop(self._tp, reason)
+        topic, partition = self._tp
+        _log.error("partition.stopped", topic=topic, partition=partition, offset=self._position, reason=reason)
 
     async def run(self) -> bool:
-        """Handle batches until ``finish``. Raises nothing but cancellation.
+        """Handle batches until ``finish``. Raises only CancelledError.
 
         Returns:
-            False where somebody else moved the position meanwhile: it has to be read anew.
+            False where the handler raised ConflictError: the position moved elsewhere and must be loaded again.
         """
         while not self._is_finishing:
-            if not self._waiting:
-                self._changed.clear()
-                await self._changed.wait()
+            if not self._buffer:
+                self._wake_up.clear()
+                await self._wake_up.wait()
                 continue
-            batch, broken, problem = self._decoded()
-            if batch.end > batch.start and not await self._is_done_with(batch, broken):
+            batch, undecodable, problem = self._next_batch()
+            if batch.end > batch.start and not await self._complete(batch, undecodable):
                 return self._is_finishing
             if problem is not None and not self._is_finishing:
                 self.stop(str(problem))
         return True
 
-    def _decoded(self) -> tuple[ReceivedBatch, list[tuple[StoredRecord, DecodeError]], ContractError | None]:
-        """The next batch, what of it is broken, and what stops the partition behind it."""
-        events: list[Received] = []
-        broken: list[tuple[StoredRecord, DecodeError]] = []
-        end = self._next
+    def _next_batch(self) -> tuple[EventBatch, list[tuple[StoredRecord, DecodeError]], ContractError | None]:
+        """The next batch, its undecodable records, and the error that stops the partition after it."""
+        events: list[ReceivedEvent] = []
+        undecodable: list[tuple[StoredRecord, DecodeError]] = []
+        end = self._position
         problem: ContractError | None = None
-        for record in islice(self._waiting, self._max_batch_records):
+        for record in islice(self._buffer, self._max_batch_records):
             try:
-                events.append(Received(record.decode(), record.position))
+                events.append(ReceivedEvent(record.decode(), record.position))
             except NewerVersionError as error:
                 problem = error
                 break
             except DecodeError as error:
-                if self._send is None:
+                if self._send_dead_letters is None:
                     problem = error
                     break
-                broken.append((record, error))
+                undecodable.append((record, error))
             end = record.position.offset + 1
-        return ReceivedBatch(*self.place, self._next, end, tuple(events)), broken, problem
+        return EventBatch(*self._tp, self._position, end, tuple(events)), undecodable, problem
 
-    async def _is_done_with(self, batch: ReceivedBatch, broken: Sequence[tuple[StoredRecord, DecodeError]]) -> bool:
-        """Take the steps of the design; False where the position was moved or given away before the last."""
-        letters = [dead_letter(record, error, self._reader) for record, error in broken]
-        if batch.events and not await self._try(lambda: self._handler(batch), "the handler"):
+    async def _complete(self, batch: EventBatch, undecodable: Sequence[tuple[StoredRecord, DecodeError]]) -> bool:
+        """Take steps 2 to 4; False where the position moved elsewhere or the partition was revoked before step 4."""
+        dead_letters = [dead_letter(record, error, self._reader) for record, error in undecodable]
+        if batch.events and not await self._retried(lambda: self._handler(batch), "the handler"):
             return False
-        if letters and self._send is not None:
-            send = self._send
-            if not await self._try(lambda: send(letters), "sending dead letters"):
-                return False
-        self._done(self.place, batch.end)
-        self._next = batch.end
-        while self._waiting and self._waiting[0].position.offset < batch.end:
-            self._waiting.popleft()
-        self._watch.reached(self.place, batch.end)
+        if dead_letters and not await self._retried(lambda: self._send(dead_letters), "sending dead letters"):
+            return False
+        self._on_handled(self._tp, batch.end)
+        self._position = batch.end
+        while self._buffer and self._buffer[0].position.offset < batch.end:
+            self._buffer.popleft()
+        self._watch.advance(self._tp, batch.end)
         return True
 
-    async def _try(self, step: Callable[[], Awaitable[object]], name: str) -> bool:
+    async def _send(self, dead_letters: Sequence[Record]) -> None:
+        if self._send_dead_letters is not None:
+            await self._send_dead_letters(dead_letters)
+
+    async def _retried(self, step: Callable[[], Awaitable[object]], name: str) -> bool:
         async for attempt in retry_forever(Exception, *RETRY_S):
             with attempt:
                 try:
@@ -185,7 +192,7 @@ class PartitionReader:
                 except ConflictError:
                     return False
                 except Exception as error:
-                    self._watch.troubled(self.place, f"{name} failed: {error!r:.200}")
+                    self._watch.note_problem(self._tp, f"{name} failed: {error!r:.200}")
                     if self._is_finishing:
                         return False
                     raise

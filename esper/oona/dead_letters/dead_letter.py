@@ -1,8 +1,7 @@
 """Dead letters: records that cannot be decoded, kept byte for byte with the reason and the origin.
 
-A letter lies in the partition of the same number as its origin, and in the origins' order. Letters are
-sent again by a redrive: the record as it was, to the topic that it was meant for, with the origin
-named in a header, so that every reader handles it once.
+A dead letter is in the partition with the same number as its origin, in the order of the origins. A redrive sends
+the original record to its original topic again, with the origin in a header, so that every reader handles it once.
 """
 
 import re
@@ -15,11 +14,11 @@ from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Headers, Position, Record
 from esper.schemas.topics import DEAD_LETTER_SUFFIX
 
-PREFIX = "esper_dlq_"
-FIRST = PREFIX + "reason"  # where what is ours begins among the headers
-PROJECTIONS = "projections"  # the reader whose letters a replay skips: the stream workers
-ORIGIN = "esper_redrive_origin"
-ATTEMPTS = "esper_redrive_attempts"
+HEADER_PREFIX = "esper_dlq_"
+REASON_HEADER = HEADER_PREFIX + "reason"  # the first of the headers that a dead letter adds
+PROJECTIONS = "projections"  # the reader whose dead letters a replay skips: the stream workers
+ORIGIN_HEADER = "esper_redrive_origin"
+ATTEMPTS_HEADER = "esper_redrive_attempts"
 MAX_TEXT_BYTES = 2_000
 MAX_TRACE_BYTES = 4_000
 
@@ -28,11 +27,14 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class DeadLetter(NamedTuple):
-    """A letter as it lies in the log: the record that could not be decoded, and why.
+    """A dead letter in the log: the record that could not be decoded, and why.
 
-    ``origin`` is where that record lies; ``first_origin`` where it lay before it was redriven for the
-    first time (the same, where it never was). ``attempts`` counts how often it was tried; ``reader`` is
-    who could not read it.
+    Args:
+        position: of the dead letter itself.
+        origin: where the record is that could not be decoded.
+        first_origin: where the record was before its first redrive; equals ``origin`` if it was never redriven.
+        attempts: how often a reader has tried to decode the record.
+        reader: the reader that failed, such as ``projections`` or ``group NAME``.
     """
 
     position: Position
@@ -49,80 +51,79 @@ class DeadLetter(NamedTuple):
 
 
 def dead_letter(origin: StoredRecord, error: DecodeError, reader: str) -> Record:
-    """The dead letter of a record: same key, value and headers, and on top why and whence.
+    """The dead letter for a record: its key, value and headers, plus headers with the reason and the origin.
 
-    The new headers are ``esper_dlq_`` reason, detail, error (its class), trace, topic, partition,
-    offset, attempts, at and reader.
+    The added headers are ``esper_dlq_`` reason, detail, error (its class), trace, topic, partition, offset, attempts,
+    at and reader.
     """
-    where = origin.position
-    added = {
+    position = origin.position
+    texts = {
         "reason": error.reason,
-        "detail": told(error),
+        "detail": stored_detail(error),
         "error": type(error).__name__,
         "trace": "".join(traceback.format_exception(error)),
-        "topic": where.topic,
-        "partition": str(where.partition),
-        "offset": str(where.offset),
-        "attempts": str(_attempts(origin.headers) + 1),
+        "topic": position.topic,
+        "partition": str(position.partition),
+        "offset": str(position.offset),
+        "attempts": str(_num_redrives(origin.headers) + 1),
         "at": datetime.now(UTC).isoformat(),
         "reader": reader,
     }
     limits = {"trace": MAX_TRACE_BYTES}
-    headers = tuple((PREFIX + n, _cut(text, limits.get(n, MAX_TEXT_BYTES))) for n, text in added.items())
+    added = tuple((HEADER_PREFIX + n, _truncated(text, limits.get(n, MAX_TEXT_BYTES))) for n, text in texts.items())
     return Record(
-        topic=where.topic + DEAD_LETTER_SUFFIX,
+        topic=position.topic + DEAD_LETTER_SUFFIX,
         key=origin.key,
         value=origin.value,
-        headers=origin.headers + headers,
+        headers=origin.headers + added,
         timestamp_ms=origin.timestamp_ms,
-        partition=where.partition,
+        partition=position.partition,
     )
 
 
-def reason_of(letter: Record) -> str:
-    """The reason that a letter of ours gives."""
-    named = [text for name, text in letter.headers if name == FIRST and text is not None]
-    return named[-1].decode(errors="replace") if named else "unknown"
+def reason_of(dead_letter: Record) -> str:
+    """The reason in the headers of a dead letter."""
+    reasons = [text for name, text in dead_letter.headers if name == REASON_HEADER and text is not None]
+    return reasons[-1].decode(errors="replace") if reasons else "unknown"
 
 
-def told(error: DecodeError) -> str:
-    """The error's detail as it is kept: bounded, and without the NUL that Postgres refuses."""
-    return _cut(error.detail.replace("\x00", "\\0"), MAX_TEXT_BYTES).decode()
+def stored_detail(error: DecodeError) -> str:
+    """The error's detail as it is stored: truncated, and without NUL, which Postgres refuses."""
+    return _truncated(error.detail.replace("\x00", "\\0"), MAX_TEXT_BYTES).decode()
 
 
-def read_letter(stored: StoredRecord) -> DeadLetter:
-    """What a record of a dead-letter topic says.
+def read_dead_letter(stored: StoredRecord) -> DeadLetter:
+    """Parse a record of a dead-letter topic.
 
     Raises:
-        ContractError: it is not one of ours.
+        ContractError: Esper did not write it.
     """
-    start = max((n for n, (name, _text) in enumerate(stored.headers) if name == FIRST), default=None)
+    start = max((n for n, (name, _text) in enumerate(stored.headers) if name == REASON_HEADER), default=None)
     if start is None:
-        raise ContractError(f"{stored.position} has no {FIRST} header: no dead letter of Esper's")
-    own = {n.removeprefix(PREFIX): (text or b"").decode(errors="replace") for n, text in stored.headers[start:]}
-    place, here = (own.get("topic"), own.get("partition")), stored.position
-    numbers = (own.get("offset", ""), own.get("attempts", ""))
-    if place != (here.topic.removesuffix(DEAD_LETTER_SUFFIX), str(here.partition)) or not all(
-        map(_NUMBER.fullmatch, numbers)
-    ):
-        raise ContractError(f"{here} has {PREFIX} headers that do not belong here")
-    origin = Position(here.topic.removesuffix(DEAD_LETTER_SUFFIX), here.partition, int(numbers[0]))
+        raise ContractError(f"{stored.position}: no {REASON_HEADER} header, so this is no dead letter of Esper's")
+    texts = {n.removeprefix(HEADER_PREFIX): (t or b"").decode(errors="replace") for n, t in stored.headers[start:]}
+    position, named = stored.position, (texts.get("topic"), texts.get("partition"))
+    topic = position.topic.removesuffix(DEAD_LETTER_SUFFIX)
+    offset, attempts = texts.get("offset", ""), texts.get("attempts", "")
+    if named != (topic, str(position.partition)) or not (_NUMBER.fullmatch(offset) and _NUMBER.fullmatch(attempts)):
+        raise ContractError(f"{position}: its {HEADER_PREFIX} headers name another partition or no offset")
+    origin = Position(topic, position.partition, int(offset))
     record = stored._replace(position=origin, headers=stored.headers[:start])
     return DeadLetter(
-        position=here,
+        position=position,
         origin=origin,
         first_origin=first_origin(record.headers, origin),
-        attempts=int(numbers[1]),
+        attempts=int(attempts),
         record=record,
-        **{name: own.get(name, "") for name in ("reason", "detail", "error", "trace", "at", "reader")},
+        **{name: texts.get(name, "") for name in ("reason", "detail", "error", "trace", "at", "reader")},
     )
 
 
-def redriven(letter: DeadLetter) -> Record:
-    """The record of a letter, for the topic and partition that it was meant for, with its first origin named."""
-    kept = tuple((n, text) for n, text in letter.record.headers if n not in (ORIGIN, ATTEMPTS))
+def redriven_record(letter: DeadLetter) -> Record:
+    """The original record, for its original topic and partition, with its first origin in a header."""
+    kept = tuple((n, text) for n, text in letter.record.headers if n not in (ORIGIN_HEADER, ATTEMPTS_HEADER))
     first = letter.first_origin
-    added = {ORIGIN: f"{first.topic}/{first.partition}/{first.offset}", ATTEMPTS: str(letter.attempts)}
+    added = {ORIGIN_HEADER: f"{first.topic}/{first.partition}/{first.offset}", ATTEMPTS_HEADER: str(letter.attempts)}
     return Record(
         topic=first.topic,
         key=letter.record.key,
@@ -133,23 +134,24 @@ def redriven(letter: DeadLetter) -> Record:
     )
 
 
-def first_origin(headers: Headers, here: Position) -> Position:
-    """Where the record at ``here`` lay before it was redriven, as its header says; ``here`` itself for any other.
+def first_origin(headers: Headers, position: Position) -> Position:
+    """Where the record at ``position`` was before its first redrive; ``position`` itself if it was never redriven.
 
-    A header that names no earlier place of the same partition was not written by a redrive, and is ignored.
+    A header that names no earlier offset of the same partition was not written by a redrive, and is ignored.
     """
-    named = [text for name, text in headers if name == ORIGIN and text is not None]
-    found = _ORIGIN.fullmatch(named[-1].decode(errors="replace")) if named else None
-    if found is None or (found["topic"], int(found["partition"])) != here[:2] or int(found["offset"]) >= here.offset:
-        return here
-    return here._replace(offset=int(found["offset"]))
+    texts = [text for name, text in headers if name == ORIGIN_HEADER and text is not None]
+    found = _ORIGIN.fullmatch(texts[-1].decode(errors="replace")) if texts else None
+    if found is None or (found["topic"], int(found["partition"])) != position[:2]:
+        return position
+    offset = int(found["offset"])
+    return position._replace(offset=offset) if offset < position.offset else position
 
 
-def _attempts(headers: Headers) -> int:
-    named = [text.decode(errors="replace") for name, text in headers if name == ATTEMPTS and text is not None]
-    return int(named[-1]) if named and _NUMBER.fullmatch(named[-1]) else 0
+def _num_redrives(headers: Headers) -> int:
+    texts = [text.decode(errors="replace") for name, text in headers if name == ATTEMPTS_HEADER and text is not None]
+    return int(texts[-1]) if texts and _NUMBER.fullmatch(texts[-1]) else 0
 
 
-def _cut(text: str, limit: int) -> bytes:
-    """UTF-8 of at most ``limit`` bytes, cut between characters; what is no character becomes its escape."""
+def _truncated(text: str, limit: int) -> bytes:
+    """UTF-8 of at most ``limit`` bytes, cut between characters; lone surrogates are escaped."""
     return text.encode(errors="backslashreplace")[:limit].decode(errors="ignore").encode()

@@ -1,7 +1,7 @@
-"""Looks through dead letters and sends them again: bounded, told by events, never folded twice.
+"""Finds dead letters and sends their records again, in batches, with an event for each.
 
-The order is the design: the record first, the event that tells of it second. Who dies in between
-sends the record again; readers know it by its origin.
+Invariant: the record is sent before the event that records the redrive. A crash in between sends the record again on
+the next call; readers recognize it by its origin and apply it once.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from uuid import UUID
 from esper.config import KafkaSettings
 from esper.errors import ConfigError, ContractError
 from esper.oona.cloudevents import decode
-from esper.oona.dead_letters.dead_letter import DeadLetter, read_letter, redriven
+from esper.oona.dead_letters.dead_letter import DeadLetter, read_dead_letter, redriven_record
 from esper.oona.log_reader import read_range
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Position
@@ -20,40 +20,42 @@ from esper.schemas.events import DeadLetterRedriven
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import REDRIVES, TOPICS, TopicSpec
 
-BATCH = 100  # letters that a crash may send twice
+BATCH_SIZE = 100  # the most records that a crash makes a redrive send twice
 SOURCE = "esper/dlq"
 FIELDS = ("topic", "partition", "offset", "reason", "error", "type", "key", "source")
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """A condition on letters: a field equals a text, or contains it (``field~text``)."""
+class Condition:
+    """A condition on dead letters: a field equals a text, or contains it (``field~text``)."""
 
     field: str
     text: str
-    is_part: bool
+    is_substring: bool
 
     @classmethod
-    def parse(cls, condition: str) -> "Where":
-        """Read ``field=text`` or ``field~text``.
+    def parse(cls, condition: str) -> "Condition":
+        """Parse ``field=text`` or ``field~text``.
 
         Raises:
-            ConfigError: it is neither, or there is no such field.
+            ConfigError: it is neither, or the field is unknown.
         """
         for sign in ("=", "~"):
             field, found, text = condition.partition(sign)
             if found and field in FIELDS:
                 return cls(field, text, sign == "~")
-        raise ConfigError(f"--where {condition!r}: write FIELD=TEXT or FIELD~PART, with one of {', '.join(FIELDS)}")
+        raise ConfigError(
+            f"--where {condition!r}: write FIELD=TEXT or FIELD~SUBSTRING, with one of {', '.join(FIELDS)}"
+        )
 
     def holds(self, letter: DeadLetter) -> bool:
-        """Whether a letter is meant."""
-        value = describe(letter)[self.field]
-        return self.text in value if self.is_part else self.text == value
+        """Whether a dead letter meets the condition."""
+        value = field_values(letter)[self.field]
+        return self.text in value if self.is_substring else self.text == value
 
 
-def describe(letter: DeadLetter) -> Mapping[str, str]:
-    """What conditions see of a letter: the place and the headers of the record, and what is wrong with it."""
+def field_values(letter: DeadLetter) -> Mapping[str, str]:
+    """The values of a dead letter's ``FIELDS``."""
     headers = {name: (text or b"").decode(errors="replace") for name, text in letter.record.headers}
     return {
         "topic": letter.origin.topic,
@@ -67,45 +69,48 @@ def describe(letter: DeadLetter) -> Mapping[str, str]:
     }
 
 
-async def find_letters(
-    kafka: KafkaSettings, topics: Iterable[TopicSpec] = TOPICS, where: Sequence[Where] = ()
+async def find_dead_letters(
+    kafka: KafkaSettings, topics: Iterable[TopicSpec] = TOPICS, conditions: Sequence[Condition] = ()
 ) -> AsyncIterator[DeadLetter]:
-    """The letters that meet all conditions, topic by topic, each once; other records are passed over.
+    """The dead letters that meet all conditions, topic by topic. Other records of dead-letter topics are skipped.
 
-    A worker that dies after sending a letter sends it again: the first of those counts.
+    A worker that crashes after sending a dead letter sends it again; only the first one is returned.
+
+    Raises:
+        NotAllowedError, UnavailableError: the broker refuses this client, or none answers.
     """
     for topic in topics:
         seen = set[tuple[Position, str]]()
         async for stored in read_range(kafka, topic.dead_letters):
             try:
-                letter = read_letter(stored)
+                letter = read_dead_letter(stored)
             except ContractError:
                 continue
-            if (letter.origin, letter.reader) not in seen and all(condition.holds(letter) for condition in where):
+            if (letter.origin, letter.reader) not in seen and all(condition.holds(letter) for condition in conditions):
                 seen.add((letter.origin, letter.reader))
                 yield letter
 
 
-async def already_redriven(kafka: KafkaSettings) -> frozenset[Position]:
-    """The places of the letters that an event tells of as sent again."""
-    found = set()
+async def find_redriven(kafka: KafkaSettings) -> frozenset[Position]:
+    """The positions of the dead letters that were redriven, from the redrive events."""
+    positions = set()
     async for stored in read_range(kafka, REDRIVES):
         try:
             event = stored.decode().data
         except ContractError:
             continue
         if isinstance(event, DeadLetterRedriven):
-            found.add(Position(event.topic, event.partition, event.letter_offset))
-    return frozenset(found)
+            positions.add(Position(event.topic, event.partition, event.letter_offset))
+    return frozenset(positions)
 
 
-def is_redriven(letter: DeadLetter, done: frozenset[Position]) -> bool:
-    """Whether a letter is among those that were sent again."""
-    return Position(letter.origin.topic, letter.position.partition, letter.position.offset) in done
+def is_redriven(letter: DeadLetter, redriven: frozenset[Position]) -> bool:
+    """Whether a dead letter is among those that ``find_redriven`` returned."""
+    return Position(letter.origin.topic, letter.position.partition, letter.position.offset) in redriven
 
 
-def why_unreadable(letter: DeadLetter) -> str:
-    """Why this program still cannot read the record; empty where it can."""
+def decode_problem(letter: DeadLetter) -> str:
+    """Why this program still cannot decode the record; empty if it can."""
     record = letter.record
     try:
         decode(letter.first_origin.topic, record.value, record.headers)
@@ -114,27 +119,29 @@ def why_unreadable(letter: DeadLetter) -> str:
     return ""
 
 
-async def redrive(producer: OonaProducer, letters: Sequence[DeadLetter], redrive_id: UUID, reason: str) -> None:
-    """Send letters again and tell so, in their order.
+async def redrive(producer: OonaProducer, dead_letters: Sequence[DeadLetter], redrive_id: UUID, reason: str) -> None:
+    """Send the records of dead letters again, in order, with a redrive event for each.
 
     Raises:
-        UnavailableError: Kafka is away; what was told of is done, calling it again does the rest.
+        UnavailableError, NotAllowedError: Kafka did not accept all of it. Dead letters with a redrive event are done;
+            a call for the others completes the redrive.
     """
-    for start in range(0, len(letters), BATCH):
-        batch = letters[start : start + BATCH]
-        sent = await producer.send_records([redriven(letter) for letter in batch])
-        told = [_told(letter, place, redrive_id, reason) for letter, place in zip(batch, sent, strict=True)]
-        await producer.send_batch(told)
+    for start in range(0, len(dead_letters), BATCH_SIZE):
+        batch = dead_letters[start : start + BATCH_SIZE]
+        positions = await producer.send_records([redriven_record(letter) for letter in batch])
+        await producer.send_batch(
+            [_redrive_event(letter, p, redrive_id, reason) for letter, p in zip(batch, positions, strict=True)]
+        )
 
 
-def _told(letter: DeadLetter, sent_to: Position, redrive_id: UUID, reason: str) -> OonaMessage:
+def _redrive_event(letter: DeadLetter, position: Position, redrive_id: UUID, reason: str) -> OonaMessage:
     topic, partition, offset = letter.first_origin
     event = DeadLetterRedriven(
         topic=topic,
         partition=partition,
         offset=offset,
         letter_offset=letter.position.offset,
-        redriven_offset=sent_to.offset,
+        redriven_offset=position.offset,
         redrive_id=redrive_id,
         reason=reason,
     )

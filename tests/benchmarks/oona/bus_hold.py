@@ -12,7 +12,7 @@ from rich.console import Console
 
 from esper.config import KafkaSettings
 from esper.oona.consumer.group_consumer import GroupConsumer, GroupConsumerOptions
-from esper.oona.consumer.partition_reader import ReceivedBatch
+from esper.oona.consumer.partition_reader import EventBatch
 from esper.oona.producer import OonaProducer
 from esper.schemas.events import LayerHealthMeasured
 from esper.schemas.messages import OonaMessage
@@ -57,7 +57,7 @@ def _read(servers: str, pipe: Connection) -> None:
     seen: set[int] = set()
     counts = [0]
 
-    async def handle(batch: ReceivedBatch) -> None:
+    async def handle(batch: EventBatch) -> None:
         counts[0] += len(batch.events)
         seen.update(e.message.data.sequence for e in batch.events)  # type: ignore[attr-defined]
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from esper.config import KafkaSettings
 from esper.oona.consumer.group_consumer import GroupConsumer
-from esper.oona.consumer.partition_reader import ReceivedBatch
+from esper.oona.consumer.partition_reader import EventBatch
 from esper.oona.producer import OonaProducer
 from esper.schemas.events import EpochCompleted
 from esper.schemas.messages import OonaMessage
@@ -82,7 +82,7 @@ def read_with_oona(servers: str, pipe: Connection) -> None:
     arrived: Times = {}
     watch = LoopWatch()
 
-    async def handle(batch: ReceivedBatch) -> None:
+    async def handle(batch: EventBatch) -> None:
         now = time.monotonic()
         arrived.update((e.message.data.epoch, now) for e in batch.events)  # type: ignore[attr-defined]
 

@@ -72,5 +72,5 @@ async def test_why_tells_of_a_seeds_breaker(own_database: PostgresSettings) -> N
         ("breaker", 40, messages[0].id),
         ("breaker", 70, messages[1].id),
     ]
-    assert causes[0].told == "closed -> open (3 failures in a row): a value is not finite"
+    assert causes[0].description == "closed -> open (3 failures in a row): a value is not finite"
     await connection.close()

@@ -1,4 +1,4 @@
-"""The subscriber on a real broker: commits after the handler, loses nothing, and says when it does not get on."""
+"""The consumer on a real broker: commits after the handler, loses nothing, and says when it does not get on."""
 
 import asyncio
 import time
@@ -17,8 +17,8 @@ from esper.config import KafkaSettings
 from esper.embedded.kafka import EmbeddedKafka
 from esper.errors import ConflictError
 from esper.oona.admin.topics import admin_client, apply_topics
-from esper.oona.consumer import group_consumer as subscriber_module
-from esper.oona.consumer.group_consumer import STOP_S, GroupConsumer, GroupConsumerOptions
+from esper.oona.consumer import group_consumer as consumer_module
+from esper.oona.consumer.group_consumer import LEAVE_TIMEOUT_S, GroupConsumer, GroupConsumerOptions
 from esper.oona.consumer.partition_reader import EventBatch
 from esper.oona.dead_letters.dead_letter import read_dead_letter
 from esper.oona.log_reader import read_range
@@ -80,15 +80,13 @@ async def reading(
     options: GroupConsumerOptions = OPTIONS,
     **more: Any,
 ) -> Any:
-    """A subscriber that reads in the background. Every test has a topic of its own."""
-    async with GroupConsumer(
-        kafka, group or f"g-{topic.name}", [topic], handler, options=options, **more
-    ) as subscriber:
-        running = asyncio.create_task(subscriber.run())
+    """A consumer that reads in the background. Every test has a topic of its own."""
+    async with GroupConsumer(kafka, group or f"g-{topic.name}", [topic], handler, options=options, **more) as consumer:
+        running = asyncio.create_task(consumer.run())
         try:
-            yield subscriber
+            yield consumer
         finally:
-            subscriber.stop()
+            consumer.stop()
             await running
 
 
@@ -127,11 +125,11 @@ async def test_a_batch_is_committed_after_its_handler_and_comes_again_when_that_
 
     handler = Recorder(fail)
     await write(kafka, [numbered(RUNS, n, n % 2) for n in range(40)])
-    async with reading(kafka, RUNS, handler) as subscriber:
+    async with reading(kafka, RUNS, handler) as consumer:
         await until(lambda: len(tries) >= 3, "three tries")
         await until(lambda: handler.numbers(1) == list(range(1, 40, 2)), "the other partition")
         await wait_until_async(lambda: _is(committed(kafka, RUNS), {1: 20}), 10, "its commit, and no other")
-        assert subscriber.is_healthy, "not yet a stall"
+        assert consumer.is_healthy, "not yet a stall"
         is_mended = True
         await until(lambda: handler.numbers() == list(range(0, 40, 2)), "what had failed")
     assert len(set(tries)) == 1, "the same batch"
@@ -152,10 +150,10 @@ async def test_a_slow_handler_holds_fetching_up_and_loses_nothing(kafka: KafkaSe
     records = [numbered(LIFECYCLE, n) for n in range(total)]
     await write(kafka, records)
     options = GroupConsumerOptions(max_batch_records=100, finish_s=5, session_timeout_s=6)
-    async with reading(kafka, LIFECYCLE, handler, options=options) as subscriber:
+    async with reading(kafka, LIFECYCLE, handler, options=options) as consumer:
         tp = aiokafka.TopicPartition(LIFECYCLE.name, 0)
-        await until(lambda: tp in subscriber._readers and tp in subscriber._consumer.paused(), "the pause")
-        held = len(subscriber._readers[tp]._waiting)
+        await until(lambda: tp in consumer._readers and tp in consumer._consumer.paused(), "the pause")
+        held = len(consumer._readers[tp]._buffer)
         assert 300 <= held <= 300 + FETCH_BYTES // records[0].size_bytes + 1
         gate.set()
         await until(lambda: len(handler.numbers()) == total, "the rest")
@@ -199,9 +197,9 @@ async def test_what_must_not_be_passed_over_stops_its_partition_alone(
         letters.extend(records)
 
     await write(kafka, [numbered(topic, 0), bad(topic), numbered(topic, 1), numbered(topic, 2, 1)])
-    async with reading(kafka, topic, handler, dead_letters=keep if bad is newer else None) as subscriber:
-        await until(lambda: handler.numbers(1) == [2] and not subscriber.is_healthy, "the stop, and the others")
-        (stall,) = subscriber.stalls()
+    async with reading(kafka, topic, handler, dead_letters=keep if bad is newer else None) as consumer:
+        await until(lambda: handler.numbers(1) == [2] and not consumer.is_healthy, "the stop, and the others")
+        (stall,) = consumer.stalls()
         assert (stall.topic, stall.partition, stall.offset, stall.lag) == (topic.name, 0, 1, 2)
         assert reason in stall.reason
         await write(kafka, [numbered(topic, 3), numbered(topic, 4, 1)])
@@ -211,10 +209,10 @@ async def test_what_must_not_be_passed_over_stops_its_partition_alone(
     assert await committed(kafka, topic) == {0: 1, 1: 2}
 
 
-async def stop_of(subscriber: GroupConsumer) -> Stall:
+async def stop_of(consumer: GroupConsumer) -> Stall:
     """The one stall, once it is there."""
-    await until(lambda: not subscriber.is_healthy, "the stop")
-    (stall,) = subscriber.stalls()
+    await until(lambda: not consumer.is_healthy, "the stop")
+    (stall,) = consumer.stalls()
     return stall
 
 
@@ -227,18 +225,18 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
         await gate.wait()
 
     handler = Recorder(wait)
-    async with reading(kafka, FIELD_REPORTS, handler) as subscriber:  # under the eyes of a living reader
+    async with reading(kafka, FIELD_REPORTS, handler) as consumer:  # under the eyes of a living reader
         tp = aiokafka.TopicPartition(FIELD_REPORTS.name, 0)
-        await until(lambda: tp in subscriber._readers and tp in subscriber._consumer.paused(), "the pause")
+        await until(lambda: tp in consumer._readers and tp in consumer._consumer.paused(), "the pause")
         await delete_before(kafka, FIELD_REPORTS, 90)
         gate.set()
-        stall = await stop_of(subscriber)
+        stall = await stop_of(consumer)
     seen = len(handler.numbers())
     assert handler.numbers() == list(range(seen))
     assert stall.reason == f"offsets {seen} to 89 expired before they were read and are lost"
     assert await committed(kafka, FIELD_REPORTS) == {0: seen}
-    async with reading(kafka, FIELD_REPORTS, handler) as subscriber:  # and at the start
-        stall = await stop_of(subscriber)
+    async with reading(kafka, FIELD_REPORTS, handler) as consumer:  # and at the start
+        stall = await stop_of(consumer)
         assert (stall.offset, stall.reason) == (
             seen,
             f"offsets {seen} to 89 expired before they were read and are lost",
@@ -269,22 +267,24 @@ async def test_a_log_that_ends_before_the_position_is_a_wiped_broker(kafka: Kafk
     ledger = Ledger()
     ledger.positions = {(BLUEPRINTS.name, 0): 7}
     await write(kafka, [numbered(BLUEPRINTS, n) for n in range(3)])
-    async with reading(kafka, BLUEPRINTS, ledger, load_positions=ledger.load) as subscriber:
-        stall = await stop_of(subscriber)
-        assert stall.reason == "the log ends at 3, before the position 7: a wiped broker, or the wrong one"
+    async with reading(kafka, BLUEPRINTS, ledger, load_positions=ledger.load) as consumer:
+        stall = await stop_of(consumer)
+        assert (
+            stall.reason == "the log ends at 3, before the position 7: the broker was wiped, or this is the wrong one"
+        )
     assert ledger.batches == []
 
 
 async def test_a_topic_that_is_made_anew_under_a_living_reader_stops_it(kafka: KafkaSettings) -> None:
     ledger = Ledger()
     await write(kafka, [numbered(POLICIES, n) for n in range(10)])
-    async with reading(kafka, POLICIES, ledger, load_positions=ledger.load) as subscriber:
+    async with reading(kafka, POLICIES, ledger, load_positions=ledger.load) as consumer:
         await until(lambda: len(ledger.numbers()) == 10, "the old log")
         async with admin_client(kafka) as client:
             await client.delete_topics([POLICIES.name])
         await asyncio.wait_for(_made_again(kafka, POLICIES), 20)
         await write(kafka, [numbered(POLICIES, n) for n in range(20, 24)])
-        stall = await stop_of(subscriber)
+        stall = await stop_of(consumer)
         assert "wiped" in stall.reason
     assert ledger.numbers() == list(range(10)), "nothing of the new log, which has other things at these offsets"
 
@@ -331,35 +331,33 @@ async def test_stop_does_not_wait_for_a_handler_that_hangs(kafka: KafkaSettings)
 
     await write(kafka, [numbered(REDRIVES, n) for n in range(3)])
     options = GroupConsumerOptions(finish_s=0.5, session_timeout_s=6)
-    async with reading(kafka, REDRIVES, Recorder(hang), options=options) as subscriber:
+    async with reading(kafka, REDRIVES, Recorder(hang), options=options) as consumer:
         await is_hanging.wait()
         began = time.monotonic()
-        subscriber.stop()
-    assert time.monotonic() - began < options.finish_s + STOP_S
+        consumer.stop()
+    assert time.monotonic() - began < options.finish_s + LEAVE_TIMEOUT_S
     assert await committed(kafka, REDRIVES) == {}
 
 
 async def test_a_broker_that_is_away_is_a_stall_and_its_return_is_the_end_of_it(
     broker: EmbeddedKafka, kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscriber_module, "HEARD_S", 1.0)
+    monkeypatch.setattr(consumer_module, "END_MAX_AGE_S", 1.0)
     topic, handler = RUNS.dead_letters, Recorder()
     options = GroupConsumerOptions(stalled_after_s=1.0, session_timeout_s=30)
-    async with reading(kafka, topic, handler, options=options) as subscriber:
-        await until(
-            lambda: len(subscriber._readers) == topic.num_partitions and subscriber.is_healthy, "all partitions"
-        )
+    async with reading(kafka, topic, handler, options=options) as consumer:
+        await until(lambda: len(consumer._readers) == topic.num_partitions and consumer.is_healthy, "all partitions")
         broker.pause()
         try:
-            await until(lambda: not subscriber.is_healthy, "the stall", 15)
-            assert "no broker answers" in str(subscriber.stalls()[0])
-            assert "an unknown lag" in str(subscriber.stalls()[0])
+            await until(lambda: not consumer.is_healthy, "the stall", 15)
+            assert "no broker answers" in str(consumer.stalls()[0])
+            assert "an unknown lag" in str(consumer.stalls()[0])
         finally:
             broker.resume()
-        await until(lambda: subscriber.is_healthy, "its end", 15)
+        await until(lambda: consumer.is_healthy, "its end", 15)
 
 
 async def test_a_group_that_assigns_nothing_is_a_stall(kafka: KafkaSettings) -> None:
     never_joined = GroupConsumer(kafka, "g", [RUNS], Recorder(), options=GroupConsumerOptions(stalled_after_s=0.2))
     assert never_joined.is_healthy
-    assert (await stop_of(never_joined)).reason == "the group has assigned nothing"
+    assert (await stop_of(never_joined)).reason == "the group has assigned no partition to this member"

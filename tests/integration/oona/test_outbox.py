@@ -20,7 +20,7 @@ from support.processes.test_broker import new_topic
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ContractError, OutboxFullError, UnavailableError
 from esper.oona.log_reader import read_range
-from esper.oona.outbox.outbox_store import Outbox, waiting_in
+from esper.oona.outbox.outbox_store import Outbox, num_waiting_in
 from esper.oona.records import RECORD_LIMIT_BYTES, Record
 
 APPEND = """
@@ -83,7 +83,7 @@ def test_it_is_a_list_on_disk_whatever_is_done_in_whatever_order(steps: list[Any
                     del model[:count]
                 case "set_aside", _count if model:
                     number, first = outbox.oldest(1)[0]
-                    outbox.set_aside(number, "why")
+                    outbox.copy_to_refused(number, "why")
                     outbox.remove_up_to(number)
                     refused.append((first.topic, first.key, first.value, first.timestamp_ms, "why"))
                     del model[0]
@@ -94,11 +94,11 @@ def test_it_is_a_list_on_disk_whatever_is_done_in_whatever_order(steps: list[Any
                     outboxes[-1] = opened(path)
             assert [r for _id, r in outboxes[-1].oldest(1_000)] == model
             assert len(outboxes[-1]) == len(model)
-            assert outboxes[-1].marks() == marks
+            assert outboxes[-1].metadata() == marks
         for outbox in outboxes:
             outbox.close()
         assert refused_in(path) == refused
-        assert waiting_in(path) == len(model)
+        assert num_waiting_in(path) == len(model)
 
 
 def test_what_it_took_survives_sigkill_in_order(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_damaged_file_is_one_clear_error(tmp_path: Path, damage: str) -> None:
     path.write_bytes(b"no database at all" * 300 if damage == "no database" else b"\xff" * 100 + whole[100:])
     with pytest.raises(UnavailableError, match=r"cannot be used.*is it no file of Esper's"):
         outbox.open()
-    with pytest.raises(UnavailableError, match="is no outbox that can be read"):
-        waiting_in(path)
+    with pytest.raises(UnavailableError, match="cannot be read as an outbox"):
+        num_waiting_in(path)
 
 
 def test_an_append_is_not_held_up_by_whoever_reads_and_sends(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_an_append_is_not_held_up_by_whoever_reads_and_sends(tmp_path: Path) -> 
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
         outbox.append([record(1)], {"mark": "set"})
-        assert outbox.marks() == {"mark": "set"}
+        assert outbox.metadata() == {"mark": "set"}
         assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,), "it still reads what it read"
     assert [r for _id, r in outbox.oldest(9)] == [record(0), record(1)]
     outbox.close()

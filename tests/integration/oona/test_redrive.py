@@ -15,7 +15,7 @@ from support.processes.esper_processes import WORKER, cli, log_of, process, runn
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import DecodeError
 from esper.oona.cloudevents import encode
-from esper.oona.dead_letters.dead_letter import ATTEMPTS, ORIGIN, PROJECTIONS, dead_letter, first_origin
+from esper.oona.dead_letters.dead_letter import ATTEMPTS_HEADER, ORIGIN_HEADER, PROJECTIONS, dead_letter, first_origin
 from esper.oona.dead_letters.redrive import Condition, find_dead_letters
 from esper.oona.log_reader import read_range
 from esper.oona.producer import OonaProducer
@@ -115,7 +115,9 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     assert [r async for r in read_range(kafka, REDRIVES)] == []
 
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
-        assert "2 still cannot be decoded" in await esper("dlq", "redrive", "--where", "topic=system.runs", "--limit", "2")
+        assert "2 still cannot be decoded" in await esper(
+            "dlq", "redrive", "--where", "topic=system.runs", "--limit", "2"
+        )
         assert "1 redriven" in await esper("dlq", "redrive", "--where", f"key~{run_id[:9]}", "--reason", "mended")
         assert "nothing to redrive" in await esper("dlq", "redrive")
         assert "3 redriven" in await esper("dlq", "redrive", "--again", "--where", f"key={run_id}")
@@ -191,9 +193,9 @@ async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: Emb
     started, *_others = story(run_id)
     good = encode(started)
     forged = [
-        (ORIGIN, b"control.kasmina.commands/1/0"),
-        (ORIGIN, b"system.runs/0/" + b"9" * 5_000),
-        (ATTEMPTS, b"7" * 5_000),
+        (ORIGIN_HEADER, b"control.kasmina.commands/1/0"),
+        (ORIGIN_HEADER, b"system.runs/0/" + b"9" * 5_000),
+        (ATTEMPTS_HEADER, b"7" * 5_000),
     ]
     broken = [good._replace(value=b"{}", headers=(*good.headers, header)) for header in forged]
     sound = [encode(m)._replace(headers=(*encode(m).headers, forged[1])) for m in story(run_id)[1:]]
@@ -205,7 +207,7 @@ async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: Emb
     await client.stop()
 
     async def letters() -> list[Any]:
-        found = [x async for x in find_dead_letters(kafka, [RUNS], [Condition("key", run_id, is_part=False)])]
+        found = [x async for x in find_dead_letters(kafka, [RUNS], [Condition("key", run_id, is_substring=False)])]
         return found if len(found) == 4 else []
 
     for name in ("first", "second"):  # what stopped one worker stopped every one after it

@@ -133,7 +133,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "speaks TLS, but ESPER_KAFKA__SECURITY__PROTOCOL is PLAINTEXT",
     ),
     "password in the clear against TLS": ({"protocol": "SASL_PLAINTEXT"}, "is SASL_PLAINTEXT: set SASL_SSL"),
-    "no user": ({"protocol": "SSL"}, "asks for a user (SCRAM-SHA-512)"),
+    "no user": ({"protocol": "SSL"}, "requires a user (SCRAM-SHA-512)"),
     "another host's certificate": ({"host": "localhost"}, "is for another host"),
 }
 
@@ -171,7 +171,7 @@ async def test_tls_against_a_plaintext_broker_is_told(stack: EmbeddedStack, secu
     for protocol, told in (
         ("SSL", "does not speak TLS"),
         ("SASL_SSL", "does not speak TLS"),
-        ("SASL_PLAINTEXT", "asks for no user"),
+        ("SASL_PLAINTEXT", "requires no user"),
     ):
         security = {**secure.section(user(Service.TRAINER)), "protocol": protocol}
         with pytest.raises(NotAllowedError, match=told):
@@ -181,7 +181,7 @@ async def test_tls_against_a_plaintext_broker_is_told(stack: EmbeddedStack, secu
 async def test_a_certificate_is_asked_for_where_the_broker_wants_one(secure: SecureKafka) -> None:
     known = secure.administrator
     without = known.model_copy(update={"security": known.security.model_copy(update={"cert_file": None})})
-    with pytest.raises(NotAllowedError, match="asks for a client's certificate"):
+    with pytest.raises(NotAllowedError, match="requires a client certificate"):
         await list_topics(without)
 
 
@@ -305,7 +305,7 @@ async def test_extra_rights_are_shown_and_go_only_when_asked(secure: SecureKafka
 
 
 async def test_a_broker_without_an_authorizer_is_told_apart(stack: EmbeddedStack) -> None:
-    with pytest.raises(EsperError, match="keeps no ACLs: everybody may do everything"):
+    with pytest.raises(EsperError, match="has no authorizer, so every client may do everything"):
         await apply_acls(stack.settings().need_kafka(), PLAN)
 
 
@@ -399,7 +399,7 @@ def test_the_acls_command_applies_and_lists(
     stack: EmbeddedStack, as_administrator: dict[str, str], tmp_path: Path
 ) -> None:
     code, printed = cli(stack, tmp_path, "acls", "apply", **as_administrator)
-    assert (code, f"{len(PLAN.wanted)} present" in printed) == (0, True), printed
+    assert (code, f"{len(PLAN.required)} present" in printed) == (0, True), printed
     code, printed = cli(stack, tmp_path, "acls", "list", "--principal", "trainer=alice", **as_administrator)
     assert (code, "User:alice" in printed, "missing" in printed) == (0, True, True), printed
 

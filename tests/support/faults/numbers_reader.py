@@ -1,8 +1,8 @@
-"""The reading side of the fault suite: applies numbers to SQLite, each in one transaction with its position.
+"""Consumer of the fault suite: applies numbers to SQLite, each in one transaction with its position.
 
-``numbers_reader.py GROUP INSTANCE DATABASE``: a real ``GroupConsumer`` whose handler keeps its positions where
-its rows are. It knows a resend by the highest sequence, as the projections do; it has no other guard, so that
-whatever is applied twice shows. SIGTERM: finish, exit 0.
+Usage: ``numbers_reader.py GROUP INSTANCE DATABASE``. A real ``GroupConsumer`` whose handler stores positions with its
+rows. It detects a resend by the highest sequence, as the projections do, and has no other protection, so that a number
+applied twice is visible. On SIGTERM it finishes and exits with 0.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from esper.config import load_settings
 from esper.errors import ConflictError, UnavailableError
 from esper.logging import configure_logging
 from esper.oona.consumer.group_consumer import GroupConsumer, GroupConsumerOptions
-from esper.oona.consumer.partition_reader import ReceivedBatch
+from esper.oona.consumer.partition_reader import EventBatch
 from esper.oona.records import TopicPartition
 from esper.schemas.events import EpochCompleted, TrainerEvent
 from esper.schemas.topics import RUNS, TELEMETRY
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS applied (id INTEGER PRIMARY KEY, run TEXT, topic TEXT
 
 
 class Ledger:
-    """The database of one reader; several processes may have it open."""
+    """Database of one reader; several processes may have it open."""
 
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(path, timeout=20, isolation_level=None)
@@ -45,7 +45,7 @@ class Ledger:
         rows = self._database.execute("SELECT topic, log_partition, next_offset FROM positions").fetchall()
         return {(t, p): offset for t, p, offset in rows if (t, p) in places}
 
-    async def apply(self, batch: ReceivedBatch) -> None:
+    async def apply(self, batch: EventBatch) -> None:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             self._apply(batch)
@@ -54,7 +54,7 @@ class Ledger:
             self._database.execute("ROLLBACK")
             raise
 
-    def _apply(self, batch: ReceivedBatch) -> None:
+    def _apply(self, batch: EventBatch) -> None:
         where = (batch.topic, batch.partition)
         found = self._database.execute(
             "SELECT next_offset FROM positions WHERE topic = ? AND log_partition = ?", where
@@ -87,20 +87,20 @@ async def read() -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     while not stopping.is_set():
-        subscriber = GroupConsumer(
+        consumer = GroupConsumer(
             settings.need_kafka(), group, (RUNS, TELEMETRY), ledger.apply,
             load_positions=ledger.positions, options=options,
         )  # fmt: skip
         try:
-            async with subscriber:
+            async with consumer:
                 print("reading", flush=True)
-                running = asyncio.create_task(subscriber.run())
+                running = asyncio.create_task(consumer.run())
                 waiting = asyncio.create_task(stopping.wait())
                 await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
-                subscriber.stop()
+                consumer.stop()
                 waiting.cancel()
                 await running
-        except UnavailableError as error:  # an operator would start it again
+        except UnavailableError as error:  # an operator would restart it
             print(f"again: {error}", flush=True)
 
 

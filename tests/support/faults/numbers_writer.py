@@ -1,8 +1,8 @@
-"""A trainer's side of the fault suite: numbers events through the real link, outbox and journal.
+"""Trainer of the fault suite: sends numbered events through the real link and outbox.
 
-``numbers_writer.py RUN FOLDER PER_SECOND``: the number of an event is its epoch, and the next one is kept
-in the outbox with it, so that after any kill it is known exactly which were recorded. SIGTERM: record no
-more, send what waits, exit 0.
+Usage: ``numbers_writer.py RUN FOLDER PER_SECOND``. The number of an event is its epoch. The outbox stores the next
+number with it, so that after any kill it is known which numbers were recorded. On SIGTERM it records no more, sends
+what is waiting and exits with 0.
 """
 
 import signal
@@ -45,9 +45,9 @@ def main() -> None:
     store = CheckpointStore(folder)
     incarnation = store.claim_incarnation(is_resumed=(folder / "incarnations" / "1").exists())
     journal = Journal(run_id, incarnation, outbox)
-    link.drain(60)  # an earlier incarnation's events go first
+    link.drain(60)  # events of earlier incarnations are sent first
     link.receive(CommandInbox(0), link.end_of_commands(), None)
-    number = int(outbox.marks().get(NEXT, 0))
+    number = int(outbox.metadata().get(NEXT, 0))
     print(f"writing from {number}", flush=True)
     while not stopping.wait(1 / per_second):
         journal.mark(NEXT, str(number + 1))
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def started(make: Callable[[], LinkThread], stopping: threading.Event) -> LinkThread:
-    """A trainer would refuse to begin without a broker; this one waits for it."""
+    """Start the link, waiting for a broker: a trainer would fail instead."""
     while True:
         link = make()
         try:

@@ -1,6 +1,6 @@
-"""Logs for the folding to read: events of several runs and blueprints, with everything among them that can lie there.
+"""Random logs: events of several runs and blueprints, with resends, garbage, redriven records and missing offsets.
 
-A log is drawn as small recipes (so that hypothesis shrinks it) and made into records, partition by partition.
+A log is drawn as a list of recipes, which hypothesis can shrink, and made into the records of each partition.
 """
 
 import uuid
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.events.event_examples import EXAMPLES
 
 from esper.oona.cloudevents import encode
-from esper.oona.dead_letters.dead_letter import ORIGIN
+from esper.oona.dead_letters.dead_letter import ORIGIN_HEADER
 from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position, TopicPartition, partition_for
 from esper.schemas.events import Event, LayerHealthMeasured, TrainerEvent
@@ -25,15 +25,15 @@ from esper.schemas.topics import TELEMETRY
 Log = Mapping[TopicPartition, Sequence[StoredRecord]]
 
 MIDNIGHT = datetime(2026, 3, 1, tzinfo=UTC)
-RUNS = ("run-1", "run-33", "run-2")  # the first two share a partition of twelve
-BLUEPRINTS = ("noop", "deep")  # one partition of six
+RUNS = ("run-1", "run-33", "run-2")  # the first two are in one of twelve partitions
+BLUEPRINTS = ("noop", "deep")  # all in one of six partitions
 ODD_FLOATS = (0.1, 0.7, 1e-9, 1e15, -1e15, 3.3e-3, 7e22, -0.0)  # their sums depend on the order
 GARBAGE = (b"", b"\x00\xff", b"{}", b'{"type": 1}', None)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One record. ``kind``: event, resend, garbage or redriven; ``n`` varies it; ``hole`` offsets are missing before."""
+    """One record. ``kind`` is event, resend, garbage or redriven; ``n`` varies it; ``hole`` offsets before it are missing."""
 
     kind: str
     example: int
@@ -58,11 +58,11 @@ def _recipes(examples: Sequence[int]) -> st.SearchStrategy[list[Recipe]]:
 
 
 RECIPES = st.sampled_from([*[TELEMETRY.name] * 6, *OF_TOPIC]).flatmap(lambda topic: _recipes(OF_TOPIC[topic]))
-"""A log is of one topic: folds of two never meet. Most are of health reports, whose fold remembers most."""
+"""Logs of one topic each, since projections of two topics are independent. Most have health reports, which cache most."""
 
 
 def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
-    """The example, of another run, seed, boundary and step, with the next sequence of its incarnation."""
+    """The example with another run, seed, boundary and step, and the next sequence of its incarnation."""
     fields: dict[str, Any] = {
         "run_id": RUNS[n % 3],
         "blueprint_id": BLUEPRINTS[n % 2],
@@ -95,11 +95,11 @@ def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
 
 
 def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[TopicPartition, list[StoredRecord]]:
-    """The records of every partition that has some; each starts at offset ``first``."""
+    """The records of every partition that has any; each partition starts at offset ``first``."""
     log: dict[TopicPartition, list[StoredRecord]] = {}
     sequences: dict[Any, int] = {}
     for number, recipe in enumerate(recipes):
-        at = MIDNIGHT + timedelta(hours=number)  # over midnight, where tables are cut
+        at = MIDNIGHT + timedelta(hours=number)  # across midnight, where partitions of tables begin
         record = event_record(recipe, number, sequences, at)
         records = log.setdefault((record.position.topic, record.position.partition), [])
         offset = (records[-1].position.offset + 1 if records else first) + recipe.hole
@@ -108,7 +108,7 @@ def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[TopicPartition, 
 
 
 def event_record(recipe: Recipe, number: int, sequences: dict[Any, int], at: datetime) -> StoredRecord:
-    """What a recipe makes, without an offset yet."""
+    """The record of a recipe, without an offset."""
     event = varied(EXAMPLES[recipe.example], recipe.n, sequences)
     entry = registration(event.type)
     made = encode(OonaMessage.of(event, id=uuid.UUID(int=number), source="test", time=at))
@@ -124,9 +124,9 @@ def _placed(recipe: Recipe, record: StoredRecord, before: Sequence[StoredRecord]
             return earlier._replace(position=position, timestamp_ms=record.timestamp_ms)
         case "redriven" if earlier is not None:
             origin = f"{position.topic}/{position.partition}/{earlier.position.offset}".encode()
-            kept = tuple(h for h in earlier.headers if h[0] != ORIGIN)
+            kept = tuple(h for h in earlier.headers if h[0] != ORIGIN_HEADER)
             return earlier._replace(
-                position=position, headers=(*kept, (ORIGIN, origin)), timestamp_ms=record.timestamp_ms
+                position=position, headers=(*kept, (ORIGIN_HEADER, origin)), timestamp_ms=record.timestamp_ms
             )
         case "garbage":
             return record._replace(position=position, value=GARBAGE[recipe.n % len(GARBAGE)])

@@ -49,7 +49,7 @@ def certificate_error(code: int) -> ssl.SSLCertVerificationError:
     [
         (kafka_errors.SaslAuthenticationFailed("no"), "refuses user 'alice' (SCRAM-SHA-512)"),
         (kafka_errors.UnsupportedSaslMechanismError(), "has not enabled SCRAM-SHA-512"),
-        (kafka_errors.IllegalSaslStateError(), "asks for no user"),
+        (kafka_errors.IllegalSaslStateError(), "requires no user"),
         (kafka_errors.TopicAuthorizationFailedError("runs"), "User:alice lacks a right on topic runs"),
         (kafka_errors.TopicAuthorizationFailedError({"b", "a"}), "lacks a right on topic a, b"),
         (kafka_errors.GroupAuthorizationFailedError("workers"), "lacks a right on consumer group workers"),
@@ -102,7 +102,7 @@ def test_an_encoded_password_is_taken_and_never_shown(secret: str, as_query: boo
     dsn = f"postgresql://u@h/d?password={coded}" if as_query else f"postgresql://u:{coded}@h:1,[::1]:2/d"
     address = database_address(postgres(dsn))
     assert (address.dsn, address.user) == (dsn, "u")
-    assert address.place in ("h/d", "h:1,[::1]:2/d")
+    assert address.location in ("h/d", "h:1,[::1]:2/d")
     assume(len(set(secret)) > 5)
     assert secret not in repr(address)
     assert coded not in repr(address)
@@ -117,7 +117,7 @@ def test_a_password_that_should_have_been_encoded_is_never_repeated(head: str, m
     except ConfigError as error:
         shown = "".join(traceback.format_exception(error))
     else:
-        assert address.place == "h/d"
+        assert address.location == "h/d"
         shown = repr(address)
     assert MARK not in shown
 

@@ -50,7 +50,13 @@ def test_prune_takes_what_bears_on_esper_and_leaves_patterns_of_others() -> None
     prefixed = Acl("User:eve", "topic", "control.", "write", pattern="prefixed")
     wildcard = Acl("User:eve", "topic", "*", "write")
     elsewhere = Acl("User:eve", "topic", "elsewhere", "write")
-    assert [plan.bears_on(a) for a in (mine, exact, prefixed, wildcard, elsewhere)] == [True, True, True, True, False]
+    assert [plan.affects_esper(a) for a in (mine, exact, prefixed, wildcard, elsewhere)] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert [plan.may_prune(a) for a in (mine, exact, prefixed, wildcard, elsewhere)] == [
         True,
         True,

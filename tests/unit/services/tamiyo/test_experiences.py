@@ -16,7 +16,7 @@ from support.data.decided_runs import FORK, RENT, Story, a_view, decided, lay_ou
 
 from esper.errors import ConflictError, ContractError, NewerVersionError
 from esper.graph.view_encoding import encode as encode_view
-from esper.oona.dead_letters.dead_letter import ORIGIN
+from esper.oona.dead_letters.dead_letter import ORIGIN_HEADER
 from esper.oona.log_reader import StoredRecord
 from esper.schemas import ids
 from esper.schemas.enums import Action
@@ -192,7 +192,7 @@ def test_what_workers_passed_over_is_left_out_until_it_is_redriven() -> None:
     place = decision.position
     redriven = decision._replace(
         position=place._replace(offset=place.offset + 9),
-        headers=(*decision.headers, (ORIGIN, f"{place.topic}/{place.partition}/{place.offset}".encode())),
+        headers=(*decision.headers, (ORIGIN_HEADER, f"{place.topic}/{place.partition}/{place.offset}".encode())),
     )
     found = joined([*records, redriven], skipped_record=passed)
     assert (len(found.experiences), found.exclusions) == (1, ())
