@@ -15,7 +15,7 @@ class SeedStage(StrEnum):
     FOSSILIZED = "fossilized"
     CANCELLED = "cancelled"
     CULLED = "culled"
-    ROLLED_BACK = "rolled_back"
+    ROLLED_BACK = "rolled_back"  # released, but no program writes it
 
 
 class TransitionReason(StrEnum):
@@ -26,7 +26,7 @@ class TransitionReason(StrEnum):
     EVALUATION_TIMEOUT = "evaluation_timeout"
     FAILURE = "failure"
     EMBARGO_OVER = "embargo_over"
-    ROLLBACK = "rollback"
+    ROLLBACK = "rollback"  # released, but no program writes it
 
 
 class Action(StrEnum):
@@ -47,7 +47,7 @@ class RejectionReason(StrEnum):
     UNEXPECTED_STAGE = "unexpected_stage"
     KERNEL_UNAVAILABLE = "kernel_unavailable"
     KERNEL_INVALID = "kernel_invalid"
-    DISK_FULL = "disk_full"
+    DISK_FULL = "disk_full"  # released, but no program writes it
 
 
 class BreakerState(StrEnum):

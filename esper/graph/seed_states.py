@@ -41,12 +41,8 @@ class SeedState:
         """Set the state of the checkpoint, keeping the history; None if the seed was dormant there."""
         if saved is None:
             if self.stage is not SeedStage.DORMANT:
-                self.stage, self.since_step, self.blueprint_id, self.num_parameters = (
-                    SeedStage.DORMANT,
-                    from_step,
-                    None,
-                    0,
-                )
+                self.stage, self.since_step = SeedStage.DORMANT, from_step
+                self.blueprint_id, self.num_parameters = None, 0
             return
         if self.blueprint_id != saved["blueprint_id"]:
             self.blueprint_id, self.num_parameters = saved["blueprint_id"], 0
@@ -66,9 +62,9 @@ def seed_states(
         saved: the checkpoint's seeds.
     """
     states: dict[SeedKey, SeedState] = {}
-    counted = [m for m in transitions if m["seen_from"] <= ends.get(m["incarnation"], -1)]
-    counted.sort(key=lambda m: (m["incarnation"], m["sequence"]))
-    own = [m for m in counted if m["incarnation"] == incarnation]
+    counted = [row for row in transitions if row["seen_from"] <= ends.get(row["incarnation"], -1)]
+    counted.sort(key=lambda row: (row["incarnation"], row["sequence"]))
+    own = [row for row in counted if row["incarnation"] == incarnation]
     for row in counted[: len(counted) - len(own)]:
         states.setdefault((row["layer_id"], row["seed_id"]), SeedState()).apply(row)
     awake = {(row["layer_id"], row["seed_id"]): row for row in saved}
