@@ -1,7 +1,7 @@
 # Development tasks. CI calls the same targets. Each target that needs the environment runs `make install` first.
 .DEFAULT_GOAL := help
 .PHONY: help install lock format check test test-slow test-scatter coverage faults faults-streams faults-s3 soak demo up down status \
-	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo train-tamiyo compare-tamiyo bench-kasmina catalogues compat wheel-check clean
+	bench bench-bus bench-streams bench-urza bench-rebuild bench-compile bench-tamiyo train-tamiyo compare-tamiyo bench-kasmina catalogues compat wheel-check docs clean
 ROUNDS ?= 50
 WORKERS ?= 2
 STEPS ?= 10000
@@ -118,8 +118,12 @@ down: ## stop Kafka, Postgres and S3
 status: ## show the state of Kafka, Postgres and S3
 	@exec $(BIN)/esper status
 
+docs: install ## build the documentation into site/; a broken link fails
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes --no-deps -r requirements/docs.txt
+	@exec $(BIN)/zensical build --clean --strict
+
 lock: install ## update the pins in requirements/ from the ranges in pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/lock_requirements.py --upgrade
 
 clean: ## remove .venv and all caches and build outputs
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .cache .schemathesis site

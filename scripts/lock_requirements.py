@@ -2,7 +2,7 @@
 
 ``make lock`` runs this after a change of the ranges in pyproject.toml. torch has a separate file, so that users can
 install the build that fits their machine (see README). The model catalogues, which only ``make compat`` and
-``make bench-kasmina`` need, have one too. The images in infra/images use the same pins.
+``make bench-kasmina`` need, and the tools of ``make docs`` have one each. The images in infra/images use the same pins.
 """
 
 import re
@@ -41,7 +41,7 @@ def torch_packages(torch: Path) -> list[str]:
 
 
 def main() -> None:
-    """Lock torch, then Esper to fit it, then the model catalogues and the images to fit both."""
+    """Lock torch, then Esper to fit it, then the model catalogues, the tools of the docs and the images to fit."""
     torch, esper = REQUIREMENTS / "torch.txt", REQUIREMENTS / "esper.txt"
     upgrade = ("--upgrade",) if "--upgrade" in sys.argv[1:] else ()
     compile_pins(REQUIREMENTS / "uv.txt", str(REQUIREMENTS / "uv.in"), *upgrade)
@@ -62,18 +62,19 @@ def main() -> None:
         *upgrade,
     )
     already_pinned = [a for name in sorted(names_in(torch) | names_in(esper)) for a in ("--no-emit-package", name)]
-    compile_pins(
-        REQUIREMENTS / "catalogues.txt",
-        "pyproject.toml",
-        "--extra",
-        "catalogues",
-        "-c",
-        str(torch),
-        "-c",
-        str(esper),
-        *already_pinned,
-        *upgrade,
-    )
+    for extra in ("catalogues", "docs"):
+        compile_pins(
+            REQUIREMENTS / f"{extra}.txt",
+            "pyproject.toml",
+            "--extra",
+            extra,
+            "-c",
+            str(torch),
+            "-c",
+            str(esper),
+            *already_pinned,
+            *upgrade,
+        )
     pinned = ("-c", str(torch), "-c", str(esper))
     without_torch = ("--override", str(IMAGES / "worker.override"))
     compile_pins(IMAGES / "worker.txt", "pyproject.toml", "--extra", "streams", *pinned, *without_torch)
