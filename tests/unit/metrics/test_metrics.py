@@ -1,4 +1,4 @@
-"""Metrics without a service: names, absence, lag, readiness, ports, routes; the table in the docs is the code's."""
+"""Metrics without services: names, absent values, lag, readiness, ports, routes, and the table in the docs."""
 
 import asyncio
 import json
@@ -31,15 +31,15 @@ from esper.services.urza.metrics import UrzaMetrics
 from esper.streams.settings import StreamsSettings
 from esper.streams.worker.batch_projection import Batch, ProjectedBatch
 from esper.streams.worker.projection_worker import ProjectionWorker
-from esper.streams.worker.worker_metrics import WorkerMetrics
+from esper.streams.worker.worker_metrics import NOT_ASSIGNED, WorkerMetrics
 
 MONITORING = DOCS / "deployment" / "monitoring.md"
 ANY_PORT = MetricsAddress("127.0.0.1", 0, "ESPER_TEST__PORT")
 PLACE = ("system.runs", 3)
 
 
-def shown(meter: Meter) -> dict[tuple[str, tuple[str, ...]], float]:
-    """What Prometheus would get: (name, label values by the order of the labels' names) -> value."""
+def scraped(meter: Meter) -> dict[tuple[str, tuple[str, ...]], float]:
+    """The samples of a scrape: (name, label values in the order of the label names) -> value."""
     families = text_string_to_metric_families(generate_latest(meter.registry).decode())
     return {(s.name, tuple(v for _n, v in sorted(s.labels.items()))): s.value for f in families for s in f.samples}
 
@@ -66,17 +66,17 @@ def worker() -> tuple[WorkerMetrics, Clock, Clock]:
 
 
 def lag_of(metrics: WorkerMetrics) -> tuple[float | None, float | None]:
-    found, labels = shown(metrics.meter), (str(PLACE[1]), PLACE[0])
+    found, labels = scraped(metrics.meter), (str(PLACE[1]), PLACE[0])
     return found.get(("esper_worker_lag_records", labels)), found.get(("esper_worker_lag_seconds", labels))
 
 
-def test_the_table_in_the_docs_is_the_codes() -> None:
-    assert markdown(catalogue()) in DOCS.read_text(encoding="utf-8"), (
-        "write `esper metrics docs` into docs/deployment/monitoring.md"
+def test_metrics_table_in_docs_matches_code() -> None:
+    assert markdown(catalogue()) in MONITORING.read_text(encoding="utf-8"), (
+        "write the output of `esper metrics docs` into docs/deployment/monitoring.md"
     )
 
 
-def test_a_name_belongs_to_one_metric() -> None:
+def test_metric_names_are_unique() -> None:
     names = [spec.name for specs in catalogue().values() for spec in specs]
     assert len(names) == len(set(names))
 
@@ -91,29 +91,29 @@ def test_a_name_belongs_to_one_metric() -> None:
         (Kind.GAUGE, "esper_Worker_lag"),
     ],
 )
-def test_a_name_outside_the_scheme_is_refused(kind: Kind, name: str) -> None:
+def test_invalid_metric_name_raises(kind: Kind, name: str) -> None:
     with pytest.raises(InvariantError, match="is not a valid"):
-        Meter().probe(kind, name, "told", lambda: 1.0)
+        Meter().probe(kind, name, "help", lambda: 1.0)
 
 
-def test_a_histogram_says_its_unit_and_a_gauge_without_labels_is_a_probe() -> None:
+def test_meter_requires_units_and_labels() -> None:
     with pytest.raises(InvariantError, match="unit"):
-        Meter().histogram("esper_worker_fold", "told")
+        Meter().histogram("esper_worker_fold", "help")
     with pytest.raises(InvariantError, match="before it has a value"):
-        Meter().gauge("esper_worker_partitions", "told")
+        Meter().gauge("esper_worker_partitions", "help")
 
 
-def test_what_has_no_value_is_absent() -> None:
+def test_metric_without_value_is_absent() -> None:
     meter = Meter()
     values: dict[str, Any] = {"plain": None, "labelled": {}}
-    meter.probe(Kind.GAUGE, "esper_test_plain", "told", lambda: values["plain"])
-    meter.probe(Kind.GAUGE, "esper_test_labelled", "told", lambda: values["labelled"], "topic")
-    assert shown(meter) == {}
+    meter.probe(Kind.GAUGE, "esper_test_plain", "help", lambda: values["plain"])
+    meter.probe(Kind.GAUGE, "esper_test_labelled", "help", lambda: values["labelled"], "topic")
+    assert scraped(meter) == {}
     values.update(plain=0.0, labelled={("a",): 2.0})
-    assert shown(meter) == {("esper_test_plain", ()): 0.0, ("esper_test_labelled", ("a",)): 2.0}
+    assert scraped(meter) == {("esper_test_plain", ()): 0.0, ("esper_test_labelled", ("a",)): 2.0}
 
 
-def test_a_worker_that_began_shows_no_zero_for_what_it_does_not_know(
+def test_new_worker_has_no_values_for_unknown_lag(
     worker: tuple[WorkerMetrics, Clock, Clock],
 ) -> None:
     metrics, _wall, _clock = worker
@@ -121,17 +121,17 @@ def test_a_worker_that_began_shows_no_zero_for_what_it_does_not_know(
     assert lag_of(metrics) == (None, None)
     metrics.update_positions({PLACE: None}, [])
     assert lag_of(metrics) == (None, None)
-    names = {name for name, _labels in shown(metrics.meter)}
+    names = {name for name, _labels in scraped(metrics.meter)}
     assert not {n for n in names if n.startswith(("esper_worker_events", "esper_worker_batch_seconds"))}
 
 
-def test_lag_is_what_is_left_and_how_long_it_may_have_waited(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+def test_lag_in_records_and_seconds(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, wall, clock = worker
     metrics.partitions_assigned({PLACE: 0})
     metrics.update_positions({PLACE: 5}, [])
-    assert lag_of(metrics) == (5, None), "nothing was folded: nobody knows since when"
+    assert lag_of(metrics) == (5, None), "nothing was projected, so the age is unknown"
     metrics.batch_projected(batch(0, 900_000, 940_000), 2)
-    assert lag_of(metrics) == (3, 60.0), "the newest folded record is 60 s old by the broker's clock"
+    assert lag_of(metrics) == (3, 60.0), "the newest projected record is 60 s old by the broker's clock"
     metrics.batch_projected(batch(2, 999_000, 999_500, 999_900), 3)
     assert lag_of(metrics) == (0, 0.0)
     metrics.update_positions({PLACE: 5}, [])
@@ -147,7 +147,7 @@ def test_lag_is_what_is_left_and_how_long_it_may_have_waited(worker: tuple[Worke
     assert lag_of(metrics) == (3, 2.0), "nothing was left two seconds ago, however old the newest record is"
 
 
-def test_a_brokers_clock_that_is_ahead_gives_no_negative_lag(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+def test_lag_with_broker_clock_ahead_is_not_negative(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, wall, _clock = worker
     metrics.partitions_assigned({PLACE: 0})
     metrics.batch_projected(batch(0, 1_030_000), 1)
@@ -171,14 +171,14 @@ def test_lag_is_never_negative(looks: list[tuple[int, int, int]]) -> None:
         assert (records == 0) == (seconds == 0) or records > 0
 
 
-def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+def test_stopped_partition_is_reported_until_reassigned(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, _wall, _clock = worker
     labels = (str(PLACE[1]), PLACE[0])
-    assert [p.reason for p in metrics.health.problems()] == ["the group has assigned no partition to this worker yet"]
+    assert [p.reason for p in metrics.health.problems()] == [NOT_ASSIGNED]
     metrics.partitions_assigned({PLACE: 0, ("system.runs", 4): 0})
     assert metrics.health.problems() == []
     metrics.partition_stopped(PLACE, "newer than v2")
-    found = shown(metrics.meter)
+    found = scraped(metrics.meter)
     assert found["esper_worker_partition_stopped", labels] == 1
     assert found["esper_worker_partition_stopped", ("4", "system.runs")] == 0
     assert metrics.health.problems() == [Problem("newer than v2", *PLACE)]
@@ -186,19 +186,19 @@ def test_a_stopped_partition_is_red_until_it_is_assigned_again(worker: tuple[Wor
         {}, [Stall(*PLACE, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")]
     )
     assert len(metrics.health.problems()) == 2
-    assert shown(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
+    assert scraped(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
     metrics.partitions_assigned({PLACE: 0})
-    assert shown(metrics.meter)["esper_worker_partition_stopped", labels] == 0
-    assert ("esper_worker_partition_stopped", ("4", "system.runs")) not in shown(metrics.meter), (
-        "it is another worker's"
+    assert scraped(metrics.meter)["esper_worker_partition_stopped", labels] == 0
+    assert ("esper_worker_partition_stopped", ("4", "system.runs")) not in scraped(metrics.meter), (
+        "it is assigned to another worker"
     )
 
 
-def test_what_was_away_is_counted_by_cause(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
+def test_retries_are_counted_by_cause(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, _wall, _clock = worker
     metrics.batch_retried("system.runs", asyncpg.DeadlockDetectedError("x"))
     metrics.batch_retried("system.runs", UnavailableError("no broker answers"))
-    found = shown(metrics.meter)
+    found = scraped(metrics.meter)
     assert found["esper_worker_retries_total", ("postgres", "system.runs")] == 1
     assert found["esper_worker_retries_total", ("kafka", "system.runs")] == 1
 
@@ -222,8 +222,8 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_health_and_readiness_are_told_apart() -> None:
-    clock, problems = Clock(0.0), [Problem("it stands", "system.runs", 3)]
+def test_healthz_and_readyz_differ() -> None:
+    clock, problems = Clock(0.0), [Problem("stopped", "system.runs", 3)]
     health = Health(lambda: problems, clock)
     with served(Meter(), health) as url:
         assert get(f"{url}/healthz") == (200, '{"status": "live"}\n')
@@ -231,7 +231,7 @@ def test_health_and_readiness_are_told_apart() -> None:
         assert status == 503
         assert json.loads(body) == {
             "status": "not ready",
-            "problems": [{"reason": "it stands", "topic": "system.runs", "partition": 3}],
+            "problems": [{"reason": "stopped", "topic": "system.runs", "partition": 3}],
         }
         problems.clear()
         assert get(f"{url}/readyz")[0] == 200
@@ -244,7 +244,7 @@ def test_health_and_readiness_are_told_apart() -> None:
         assert get(f"{url}/secrets")[0] == 404
 
 
-async def test_an_event_loop_that_turns_is_a_sign_of_life() -> None:
+async def test_running_event_loop_sends_heartbeats() -> None:
     clock = Clock(0.0)
     health = Health(list, clock)
     clock.now = 100.0
@@ -255,18 +255,20 @@ async def test_an_event_loop_that_turns_is_a_sign_of_life() -> None:
     beating.cancel()
 
 
-def test_a_port_that_is_taken_is_one_clear_error() -> None:
+def test_port_in_use_error_names_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = MetricsServer(Meter().registry, Health(list))
-        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: another process uses this port; set ESPER_TEST__PORT"):
+        with pytest.raises(
+            ConfigError, match=f"127.0.0.1:{port}: another process uses this port; set ESPER_TEST__PORT"
+        ):
             server.start(MetricsAddress("127.0.0.1", port, "ESPER_TEST__PORT"))
         server.stop()
     with pytest.raises(ConfigError, match="ESPER_TEST__PORT"):
         server.start(MetricsAddress("192.0.2.1", 0, "ESPER_TEST__PORT"))
 
 
-async def test_requests_are_counted_by_the_apis_own_routes() -> None:
+async def test_requests_are_counted_by_route() -> None:
     api, metrics = FastAPI(), UrzaMetrics(lambda: False)
 
     @api.get("/runs/{run_id}")
@@ -281,7 +283,7 @@ async def test_requests_are_counted_by_the_apis_own_routes() -> None:
             await client.get(path)
         await client.request("BREW", "/runs/a")
     counts = {
-        labels: n for (name, labels), n in shown(metrics.meter).items() if name == "esper_urza_request_seconds_count"
+        labels: n for (name, labels), n in scraped(metrics.meter).items() if name == "esper_urza_request_seconds_count"
     }
     assert counts == {
         ("GET", "/runs/{run_id}", "200"): 2,
@@ -289,12 +291,12 @@ async def test_requests_are_counted_by_the_apis_own_routes() -> None:
         ("GET", "none", "404"): 2,
         ("none", "/runs/{run_id}", "405"): 1,
     }
-    assert shown(metrics.meter)["esper_urza_requests_in_flight", ()] == 0
+    assert scraped(metrics.meter)["esper_urza_requests_in_flight", ()] == 0
     assert [p.reason for p in metrics.health.problems()]
 
 
 @pytest.mark.parametrize(
-    ("header", "is_taken"),
+    ("header", "is_accepted"),
     [
         ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
         (" 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00 ", True),
@@ -307,11 +309,11 @@ async def test_requests_are_counted_by_the_apis_own_routes() -> None:
         (None, False),
     ],
 )
-def test_a_trace_that_comes_in_is_taken_up_if_it_is_one(header: str | None, is_taken: bool) -> None:
-    assert (incoming_trace(header) is not None) == is_taken
+def test_incoming_trace_accepts_valid_headers_only(header: str | None, is_accepted: bool) -> None:
+    assert (incoming_trace(header) is not None) == is_accepted
 
 
-def test_a_seeds_last_move_survives_a_checkpoint() -> None:
+def test_last_transition_survives_a_checkpoint() -> None:
     from uuid import uuid4
 
     from esper.connection.boundary_work import BoundaryWork
@@ -328,15 +330,13 @@ def test_a_seeds_last_move_survives_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("error", [asyncpg.InternalClientError("cannot switch to state 12"), OSError("away")])
-async def test_a_worker_tries_again_where_its_connection_ends_however_asyncpg_says_it(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_retries_after_any_connection_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [error, error]
 
     async def project_batch(_connection: object, _batch: Batch, cache: object) -> ProjectedBatch:
         if left:
             raise left.pop()
-        return ProjectedBatch(0, has_letters=False, transaction_s=0.0)
+        return ProjectedBatch(0, has_dead_letters=False, transaction_s=0.0)
 
     class Pool:
         def acquire(self) -> Any:
@@ -350,6 +350,6 @@ async def test_a_worker_tries_again_where_its_connection_ends_however_asyncpg_sa
     await worker.project(batch(0, 1), is_current=True)
     assert not left
     assert worker.metrics.health.problems() == []
-    assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in shown(
+    assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in scraped(
         worker.metrics.meter
     )
