@@ -53,12 +53,12 @@ coverage: install ## check that tests/contract cover every branch of schemas/
 	@$(BIN)/coverage report --fail-under=100 --skip-covered
 
 faults: install ## inject kills, cuts and stalls for ROUNDS=50 rounds, and seed failures for STEPS=10000 training steps
-	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_faults.py tests/faults/test_seed_faults.py \
+	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_bus_faults.py tests/faults/test_seed_faults.py \
 		tests/faults/test_urza_faults.py --fault-rounds $(ROUNDS) --fault-steps $(STEPS)
 
 faults-streams: install ## inject faults into stream workers for ROUNDS=50 rounds; compare the rows with a replay after each
 	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_streams_faults.py tests/faults/test_stream_refusals.py \
-		tests/faults/test_fold_faults.py --fault-rounds $(ROUNDS)
+		tests/faults/test_projection_faults.py --fault-rounds $(ROUNDS)
 
 faults-s3: install ## run OPS=10000 operations on S3 through a proxy that injects faults; check that no blob is lost or torn
 	@exec $(BIN)/python -m pytest --slow -q -s tests/faults/test_s3_storm.py --s3-operations $(OPS)

@@ -1,4 +1,4 @@
-"""What all tests share: one embedded stack a session, one fresh database a test."""
+"""Fixtures of all tests: one embedded stack per session, and stacks and databases for tests that need their own."""
 
 import os
 import random
@@ -17,87 +17,88 @@ from support.stacks import LONG_FAULT_ROUNDS, new_database, running_stack
 from esper.config import PostgresSettings, Settings
 from esper.embedded.stack import EmbeddedStack
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other when the cores are busy
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads slow each other down on busy cores
 
 FAULTS = Path(__file__).parent / "faults"
 
-hypothesis.settings.register_profile("esper", deadline=None)  # how fast the machine is says nothing about an example
+hypothesis.settings.register_profile("esper", deadline=None)  # the speed of the machine is not under test
 hypothesis.settings.load_profile("esper")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="with the tests that are marked slow: make test-slow")
-    parser.addoption("--hide", action="append", default=[], help="a package that cannot be imported")
-    parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault suite")
+    parser.addoption("--slow", action="store_true", help="also run tests that are marked slow (make test-slow)")
+    parser.addoption("--hide", action="append", default=[], help="make the import of this package fail")
+    parser.addoption("--fault-rounds", type=int, default=4, help="rounds of the fault tests")
     parser.addoption("--fault-steps", type=int, default=300, help="training steps in which seeds fail at random")
-    parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 storm")
-    parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="which faults, and when")
+    parser.addoption("--s3-operations", type=int, default=200, help="operations of the S3 fault test")
+    parser.addoption("--fault-seed", type=int, default=random.randrange(10**6), help="random seed of the faults")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide packages: importing one fails as if it were not installed."""
+    """Make the import of hidden packages fail, as if they were not installed."""
     sys.modules.update(dict.fromkeys(config.getoption("--hide")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow, unless it is asked for.
+    """Deselect slow tests without --slow.
 
-    So are all fault suites: they have targets of their own. What is slow among them takes many rounds, too.
+    All fault tests count as slow, since they have their own make targets; those that are marked slow also need many
+    rounds.
     """
-    wants_slow = config.getoption("--slow")
-    wants_long_faults = wants_slow and config.getoption("--fault-rounds") >= LONG_FAULT_ROUNDS
+    with_slow = config.getoption("--slow")
+    with_long_faults = with_slow and config.getoption("--fault-rounds") >= LONG_FAULT_ROUNDS
 
-    def is_left_out(item: pytest.Item) -> bool:
+    def is_deselected(item: pytest.Item) -> bool:
         is_slow = item.get_closest_marker("slow") is not None
         if FAULTS in item.path.parents:
-            return not (wants_long_faults if is_slow else wants_slow)
-        return is_slow and not wants_slow
+            return not (with_long_faults if is_slow else with_slow)
+        return is_slow and not with_slow
 
-    left_out = [item for item in items if is_left_out(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    deselected = [item for item in items if is_deselected(item)]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[EmbeddedStack]:
-    """The real Kafka, Postgres and S3, with topics and tables in place."""
+    """A real Kafka, Postgres and S3 with topics and tables, shared by the session."""
     with running_stack() as running:
         yield running
 
 
 @pytest.fixture
 def settings(stack: EmbeddedStack) -> Settings:
-    """Settings that point at the session's stack."""
+    """Settings of the session's stack."""
     return stack.settings()
 
 
 @pytest.fixture
 def run_id() -> str:
-    """A run nobody else uses."""
+    """A run id that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def own_database(stack: EmbeddedStack) -> PostgresSettings:
-    """A database of the test's own, migrated, for tests that fold the whole log or break tables."""
+    """A separate, migrated database, for tests that project the whole log or break tables."""
     return new_database(stack)
 
 
 @pytest.fixture
 def fresh_stack() -> Iterator[EmbeddedStack]:
-    """A stack of the test's own, ready for use: for tests that break it."""
+    """A separate stack, for tests that break it."""
     with running_stack() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def log() -> Iterator[EmbeddedStack]:
-    """A stack whose log holds nothing but one module's runs."""
+    """A stack whose log has only the runs of one test module."""
     with running_stack() as own:
         yield own
 
 
 @pytest.fixture
 def mine(log: EmbeddedStack) -> Settings:
-    """Settings with that log, and a database of the test's own."""
+    """Settings of the module's stack, with a separate database for each test."""
     return Settings.model_validate({**log.sections(), "postgres": new_database(log)})

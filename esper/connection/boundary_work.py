@@ -131,7 +131,7 @@ class BoundaryWork:
                 num_failures=change.num_failures,
                 detail=change.detail[:2000],
             )
-            self._model.breaker_told(change)
+            self._model.report_breaker(change)
             _log.warning(
                 "breaker.changed",
                 seed=f"{change.layer_id}:{change.seed_id}",

@@ -210,14 +210,14 @@ class MorphableModel(SeedPlanner, HostFace):
                 self._set_alpha(handle, seed_id, step)
 
     def breaker_changes(self) -> list[BreakerChange]:
-        """Breakers that stand otherwise than was told (see ``breaker_told``), in joining order."""
+        """Breakers that stand otherwise than was told (see ``report_breaker``), in joining order."""
         return [
             BreakerChange(*key, told, seed.breaker.state, seed.breaker.num_failures, seed.breaker.detail)
             for key, seed in self.awake.items()
             if seed.breaker.state is not (told := self._breakers.get(key, BreakerState.CLOSED))
         ]
 
-    def breaker_told(self, change: BreakerChange) -> None:
+    def report_breaker(self, change: BreakerChange) -> None:
         """A change is in the log: it is not a change any more."""
         self._breakers[change.layer_id, change.seed_id] = change.to_state
 

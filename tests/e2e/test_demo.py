@@ -1,4 +1,4 @@
-"""The demo leaves nothing behind, however it ends; two run side by side; nothing grown is not a success."""
+"""`esper demo`: leaves no process behind, runs twice at a time, and fails if nothing grew."""
 
 import os
 import signal
@@ -34,20 +34,20 @@ def start(log: Path, **env: str) -> subprocess.Popen[bytes]:
         ("With Esper", signal.SIGINT),
     ],
 )
-def test_killed_at_any_moment_it_leaves_no_process(tmp_path: Path, moment: str, sig: signal.Signals) -> None:
+def test_demo_leaves_no_process_when_killed(tmp_path: Path, moment: str, sig: signal.Signals) -> None:
     log = tmp_path / "demo.log"
     demo = start(log, ESPER_TRAINER__EPOCHS="50")
     wait_until(lambda: moment in log.read_text() or demo.poll() is not None, 240, moment)
     assert demo.poll() is None, log.read_text()
-    everyone = psutil.Process(demo.pid).children(recursive=True)
-    assert len(everyone) > 5
+    processes = psutil.Process(demo.pid).children(recursive=True)
+    assert len(processes) > 5
     demo.send_signal(sig)
     demo.wait(60)
-    wait_until(lambda: not alive(everyone), 60, "the end of all its processes")
+    wait_until(lambda: not alive(processes), 60, "the end of all its processes")
 
 
 @pytest.mark.timeout(600)
-def test_two_demos_run_side_by_side_and_say_that_nothing_grew(tmp_path: Path) -> None:
+def test_two_demos_run_together_and_report_no_growth(tmp_path: Path) -> None:
     demos = [start(tmp_path / f"{n}.log") for n in range(2)]
     for n, demo in enumerate(demos):
         assert demo.wait(500) == EXIT_NOTHING_GREW, (tmp_path / f"{n}.log").read_text()

@@ -1,6 +1,6 @@
-"""Writer, broker and reader for as long as asked: are memory, file descriptors and the outbox flat?
+"""Soak test: run writer, broker and reader, and check that memory, file descriptors and the outbox stay flat.
 
-soak.py --minutes 10        prints a table, and exits 1 where something grew
+Usage: ``soak.py --minutes 10``. Prints a table and exits with 1 if something grew.
 """
 
 import argparse
@@ -15,21 +15,21 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # faults, waiting
+sys.path.insert(0, str(Path(__file__).parent.parent))  # imports of `support`
 
 from support.faults.broker_storm import Storm, storm
 
 SAMPLE_S = 2.0
-WARM_UP = 0.25  # share of the time in which caches fill; then the first fifth is compared with the last
-GROWTH_BYTES = 12 * 2**20  # what counts as noise of an allocator
+WARM_UP = 0.25  # share of the time for caches to fill; of the rest the first fifth is compared with the last
+GROWTH_BYTES = 12 * 2**20  # noise of the allocator
 GROWTH_SHARE = 0.08
 GROWTH_FDS = 4
 
 Sample = dict[str, float]
 
 
-def sampled(stage: Storm) -> Sample:
-    """Bytes and descriptors of every process, and of the outbox on disk."""
+def take_sample(stage: Storm) -> Sample:
+    """Bytes and descriptors of every process, and bytes of the outbox on disk."""
     found: Sample = {"numbers applied": stage.applied()}
     for process in (stage.writer, stage.readers[0]):
         seen = psutil.Process(process.pid)
@@ -42,7 +42,7 @@ def sampled(stage: Storm) -> Sample:
 
 
 def has_grown(name: str, before: float, after: float) -> bool:
-    """Whether that is more than noise. The broker's heap is bounded by its own settings and only shown."""
+    """Whether a value grew by more than noise. Only printed for the broker, whose settings bound its heap."""
     if name == "numbers applied" or name.startswith("broker"):
         return False
     if name.endswith(("descriptors", "threads")):
@@ -50,13 +50,13 @@ def has_grown(name: str, before: float, after: float) -> bool:
     return after - before > max(GROWTH_BYTES, GROWTH_SHARE * before)
 
 
-def shown(name: str, value: float) -> str:
-    """Bytes in MiB, counts as they are."""
+def format_value(name: str, value: float) -> str:
+    """Bytes in MiB, counts unchanged."""
     return f"{value / 2**20:,.1f} MiB" if name.endswith(("memory", "disk")) else f"{value:,.0f}"
 
 
 def main() -> int:
-    """See the module."""
+    """Run the soak test. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     minutes = parser.parse_args().minutes
@@ -69,7 +69,7 @@ def main() -> int:
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             time.sleep(SAMPLE_S)
-            samples.append(sampled(stage))
+            samples.append(take_sample(stage))
         total = stage.settle()
         stage.check(total)
     flat = samples[int(WARM_UP * len(samples)) :]
@@ -82,7 +82,7 @@ def main() -> int:
         before, after = (statistics.median(s[name] for s in part) for part in (flat[:fifth], flat[-fifth:]))
         if has_grown(name, before, after):
             grown.append(name)
-        table.add_row(name, shown(name, before), shown(name, after), "GREW" if name in grown else "")
+        table.add_row(name, format_value(name, before), format_value(name, after), "GREW" if name in grown else "")
     console.print(table)
     return 1 if grown else 0
 

@@ -1,4 +1,4 @@
-"""Seeds that fail at random: every step completes, and is the host's own whenever no seed takes part."""
+"""Seeds that fail at random: every step completes, and equals the host's step if no seed takes part."""
 
 import random
 import time
@@ -15,13 +15,13 @@ from esper.kasmina.breaker import Breaker
 from esper.kasmina.model import MorphableModel
 from esper.schemas.enums import SeedStage
 
-FAULT_RATE = 0.15  # of a seed's calls
-STEP_S = 2.0  # of the breakers' clock in one step
+FAULT_RATE = 0.15  # of the calls of a seed
+STEP_S = 2.0  # by which the breakers' clock advances per step
 TIME_LIMIT_S = 0.03
 
 
 class Storm:
-    """A model whose seeds germinate wherever they can, and fail at random."""
+    """A model whose seeds germinate at random and fail at random."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.now_s = rng, 0.0
@@ -33,7 +33,7 @@ class Storm:
         self.breakers: Counter[str] = Counter()
 
     def step(self, n: int) -> bool:
-        """One step of training; gives whether it was compared with the host alone."""
+        """Train one step. Returns whether it was compared with the host alone."""
         before = {k: v.clone() for k, v in self.model.state_dict().items()}
         given = {key: seed.module.num_given for key, seed in self.model.awake.items()}
         loss = train_step(self.model, self.optimizer, n)
@@ -55,7 +55,7 @@ class Storm:
         boundary = n // BOUNDARY_STEPS
         for change in self.model.breaker_changes():
             self.breakers[change.to_state] += 1
-            self.model.breaker_told(change)
+            self.model.report_breaker(change)
         for plan in self.model.plan_advance(boundary):
             self.moves[f"{plan.to_stage} ({plan.reason})"] += 1
             self.model.apply_transition(plan, step=n, boundary=boundary, optimizer=self.optimizer)
@@ -76,14 +76,14 @@ def alone(host: nn.Module, n: int) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.timeout(1800)
-def test_every_step_completes_whatever_seeds_do(request: pytest.FixtureRequest) -> None:
+def test_steps_complete_when_seeds_fail(request: pytest.FixtureRequest) -> None:
     num_steps, seed = request.config.getoption("--fault-steps"), request.config.getoption("--fault-seed")
     storm, num_alone, began = Storm(random.Random(seed)), 0, time.monotonic()
     for n in range(1, num_steps + 1):
         num_alone += storm.step(n)
     took_s = time.monotonic() - began
     print(f"\n{num_steps:,} steps, seed {seed}, {took_s:.0f} s: all completed, {sum(storm.faults.values()):,} faults")
-    print(f"compared with the host alone, loss and gradients to the bit: {num_alone:,}")
+    print(f"compared with the host alone, loss and gradients bit by bit: {num_alone:,} steps")
     for title, counts in (("fault", storm.faults), ("move", storm.moves), ("breaker", storm.breakers)):
         for name, count in counts.most_common():
             print(f"  {title:<8} {name:<40}{count:>7,}")

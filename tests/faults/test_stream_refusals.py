@@ -1,4 +1,4 @@
-"""What no worker can mend: it stops red, at once, and says what is lost and what to do; nothing stalls silently."""
+"""Faults that no worker can recover from: it stops at once, and logs what is lost and what to do."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ EPOCH = next(e for e in EXAMPLES if isinstance(e, EpochCompleted))
 
 
 class Log:
-    """A run's epochs, one a record, in one partition of a stack."""
+    """Epochs of one run, one for each record, in one partition of a stack."""
 
     def __init__(self, stack: EmbeddedStack) -> None:
         self.stack, self._sequence = stack, 0
@@ -52,7 +52,7 @@ class Log:
         asyncio.run(send())
 
     def expire(self) -> None:
-        """What retention does in the end: everything that is there goes."""
+        """Delete all records, as retention does in the end."""
 
         async def delete() -> None:
             ends = await end_offsets(self.kafka, [RUNS])
@@ -62,23 +62,23 @@ class Log:
         asyncio.run(delete())
 
     def wait_until_folded(self) -> None:
-        """All of it."""
+        """Wait until every epoch is projected."""
         wait_until(lambda: self.num_folded() == self._sequence, 60, "the epochs")
 
     def num_folded(self) -> int:
-        """Epochs in the projections."""
+        """Number of projected epochs."""
         with psycopg.connect(self.stack.postgres.dsn) as connection:
             row = connection.execute("SELECT count(*) FROM esper.epochs WHERE run_id = %s", (RUN,)).fetchone()
         return int(row[0]) if row else 0
 
-    def do(self, statement: str) -> None:
-        """By hand, in the database."""
+    def execute(self, statement: str) -> None:
+        """Execute a statement in Postgres."""
         with psycopg.connect(self.stack.postgres.dsn, autocommit=True) as connection:
             connection.execute(statement.encode())
 
 
 def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> str:
-    """What a worker says that does not start."""
+    """Log of a worker that refuses to start."""
     child = worker(stack, folder, name, **{**TIMES, **env})
     child.start()
     wait_until(lambda: not child.is_alive, 90, f"the refusal: {name}")
@@ -87,9 +87,9 @@ def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> str:
     return log_of(child)
 
 
-def red(child: ChildProcess) -> str:
-    """What a worker says of the first partition that it stopped."""
-    wait_until(lambda: "partition.stopped" in log_of(child), 90, "the red partition")
+def stop_line(child: ChildProcess) -> str:
+    """The log line of the first partition that a worker stops."""
+    wait_until(lambda: "partition.stopped" in log_of(child), 90, "a stopped partition")
     assert child.is_alive
     return next(line for line in log_of(child).splitlines() if "partition.stopped" in line)
 
@@ -102,7 +102,7 @@ def run(stack: EmbeddedStack, folder: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_retention_that_overtook_a_worker_is_told_with_what_is_lost(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_worker_overtaken_by_retention_reports_loss(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)
     log.add(5)
     with running(worker(fresh_stack, tmp_path, "first", **TIMES), "worker.ready"):
@@ -110,20 +110,22 @@ def test_retention_that_overtook_a_worker_is_told_with_what_is_lost(fresh_stack:
     log.add(5)
     log.expire()
     refused = refusal(fresh_stack, tmp_path, "overtaken-while-stopped")
-    assert f"{RUNS.name}[{log.place[1]}]: offsets 5 to 9 expired before they were folded and are lost" in refused
+    assert f"{RUNS.name}[{log.place[1]}]: offsets 5 to 9 expired before they were projected and are lost" in refused
     assert "esper projections rebuild" in refused
     run(fresh_stack, tmp_path, "projections", "rebuild")
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready") as child:
         log.add(1)
-        wait_until(lambda: log.num_folded() == 1, 60, "what came after the loss")
-        child.send(signal.SIGSTOP)  # overtaken while it runs: the client would go on at the log's start, silently
-        log.add(3)  # a fetch that was under way is answered with these
+        wait_until(lambda: log.num_folded() == 1, 60, "the epoch after the loss")
+        child.send(
+            signal.SIGSTOP
+        )  # overtaken while it runs: the Kafka client would silently continue at the log's start
+        log.add(3)  # a fetch in progress returns these
         log.add(4)
         log.expire()
         child.send(signal.SIGCONT)
-        told = red(child)
-        assert "expired before they were folded and are lost" in told
-        assert "esper projections rebuild" in told
+        line = stop_line(child)
+        assert "expired before they were projected and are lost" in line
+        assert "esper projections rebuild" in line
     run(fresh_stack, tmp_path, "projections", "rebuild")
     with running(worker(fresh_stack, tmp_path, "third", **TIMES), "worker.ready"):
         assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
@@ -131,24 +133,26 @@ def test_retention_that_overtook_a_worker_is_told_with_what_is_lost(fresh_stack:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_worker_refuses_inconsistent_state(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)
     log.add(5)
     blocked = tmp_path / "a-file"
     blocked.write_text("")
     refused = refusal(fresh_stack, tmp_path, "no-folder", ESPER_STATE_DIR=str(blocked))
-    assert "no slot can be kept in" in refused
-    with running(worker(fresh_stack, tmp_path, "first", ESPER_STREAMS__MEMBER_ID="3", **TIMES), "worker.ready") as child:
+    assert "no member id can be locked in" in refused
+    with running(
+        worker(fresh_stack, tmp_path, "first", ESPER_STREAMS__MEMBER_ID="3", **TIMES), "worker.ready"
+    ) as child:
         log.wait_until_folded()
-        refused = refusal(fresh_stack, tmp_path, "same-slot", ESPER_STREAMS__MEMBER_ID="3")
-        assert "slot 3 of this host is held by another worker" in refused
-        log.do("DROP SCHEMA esper CASCADE")  # somebody began anew, under a worker that stands at offset 5
+        refused = refusal(fresh_stack, tmp_path, "same-member-id", ESPER_STREAMS__MEMBER_ID="3")
+        assert "member id 3 of this host is held by another worker" in refused
+        log.execute("DROP SCHEMA esper CASCADE")  # recreated under a worker that is at offset 5
         migrate(fresh_stack.settings().need_postgres())
         log.add(1)
-        assert "the projections hold no position any more" in red(child)
+        assert "the projections hold no position any more" in stop_line(child)
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
         log.wait_until_folded()
-    log.do(f"UPDATE esper.positions SET next_offset = 1000 WHERE topic = '{RUNS.name}'")
+    log.execute(f"UPDATE esper.positions SET next_offset = 1000 WHERE topic = '{RUNS.name}'")
     refused = refusal(fresh_stack, tmp_path, "beyond-the-end")
     assert f"{RUNS.name}[{log.place[1]}]: the projections end at offset 1000, the log at 6" in refused
     assert "esper projections rebuild" in refused
@@ -156,13 +160,15 @@ def test_what_does_not_fit_together_is_refused(fresh_stack: EmbeddedStack, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
-    """Its host may be gone: nobody ends its connection."""
+def test_worker_stopped_in_transaction_blocks_no_other(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    """A worker whose host is gone keeps its connection; Postgres ends its transaction."""
     log = Log(fresh_stack)
     stopped = worker(fresh_stack, tmp_path, "stopped", ESPER_STREAMS__TRANSACTION_TIMEOUT_S="15", **TIMES)
     with running(stopped, "worker.ready"):
         with psycopg.connect(fresh_stack.postgres.dsn) as connection:
-            connection.execute("LOCK TABLE esper.epochs IN ACCESS EXCLUSIVE MODE")  # it waits here, amid its own
+            connection.execute(
+                "LOCK TABLE esper.epochs IN ACCESS EXCLUSIVE MODE"
+            )  # the worker waits here inside its own transaction
             log.add(5)
             waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'esper.epochs'::regclass"
             wait_until(lambda: connection.execute(waiting).fetchone() == (1,), 60, "the worker at the lock")
@@ -177,7 +183,7 @@ def test_a_worker_stopped_amid_a_transaction_holds_nobody_up(fresh_stack: Embedd
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_broker_wiped_under_a_running_worker_is_told(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_worker_detects_wiped_broker(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     log = Log(fresh_stack)
     log.add(5)
     with running(worker(fresh_stack, tmp_path, "first", **TIMES), "worker.ready") as child:
@@ -186,10 +192,10 @@ def test_a_broker_wiped_under_a_running_worker_is_told(fresh_stack: EmbeddedStac
         fresh_stack.kafka.wipe()
         fresh_stack.kafka.start()
         asyncio.run(apply_topics(log.kafka))
-        log.add(20)  # longer than the old one: its offsets look right
+        log.add(20)  # longer than the old log, so that its offsets look valid
         wait_until(lambda: "a wiped broker, or the wrong address" in log_of(child), 120, "the refusal")
         assert "esper projections rebuild" in log_of(child)
-        assert log.num_folded() == 5, "nothing of the other log was folded"
+        assert log.num_folded() == 5, "records of the new log were projected"
     run(fresh_stack, tmp_path, "projections", "rebuild")
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
         wait_until(lambda: log.num_folded() == 20, 60, "the new log")

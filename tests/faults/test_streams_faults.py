@@ -1,4 +1,4 @@
-"""Whatever happens to workers, Postgres and the broker while the log is written: rows equal a replay from zero."""
+"""Faults of workers, Postgres and the broker while the log is written: rows equal a replay from offset zero."""
 
 import random
 import signal
@@ -24,11 +24,11 @@ FULL_DISK = FAULT_SCRIPTS / "full_disk_storm.py"
 DISK_MB, FAULTS_PER_FULL_DISK = 400, 10
 KILLS_PER_LOOK = 5
 LOOK_RECORDS = 5_000
-MAX_LAG = 4_000  # records: ten seconds of what the writer writes, for a machine that is busy
+MAX_LAG = 4_000  # records: ten seconds of the writer, for a busy machine
 
 
 @pytest.mark.timeout(3600)
-def test_rows_equal_a_replay_after_each_fault(
+def test_rows_equal_replay_after_each_fault(
     fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
@@ -50,7 +50,7 @@ def test_rows_equal_a_replay_after_each_fault(
 
 
 @pytest.mark.timeout(1800)
-def test_rows_equal_a_replay_after_workers_were_killed_at_random(
+def test_rows_equal_replay_after_random_kills(
     fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     num_kills, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
@@ -62,17 +62,15 @@ def test_rows_equal_a_replay_after_workers_were_killed_at_random(
             if number % KILLS_PER_LOOK == 0 or number == num_kills:
                 seconds = stage.settle(f"{number} kills")
                 print(
-                    f"{number:>3}/{num_kills} kills{stage.num_torn():>5} transactions torn{seconds:6.1f} s"
-                    f" to catch up{stage.writer.num_written:>8,} records{time.monotonic() - begun:6.0f} s in all",
+                    f"{number:>3}/{num_kills} kills{stage.num_torn():>5} transactions aborted{seconds:6.1f} s"
+                    f" to catch up{stage.writer.num_written:>8,} records{time.monotonic() - begun:6.0f} s in total",
                     flush=True,
                 )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_rows_equal_a_replay_after_the_disk_of_postgres_was_full(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_rows_equal_replay_after_full_disk(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
     with tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as name:
         folder = Path(name)
@@ -98,7 +96,7 @@ def test_rows_equal_a_replay_after_the_disk_of_postgres_was_full(
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_partitions_are_balanced_and_lag_bounded(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     with streams_storm(fresh_stack, tmp_path, random.Random(0)) as stage:
         for num_workers in (1, 2, 4):
             while len(stage.workers) < num_workers:
@@ -109,13 +107,13 @@ def test_partitions_are_shared_evenly_and_lag_stays_bounded(fresh_stack: Embedde
                 lags.append(stage.lag())
             rate = LOOK_RECORDS / (time.monotonic() - begun)
             print(
-                f"{num_workers} workers: {sorted(stage.shares())} partitions; lag at most {max(lags)}, in the end "
-                f"{lags[-1]} of {LOOK_RECORDS} records, {rate:.0f} a second"
+                f"{num_workers} workers: {sorted(stage.shares())} partitions; lag at most {max(lags)}, finally "
+                f"{lags[-1]} of {LOOK_RECORDS} records, {rate:.0f} records/s"
             )
             assert max(lags) < MAX_LAG < LOOK_RECORDS
         stage.writer.pause()
-        stage.wait_until_folded("everybody joined")
-        stage.judge("everybody joined")
+        stage.wait_until_folded("all workers joined")
+        stage.judge("all workers joined")
 
 
 def is_even(shares: list[int], num_workers: int) -> bool:

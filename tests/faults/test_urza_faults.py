@@ -1,4 +1,4 @@
-"""Whatever dies while blueprints are examined and kernels built: each comes to its one end, and its bytes are there."""
+"""Faults while blueprints are certified and kernels built: each reaches its final status, with its bytes in S3."""
 
 import asyncio
 import random
@@ -25,17 +25,17 @@ from esper.schemas.messages import OonaMessage
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 from esper.storage.blobs import BlobStore
 
-BLUEPRINTS, WIDTHS = 3, 5  # of a round
-NARROWEST = 8  # every module that is shipped can be built there
+BLUEPRINTS, WIDTHS = 3, 5  # per round
+NARROWEST = 8  # every shipped module can be built at this width
 AWAY_S = (0.0, 3.0)
-BEGINS_S = (0.0, 2.0)  # after the round's work is asked for
+BEGINS_S = (0.0, 2.0)  # after the round's requests
 RECOVERY_S = 120.0
 MIN_ROUNDS, MAX_ROUNDS = 6, 18  # a round takes up to 20 s
 LIFE = ["propose", "compile", "certify"]
 
 
 class Stage:
-    """A stack, a worker and an Urza, each of which can be killed."""
+    """A stack, a worker and Urza, each of which can be killed."""
 
     def __init__(self, stack: EmbeddedStack, folder: Path, exits: ExitStack) -> None:
         self.stack, self.folder, self.exits = stack, folder, exits
@@ -73,8 +73,8 @@ class Stage:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
 
-    def ask(self) -> None:
-        """New blueprints, and a run whose layers have widths that no run had."""
+    def request(self) -> None:
+        """Propose new blueprints, and start a run whose layers have new widths."""
         rng = random.Random(self.num_blueprints)
         proposals = [
             OonaMessage.of(
@@ -109,7 +109,7 @@ class Stage:
         self.num_widths += WIDTHS
 
     def rows(self, sql: str) -> list[Any]:
-        """What Postgres has; nothing while it is away."""
+        """Rows of a query; none while Postgres is away."""
 
         async def read() -> list[Any]:
             connection = await asyncpg.connect(self.stack.postgres.dsn, timeout=5)
@@ -125,7 +125,7 @@ class Stage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every blueprint is certified and has a kernel for every width that there is."""
+        """Whether every blueprint is certified and has a kernel for every width."""
         certified = self.rows("SELECT spec FROM esper.blueprints WHERE status = 'certified'")
         if len(certified) < len(SHIPPED) + self.num_blueprints:
             return False
@@ -134,7 +134,7 @@ class Stage:
         return bool(counted) and counted[0]["n"] == linear * self.num_widths
 
     async def count_stored(self) -> int:
-        """How many kernels the tables name; each is in S3, whole."""
+        """Number of kernels in the tables, after a check that each is intact in S3."""
         rows = await asyncio.to_thread(self.rows, "SELECT kernel_sha256 FROM esper.kernels")
         async with AsyncExitStack() as exits:
             blobs = await exits.enter_async_context(BlobStore(self.stack.settings().need_s3()))
@@ -144,19 +144,19 @@ class Stage:
 
 
 @pytest.mark.timeout(3600)
-def test_every_blueprint_comes_to_its_end_in_a_storm(
+def test_blueprints_reach_final_status_in_storm(
     fresh_stack: EmbeddedStack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
     if num_rounds < MIN_ROUNDS:
-        pytest.skip("a slow proof: make faults")
+        pytest.skip("slow: run make faults")
     rng, bag = random.Random(seed), list[str]()
     with ExitStack() as exits:
         stage = Stage(fresh_stack, tmp_path, exits)
         for number in range(min(num_rounds, MAX_ROUNDS)):
             bag = bag or rng.sample(list(stage.faults), len(stage.faults))
             fault = bag.pop()
-            stage.ask()
+            stage.request()
             time.sleep(rng.uniform(*BEGINS_S))
             stage.faults[fault](rng.uniform(*AWAY_S))
             begin = time.monotonic()

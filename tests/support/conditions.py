@@ -1,4 +1,4 @@
-"""Waiting on a condition with a deadline: what tests do instead of sleeping."""
+"""Waits for a condition with a deadline; tests never sleep for a fixed time instead."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], deadline_s: float = 30.0, what: str = "the condition") -> T:
-    """Give back the first truthy value of ``condition``; fail after ``deadline_s``."""
+    """Poll ``condition`` and return its first truthy value; fail after ``deadline_s``. ``what`` names it in the error."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):
         assert time.monotonic() < end, f"{what} did not come true within {deadline_s:.0f} s"
@@ -21,7 +21,7 @@ def wait_until(condition: Callable[[], T], deadline_s: float = 30.0, what: str =
 async def wait_until_async(
     condition: Callable[[], Awaitable[T]], deadline_s: float = 30.0, what: str = "the condition"
 ) -> T:
-    """The same for a coroutine function."""
+    """``wait_until`` for a coroutine function."""
     end = time.monotonic() + deadline_s
     while not (value := await condition()):
         assert time.monotonic() < end, f"{what} did not come true within {deadline_s:.0f} s"

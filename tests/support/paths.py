@@ -1,4 +1,4 @@
-"""Folders of the repository, for tests that read its files or start its scripts."""
+"""Folders of the repository."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ ROOT = TESTS.parent
 DOCS = ROOT / "docs"
 INFRA = ROOT / "infra"
 PROCESSES = TESTS / "support" / "processes"
-"""Scripts that tests start as processes of their own."""
+"""Scripts that tests start as processes."""
 FAULT_SCRIPTS = TESTS / "support" / "faults"
 SHARED_DATA = ROOT.parent / "shared" / "data"
-"""CIFAR-10, where the machine has it."""
+"""CIFAR-10, if the machine has it."""
 IMPORTS = os.pathsep.join((str(TESTS), str(ROOT)))
 """PYTHONPATH of a script that imports ``support``."""

@@ -1,4 +1,4 @@
-"""Stacks and databases of a test's own, with topics and tables in place."""
+"""Stacks and databases that no other test uses, with topics and tables created."""
 
 import asyncio
 import tempfile
@@ -17,11 +17,11 @@ from esper.oona.admin.topics import apply_topics
 from esper.streams.database.migrations import migrate
 
 LONG_FAULT_ROUNDS = 8
-"""Rounds of faults from which on the slow fault suites run too."""
+"""Minimum of --fault-rounds with which the slow fault tests run too."""
 
 
 def new_database(stack: EmbeddedStack) -> PostgresSettings:
-    """One more database, migrated, in a stack's Postgres."""
+    """Create a database in a stack's Postgres and migrate it."""
     name = f"t{uuid.uuid4().hex[:12]}"
     with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -32,12 +32,12 @@ def new_database(stack: EmbeddedStack) -> PostgresSettings:
 
 @contextmanager
 def running_stack() -> Iterator[EmbeddedStack]:
-    """A stack with topics and tables in place."""
+    """Run a stack with topics and tables created."""
     with tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o711)
         with EmbeddedStack(Path(folder)) as running:
             settings = running.settings()
-            with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
+            with ThreadPoolExecutor(1) as pool:  # this thread may have a running event loop
                 pool.submit(asyncio.run, apply_topics(settings.need_kafka())).result()
             migrate(settings.need_postgres())
             yield running

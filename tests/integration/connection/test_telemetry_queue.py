@@ -12,7 +12,7 @@ from support.conditions import wait_until, wait_until_async
 from support.events.event_examples import EXAMPLES
 from support.paths import IMPORTS, PROCESSES
 from support.processes.esper_processes import process
-from support.processes.test_broker import make_topics, read_all, running_broker, settings_of
+from support.processes.separate_broker import make_topics, read_all, running_broker, settings_of
 
 from esper.config import KafkaSettings
 from esper.connection.events import telemetry_queue as telemetry_module

@@ -11,7 +11,7 @@ import aiokafka
 import pytest
 from aiokafka.admin import RecordsToDelete
 from support.conditions import wait_until_async
-from support.processes.test_broker import make_topics, numbered, running_broker, settings_of
+from support.processes.separate_broker import make_topics, numbered, running_broker, settings_of
 
 from esper.config import KafkaSettings
 from esper.embedded.kafka import EmbeddedKafka

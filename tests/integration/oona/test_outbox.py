@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes.esper_processes import cli
 from support.processes.small_disk import end_of, on_small_disk
-from support.processes.test_broker import new_topic
+from support.processes.separate_broker import new_topic
 
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ContractError, OutboxFullError, UnavailableError

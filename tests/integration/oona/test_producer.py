@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.conditions import wait_until_async
-from support.processes.test_broker import make_topics, new_topic, read_all, running_broker, settings_of
+from support.processes.separate_broker import make_topics, new_topic, read_all, running_broker, settings_of
 
 from esper.config import KafkaSettings
 from esper.embedded.kafka import EmbeddedKafka

@@ -1,4 +1,4 @@
-"""The fault suite's stage: a broker behind the proxy, a writer, readers, and what can be done to them."""
+"""A broker behind a proxy with a writer and readers, and the faults that are injected into them."""
 
 import random
 import sqlite3
@@ -24,20 +24,20 @@ from esper.schemas.topics import RUNS
 
 RUN, GROUP = "numbers", "ledger"
 PER_SECOND = 200.0
-RECOVERY_S = 30.0  # what the requirements allow
-FAULT_S = 3.0  # how long a connection stays slow, half-closed or stalled
+RECOVERY_S = 30.0  # the limit of the requirements
+FAULT_S = 3.0  # duration of a slow, half-closed or stalled connection
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One round: what was done, and how long until a number that was there before was applied."""
+    """One round: the injected fault, and the seconds until a number recorded by then was applied."""
 
     fault: str
     seconds: float
 
 
 class Storm:
-    """Everything runs between ``begin`` and ``settle``; use ``storm`` to make one."""
+    """Processes that run from ``begin`` to ``settle``; ``storm`` creates them."""
 
     def __init__(self, folder: Path, kafka: EmbeddedKafka, proxy: FaultProxy, rng: random.Random) -> None:
         self.folder, self.kafka, self.proxy, self.rng = folder, kafka, proxy, rng
@@ -56,19 +56,19 @@ class Storm:
         }
 
     def reader(self, number: int) -> ChildProcess:
-        """A member of the group; all share one ledger."""
+        """A member of the consumer group; all members share one ledger."""
         database = str(self.folder / "ledger.sqlite")
         return self._process(f"reader-{number}", "numbers_reader.py", GROUP, str(number), database)
 
     def begin(self) -> None:
-        """Start everybody, and wait until numbers flow."""
+        """Start all processes and wait until numbers are applied."""
         Ledger(self.folder / "ledger.sqlite").close()
         self.writer.start()
         self.readers[0].start()
         wait_until(lambda: self.applied() > 0, 60, "the first number")
 
     def round(self, fault: str) -> Recovery:
-        """Do one thing at a random moment, and wait until numbers flow again."""
+        """Inject a fault at a random moment and wait until numbers are applied again."""
         time.sleep(self.rng.uniform(0, 1))
         self.faults[fault]()
         healed = time.monotonic()
@@ -77,7 +77,7 @@ class Storm:
         return Recovery(fault, time.monotonic() - healed)
 
     def settle(self) -> int:
-        """End the writer, and wait for the reader; gives how many numbers were recorded."""
+        """Stop the writer and wait for the reader. Returns how many numbers were recorded."""
         self.writer.stop(90)
         assert self.writer.returncode == 0, self.writer.tail()
         total = self.recorded()
@@ -88,16 +88,16 @@ class Storm:
         return total
 
     def check(self, total: int) -> None:
-        """Every number once and in order; of telemetry, which may die in memory, none twice."""
+        """Check that every number was applied once and in order. Telemetry may be lost in memory, but not applied twice."""
         numbers = [n for (n,) in self._ledger("SELECT number FROM applied WHERE topic = ? ORDER BY id", RUNS.name)]
-        assert numbers == list(range(total)), "lost, doubled or out of order"
+        assert numbers == list(range(total)), "lost, duplicated or out of order"
         twice = self._ledger(
             "SELECT 1 FROM applied WHERE topic <> ? GROUP BY run, number HAVING count(*) > 1", RUNS.name
         )
         assert twice == [], "telemetry applied twice"
 
     def recorded(self) -> int:
-        """How many numbers are in the outbox, or were."""
+        """How many numbers were ever written to the outbox."""
         path = self.folder / "run" / OUTBOX_FILE
         if not path.exists():
             return 0
@@ -110,11 +110,11 @@ class Storm:
         return int(self._ledger("SELECT count(*) FROM applied WHERE topic = ?", RUNS.name)[0][0])
 
     def logs(self) -> str:
-        """The ends of everybody's logs."""
+        """The last lines of all logs."""
         return "\n".join(f"{p.name}:\n{p.tail(30)}" for p in (self.writer, *self.readers) if p.log_path.exists())
 
     def stop(self) -> None:
-        """End every process."""
+        """Kill every process."""
         for process in (self.writer, *self.readers):
             process.kill()
         self.kafka.kill()
@@ -151,13 +151,13 @@ class Storm:
             self.readers[1].start()
         else:
             self.readers.pop().stop(30)
-        time.sleep(self.rng.uniform(0.5, 2.5))  # somewhere in joining or leaving
+        time.sleep(self.rng.uniform(0.5, 2.5))  # at a random point of the rebalance
         self._broker_killed()
 
 
 @contextmanager
 def storm(folder: Path, rng: random.Random) -> Iterator[Storm]:
-    """A stage with a fresh broker that clients reach through the proxy alone."""
+    """A storm with a new broker that clients can only reach through the proxy."""
     import asyncio
 
     from esper.oona.admin.topics import apply_topics

@@ -1,4 +1,4 @@
-"""A real connection of asyncpg that fails at the statement it is told to, before or after Postgres did it."""
+"""A real asyncpg connection that fails at a chosen statement, before or after Postgres executes it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,18 +7,17 @@ STATEMENTS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_r
 
 
 class Crash(Exception):
-    """What the fault raises: not one of asyncpg's, so that nothing can take it for a refusal of Postgres."""
+    """Raised by the fault. It is no error of asyncpg's, so that no code mistakes it for a failure of Postgres."""
 
 
 class FaultyConnection:
-    """Passes everything on to a connection, and fails once.
+    """Forwards every call to a connection, and fails once.
 
     Args:
-        connection: of asyncpg.
-        at: which statement of those to come fails, counted from 0; beginning and committing count as one each.
-            None for no fault.
-        is_late: the statement is carried out, and its answer lost. Of a commit: the rows are there.
-        kill: called before the fault is raised: what else goes with it.
+        connection: a connection of asyncpg.
+        at: index from 0 of the statement that fails; BEGIN and COMMIT count as statements. None injects no fault.
+        is_late: the statement is executed and its answer lost. After a COMMIT the rows are stored.
+        kill: called before the error is raised, to lose more than the statement.
     """
 
     def __init__(
@@ -40,11 +39,11 @@ class FaultyConnection:
         return statement
 
     def transaction(self, **options: Any) -> "FaultyTransaction":
-        """A transaction whose begin and commit can fail too."""
+        """A transaction whose BEGIN and COMMIT can fail too."""
         return FaultyTransaction(self, self._connection.transaction(**options))
 
     async def step(self, work: Callable[[], Any]) -> Any:
-        """Do one step, or fail in it."""
+        """Execute one statement, or fail at it."""
         if self._left is None:
             return await work()
         self._left -= 1
@@ -54,11 +53,11 @@ class FaultyConnection:
         if self._is_late:
             await work()
         self._kill()
-        raise Crash("the fault that was asked for")
+        raise Crash("injected fault")
 
 
 class FaultyTransaction:
-    """An ``async with`` block around asyncpg's."""
+    """A transaction of asyncpg's as an ``async with`` block."""
 
     def __init__(self, connection: FaultyConnection, transaction: Any) -> None:
         self._connection, self._transaction = connection, transaction
@@ -68,7 +67,7 @@ class FaultyTransaction:
         try:
             await self._connection.step(self._begin)
         except Crash:
-            await self._end()  # it may have begun: a pool ends what a connection brings back
+            await self._end()  # it may have begun; a pool would roll back whatever a returned connection has open
             raise
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:

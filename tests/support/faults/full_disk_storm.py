@@ -1,6 +1,6 @@
-"""Postgres on a disk that gets really full under workers: a script for tests/support/processes/small_disk.py.
+"""Fills the disk of Postgres while workers run: a script for tests/support/processes/small_disk.py.
 
-``full_disk_storm.py FOLDER ROUNDS SEED``. ``FOLDER/postgres`` is the small disk; the log is beside it.
+Usage: ``full_disk_storm.py FOLDER ROUNDS SEED``. ``FOLDER/postgres`` is on the small disk, the rest is not.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ STALLED = "worker.stalled"
 
 
 def use_up(filler: Path) -> None:
-    """Take what room is left."""
+    """Fill the remaining space."""
     with filler.open("ab", buffering=0) as file:
         for size in (2**20, 2**13):
             with suppress(OSError):
@@ -31,25 +31,25 @@ def use_up(filler: Path) -> None:
 
 
 def disk_full(stage: StreamsStorm, filler: Path, *, for_wal: bool) -> str:
-    """Fill the disk until a worker says that it does not get on, then make room; what became of Postgres.
+    """Fill the disk until a worker reports a stall, then free it. Returns whether Postgres survived, in words.
 
     Args:
-        for_wal: leave no room for the write-ahead log either, which is the end of a Postgres.
+        for_wal: fill the space of the write-ahead log too, which makes Postgres exit.
     """
     postgres = stage.stack.postgres
-    before = set(stage.told(STALLED))
+    before = set(stage.log_lines(STALLED))
     use_up(filler)
     if for_wal:
         with suppress(psycopg.OperationalError), psycopg.connect(postgres.dsn, autocommit=True) as connection:
             for _ in range(20):
                 connection.execute("SELECT pg_logical_emit_message(true, 'storm', 'x'), pg_switch_wal()")
-    wait_until(lambda: set(stage.told(STALLED)) - before, 120, "a word about the full disk")
-    assert for_wal or any("No space left" in line for line in set(stage.told(STALLED)) - before), stage.logs()
+    wait_until(lambda: set(stage.log_lines(STALLED)) - before, 120, "a report of the stall")
+    assert for_wal or any("No space left" in line for line in set(stage.log_lines(STALLED)) - before), stage.logs()
     filler.unlink()
     if ended := not postgres.is_alive:
         postgres.start()
-    wait_until(lambda: _answers(postgres.dsn) or not postgres.is_alive, 60, "Postgres, with room again")
-    return "ended and was started again" if ended else "lived on"
+    wait_until(lambda: _answers(postgres.dsn) or not postgres.is_alive, 60, "Postgres with free space")
+    return "exited and was restarted" if ended else "survived"
 
 
 def _answers(dsn: str) -> bool:
@@ -59,8 +59,8 @@ def _answers(dsn: str) -> bool:
 
 
 def main(folder: Path, num_rounds: int, seed: int) -> None:
-    """See the module."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells of each record that waits for a new leader
+    """Run the rounds."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each record that waits for a new leader
     with EmbeddedStack(folder) as stack:
         settings = stack.settings()
         asyncio.run(apply_topics(settings.need_kafka()))
@@ -68,12 +68,13 @@ def main(folder: Path, num_rounds: int, seed: int) -> None:
         with streams_storm(stack, folder, random.Random(seed)) as stage:
             stage.begin()
             for number in range(1, num_rounds + 1):
-                became = disk_full(stage, folder / "postgres" / "filler", for_wal=number % 2 == 0)
+                outcome = disk_full(stage, folder / "postgres" / "filler", for_wal=number % 2 == 0)
                 seconds = stage.settle("a full disk")
                 print(
-                    f"{number:>3}/{num_rounds} disk full: Postgres {became}; folded after {seconds:.1f} s", flush=True
+                    f"{number:>3}/{num_rounds} disk full: Postgres {outcome}; projected after {seconds:.1f} s",
+                    flush=True,
                 )
-    print("whole")
+    print("all rounds passed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes events of every topic, with garbage and resends among them, until it is told to stop."""
+"""Writes events to every topic, with garbage and resends among them, until it is stopped."""
 
 import asyncio
 import random
@@ -15,13 +15,13 @@ from esper.oona.producer import OonaProducer
 from esper.oona.records import Record
 
 BATCH_RECORDS = 40
-PAUSE_S = 0.1  # between two batches: some 400 records a second
+PAUSE_S = 0.1  # between two batches: about 400 records per second
 GARBAGE_SHARE, RESEND_SHARE = 0.02, 0.05
-REDRIVEN = "esper.dead-letter.redriven.v1"  # told by `esper dlq redrive` alone
+REDRIVEN = "esper.dead-letter.redriven.v1"  # only `esper dlq redrive` sends it
 
 
 class LogWriter:
-    """Context manager; a thread with a loop of its own. The records are those of its random numbers."""
+    """Context manager around a thread with its own event loop. The random numbers determine the records."""
 
     def __init__(self, kafka: KafkaSettings, rng: random.Random) -> None:
         self.num_written = 0
@@ -43,17 +43,17 @@ class LogWriter:
         self._thread.join(120)
 
     def pause(self) -> None:
-        """Come to a rest: everything so far is acknowledged by the broker."""
+        """Stop writing, once the broker has acknowledged everything written so far."""
         self._is_idle.clear()
         self._may_write.clear()
-        assert self._is_idle.wait(90), "the writer does not come to a rest"
+        assert self._is_idle.wait(90), "the writer did not stop"
 
     def resume(self) -> None:
         """The end of ``pause``."""
         self._may_write.set()
 
     def batch(self, num_records: int, garbage: float = GARBAGE_SHARE) -> list[Record]:
-        """The next records."""
+        """Make the next records."""
         records: list[Record] = []
         for _ in range(num_records):
             self._number += 1
@@ -74,7 +74,7 @@ class LogWriter:
                 try:
                     await producer.send_records(left)
                 except UnavailableError:
-                    continue  # again, all of it: what had arrived is a resend
+                    continue  # send all of it again: records that had arrived are resends
                 self.num_written += len(left)
                 left = []
                 await asyncio.sleep(PAUSE_S)

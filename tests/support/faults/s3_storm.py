@@ -1,7 +1,7 @@
-"""Operations on blobs by the thousand, through a network and an S3 that fail: none lost, none torn.
+"""Thousands of operations on blobs through a proxy that injects faults: no blob may be lost or torn.
 
-Every operation is written down before and after; at the end the bucket is read past the proxy and
-compared with the book. Sizes are small as kernels are, and a hundredth are files that go in parts.
+Records the expected content of the bucket, and at the end compares it with what S3 has, read without the proxy. Sizes
+are small, as those of kernels; one in a hundred is a file that is uploaded in parts.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ from esper.storage.inventory import collectable, stored_blobs
 from esper.storage.tombstones import server_time
 
 CONCURRENCY = 24
-READ_TIMEOUT_S = 1.0  # so that a stall costs a second
+READ_TIMEOUT_S = 1.0  # a stalled request costs one second
 DEADLINE_S = 60.0
 MAX_BLOB_BYTES = 60_000
-WEIGHTS = {"put": 40, "get": 38, "exists": 10, "absent": 5, "again": 6, "file": 0.5, "file back": 0.5}
-SWEEPS_EVERY = 100  # operations; each sweep takes what was doomed since
-DOOMED_SHARE = 0.1  # of what is put: never asked for again
+WEIGHTS = {"put": 40, "get": 38, "exists": 10, "absent": 5, "again": 6, "file": 0.5, "file download": 0.5}
+SWEEPS_EVERY = 100  # operations; a sweep collects the unreferenced blobs
+DOOMED_SHARE = 0.1  # of the blobs: never referenced again
 
 
 @dataclass
-class Book:
-    """What S3 must have in the end, and how each operation went."""
+class ExpectedBlobs:
+    """Expected content of S3, and durations and failures of all operations."""
 
     kept: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -49,10 +49,10 @@ class Book:
 
 
 class S3Storm:
-    """One storm of ``num_operations`` against ``s3``, through a proxy on a port of its own."""
+    """``num_operations`` random operations on ``s3`` through a proxy."""
 
     def __init__(self, s3: EmbeddedS3, proxy: S3FaultProxy, folder: Path, num_operations: int, seed: int) -> None:
-        self.book = Book()
+        self.expected = ExpectedBlobs()
         self.stats = StorageStats()
         self._s3, self._proxy, self._folder = s3, proxy, folder
         self._num_operations = num_operations
@@ -63,26 +63,26 @@ class S3Storm:
         fields = {"access_key": self._s3.access_key, "secret_key": self._s3.secret_key, "endpoint_url": endpoint_url}
         return S3Settings.model_validate({**fields, "read_timeout_s": READ_TIMEOUT_S, "deadline_s": DEADLINE_S})
 
-    async def rage(self) -> float:
-        """All operations; gives the seconds they took."""
+    async def run(self) -> float:
+        """Run all operations. Returns their duration in seconds."""
         began = time.monotonic()
         async with BlobStore(self.settings(self._proxy.endpoint_url), self.stats.add) as blobs:
             await asyncio.gather(*(self._keep_working(blobs) for _n in range(CONCURRENCY)))
         return time.monotonic() - began
 
     async def check(self) -> None:
-        """Read the bucket past the proxy, and compare it with the book."""
-        book = self.book
-        assert not book.failures, book.failures[:5]
+        """Compare the bucket, read without the proxy, with its expected content."""
+        expected = self.expected
+        assert not expected.failures, expected.failures[:5]
         async with BlobStore(self.settings(self._s3.endpoint_url)) as blobs:
             stored = {digest for _kind, digest in await stored_blobs(blobs)}
-            lost = [d for d in (*book.kept, *book.files) if d not in stored]
+            lost = [d for d in (*expected.kept, *expected.files) if d not in stored]
             assert not lost, f"{len(lost)} lost: {lost[:3]}"
             late = {path.rpartition("/")[2] for path in self._proxy.unanswered_puts}
-            assert not book.deleted & stored - late, "deleted, and still there"
-            assert not stored - {*book.kept, *book.files, *book.doomed}, "nobody stored these"
+            assert not expected.deleted & stored - late, "deleted, and still stored"
+            assert not stored - {*expected.kept, *expected.files, *expected.doomed}, "never stored"
             for kind, digest in await stored_blobs(blobs):
-                await blobs.check(digest, kind=kind)  # raises for one that is torn
+                await blobs.check(digest, kind=kind)  # raises for a torn blob
 
     async def _keep_working(self, blobs: BlobStore) -> None:
         while self._num_begun < self._num_operations:
@@ -94,14 +94,14 @@ class S3Storm:
             try:
                 await self._work(blobs, name)
             except EsperError as error:
-                self.book.failures.append(f"{name}: {error!r}")
-            self.book.seconds[name].append(time.monotonic() - began)
+                self.expected.failures.append(f"{name}: {error!r}")
+            self.expected.seconds[name].append(time.monotonic() - began)
 
     async def _work(self, blobs: BlobStore, name: str) -> None:
-        book, rng = self.book, self._rng
+        expected, rng = self.expected, self._rng
         match name:
-            case "get" | "again" | "exists" if book.kept:
-                digest = rng.choice(book.kept)
+            case "get" | "again" | "exists" if expected.kept:
+                digest = rng.choice(expected.kept)
                 if name == "exists":
                     assert await blobs.exists(digest)
                     return
@@ -110,17 +110,17 @@ class S3Storm:
                 if name == "again":
                     assert await blobs.put(data) == digest
             case "absent":
-                nobodys = hashlib.sha256(rng.randbytes(8)).hexdigest()
-                assert not await blobs.exists(nobodys)
+                unknown = hashlib.sha256(rng.randbytes(8)).hexdigest()
+                assert not await blobs.exists(unknown)
                 try:
-                    await blobs.get(nobodys, max_bytes=1)
+                    await blobs.get(unknown, max_bytes=1)
                 except MissingBlobError:
                     return
-                raise AssertionError("S3 has what nobody stored")
+                raise AssertionError("S3 has a blob that was never stored")
             case "file":
                 await self._put_file(blobs)
-            case "file back" if book.files:
-                await self._get_file(blobs, rng.choice(book.files))
+            case "file download" if expected.files:
+                await self._get_file(blobs, rng.choice(expected.files))
             case "sweep":
                 await self._sweep(blobs)
             case _:
@@ -130,17 +130,19 @@ class S3Storm:
         data = self._rng.randbytes(self._rng.randrange(MAX_BLOB_BYTES))
         digest = hashlib.sha256(data).hexdigest()
         if self._rng.random() < DOOMED_SHARE:
-            self.book.doomed.add(digest)
+            self.expected.doomed.add(digest)
             await blobs.put(data)
-            self.book.sweepable.add(digest)  # before, and a retry of the put would bring it back
+            self.expected.sweepable.add(
+                digest
+            )  # only now, or a retry of the put would store it again after its collection
         else:
             assert await blobs.put(data) == digest
-            self.book.kept.append(digest)
+            self.expected.kept.append(digest)
 
     async def _put_file(self, blobs: BlobStore) -> None:
         path = self._folder / f"file-{self._num_begun}"
         path.write_bytes(self._rng.randbytes(MULTIPART_BYTES + self._rng.randrange(MULTIPART_BYTES // 4)))
-        self.book.files.append(await blobs.put_file(path))
+        self.expected.files.append(await blobs.put_file(path))
         path.unlink()
 
     async def _get_file(self, blobs: BlobStore, digest: str) -> None:
@@ -150,25 +152,25 @@ class S3Storm:
         path.unlink()
 
     async def _sweep(self, blobs: BlobStore) -> None:
-        referenced = {*self.book.kept, *self.book.files}
-        sweepable = set(self.book.sweepable)
+        referenced = {*self.expected.kept, *self.expected.files}
+        sweepable = set(self.expected.sweepable)
         stored = {n: b for n, b in (await stored_blobs(blobs)).items() if b.digest in sweepable}
         now = await server_time(blobs.client)
         old = collectable(stored, referenced, now + timedelta(days=1))
         done = await collect(blobs, old, now + timedelta(days=1))
-        self.book.deleted |= {b.digest for b in (*done.deleted, *done.gone)}
-        self.book.unsure += len(done.unsure)
+        self.expected.deleted |= {b.digest for b in (*done.deleted, *done.gone)}
+        self.expected.unsure += len(done.unsure)
 
 
-def told(storm: S3Storm, proxy: S3FaultProxy, seconds: float, seed: int) -> str:
-    """The figures of a storm, as text."""
-    times = storm.book.seconds
+def summary(storm: S3Storm, proxy: S3FaultProxy, seconds: float, seed: int) -> str:
+    """Rates, faults and latencies as text."""
+    times = storm.expected.seconds
     num, faults = sum(map(len, times.values())), sum(proxy.counts.values())
     retries = sum(storm.stats.retries.values())
     lines = [
-        f"{num:,} operations, seed {seed}, in {seconds:.1f} s: {num / seconds:.0f}/s; {len(storm.book.failures)} failed; "
-        f"{faults:,} faults in {proxy.num_requests:,} requests, {retries:,} retries of ours; "
-        f"{len(storm.book.deleted):,} collected, {storm.book.unsure} unsure",
+        f"{num:,} operations, seed {seed}, in {seconds:.1f} s: {num / seconds:.0f}/s; {len(storm.expected.failures)} failed; "
+        f"{faults:,} faults in {proxy.num_requests:,} requests, {retries:,} retries by Esper; "
+        f"{len(storm.expected.deleted):,} collected, {storm.expected.unsure} unsure",
         "faults: " + ", ".join(f"{name} {count}" for name, count in sorted(proxy.counts.items())),
         f"{'ms':<12}{'count':>7}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}",
     ]

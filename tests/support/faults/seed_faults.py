@@ -1,4 +1,4 @@
-"""Ways in which a seed's module can go wrong, one at a time and at random."""
+"""Ways in which the module of a seed can fail, chosen one at a time or at random."""
 
 import math
 import random
@@ -12,7 +12,7 @@ Act = Callable[[Tensor], object]
 
 
 class RaisesBackwards(torch.autograd.Function):
-    """The same values; its backward pass raises."""
+    """Identity whose backward pass raises."""
 
     @staticmethod
     def forward(ctx: object, h: Tensor) -> Tensor:
@@ -42,19 +42,19 @@ FORWARD: dict[str, Act] = {
     "hangs": hangs,
     "allocates too much": lambda h: torch.empty(1 << 55) + h,
 }
-"""Found out in the forward pass: the step's output is the host's."""
+"""Faults found in the forward pass: the output of the step is the host's."""
 
 BACKWARD: dict[str, Act] = {
     "raises backwards": lambda h: RaisesBackwards.apply(h),
-    "has no finite gradient": lambda h: torch.sqrt(h - h.detach()),  # 0, with an infinite slope
+    "has no finite gradient": lambda h: torch.sqrt(h - h.detach()),  # 0 with an infinite gradient
 }
-"""Found out in the backward pass: the step's gradient is the host's."""
+"""Faults found in the backward pass: the gradient of the step is the host's."""
 
 FAULTS = FORWARD | BACKWARD
 
 
 class Faulty(nn.Module):
-    """Does what ``act`` says in the place of a seed's module. ``scale`` is what it learns."""
+    """A module that calls ``act``. ``scale`` is its parameter."""
 
     def __init__(self, act: Act) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class Faulty(nn.Module):
 
 
 class SometimesFaulty(nn.Module):
-    """A healthy module that goes wrong with probability ``rate``, in a way drawn each time.
+    """A healthy module that fails with probability ``rate``, in a random way each time.
 
-    ``counts`` has the faults by name; ``num_given`` counts outputs with which nothing was wrong forwards.
+    ``counts`` has the faults by name; ``num_given`` counts outputs without a fault in the forward pass.
     """
 
     def __init__(self, module: nn.Module, rng: random.Random, rate: float, counts: Counter[str]) -> None:

@@ -1,7 +1,7 @@
-"""The streams' failure suite: real workers on a real log, what can be done to them, and the judge.
+"""Real workers on a real log, and the faults that are injected into them, Postgres and the broker.
 
-After each fault everything that was written has to be folded, and the rows have to be those of a replay from
-zero. Workers reach Postgres through a proxy; the judge does not.
+After each fault every record must be projected, and the rows must equal those of a replay from offset zero. Workers
+reach Postgres through a proxy, the check does not.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from esper.streams.database.connections import connect
 from esper.streams.read_models.projection_status import topic_lags
 from esper.streams.replay import rebuild, verify
 
-KILL_WITHIN_S = 2.0  # of some progress
+KILL_WITHIN_S = 2.0  # after some progress
 TORN = "with an open transaction"
-SESSION_S = 6.0  # the shortest that a broker allows
-FAULT_S = 3.0  # how long a fault lasts that is lifted again
+SESSION_S = 6.0  # the minimum of a broker
+FAULT_S = 3.0  # duration of a fault that heals
 READY_S, RECOVERY_S = 90.0, 120.0
 READY = "worker.ready"
 RED, REFUSED = "partition.stopped", "worker.refused"
@@ -38,7 +38,7 @@ RED, REFUSED = "partition.stopped", "worker.refused"
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One round: what was done, and how long until everything that was written before was folded."""
+    """One round: the injected fault, and the seconds until every record written before was projected."""
 
     fault: str
     seconds: float
@@ -46,7 +46,7 @@ class Recovery:
 
 
 class StreamsStorm:
-    """A stack, a writer, workers. Use ``streams_storm`` to make one."""
+    """A stack, a writer and workers; ``streams_storm`` creates them."""
 
     def __init__(self, stack: EmbeddedStack, folder: Path, rng: random.Random) -> None:
         self.stack, self.folder, self.rng = stack, folder, rng
@@ -67,7 +67,7 @@ class StreamsStorm:
             "Postgres read-only": lambda: self._with_option("default_transaction_read_only = on"),
             "statements time out": lambda: self._with_option("statement_timeout = '1ms'"),
             "too many connections": self._too_many_connections,
-            "disk full, as Postgres tells it": self._disk_full,
+            "disk full, as Postgres reports it": self._disk_full,
             "table locked": self._table_locked,
             "deadlock": self._deadlock,
             "broker killed": self._broker_killed,
@@ -75,7 +75,7 @@ class StreamsStorm:
             "rebuild swapped in": lambda: print(
                 f"    rebuilt from {asyncio.run(rebuild(self.settings)).num_records:,} records"
             ),
-            "many poisons in a big batch": self._poisons,
+            "many undecodable records in a batch": self._undecodable_records,
         }
 
     def begin(self, num_workers: int = 2) -> None:
@@ -85,7 +85,7 @@ class StreamsStorm:
         wait_until(lambda: all(READY in log_of(w) for w in self.workers), READY_S, "the workers")
 
     def start_worker(self) -> ChildProcess:
-        """One more; not ready yet."""
+        """Start another worker, which is not ready yet."""
         self._num_started += 1
         env = {
             "ESPER_POSTGRES__DSN": self.stack.postgres.dsn.replace(str(self.stack.postgres.port), str(self.proxy.port)),
@@ -100,7 +100,7 @@ class StreamsStorm:
         return started
 
     def round(self, fault: str) -> Recovery:
-        """Do one thing at a random moment while the writer writes, let everything be folded, and judge."""
+        """Inject a fault at a random moment while the writer writes, wait for the projection, and check the rows."""
         before = self.writer.num_written
         time.sleep(self.rng.uniform(0, 1))
         self.faults[fault]()
@@ -108,10 +108,10 @@ class StreamsStorm:
         return Recovery(fault, seconds, self.writer.num_written - before)
 
     def settle(self, after: str) -> float:
-        """Let everything that was written be folded, and judge; how many seconds the folding took."""
+        """Wait until every record is projected, and check the rows. Returns the seconds that the projection took."""
         begun = time.monotonic()
         self.writer.pause()
-        self._start_the_refused()
+        self._restart_refused()
         self.wait_until_folded(after)
         seconds = time.monotonic() - begun
         self.judge(after)
@@ -119,37 +119,35 @@ class StreamsStorm:
         return seconds
 
     def kill_amid_progress(self) -> None:
-        """Kill a worker at a random moment after something was folded since the last kill, and start another."""
+        """Kill a worker at a random moment after progress since the last kill, and start another."""
         before = self.num_folded()
         wait_until(lambda: self.num_folded() > before or self._is_hopeless(), RECOVERY_S, "some progress")
-        assert not self.told(RED), self.logs()
+        assert not self.log_lines(RED), self.logs()
         time.sleep(self.rng.uniform(0, KILL_WITHIN_S))
         self._worker_killed()
 
     def num_folded(self) -> int:
-        """Records in the projections."""
+        """Records that are projected."""
         with psycopg.connect(self.stack.postgres.dsn) as connection:
             row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM esper.positions").fetchone()
         return int(row[0]) if row else 0
 
     def num_torn(self) -> int:
-        """Transactions so far whose worker went away; one may have several."""
+        """Transactions so far whose worker disconnected; a worker may have several."""
         return self.stack.postgres.log_path.read_text(errors="replace").count(TORN)
 
     def wait_until_folded(self, after: str) -> None:
-        """Everything in the log is folded, and every worker lives."""
+        """Wait until every record is projected and every worker is alive."""
         try:
-            wait_until(
-                lambda: self.lag() == 0 or self._is_hopeless(), RECOVERY_S, f"all that was written, after: {after}"
-            )
+            wait_until(lambda: self.lag() == 0 or self._is_hopeless(), RECOVERY_S, f"every record, after: {after}")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def _is_hopeless(self) -> bool:
         return any(RED in log_of(w) or not (w.is_alive or REFUSED in log_of(w)) for w in self.workers)
 
-    def _start_the_refused(self) -> None:
-        """What a supervisor does: whoever refused to start, since a fault was on, is started anew."""
+    def _restart_refused(self) -> None:
+        """Restart the workers that refused to start during a fault, as a supervisor would."""
         while True:
             wait_until(lambda: all(READY in log_of(w) or not w.is_alive for w in self.workers), READY_S, "the workers")
             refused = [w for w in self.workers if not w.is_alive and REFUSED in log_of(w)]
@@ -161,7 +159,7 @@ class StreamsStorm:
                 self.start_worker()
 
     def judge(self, after: str) -> None:
-        """Live rows are those of a replay, no worker died, no partition is red."""
+        """Check that the rows equal a replay, every worker is alive and no partition is stopped."""
         for one in self.workers:
             assert one.is_alive, f"{one.name} died after: {after}\n{one.tail(40)}"
             assert RED not in log_of(one), f"{one.name} stopped a partition after: {after}\n{one.tail(40)}"
@@ -169,25 +167,25 @@ class StreamsStorm:
         assert different == [], f"rows differ from a replay after: {after}\n{self.logs()}"
 
     def shares(self) -> list[int]:
-        """How many partitions each worker that is ready has."""
-        told = [re.findall(rf"{READY}.*partitions=(\d+)", log_of(w)) for w in self.workers]
-        return [int(counts[-1]) for counts in told if counts]
+        """Number of partitions of each worker that is ready."""
+        partitions = [re.findall(rf"{READY}.*partitions=(\d+)", log_of(w)) for w in self.workers]
+        return [int(counts[-1]) for counts in partitions if counts]
 
     def logs(self) -> str:
-        """The ends of the workers' logs."""
+        """The last lines of the workers' logs."""
         return "\n".join(f"{w.name} (alive: {w.is_alive}):\n{w.tail(25)}" for w in self.workers)
 
-    def told(self, word: str) -> list[str]:
-        """The lines of the workers' logs with that word."""
+    def log_lines(self, word: str) -> list[str]:
+        """The lines of the workers' logs that contain a word."""
         return [line for w in self.workers for line in log_of(w).splitlines() if word in line]
 
     def stop(self) -> None:
-        """End every worker."""
+        """Kill every worker."""
         for one in self.workers:
             one.kill()
 
     def lag(self) -> int:
-        """Records that are not folded yet."""
+        """Records that are not projected yet."""
 
         async def total() -> int:
             connection = await connect(self.settings.need_postgres())
@@ -214,14 +212,14 @@ class StreamsStorm:
         self.start_worker()
 
     def _worker_changes(self) -> None:
-        """In a rebalance another begins: nobody waits until the newcomer is ready."""
+        """Stop a worker before a new one is ready, so that two rebalances overlap."""
         self.start_worker()
         time.sleep(self.rng.uniform(0, 6))
         leaving = self.workers.pop(self.rng.randrange(len(self.workers)))
         leaving.stop(30)
 
     def _worker_stale(self) -> None:
-        """Silent for longer than its session: others have its partitions when it comes to itself."""
+        """Stop a worker for longer than its session, so that others have its partitions when it continues."""
         stale = self.rng.choice(self.workers)
         others = [w for w in self.workers if w is not stale] or [self.start_worker()]
         counts = {w.name: log_of(w).count(READY) for w in others}
@@ -240,7 +238,7 @@ class StreamsStorm:
         self.stack.postgres.start()
 
     def _with_option(self, option: str) -> None:
-        """For the connections made from now on, and everybody has to make new ones."""
+        """Set an option for new connections, and close all existing ones."""
         self._sql(f"ALTER ROLE esper SET {option}", TERMINATE)
         time.sleep(FAULT_S)
         with psycopg.connect(self.stack.postgres.dsn, autocommit=True, options=f"-c {HARMLESS}") as connection:
@@ -253,7 +251,7 @@ class StreamsStorm:
             deadline = time.monotonic() + FAULT_S
             while time.monotonic() < deadline:
                 with suppress(psycopg.OperationalError):
-                    while True:  # superusers may take the reserved ones too
+                    while True:  # superusers may use the reserved connections too
                         held.enter_context(psycopg.connect(self.stack.postgres.dsn))
                 time.sleep(0.1)
 
@@ -268,7 +266,7 @@ class StreamsStorm:
             time.sleep(FAULT_S)
 
     def _deadlock(self) -> None:
-        """What a worker takes last is taken first, and the other way round, until Postgres has to end one of both."""
+        """Lock what a worker locks last first, and the reverse, until Postgres resolves a deadlock."""
         for _ in range(20):
             with suppress(psycopg.errors.DeadlockDetected), psycopg.connect(self.stack.postgres.dsn) as connection:
                 connection.execute("LOCK TABLE esper.progress IN ACCESS EXCLUSIVE MODE")
@@ -283,18 +281,18 @@ class StreamsStorm:
         self.stack.kafka.start()
 
     def _broker_silent(self) -> None:
-        """For longer than a session."""
+        """Pause the broker for longer than a session."""
         self.stack.kafka.pause()
         time.sleep(self.rng.uniform(FAULT_S, 3 * SESSION_S))
         self.stack.kafka.resume()
 
-    def _poisons(self) -> None:
+    def _undecodable_records(self) -> None:
         async def send() -> None:
             async with OonaProducer(self.settings.need_kafka()) as producer:
-                await producer.send_records(poisoned)
+                await producer.send_records(records)
 
         self.writer.pause()
-        poisoned = self.writer.batch(1_500, garbage=0.2)
+        records = self.writer.batch(1_500, garbage=0.2)
         asyncio.run(send())
         self.writer.resume()
 
@@ -312,7 +310,7 @@ HARMLESS = "statement_timeout=0 -c default_transaction_read_only=off"
 
 @contextmanager
 def streams_storm(stack: EmbeddedStack, folder: Path, rng: random.Random) -> Iterator[StreamsStorm]:
-    """A stage on a stack that is its own."""
+    """A storm on a stack that no other test uses."""
     stage = StreamsStorm(stack, folder, rng)
     with stage.proxy, stage.writer:
         try:

@@ -1,4 +1,4 @@
-"""infra/stack.yml and infra/images, as tests read them without Docker."""
+"""Reads infra/stack.yml and infra/images without Docker."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _OPTIONAL = re.compile(r"\$\{\w+:-([^}]*)\}")
 
 
 def services() -> dict[str, dict[str, Any]]:
-    """Every service that `docker compose -f infra/stack.yml up` knows."""
+    """Every service of infra/stack.yml."""
     stack = yaml.safe_load((INFRA / "stack.yml").read_text())
     found: dict[str, dict[str, Any]] = {}
     for name in ("stack.yml", *stack["include"]):
@@ -27,25 +27,25 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def own_services() -> dict[str, dict[str, Any]]:
-    """Those that run an image of Esper."""
+    """The services that run an image of Esper."""
     return {name: service for name, service in services().items() if "build" in service}
 
 
 def environment_of(service: Mapping[str, Any], required: str = "0123abcd") -> dict[str, str]:
-    """Its variables, with what infra/.env must give filled in."""
+    """Environment of a service, with the required variables of infra/.env filled in."""
     found = service.get("environment", {}).items()
     return {name: _OPTIONAL.sub(r"\1", _REQUIRED.sub(required, value)) for name, value in found}
 
 
 def environment_here(name: str, stack: EmbeddedStack, folder: Path, **changes: str) -> dict[str, str]:
-    """A service's variables, with another stack's addresses for those that it is given, and no others."""
+    """Environment of a service, with the addresses of another stack in the variables that it already has."""
     env, there = environment_of(own_services()[name]), stack.environment()
     moved = {variable: there[variable] for variable in env if variable.endswith(PLACES)}
     return {**env, **moved, "ESPER_STATE_DIR": str(folder / f"{name}-state"), **changes}
 
 
 def stages(dockerfile: str) -> dict[str, list[tuple[str, str]]]:
-    """Instructions of each stage of a Dockerfile, with those of the stages it stands on; the last has the name `last`."""
+    """Instructions of each stage of a Dockerfile, including its base stages; the last stage is named `last`."""
     text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", (INFRA / "images" / dockerfile).read_text(), flags=re.M))
     found: dict[str, list[tuple[str, str]]] = {}
     current: list[tuple[str, str]] = []
@@ -59,22 +59,22 @@ def stages(dockerfile: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def image_of(service: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The instructions of the image that a service runs."""
+    """Instructions of the image of a service."""
     build = service["build"]
     return stages(Path(build["dockerfile"]).name)[build.get("target", "last")]
 
 
 def last(instructions: list[tuple[str, str]], wanted: str) -> str:
-    """What the last instruction of a kind says."""
+    """Argument of the last instruction of a kind."""
     return [rest for instruction, rest in instructions if instruction == wanted][-1]
 
 
 def image_environment(instructions: list[tuple[str, str]]) -> dict[str, str]:
-    """The variables that an image sets."""
+    """Environment variables that an image sets."""
     pairs = [pair for instruction, rest in instructions if instruction == "ENV" for pair in shlex.split(rest)]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def image_check(instructions: list[tuple[str, str]]) -> list[str]:
-    """The command of an image's HEALTHCHECK."""
+    """Command of an image's HEALTHCHECK."""
     return list(json.loads(last(instructions, "HEALTHCHECK").partition(" CMD ")[2]))

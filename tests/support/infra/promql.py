@@ -1,7 +1,7 @@
-"""PromQL in tests: what an expression reads, and the value of a simple one on the samples of one scrape.
+"""PromQL: the series that an expression reads, and the value of a simple expression on the samples of one scrape.
 
-``evaluate`` knows instant selectors, numbers, comparisons, and/or/unless on equal labels, sum, max, min and count.
-What needs a history (rate, increase) it refuses: promtool's rule tests are for those.
+``evaluate`` supports instant selectors, numbers, comparisons, and/or/unless on equal labels, sum, max, min and count.
+It rejects functions that need a history (rate, increase), for which promtool has rule tests.
 """
 
 import re
@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 Labels = frozenset[tuple[str, str]]
 Vector = dict[Labels, float]
 Samples = Mapping[str, Vector]
-"""Name of a series -> labels -> value."""
+"""Values by name and labels of a series."""
 
 OVER_RANGES = ("rate", "increase", "irate", "delta", "deriv")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -36,27 +36,27 @@ _AGGREGATE: dict[str, Callable[[list[float]], float]] = {
 
 @dataclass
 class Reading:
-    """What an expression reads: selectors as (name, matchers, function over a range); labels it groups by; its result's."""
+    """Inputs of an expression: selectors as (name, matchers, function over a range), and the labels that it groups by."""
 
     selectors: list[tuple[str, dict[str, str], str | None]] = field(default_factory=list)
     grouped: list[str] = field(default_factory=list)
 
 
 def parse(expression: str) -> Any:
-    """The expression; Grafana's variables stand for something that is one."""
+    """Parse an expression, with valid values in place of Grafana's variables."""
     text = re.sub(r"\$__(rate_)?interval", "5m", expression)
     return promql.parse(re.sub(r"\$\{?\w+\}?", ".*", text))
 
 
 def read(expression: str) -> Reading:
-    """All that an expression reads."""
+    """The inputs of an expression."""
     reading = Reading()
     _read(parse(expression), reading, None)
     return reading
 
 
 def samples_of(scraped: str, **labels: str) -> Samples:
-    """A scrape as series; ``labels`` are those that Prometheus adds: job, instance."""
+    """Series of a scrape. ``labels`` are the labels that Prometheus adds: job, instance."""
     found: dict[str, Vector] = {}
     for family in text_string_to_metric_families(scraped):
         for sample in family.samples:
@@ -65,7 +65,7 @@ def samples_of(scraped: str, **labels: str) -> Samples:
 
 
 def evaluate(expression: str, samples: Samples) -> Vector | float:
-    """The value of a simple expression; for an alert: the series that it fires for."""
+    """The value of a simple expression. Of an alert: the series that it fires for."""
     return _value(parse(expression), samples)
 
 
@@ -102,7 +102,7 @@ def _value(node: Any, samples: Samples) -> Vector | float:
             return _aggregated(node, samples)
         case promql.BinaryExpr():
             return _combined(node, samples)
-    raise NotImplementedError(f"{node} needs Prometheus itself")
+    raise NotImplementedError(f"{node} needs a history; use a rule test of promtool")
 
 
 def _matches(node: Any, labels: Mapping[str, str]) -> bool:
@@ -140,9 +140,9 @@ def _combined(node: Any, samples: Samples) -> Vector | float:
         if node.modifier is not None and node.modifier.return_bool:
             return {k: float(holds(v, right)) for k, v in left.items()}
         return {k: v for k, v in left.items() if holds(v, right)}
-    raise NotImplementedError(f"{node} needs Prometheus itself")
+    raise NotImplementedError(f"{node} needs a history; use a rule test of promtool")
 
 
 def legend_labels(text: str) -> Iterator[str]:
-    """The labels that a legend or an annotation names."""
+    """Labels that a legend or an annotation uses."""
     yield from re.findall(r"{{\s*(?:\$labels\.)?(\w+)\s*}}", text)

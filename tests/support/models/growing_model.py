@@ -1,4 +1,4 @@
-"""A small model that grows, for tests of Kasmina: kernels by name, and its life in a few steps."""
+"""A small model that grows, with kernels by name, for tests of Kasmina."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ SCHEDULE = StageSchedule(germinated=1, training=2, grafting=2, stabilizing=1, ev
 
 
 class SmallNet(nn.Module):
-    """A convolution and two linear layers, with activations that work in place."""
+    """A convolution and two linear layers, with in-place activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def advance_to(
     optimizer: Optimizer | None = None,
     start: int = 0,
 ) -> int:
-    """Train step by step, boundaries passing, until the seed is at ``stage``; gives the last step."""
+    """Train across boundaries until the seed is at ``stage``. Returns the last step."""
     step = start
     while model.seed(layer_id, seed_id).stage is not stage:
         step += 1
@@ -122,7 +122,7 @@ def train_step(model: nn.Module, optimizer: Optimizer, n: int) -> Tensor:
 def train_to(
     model: MorphableModel, optimizer: Optimizer, layer_id: str, seed_id: int, stage: SeedStage, start: int = 0
 ) -> int:
-    """``advance_to``, with an ordinary training step."""
+    """``advance_to`` with an ordinary training step."""
     return advance_to(
         model,
         layer_id,
@@ -135,7 +135,7 @@ def train_to(
 
 
 def grown(stage: SeedStage, layer_id: str = "fc1", module: str = "low_rank") -> tuple[MorphableModel, Optimizer, int]:
-    """A model with one seed at ``stage``, its optimizer, and the step that it is at."""
+    """A model with one seed at ``stage``, its optimizer, and its current step."""
     model = wrapped()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     germinate(model, layer_id, module=module, optimizer=optimizer)

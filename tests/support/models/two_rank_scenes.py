@@ -1,4 +1,7 @@
-"""Scenes for two ranks on gloo: test_distributed.py plays rank 0, ``two_ranks.py STORE OUT`` is rank 1."""
+"""Scenarios for two ranks on gloo: the test is rank 0, this script is rank 1.
+
+Usage: ``two_rank_scenes.py STORE OUT``.
+"""
 
 import math
 import sys
@@ -27,7 +30,7 @@ GERMINATE_STEP, FOSSILIZE_STEPS, CULL_STEP = 2, (14, 16), 18
 
 
 def wanted(model: MorphableModel, step: int) -> list[tuple[Transition, Any]]:
-    """Two seeds germinate; one is made permanent, the other given up."""
+    """Commands that germinate two seeds, fossilize one and cull the other."""
     found: list[tuple[Transition, Any]] = []
     if step == GERMINATE_STEP:
         for layer_id, module in (("fc1", "bottleneck"), ("conv", "low_rank")):
@@ -42,7 +45,7 @@ def wanted(model: MorphableModel, step: int) -> list[tuple[Transition, Any]]:
 
 
 def move(model: MorphableModel, optimizer: torch.optim.Optimizer, step: int) -> list[Move]:
-    """What rank 0, or a model that trains alone, does at a boundary."""
+    """Apply commands and transitions at a boundary, on rank 0 or on a single process."""
     boundary, moves = step // 2, []
     for plan, kernel in wanted(model, step):
         model.apply_transition(plan, step=step, boundary=boundary, kernel=kernel, optimizer=optimizer)
@@ -67,7 +70,7 @@ def batch(step: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model: nn.Module, step: int, part: int, rank: int | None) -> torch.Tensor:
-    """The loss over this rank's half of a batch, or over all of it."""
+    """Loss over this rank's half of a batch, or over the whole batch."""
     x, y = batch(step, part)
     if rank is not None:
         x, y = x[rank::NUM_RANKS], y[rank::NUM_RANKS]
@@ -85,7 +88,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def life(rank: int, **how: Any) -> dict[str, Any]:
-    """A seed's life on two ranks: gradients accumulated, clipped; and on one, with the whole batches."""
+    """The lifecycle of a seed with accumulated and clipped gradients, on two ranks or on one with whole batches."""
     model = wrapped()
     replica = DistributedDataParallel(model, **how)
     replicas, optimizer = Replicas(replica), optimizer_of(replica)
@@ -131,7 +134,7 @@ def num_hooks(model: nn.Module) -> int:
 
 
 def static_life(rank: int) -> dict[str, Any]:
-    """The same under static_graph, which does not go with no_sync: one backward pass a step."""
+    """The same with static_graph, which does not support no_sync: one backward pass per step."""
     replica = DistributedDataParallel(wrapped(), static_graph=True)
     replicas, optimizer = Replicas(replica), optimizer_of(replica)
     for step in range(1, LAST_STEP + 1):
@@ -152,7 +155,7 @@ def dormant(rank: int) -> dict[str, Any]:
 
 
 def sick_on_one(rank: int) -> dict[str, Any]:
-    """One rank's seed gives no finite values; then its breaker is open everywhere."""
+    """The seed of one rank returns non-finite values; its breaker then opens on both ranks."""
     replica = DistributedDataParallel(wrapped())
     replicas, optimizer = Replicas(replica), optimizer_of(replica)
     model = replicas.model
@@ -175,7 +178,7 @@ def sick_on_one(rank: int) -> dict[str, Any]:
 
 
 def grown_before(rank: int) -> dict[str, Any]:
-    """A model that has grown already goes into DDP, which must not own its seeds."""
+    """A model that has already grown is wrapped by DDP, which must not own its seeds."""
     model = wrapped()
     optimizer = optimizer_of(model)
     move(model, optimizer, GERMINATE_STEP)
@@ -197,7 +200,7 @@ def grown_before(rank: int) -> dict[str, Any]:
 
 
 def parted(rank: int) -> dict[str, Any]:
-    """Ranks that are not at the same step, or whose seeds do not stand alike, are told so."""
+    """Ranks at different steps, or with different seeds, raise an error."""
     found = {}
     for what in ("step", "stage"):
         replicas = Replicas(DistributedDataParallel(wrapped()))
@@ -239,7 +242,7 @@ SCENES: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 def play(rank: int, store: Path) -> dict[str, dict[str, Any]]:
-    """All scenes, as one of the two ranks that meet at the file ``store``."""
+    """Run all scenarios as one of two ranks, which meet at the file ``store``."""
     meeting = dist.FileStore(str(store), NUM_RANKS)
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=NUM_RANKS, timeout=PATIENCE)
     try:

@@ -1,4 +1,4 @@
-"""Esper's processes as a user starts them, for tests."""
+"""Esper's processes, started as a user starts them."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,18 +17,18 @@ READY_S = 120.0
 
 
 def process(stack: EmbeddedStack, folder: Path, name: str, *command: str, **env: str) -> ChildProcess:
-    """A process that knows the stack; not started yet."""
+    """A process with the stack's addresses in its environment, not started yet."""
     environment = {**inherited_environment(), **stack.environment(), **env}
     return ChildProcess(name, command, env=environment, log_path=folder / f"{name}.log", cwd=folder)
 
 
 def log_of(child: ChildProcess) -> str:
-    """What it printed so far."""
+    """Output of a process so far."""
     return child.log_path.read_text(errors="replace") if child.log_path.exists() else ""
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended: neither gone, be it while they are looked at, nor zombies."""
+    """The processes that still run; zombies do not count."""
 
     def lives(process: psutil.Process) -> bool:
         try:
@@ -40,13 +40,13 @@ def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def command_lines() -> str:
-    """Every process's on this machine, a line each."""
+    """Command line of every process on this machine, one for each line."""
     return "\n".join(" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
 @contextmanager
 def running(child: ChildProcess, ready_line: str) -> Iterator[ChildProcess]:
-    """Start it, wait for its line, stop it."""
+    """Start a process, wait for a line in its output, and stop it at the end."""
     child.start()
     try:
         child.wait_until_ready(lambda: ready_line in log_of(child), READY_S)
@@ -56,12 +56,12 @@ def running(child: ChildProcess, ready_line: str) -> Iterator[ChildProcess]:
 
 
 def worker(stack: EmbeddedStack, folder: Path, name: str = "worker", **env: str) -> ChildProcess:
-    """A stream worker, as by hand."""
+    """A stream worker, not started yet."""
     return process(stack, folder, name, *WORKER, **env)
 
 
 def cli(stack: EmbeddedStack, folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
-    """Run `esper` to its end: exit code, and all it printed."""
+    """Run `esper` to its end. Returns its exit code and output."""
     child = process(
         stack, folder, "-".join(("esper", *arguments[:2])).replace("/", "_"), str(SCRIPTS / "esper"), *arguments, **env
     )

@@ -1,6 +1,6 @@
-"""The sandbox's process with modules in its catalogue that nobody should run: what the tests start in its place.
+"""The sandbox process with hostile modules in its catalogue; tests start it in place of the real one.
 
-Each is a blueprint's module whose forward pass does the one thing that its name says.
+Each is the module of a blueprint whose forward pass does what its name says.
 """
 
 import ctypes
@@ -72,7 +72,7 @@ def floods(h: Tensor) -> Tensor:
 
 
 def forks(_h: Tensor) -> Tensor:
-    """Leaves a process behind that holds on to everything."""
+    """Leaves a child process behind that keeps all file descriptors open."""
     if child := os.fork():
         raise KernelError(f"left behind: {child}")
     time.sleep(1000)
@@ -109,7 +109,7 @@ def costs_more(h: Tensor) -> Tensor:
 
 
 class Weighted(nn.Module):
-    """A module with a weight and a bias that start at 0; the function says what it makes of them."""
+    """A module with weight and bias, both 0 at first, that returns a function of them and of its input."""
 
     def __init__(self, features: int, made: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Weighted(nn.Module):
 
 
 class Bare(nn.Module):
-    """A module that is a function."""
+    """A module that calls a function."""
 
     def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Bare(nn.Module):
 
 
 class Huge(nn.Module):
-    """Takes far more memory than its cost says."""
+    """Uses far more memory than its declared cost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def _entry(cost: Cost, *zero: str) -> CatalogueEntry:
 
 
 def main() -> None:
-    """Put them into the catalogue of this process, and be the sandbox."""
+    """Add the modules to the catalogue and run the sandbox."""
     entries = {made.__name__: _entry(Cost()) for made in BARE}
     entries |= {
         name: CatalogueEntry("hostile", (LayerKind.LINEAR,), {}, lambda f, _k, _o: Cost(2 * f), ("weight", "bias"))

@@ -1,7 +1,7 @@
-"""On a disk that is really full: a script for tests/support/processes/small_disk.py, run inside a small tmpfs of its own.
+"""Outbox and training on a full disk: a script for tests/support/processes/small_disk.py.
 
-``full_disk.py outbox FOLDER`` or ``full_disk.py training FOLDER RUN_ID SIGNALS``. The folder is the tmpfs;
-SIGNALS is a folder outside, where the test says how far it is by making files.
+Usage: ``outbox_on_full_disk.py outbox FOLDER`` or ``outbox_on_full_disk.py training FOLDER RUN_ID SIGNALS``. FOLDER is
+on a small tmpfs; SIGNALS is a folder outside of it, in which test and script create files to signal their progress.
 """
 
 import os
@@ -26,7 +26,7 @@ def record(number: int) -> Record:
 
 
 def filled(outbox: Outbox, number: int) -> int:
-    """Append until the disk is full; the first number that is not in."""
+    """Append until the disk is full. Returns the first number that did not fit."""
     try:
         while True:
             outbox.append([record(number), record(number + 1)])
@@ -36,7 +36,7 @@ def filled(outbox: Outbox, number: int) -> int:
 
 
 def use_up(filler: Path) -> None:
-    """Take what room is left."""
+    """Fill the remaining space."""
     with filler.open("ab", buffering=0) as file:
         for size in (65_536, 4_096):
             try:
@@ -58,7 +58,7 @@ def try_outbox(folder: Path) -> None:
     assert len(outbox) == appended > 500
     say("full", appended)
     lowest = RESERVE_BYTES
-    for _round in range(3):  # send, append into the room that this makes, and again
+    for _round in range(3):  # send, append into the space that this frees, and repeat
         for _n in range(40):
             waiting = outbox.oldest(5)
             assert [int(r.value or b"") for _id, r in waiting] == list(range(removed, removed + 5))
@@ -66,26 +66,26 @@ def try_outbox(folder: Path) -> None:
             removed += 5
             lowest = min(lowest, reserve.stat().st_size if reserve.exists() else 0)
         before, appended = appended, filled(outbox, appended)
-        assert appended > before, "the room of what was removed is used again"
+        assert appended > before, "removed events did not free space"
         assert len(outbox) == appended - removed
     outbox.close()
     use_up(filler)
-    outbox = Outbox(path)  # what a next process finds
+    outbox = Outbox(path)  # what the next process finds
     outbox.open()
     for _n in range(40):
         waiting = outbox.oldest(5)
         outbox.remove_up_to(waiting[-1][0])
         removed += 5
         lowest = min(lowest, reserve.stat().st_size if reserve.exists() else 0)
-    assert lowest == 0, "the reserve was given up"
+    assert lowest == 0, "the reserved space was not freed"
     assert len(outbox) == appended - removed
     filler.unlink()
     while waiting := outbox.oldest(100):
         assert [int(r.value or b"") for _id, r in waiting] == list(range(removed, removed + len(waiting)))
         outbox.remove_up_to(waiting[-1][0])
         removed += len(waiting)
-    assert removed == appended, "nothing lost, nothing doubled"
-    assert reserve.stat().st_size == RESERVE_BYTES, "taken again"
+    assert removed == appended, "events lost or duplicated"
+    assert reserve.stat().st_size == RESERVE_BYTES, "space not reserved again"
     outbox.append([record(appended)], {"mark": "kept"})
     assert outbox.marks() == {"mark": "kept"}
     outbox.close()
@@ -116,26 +116,26 @@ def train(folder: Path, run_id: str, signals: Path) -> None:
                 slowest = max(slowest, time.monotonic() - began)
             return slowest
 
-        def told(name: str) -> bool:
+        def has_signal(name: str) -> bool:
             return (signals / name).exists()
 
         steps(4)
         say("send a command")
-        wait_until(lambda: told("sent") and has_command(run), 60, "the command")
+        wait_until(lambda: has_signal("sent") and has_command(run), 60, "the command")
         say("stop the broker")
-        wait_until(lambda: told("stopped"), 60)
+        wait_until(lambda: has_signal("stopped"), 60)
         use_up(folder / "filler")
         filled_up(run._outbox)
         slowest = steps(16)  # boundaries 1 to 4
         assert run.step_number == 20
-        assert model.seed("0", 0).stage is SeedStage.DORMANT, "growth without its event"
+        assert model.seed("0", 0).stage is SeedStage.DORMANT, "a seed grew, and its event was lost"
         assert not run.checkpoint()
         (folder / "filler").unlink()
         steps(5)
         assert model.seed("0", 0).stage is SeedStage.GERMINATED
         say(f"slowest step {slowest:.3f} s")
         say("start the broker")
-        wait_until(lambda: told("started"), 60)
+        wait_until(lambda: has_signal("started"), 60)
     say("whole")
 
 
@@ -144,7 +144,7 @@ def has_command(run: Any) -> bool:
 
 
 def filled_up(outbox: Outbox) -> None:
-    """No room in what the file has already, either."""
+    """Fill the free pages of the database file too."""
     from esper.schemas.topics import RUNS
 
     for size in (2_000, 1):

@@ -1,7 +1,7 @@
-"""A controller that is stopped in the moment before it writes: `stopping_tamiyo.py RUN TOPIC`, set by the environment.
+"""A Tamiyo that is paused before it writes. Usage: ``paused_tamiyo.py RUN TOPIC``; the environment has its settings.
 
-It stops itself (SIGSTOP) when it is about to send the first record of that run to that topic, as the kernel might stop
-it there, or a host be paused; whoever started it kills it or lets it go on. It prints a line whenever a look is over.
+It stops itself (SIGSTOP) before it sends the first record of that run to that topic, as the kernel or a paused host
+would; the test kills or continues it. It prints a line after each poll of the projections.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from esper.oona.records import Record
 from esper.services.tamiyo.decision_service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
 
-LOOKED = "a look is over"
+LOOKED = "poll finished"
 
 
 def stop_before(service: Any, run_id: str, topic: str) -> None:
-    """Have the process stop itself before its first record of that run on that topic."""
+    """Make the process stop itself before its first record of that run on that topic."""
     deliver, is_armed = service._producer.deliver, True
 
     async def stopping(records: Sequence[Record], **options: Any) -> Any:
@@ -38,11 +38,11 @@ async def main(run_id: str, topic: str) -> None:
     async with DecisionService(settings, settings.section("tamiyo", TamiyoSettings)) as service:
         tick = service.tick
 
-        async def telling() -> None:
+        async def tick_and_report() -> None:
             await tick()
             print(LOOKED, flush=True)
 
-        service.tick = telling  # type: ignore[method-assign]
+        service.tick = tick_and_report  # type: ignore[method-assign]
         stop_before(service, run_id, topic)
         await service.run()
 

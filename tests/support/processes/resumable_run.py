@@ -1,6 +1,6 @@
-"""A small training process for test_connection.py: run as a script, killed and resumed by the test.
+"""A small training run that a test kills and resumes.
 
-``resumable.py MODE RUN FOLDER COMMAND_ID OUT``: MODE is whole, killed or resumed.
+Usage: ``resumable_run.py MODE RUN FOLDER COMMAND_ID OUT``; MODE is whole, killed or resumed.
 """
 
 import os

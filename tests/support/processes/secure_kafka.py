@@ -1,8 +1,8 @@
-"""The embedded broker with everything on: SASL_SSL, SCRAM-SHA-512 and ACLs that deny by default.
+"""The embedded broker with all security: SASL_SSL, SCRAM-SHA-512 and ACLs that deny by default.
 
-Three listeners: ``SASL_SSL`` for services, ``INTERNAL`` (client certificates) for the broker itself
-and its administrator, ``CONTROLLER``. No password is ever on a command line or in a properties
-file: users are made through the admin API, by the administrator's certificate.
+It has three listeners: ``SASL_SSL`` for services, ``INTERNAL`` (client certificates) for the broker itself and its
+administrator, and ``CONTROLLER``. No command line and no properties file holds a password: the administrator creates
+users through the admin API with a certificate.
 """
 
 import asyncio
@@ -60,11 +60,11 @@ log.segment.bytes=16777216
 
 
 class SecureKafka:
-    """The broker, its authority and its users.
+    """The broker, its certificate authority and its users.
 
     Args:
-        root: a folder of its own.
-        super_users: users who may do everything, beside the administrator.
+        root: folder of the broker.
+        super_users: users with all rights, in addition to the administrator.
     """
 
     def __init__(self, root: Path, super_users: Sequence[str] = ()) -> None:
@@ -88,10 +88,10 @@ class SecureKafka:
         self.broker = EmbeddedKafka(root / "kafka", properties=properties, port=port)
 
     def certificate(self, name: str) -> Path:
-        """A PEM file with a new key and its certificate, for 127.0.0.1; CN is ``name``."""
+        """Write a PEM file with a new key and a certificate for 127.0.0.1 whose CN is ``name``."""
         made = self._authority.issue_cert("127.0.0.1", common_name=name)
         key = serialization.load_pem_private_key(made.private_key_pem.bytes(), None)
-        pkcs8 = key.private_bytes(  # the only form that Kafka reads
+        pkcs8 = key.private_bytes(  # the only format that Kafka reads
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         path = self.root / f"{name}.pem"
@@ -101,7 +101,7 @@ class SecureKafka:
 
     @property
     def administrator(self) -> KafkaSettings:
-        """Settings of the one who may do everything: a certificate, on the internal listener."""
+        """Settings of the administrator: a certificate on the internal listener."""
         certificate = self.root / f"{ADMINISTRATOR}.pem"
         security = {
             "protocol": "SSL",
@@ -114,33 +114,33 @@ class SecureKafka:
         )
 
     def add_users(self, *names: str) -> None:
-        """Make users with passwords that nobody else knows, or give them new ones."""
+        """Create users with random passwords, or change their passwords."""
         for name in names:
             self.passwords[name] = secrets.token_urlsafe(24)
         made = {name: SecretStr(self.passwords[name]) for name in names}
-        with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
+        with ThreadPoolExecutor(1) as pool:  # this thread may have a running event loop
             pool.submit(asyncio.run, set_passwords(self.administrator, made)).result()
 
     def section(self, user: str, **changed: object) -> dict[str, object]:
-        """The ``kafka.security`` section of a user, in the clear."""
+        """The ``kafka.security`` section of a user, with the password in plain text."""
         own = {"protocol": "SASL_SSL", "username": user, "password": self.passwords.get(user), "ca_file": self.ca_file}
         return {**own, **changed}
 
     def settings(self, user: str, **changed: object) -> KafkaSettings:
-        """How a user reaches the broker."""
+        """Kafka settings of a user."""
         return KafkaSettings.model_validate(
             {"bootstrap_servers": self.broker.bootstrap_servers, "security": self.section(user, **changed)}
         )
 
     def environment(self, user: str, **changed: object) -> dict[str, str]:
-        """The variables that let a process in as a user."""
+        """Environment variables with which a process connects as a user."""
         named = {f"ESPER_KAFKA__SECURITY__{k}".upper(): str(v) for k, v in self.section(user, **changed).items()}
         return {"ESPER_KAFKA__BOOTSTRAP_SERVERS": self.broker.bootstrap_servers, **named}
 
 
 @contextmanager
 def secure_kafka(root: Path, super_users: Sequence[str] = ()) -> Iterator[SecureKafka]:
-    """The broker, started and stopped; nobody else has rights yet."""
+    """Run the broker. Only the administrator and super users have rights."""
     kafka = SecureKafka(root, super_users)
     kafka.broker.start()
     try:
@@ -150,7 +150,7 @@ def secure_kafka(root: Path, super_users: Sequence[str] = ()) -> Iterator[Secure
 
 
 def foreign_authority(folder: Path) -> Path:
-    """The certificate file of an authority that signed nothing here."""
+    """Certificate file of an authority that the broker does not trust."""
     path = folder / "foreign-ca.pem"
     trustme.CA().cert_pem.write_to_path(path)
     assert ssl.create_default_context(cafile=path)

@@ -1,7 +1,7 @@
-"""A small training run for test_telemetry.py that is killed with telemetry in its memory.
+"""A small training run that is killed with telemetry in its memory.
 
-``telemetry_run.py MODE RUN FOLDER GO``: first (checkpoint, then killed), again (resumed and killed behind a
-boundary) or last (resumed, to the end). It trains once the file GO is there.
+Usage: ``telemetry_run.py MODE RUN FOLDER GO``. MODE is first (saves a checkpoint, then is killed), again (resumed, and
+killed after a boundary) or last (resumed, runs to its end). Training starts once the file GO exists.
 """
 
 import os
@@ -26,7 +26,7 @@ def main() -> None:
     options = LinkOptions(boundary_steps=5, health_every_steps=1, folder=Path(folder))
     with esper.connect(model, optimizer, run_id=run_id, options=options, is_resumed=mode != "first") as run:
         print("connected", flush=True)
-        wait_until(Path(go).exists, 60, "the word to go on")
+        wait_until(Path(go).exists, 60, "the file that starts training")
         for _n in range(CHECKPOINT_STEP):
             optimizer.zero_grad()
             model(torch.ones(4, 6)).sum().backward()

@@ -1,4 +1,7 @@
-"""A run on two ranks, saved half-way and resumed: test_ranks.py is rank 0, ``two_trainers.py STORE FOLDER RUN OUT`` is rank 1."""
+"""A run on two ranks that is saved half-way and resumed: the test is rank 0, this script is rank 1.
+
+Usage: ``two_trainers.py STORE FOLDER RUN OUT``.
+"""
 
 import sys
 import time
@@ -30,7 +33,7 @@ Wait = Callable[[RunLink | FollowerLink], None]
 def train(
     rank: int, folder: Path, run_id: str, settings: Settings | None, wait: Wait, *, is_resumed: bool
 ) -> dict[str, Any]:
-    """One incarnation, to the last step: what the model is then, and where everything stands."""
+    """Train one incarnation to the last step. Returns the state of the model and of the run."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     model = esper.wrap(net, seeds_per_layer=2)
@@ -48,7 +51,7 @@ def train(
         scheduler=scheduler,
         is_resumed=is_resumed,
     )
-    torch.manual_seed(100 + rank)  # each rank draws its own; a checkpoint brings them back
+    torch.manual_seed(100 + rank)  # each rank has its own random state; a checkpoint restores it
     stages = []
     with link as run:
         while run.step_number < LAST_STEP:
@@ -74,7 +77,7 @@ def train(
 
 
 def play(rank: int, store: Path, folder: Path, run_id: str, settings: Settings | None, wait: Wait) -> list[Any]:
-    """The whole run, then the same resumed from its checkpoint, as one of two ranks."""
+    """Train the whole run, then resume it from its checkpoint, as one of two ranks."""
     meeting = dist.FileStore(str(store), NUM_RANKS)
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=NUM_RANKS, timeout=PATIENCE)
     try:

@@ -1,4 +1,4 @@
-"""Urza as a user starts it, with a worker beside it, for tests of its API."""
+"""Urza and a worker, started as a user starts them, for tests of the API."""
 
 import asyncio
 import hashlib
@@ -18,7 +18,7 @@ from esper.schemas.messages import OonaMessage
 
 READY_S = 90.0
 PATIENT = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20"}
-"""Urza answers with a verdict on a busy machine too."""
+"""Timeouts that are long enough for a verdict on a busy machine."""
 PROBLEM = "application/problem+json"
 WRITER, READER = "w" * 40, "r" * 40
 TOKENS = {
@@ -29,7 +29,7 @@ TOKENS = {
 
 @contextmanager
 def running_urza(stack: EmbeddedStack, folder: Path, name: str = "urza", **env: str) -> Iterator[str]:
-    """`esper serve urza`, ready; gives its address. A worker has to run."""
+    """Run `esper serve urza`. Yields its address once it is ready, which takes a running worker."""
     child = process(stack, folder, name, str(SCRIPTS / "esper"), "serve", "urza", **{**PATIENT, **env})
     with running(child, "urza.ready"):
         url = log_of(child).split("url=")[1].split()[0]
@@ -39,7 +39,7 @@ def running_urza(stack: EmbeddedStack, folder: Path, name: str = "urza", **env: 
 
 @contextmanager
 def urza_and_worker(stack: EmbeddedStack, folder: Path, **env: str) -> Iterator[str]:
-    """Both, and Urza's address."""
+    """Run a worker and Urza. Yields Urza's address."""
     with ExitStack() as exits:
         exits.enter_context(running(worker(stack, folder), "worker.ready"))
         yield exits.enter_context(running_urza(stack, folder, **env))
@@ -56,7 +56,7 @@ def send(stack: EmbeddedStack, messages: Sequence[OonaMessage]) -> None:
 
 
 def items(api: httpx.Client, path: str, limit: int = 100, **filters: Any) -> list[dict[str, Any]]:
-    """All items of a list, page by page."""
+    """All items of a list, read page by page."""
     found: list[dict[str, Any]] = []
     reply = api.get(path, params={"limit": limit, **filters})
     while reply.status_code == 200:
@@ -70,7 +70,7 @@ def items(api: httpx.Client, path: str, limit: int = 100, **filters: Any) -> lis
 
 
 def refused(reply: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem of an answer that must be one."""
+    """The problem of a response, which must be an error."""
     assert (reply.status_code, reply.headers["content-type"]) == (status, PROBLEM), reply.text
     problem: dict[str, Any] = reply.json()
     assert problem["status"] == status

@@ -1,7 +1,7 @@
-"""An HTTP proxy in front of S3 that misbehaves request by request, at random and on demand.
+"""An HTTP proxy in front of S3 that injects faults into requests, at random and on demand.
 
-It reads a request whole, picks what goes wrong with it, and does that: so a fault can be an answer
-that got lost after the work was done, or a body that ends in its middle, at an exact byte.
+It reads the whole request before it chooses a fault, so that a fault can be a lost response to completed work, or a
+body that ends at an exact byte.
 """
 
 import asyncio
@@ -16,37 +16,37 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from yarl import URL
 
 FAULTS = (
-    "reset",  # the connection goes before anything was done
-    "answer lost",  # S3 did it, nobody hears of it
-    "cut going up",  # S3 gets a part of the body, then nothing
-    "cut coming down",  # the client gets a part of the body, then nothing
-    "stall",  # nothing comes until the client gives up; S3 gets it or does not
-    "slow",  # pieces, with pauses
+    "reset",  # the connection is closed before the request reaches S3
+    "answer lost",  # S3 handles the request, the response is dropped
+    "cut going up",  # S3 receives a part of the body
+    "cut coming down",  # the client receives a part of the body
+    "stall",  # no response until the client gives up; S3 may or may not receive the request
+    "slow",  # in pieces, with pauses
     "slow down",  # S3's own 503
     "error 500",
-    "bad gateway",  # a page of HTML, as load balancers have it
-    "flipped going up",  # one byte of the body is another one
+    "bad gateway",  # an HTML page, as load balancers send it
+    "flipped going up",  # one bit of the body is changed
     "flipped coming down",
 )
 PIECES = 5
 PIECE_BYTES = 512 * 1024
-SLOW_S = 0.02  # a piece
-STALL_S = 60.0  # longer than any client of these tests waits
+SLOW_S = 0.02  # per piece
+STALL_S = 60.0  # longer than the timeout of any client in the tests
 HOP_BY_HOP = {"connection", "keep-alive", "expect", "transfer-encoding"}
 MAX_BODY = 1 << 30
 
 
 class Cut(Exception):
-    """Ends a body in its middle."""
+    """Raised to end a body early."""
 
 
 class S3FaultProxy:
-    """Context manager; runs in a thread of its own.
+    """Context manager around the proxy, which runs in a thread.
 
     Args:
-        target: S3's address.
-        rate: the share of requests that something happens to.
-        seed: which, and what.
+        target: address of S3.
+        rate: share of the requests that get a fault.
+        seed: of the random choice of requests and faults.
     """
 
     def __init__(self, port: int, target: str, *, rate: float, seed: int, faults: tuple[str, ...] = FAULTS) -> None:
@@ -55,7 +55,7 @@ class S3FaultProxy:
         self.counts: Counter[str] = Counter()
         self.num_requests = 0
         self.unanswered_puts: set[str] = set()
-        """Paths that were written to by a request nobody heard the end of: S3 may do it late."""
+        """Paths of writes whose response was dropped: S3 may still carry them out later."""
         self._target = URL(target)
         self._faults = faults
         self._rng = random.Random(seed)
@@ -64,7 +64,7 @@ class S3FaultProxy:
 
     @property
     def endpoint_url(self) -> str:
-        """What clients connect to."""
+        """Address for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -111,7 +111,7 @@ class S3FaultProxy:
             return response
         except (Cut, ClientError, OSError):
             _drop(request)
-            return web.Response(status=502)  # nobody sees it
+            return web.Response(status=502)  # nothing reads the result
         finally:
             if request.method == "PUT" and not is_answered:
                 self.unanswered_puts.add(request.path)
@@ -187,7 +187,7 @@ class S3FaultProxy:
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
-    """The same, but for one bit."""
+    """The data with one bit changed."""
     place = rng.randrange(len(data))
     return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
 

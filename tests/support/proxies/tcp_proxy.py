@@ -1,4 +1,4 @@
-"""A small TCP proxy that misbehaves on demand: cuts, slows, half-closes and stalls what passes through it."""
+"""A small TCP proxy that cuts, slows, half-closes and stalls its connections on demand."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ CHUNK = 64 * 1024
 
 
 class FaultProxy:
-    """Context manager; runs in a thread of its own. All methods may be called from any thread."""
+    """Context manager around the proxy, which runs in a thread. All methods are thread-safe."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self.port = port
@@ -41,19 +41,19 @@ class FaultProxy:
         self._do(self._cut())
 
     def stall(self) -> None:
-        """Keep connections, pass nothing on: what a partition of the network looks like."""
+        """Keep connections open and forward nothing, as in a network partition."""
         self._loop.call_soon_threadsafe(self._open.clear)
 
     def slow(self, bytes_per_s: float) -> None:
-        """Pass on no more than this, in each direction of each connection."""
+        """Limit the rate in each direction of each connection."""
         self._bytes_per_s = bytes_per_s
 
     def half_close(self) -> None:
-        """The broker's answers end, while clients may still send."""
+        """Close the direction from the broker to clients; clients may still send."""
         self._do(self._half_close())
 
     def heal(self) -> None:
-        """Behave again. Connections that were half-closed stay so until their client gives them up."""
+        """Remove all faults. Half-closed connections stay half-closed until their client closes them."""
         self._bytes_per_s = None
         self._loop.call_soon_threadsafe(self._open.set)
 

@@ -90,7 +90,7 @@ def test_a_breaker_opens_tries_again_after_its_time_and_gives_up_after_that() ->
         model.on_step(step + n)
     assert faulty.num_calls == 3
     (change,) = model.breaker_changes()
-    model.breaker_told(change)
+    model.report_breaker(change)
     assert model.breaker_changes() == []
     assert (change.from_state, change.to_state, change.num_failures) == (B.CLOSED, B.OPEN, 3)
     assert "broken" in change.detail

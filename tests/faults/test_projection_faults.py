@@ -1,4 +1,4 @@
-"""Whatever cut of the log, crash, repeat or stale worker: the rows are those of one replay from zero."""
+"""Random batches, crashes, repeats and stale workers: the rows equal one replay from offset zero."""
 
 import asyncio
 from typing import Any
@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from support.faults.fold_storm import ATTEMPTS, Attempt, Workers, connected, emptied, letters_of, replayed, rows_of
+from support.faults.projection_storm import (
+    ATTEMPTS,
+    Attempt,
+    Workers,
+    delete_rows,
+    open_connection,
+    read_dead_letters,
+    read_rows,
+    replay,
+)
 from support.faults.random_logs import RECIPES, Recipe, make_log
 
 from esper.config import PostgresSettings
@@ -14,27 +23,27 @@ from esper.config import PostgresSettings
 LOGS_PER_ROUND = 15
 
 
-async def assert_equal_to_a_replay(
-    workers: Workers, judge: Any, recipes: list[Recipe], attempts: list[Attempt], first: int, cut: int
+async def assert_rows_equal_replay(
+    workers: Workers, connection: Any, recipes: list[Recipe], attempts: list[Attempt], first: int, cut: int
 ) -> None:
     log = make_log(recipes, first)
     workers.begin(log, first)
     try:
         await workers.attempt_all(attempts)
         await workers.finish()
-        live, letters = await rows_of(judge), await letters_of(judge)
-        await emptied(judge)
-        await replayed(judge, log, first, letters, cut)
-        assert live == await rows_of(judge)
+        live, dead_letters = await read_rows(connection), await read_dead_letters(connection)
+        await delete_rows(connection)
+        await replay(connection, log, first, dead_letters, cut)
+        assert live == await read_rows(connection)
     finally:
-        await emptied(judge)
+        await delete_rows(connection)
 
 
 @pytest.mark.timeout(600)
-def test_rows_equal_a_replay_from_zero(own_database: PostgresSettings, request: pytest.FixtureRequest) -> None:
+def test_rows_equal_replay_from_zero(own_database: PostgresSettings, request: pytest.FixtureRequest) -> None:
     num_logs = LOGS_PER_ROUND * request.config.getoption("--fault-rounds")
     with asyncio.Runner() as runner:
-        judge, workers = runner.run(connected(own_database)), Workers(own_database)
+        connection, workers = runner.run(open_connection(own_database)), Workers(own_database)
         runner.run(workers.open())
 
         @seed(request.config.getoption("--fault-seed"))
@@ -43,10 +52,10 @@ def test_rows_equal_a_replay_from_zero(own_database: PostgresSettings, request: 
             max_examples=num_logs, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
         )
         def holds(recipes: list[Recipe], attempts: list[Attempt], first: int, cut: int) -> None:
-            runner.run(assert_equal_to_a_replay(workers, judge, recipes, attempts, first, cut))
+            runner.run(assert_rows_equal_replay(workers, connection, recipes, attempts, first, cut))
 
         try:
             holds()
         finally:
             runner.run(workers.close())
-            runner.run(judge.close())
+            runner.run(connection.close())

@@ -1,4 +1,4 @@
-"""A broker of a test module's own, topics nobody else uses, and events that carry a number."""
+"""Brokers, topics and numbered events that no other test uses."""
 
 import tempfile
 import uuid
@@ -23,7 +23,7 @@ EXAMPLE_OF = {registration(event.type).topic: event for event in EXAMPLES}
 
 @contextmanager
 def running_broker() -> Iterator[EmbeddedKafka]:
-    """A broker without topics."""
+    """Run a broker without topics."""
     with tempfile.TemporaryDirectory(prefix="esper-test-", dir="/var/tmp") as folder:
         broker = EmbeddedKafka(Path(folder))
         try:
@@ -35,14 +35,14 @@ def running_broker() -> Iterator[EmbeddedKafka]:
 
 
 def settings_of(broker: EmbeddedKafka) -> KafkaSettings:
-    """What a client needs to reach it."""
+    """Settings of a client of the broker."""
     return KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
 
 
 async def make_topics(kafka: KafkaSettings, *specs: TopicSpec) -> None:
-    """Make topics as `esper topics apply` does, but only these."""
+    """Create these topics as `esper topics apply` would."""
     async with admin_client(kafka) as client:
-        # with times of the records' own, a broker that restarts forgets producers whose records look old
+        # with timestamps of the records, a restarted broker forgets producers whose records look old
         wanted = {"max.message.bytes": str(BATCH_LIMIT_BYTES), "message.timestamp.type": "LogAppendTime"}
         response = await client.create_topics(
             [NewTopic(s.name, s.num_partitions, 1, topic_configs=wanted) for s in specs]
@@ -51,14 +51,14 @@ async def make_topics(kafka: KafkaSettings, *specs: TopicSpec) -> None:
 
 
 async def new_topic(kafka: KafkaSettings, num_partitions: int = 3) -> TopicSpec:
-    """A topic of the test's own, for records that are no events."""
+    """Create a topic for records that are not events."""
     spec = TopicSpec(f"test.{uuid.uuid4().hex[:12]}", num_partitions)
     await make_topics(kafka, spec)
     return spec
 
 
 def numbered(topic: TopicSpec, number: int, partition: int = 0) -> Record:
-    """An event of a topic; its id is the number."""
+    """An event of a topic whose id is the number."""
     message = OonaMessage.of(EXAMPLE_OF[topic], id=uuid.UUID(int=number), source="test")
     return encode(message)._replace(partition=partition)
 

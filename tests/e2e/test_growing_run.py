@@ -1,4 +1,4 @@
-"""First light: a real run grows through Kafka, Faust and Postgres; the chain is read by a client that is not ours."""
+"""A real run grows through Kafka, Faust and Postgres; its events are read with another Kafka client."""
 
 import json
 import uuid
@@ -69,9 +69,7 @@ def run(stack: EmbeddedStack, services: dict[str, str], tmp_path_factory: pytest
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("services")
-def test_a_run_is_replayed_with_its_forks_rewards_and_its_views_come_out_of_the_log_again(
-    stack: EmbeddedStack, tmp_path: Path
-) -> None:
+def test_run_is_replayed_with_fork_rewards_and_equal_views(stack: EmbeddedStack, tmp_path: Path) -> None:
     run, into = f"forked-{uuid.uuid4().hex[:8]}", tmp_path / "seen"
     code, printed = cli(stack, tmp_path, "train", str(CONFIG), "--run-id", run, **FORKED)
     assert code == 0, printed
@@ -121,11 +119,11 @@ def read_all(stack: EmbeddedStack, run_id: str, *more: str) -> list[dict[str, An
 
 
 @pytest.mark.timeout(240)
-def test_the_chain_of_causes_is_whole_in_kafka_and_the_same_in_postgres(stack: EmbeddedStack, run: str) -> None:
+def test_chain_of_causes_is_complete_and_projected(stack: EmbeddedStack, run: str) -> None:
     events = read_all(stack, run)
     by_id = {e["ce_id"]: e for e in events}
     reports = [e for e in events if e["topic"] == "innovation.field-reports"]
-    assert reports, "no adaptation came to its end"
+    assert reports, "no adaptation ended"
     for report in reports:
         ended = by_id[report["ce_causationid"]]
         assert ended["data"]["to_stage"] == report["data"]["outcome"]
@@ -174,8 +172,8 @@ def trace_of(event: dict[str, Any]) -> str:
 
 
 @pytest.mark.timeout(120)
-def test_one_trace_goes_through_every_topic(stack: EmbeddedStack, run: str) -> None:
-    """From the boundary that a decision was made at to what became of the seed, by the headers alone."""
+def test_trace_passes_through_every_topic(stack: EmbeddedStack, run: str) -> None:
+    """Headers alone connect a boundary, its decision, the command and the outcome of the seed."""
     boundaries = ("system.runs", "control.tamiyo.views")
     by_trace: dict[str, list[dict[str, Any]]] = {}
     for event in read_all(stack, run, *boundaries):
@@ -194,14 +192,12 @@ def test_one_trace_goes_through_every_topic(stack: EmbeddedStack, run: str) -> N
     for effect in (*moved, *(e for e in by_id.values() if e["topic"] == "innovation.field-reports")):
         assert trace_of(effect) == trace_of(by_id[effect["ce_causationid"]])
     whole = [t for t, events in by_trace.items() if {e["topic"] for e in events} == {*boundaries, *CHAIN}]
-    assert whole, "no trace goes all the way"
+    assert whole, "no trace passes through every topic"
     assert all(sum(e["ce_type"] == "esper.boundary.reached.v1" for e in events) <= 1 for events in by_trace.values())
 
 
 @pytest.mark.timeout(120)
-def test_every_record_of_the_run_conforms_to_the_published_schemas(
-    stack: EmbeddedStack, run: str, tmp_path: Path
-) -> None:
+def test_records_conform_to_published_schemas(stack: EmbeddedStack, run: str, tmp_path: Path) -> None:
     code, printed = cli(stack, tmp_path, "schema", "validate", "--log", "--run", run, COLUMNS="120")
     assert code == 0, printed
     for event_type in (
@@ -221,7 +217,7 @@ def test_every_record_of_the_run_conforms_to_the_published_schemas(
 
 
 @pytest.mark.timeout(120)
-def test_why_tells_the_story_and_verify_agrees(stack: EmbeddedStack, run: str, tmp_path: Path) -> None:
+def test_why_explains_seed_and_verify_agrees(stack: EmbeddedStack, run: str, tmp_path: Path) -> None:
     with psycopg.connect(stack.postgres.dsn) as connection:
         layer, seed = connection.execute(
             "SELECT layer_id, seed_id FROM esper.field_reports WHERE run_id = %s LIMIT 1", (run,)
@@ -239,7 +235,7 @@ def test_why_tells_the_story_and_verify_agrees(stack: EmbeddedStack, run: str, t
     assert code == 0, printed
 
 
-def test_every_decision_saw_the_view_that_the_log_holds(stack: EmbeddedStack, run: str) -> None:
+def test_decisions_have_views_recorded_in_the_log(stack: EmbeddedStack, run: str) -> None:
     import asyncio
     import hashlib
 
@@ -266,7 +262,7 @@ def test_every_decision_saw_the_view_that_the_log_holds(stack: EmbeddedStack, ru
         assert 0.0 < probability <= 1.0
 
 
-def test_urza_answers_about_blueprints_kernels_and_runs(services: dict[str, str], run: str) -> None:
+def test_urza_serves_blueprints_kernels_and_runs(services: dict[str, str], run: str) -> None:
     import hashlib
 
     with httpx.Client(base_url=services["url"], timeout=30) as api:

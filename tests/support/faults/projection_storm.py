@@ -1,6 +1,6 @@
-"""Workers that fold one log in every order and with every crash that a real one could bring about, and the judge.
+"""Workers that project one log in random batches, orders and crashes, and the replay that they are compared with.
 
-Nothing here is Faust or Kafka: ``esper.streams.worker.batch_projection.project_batch`` alone, on a real Postgres.
+Calls ``esper.streams.worker.batch_projection.project_batch`` on a real Postgres, without Faust and Kafka.
 """
 
 import asyncio
@@ -33,27 +33,26 @@ Rows = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of one worker to fold a batch.
+    """One attempt of one worker to project a batch.
 
-    ``begin`` is where it starts from: where the worker itself stands, the stored position (it was assigned the
-    partition anew), or up to three records before or beyond that (a repeat; a stale worker).
-    ``crash`` is the statement that fails, None for none; ``is_killed`` takes the connection along.
-    ``is_beside`` lets it run at the same time as the attempt after it. ``buggy`` is the chance in ten that the
-    worker's program cannot read a record that others can. ``remembers`` lets it use what it remembers of the
-    partition, however old that is and whatever crashed since.
+    ``start_from`` selects the start: the worker's own position, the stored position (as after an assignment), or up to
+    three records before or after it (a repeat, or a stale worker). ``crash`` is the index of the statement that fails,
+    None for no crash; ``is_killed`` closes the connection too. ``is_concurrent`` runs it together with the next
+    attempt. ``num_misread`` out of ten records cannot be decoded by this worker, although others can. ``keeps_cache``
+    lets it use its cache of the partition, however old the cache is.
     """
 
     worker: int
     place: int
-    begin: str
+    start_from: str
     shift: int
     num_records: int
     crash: int | None
     is_late: bool
     is_killed: bool
-    is_beside: bool
-    buggy: int
-    remembers: bool
+    is_concurrent: bool
+    num_misread: int
+    keeps_cache: bool
 
 
 ATTEMPTS = st.lists(
@@ -61,15 +60,15 @@ ATTEMPTS = st.lists(
         Attempt,
         worker=st.integers(0, NUM_WORKERS - 1),
         place=st.sampled_from([0, 0, 0, 1]),
-        begin=st.sampled_from(["own", "own", "stored", "stored", "shifted"]),
+        start_from=st.sampled_from(["own", "own", "stored", "stored", "shifted"]),
         shift=st.integers(-3, 3),
         num_records=st.integers(1, 6),
         crash=st.none() | st.integers(0, 14),
         is_late=st.booleans(),
         is_killed=st.sampled_from([False, False, False, True]),
-        is_beside=st.sampled_from([False, False, True]),
-        buggy=st.sampled_from([0, 0, 0, 3]),
-        remembers=st.sampled_from([True, True, True, False]),
+        is_concurrent=st.sampled_from([False, False, True]),
+        num_misread=st.sampled_from([0, 0, 0, 3]),
+        keeps_cache=st.sampled_from([True, True, True, False]),
     ),
     min_size=3,
     max_size=20,
@@ -77,7 +76,7 @@ ATTEMPTS = st.lists(
 
 
 class Workers:
-    """Some workers on one database. ``open`` first, ``begin`` before each log, ``close`` at the end."""
+    """Workers on one database. Call ``open`` first, ``begin`` before each log and ``close`` at the end."""
 
     def __init__(self, postgres: PostgresSettings) -> None:
         self._postgres = postgres
@@ -85,30 +84,30 @@ class Workers:
 
     async def open(self) -> None:
         """Connect every worker."""
-        self._connections = [await connected(self._postgres) for _ in range(NUM_WORKERS)]
+        self._connections = [await open_connection(self._postgres) for _ in range(NUM_WORKERS)]
 
     def begin(self, log: Log, first: int) -> None:
-        """Another log, which starts at offset ``first``."""
+        """Take another log, which starts at offset ``first``."""
         self._log, self._first = log, first
         self._places = sorted(log)
-        self._stands: list[dict[TopicPartition, int]] = [{} for _ in range(NUM_WORKERS)]
+        self._own_positions: list[dict[TopicPartition, int]] = [{} for _ in range(NUM_WORKERS)]
         self._caches: dict[tuple[int, TopicPartition], PartitionCache] = {}
 
     async def close(self) -> None:
-        """Leave."""
+        """Close all connections."""
         for connection in self._connections:
             await connection.close()
 
     async def attempt_all(self, attempts: Sequence[Attempt]) -> None:
-        """One after the other, or two at a time."""
+        """Make all attempts, one or two at a time."""
         left = list(attempts)
         while left:
             one = left.pop(0)
-            both = [one, left.pop(0)] if one.is_beside and left and left[0].worker != one.worker else [one]
+            both = [one, left.pop(0)] if one.is_concurrent and left and left[0].worker != one.worker else [one]
             await asyncio.gather(*(self._attempt(a) for a in both))
 
     async def finish(self) -> None:
-        """What a healthy worker does in the end: everything that is left."""
+        """Project the rest without faults."""
         for place in self._places:
             stored = await self._stored(0, place)
             await self._fold(0, self._batch(place, stored, len(self._log[place]), 0), None)
@@ -116,15 +115,17 @@ class Workers:
     async def _attempt(self, attempt: Attempt) -> None:
         place = self._places[attempt.place % len(self._places)]
         stored = await self._stored(attempt.worker, place)
-        starts = {"own": self._stands[attempt.worker].get(place, self._first), "stored": stored}
-        start = max(self._first, starts.get(attempt.begin, stored + attempt.shift))
+        starts = {"own": self._own_positions[attempt.worker].get(place, self._first), "stored": stored}
+        start = max(self._first, starts.get(attempt.start_from, stored + attempt.shift))
         try:
-            await self._fold(attempt.worker, self._batch(place, start, attempt.num_records, attempt.buggy), attempt)
+            await self._fold(
+                attempt.worker, self._batch(place, start, attempt.num_records, attempt.num_misread), attempt
+            )
         except Crash:
-            self._stands[attempt.worker].clear()
+            self._own_positions[attempt.worker].clear()
         except PositionError:
             assert start > self._first
-            self._stands[attempt.worker].pop(place, None)
+            self._own_positions[attempt.worker].pop(place, None)
 
     async def _fold(self, worker: int, batch: Batch, attempt: Attempt | None) -> None:
         if not batch.records:
@@ -134,43 +135,43 @@ class Workers:
         crash, is_late = (attempt.crash, attempt.is_late) if attempt else (None, False)
         place = (batch.topic, batch.partition)
         cache = self._caches.setdefault((worker, place), PartitionCache())
-        if attempt is None or not attempt.remembers:
-            cache.forget()
+        if attempt is None or not attempt.keeps_cache:
+            cache.clear()
         faulty = FaultyConnection(connection, crash, is_late=is_late, kill=kill)
         try:
             await project_batch(faulty, batch, cache=cache)
-            self._stands[worker][place] = batch.end
+            self._own_positions[worker][place] = batch.end
         finally:
             if connection.is_closed():
-                self._connections[worker] = await connected(self._postgres)
+                self._connections[worker] = await open_connection(self._postgres)
 
     async def _stored(self, worker: int, place: TopicPartition) -> int:
         return (await stored_positions(self._connections[worker])).get(place, self._first)
 
-    def _batch(self, place: TopicPartition, start: int, num_records: int, buggy: int) -> Batch:
+    def _batch(self, place: TopicPartition, start: int, num_records: int, num_misread: int) -> Batch:
         records = [r for r in self._log[place] if r.position.offset >= start][:num_records]
-        misread = [_misread(r) if _is_misread(r, buggy) else r for r in records]
+        misread = [_misread(r) if _is_misread(r, num_misread) else r for r in records]
         return Batch(*place, start, tuple(misread), may_begin=start == self._first)
 
 
-async def replayed(connection: Any, log: Log, first: int, letters: Mapping[Position, DecodeError], cut: int) -> None:
-    """Fold everything once, in batches of ``cut`` records, as ``esper projections verify`` does."""
+async def replay(connection: Any, log: Log, first: int, dead_letters: Mapping[Position, DecodeError], cut: int) -> None:
+    """Project the log once, in batches of ``cut`` records, as ``esper projections verify`` does."""
     for place, records in sorted(log.items()):
         start = first
         for n in range(0, len(records), cut):
             batch = Batch(*place, start, tuple(records[n : n + cut]))
-            await project_batch(connection, batch, letters)
+            await project_batch(connection, batch, dead_letters)
             start = batch.end
 
 
-async def connected(postgres: PostgresSettings) -> Any:
-    """A connection to the projections; what it commits may be lost by a crash of Postgres, which none does here."""
+async def open_connection(postgres: PostgresSettings) -> Any:
+    """A connection to the projections. Commits are asynchronous: they are lost only if Postgres crashes."""
     settings = {"search_path": postgres.schema_name, "synchronous_commit": "off"}
     return await asyncpg.connect(postgres.dsn.get_secret_value(), server_settings=settings)
 
 
-async def rows_of(connection: Any) -> Rows:
-    """Every table that a replay must give again, each row as text, in order."""
+async def read_rows(connection: Any) -> Rows:
+    """Rows of every table that a replay must reproduce, as sorted texts."""
     found = {}
     for (name,) in await connection.fetch(TABLES):
         if name not in NOT_COMPARED:
@@ -179,8 +180,8 @@ async def rows_of(connection: Any) -> Rows:
     return {name: rows for name, rows in found.items() if rows}
 
 
-async def letters_of(connection: Any) -> dict[Position, DecodeError]:
-    """What the workers passed over, as their letters tell it."""
+async def read_dead_letters(connection: Any) -> dict[Position, DecodeError]:
+    """Errors of the records that workers skipped, by position, from their dead letters."""
     query = "SELECT d.* FROM dead_letters AS d JOIN pending_letters USING (topic, log_partition, log_offset)"
     return {
         Position(r["topic"], r["log_partition"], r["log_offset"]): DecodeError(r["reason"], r["detail"])
@@ -188,15 +189,15 @@ async def letters_of(connection: Any) -> dict[Position, DecodeError]:
     }
 
 
-async def emptied(connection: Any) -> None:
-    """Forget every row."""
+async def delete_rows(connection: Any) -> None:
+    """Delete all rows of all tables."""
     names = [name for (name,) in await connection.fetch(TABLES) if not name.startswith(("_yoyo", "yoyo"))]
     await connection.execute("".join(f'DELETE FROM "{name}";' for name in names))
 
 
-def _is_misread(record: StoredRecord, buggy: int) -> bool:
-    return random.Random(str(record.position)).randrange(10) < buggy
+def _is_misread(record: StoredRecord, num_misread: int) -> bool:
+    return random.Random(str(record.position)).randrange(10) < num_misread
 
 
 def _misread(record: StoredRecord) -> StoredRecord:
-    return record._replace(value=b"what a program with a bug makes of it")
+    return record._replace(value=b"misread by a worker with a bug")

@@ -1,4 +1,4 @@
-"""Whatever is killed, cut or stalled, and whenever: every recorded number is applied once, in order."""
+"""Kills, cuts and stalls at random moments: every recorded number is applied once, in order."""
 
 import random
 import statistics
@@ -29,7 +29,7 @@ def test_numbers_survive_a_storm(tmp_path: Path, request: pytest.FixtureRequest)
     for recovery in recoveries:
         seconds[recovery.fault].append(recovery.seconds)
     print(f"\n{num_rounds} rounds, seed {seed}: {total:,} numbers, each applied once and in order")
-    print(f"{'back after':<32}{'rounds':>7}{'median s':>10}{'worst s':>9}")
+    print(f"{'recovery after':<32}{'rounds':>7}{'median s':>10}{'worst s':>9}")
     for fault, times in sorted(seconds.items()):
         print(f"{fault:<32}{len(times):>7}{statistics.median(times):>10.1f}{max(times):>9.1f}")
     assert max(r.seconds for r in recoveries) < RECOVERY_S
