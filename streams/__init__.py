@@ -1,7 +1,7 @@
-"""The stream processors: Faust agents that fold the log into Postgres, and what reads it back.
+"""Stream processing: Faust agents that project the log into Postgres, and typed reads of the projections.
 
-``faust -A esper.streams worker --without-web`` finds ``app`` here; it is made on first use,
-so that importing this package opens nothing.
+``faust -A esper.streams worker --without-web`` finds ``app`` here. It is created on first access, so that an import of
+this package opens no connection.
 """
 
 from typing import Any

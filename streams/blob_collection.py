@@ -1,10 +1,14 @@
-"""Collecting what nothing references: the one order of steps in which no referenced blob can go.
+"""Plans the garbage collection of blobs: which blobs no event references.
 
-1. one collector at a time; 2. the bucket is this cluster's; 3. S3's clock, and what the bucket has;
-4. the projections hold every event that the log has now; 5. what they name, and what dead letters name;
-6. the rest, as far as it is older than the grace period, may go. A blob that is stored after 3 is
-younger than that; an event that names one stored before 3 is in the log at 4, because whoever stores a
-blob has the grace period to name it, and no longer.
+The order of the steps ensures that no referenced blob is collected:
+1. lock out other collectors;
+2. check that the bucket belongs to this cluster;
+3. read S3's clock, and list the bucket;
+4. wait until the projections hold every event that is in the log now;
+5. read the references of the projections and the dead letters;
+6. select the unreferenced blobs that are older than the grace period.
+A blob that is stored after step 3 is younger than the grace period. An event that references a blob from before step
+3 is in the log at step 4, since the grace period is also the time limit between storing a blob and referencing it.
 """
 
 from collections.abc import AsyncIterator
@@ -26,13 +30,13 @@ from esper.streams.read_models.blob_references import mentioned_digests, referen
 
 MIN_GRACE = timedelta(hours=1)
 DEFAULT_GRACE = timedelta(days=7)
-LAG_PATIENCE_S = 30.0
+LAG_TIMEOUT_S = 30.0
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('esper storage gc'))"
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionPlan:
-    """What may go: ``doomed`` blobs and ``uploads`` that were begun and never completed."""
+    """What may be deleted: ``doomed`` blobs, and ``uploads`` that were started and never completed."""
 
     doomed: tuple[StoredBlob, ...]
     uploads: tuple[DeadUpload, ...]
@@ -43,24 +47,24 @@ class CollectionPlan:
 
 @asynccontextmanager
 async def planned_collection(
-    settings: Settings, blobs: BlobStore, grace: timedelta = DEFAULT_GRACE, patience_s: float = LAG_PATIENCE_S
+    settings: Settings, blobs: BlobStore, grace: timedelta = DEFAULT_GRACE, patience_s: float = LAG_TIMEOUT_S
 ) -> AsyncIterator[CollectionPlan]:
-    """What may be collected; carry it out inside, where no other collector can be.
+    """Plan a collection. Execute the plan inside the context, which locks out other collectors.
 
     Raises:
-        ConfigError: the grace period is too short for what is stored to be registered.
-        ConflictError: another collector is at work, or the bucket belongs to another cluster.
-        PositionError, UnavailableError: the projections do not say what is referenced; see ``wait_until_folded``.
+        ConfigError: the grace period is shorter than ``MIN_GRACE``.
+        ConflictError: another collector runs, or the bucket belongs to another cluster.
+        PositionError, UnavailableError: the references are unknown; see ``wait_until_projected``.
     """
     if grace < MIN_GRACE:
         raise ConfigError(
-            f"a grace period of {grace} is too short: what was stored is registered later; {MIN_GRACE} at least"
+            f"a grace period of {grace} is too short: a new blob is referenced only later; give at least {MIN_GRACE}"
         )
     kafka, postgres = settings.need_kafka(), settings.need_postgres()
     lock = await connect(postgres)
     try:
         if not await lock.fetchval(_LOCK):
-            raise ConflictError("another `esper storage gc` is under way: wait for its end")
+            raise ConflictError("another `esper storage gc` is running: wait for its end")
         async with connect_pool(postgres) as pool, pool.acquire() as connection:
             await verify_owner(blobs.client, await cluster_id(kafka))
             older_than = await server_time(blobs.client) - grace
@@ -68,10 +72,10 @@ async def planned_collection(
             uploads = [upload async for upload in dead_uploads(blobs.client) if upload.begun_at < older_than]
             await wait_until_projected(connection, kafka, patience_s)
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                named = {digest for _kind, digest in await referenced_blobs(connection)}
-                named |= await mentioned_digests(connection, kafka)
-            doomed = sorted(collectable(stored, named, older_than), key=lambda b: (b.kind, b.digest))
-        num_referenced = sum(b.digest in named for b in stored.values())
+                referenced = {digest for _kind, digest in await referenced_blobs(connection)}
+                referenced |= await mentioned_digests(connection, kafka)
+            doomed = sorted(collectable(stored, referenced, older_than), key=lambda b: (b.kind, b.digest))
+        num_referenced = sum(b.digest in referenced for b in stored.values())
         yield CollectionPlan(tuple(doomed), tuple(uploads), older_than, len(stored), num_referenced)
     finally:
         await lock.close()

@@ -1,1 +1,1 @@
-"""Postgres: connections, errors, migrations, roles, stored positions and the SQL by name."""
+"""Postgres: connections, errors, migrations, roles, stored positions and named SQL queries."""

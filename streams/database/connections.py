@@ -1,4 +1,7 @@
-"""Connections to the projections."""
+"""Opens connections and pools to the schema of the projections.
+
+Invariant: a pool is only handed out for a schema that has every migration.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,27 +16,27 @@ from esper.streams.database.migrations import missing_migrations
 from esper.streams.database.postgres_errors import CONNECT_ERRORS, database_address, postgres_error
 
 CONNECT_TIMEOUT_S = 10.0
-COMMAND_TIMEOUT_S = 60.0  # a statement that hangs is given up and tried again
-IDLE_IN_TRANSACTION_S = 20.0  # then Postgres takes its locks from a process that was stopped, or whose host is gone
+COMMAND_TIMEOUT_S = 60.0  # a hanging statement is cancelled; the caller retries
+IDLE_IN_TRANSACTION_S = 20.0  # Postgres then releases the locks of a suspended process or a lost host
 
 
 @asynccontextmanager
 async def connect_pool(
     postgres: PostgresSettings, schema: str | None = None, *, transaction_timeout_s: float | None = None
 ) -> AsyncIterator[Pool]:
-    """A pool whose connections see one schema of projections.
+    """Open a pool whose connections use one schema of projections.
 
     Args:
-        transaction_timeout_s: then Postgres ends a transaction, whatever its client does or does not do.
+        transaction_timeout_s: Postgres aborts a transaction after this time, even if its client hangs.
 
     Raises:
         NotAllowedError: the database refuses this user.
         UnavailableError: the database does not answer.
-        ConfigError: the DSN cannot be read, or the schema is not migrated.
+        ConfigError: the DSN is malformed, or the schema lacks a migration.
     """
     name = schema or postgres.schema_name
     limits = {"idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_S)}
-    if transaction_timeout_s is not None:  # an idle one is not all: a client may also stop amid a statement's messages
+    if transaction_timeout_s is not None:  # a client can also hang while it sends a statement: not idle
         limits["transaction_timeout"] = _milliseconds(transaction_timeout_s)
     address = database_address(postgres)
     try:
@@ -49,17 +52,17 @@ async def connect_pool(
         raise postgres_error(error, postgres) from error
     try:
         if missing := await missing_migrations(pool):
-            raise ConfigError(f"schema {name!r} lacks {', '.join(missing)}: run `esper migrate`")
+            raise ConfigError(f"schema {name!r} lacks migrations {', '.join(missing)}: run `esper migrate`")
         yield pool
     finally:
         pool.terminate() if _is_cancelled() else await pool.close()
 
 
 async def connect(postgres: PostgresSettings, schema: str | None = None) -> Connection:
-    """One connection without a time limit, for work on whole schemas. The caller closes it.
+    """Open one connection without a statement timeout, for work on whole schemas. The caller closes it.
 
     Args:
-        schema: the one that it sees; the database's own search path where it is None.
+        schema: its search path; the database's default search path if None.
 
     Raises:
         NotAllowedError, UnavailableError, ConfigError: as ``connect_pool``.

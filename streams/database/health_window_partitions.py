@@ -1,7 +1,10 @@
-"""The partitions of ``health_windows``: one a day of the log, made before its first row, dropped with its age.
+"""Creates and drops the daily partitions of ``health_windows``.
 
-Both are done beside running folds: a new partition is attached under a lock that writers do not wait for, and
-dropping gives up rather than make writers wait.
+Owns their names, bounds and locks; the retention period is a setting of the worker. A partition holds the windows
+whose first record the broker took on that day (UTC).
+
+Invariant: neither operation blocks writers. A partition is attached under a lock that does not conflict with
+theirs, and a drop gives up if it cannot get its lock soon.
 """
 
 from collections.abc import Iterable
@@ -13,18 +16,18 @@ from esper.streams.database.postgres_errors import LOCK_ERRORS
 
 TABLE = "health_windows"
 DAY = timedelta(days=1)
-DROP_LOCK_TIMEOUT_MS = 2_000  # longer than a fold's transaction as a rule; the next look tries again
+DROP_LOCK_TIMEOUT_MS = 2_000  # longer than most batch transactions; the next round tries again
 
 _log = get_logger(__name__)
 
 
 def partition_name(day: date) -> str:
-    """The table that holds the windows whose first record the log had on that day."""
+    """The partition of one day (UTC)."""
     return f"{TABLE}_{day:%Y%m%d}"
 
 
 async def make_partitions(connection: Connection, days: Iterable[date]) -> None:
-    """Make what is missing, in the transaction of ``connection``. Another worker may do the same meanwhile."""
+    """Create missing partitions in the transaction of ``connection``; safe while other workers do the same."""
     for day in sorted(set(days)):
         name = partition_name(day)
         if await _exists(connection, name):
@@ -32,7 +35,7 @@ async def make_partitions(connection: Connection, days: Iterable[date]) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema() || $1))", TABLE)
         if await _exists(connection, name):
             continue
-        # not CREATE ... PARTITION OF, which would wait for every writer of the table, and make them wait
+        # CREATE ... PARTITION OF would lock out every writer of the table
         await connection.execute(f"CREATE TABLE {name} (LIKE {TABLE} INCLUDING ALL) WITH (fillfactor = 75)")
         await connection.execute(
             f"ALTER TABLE {TABLE} ATTACH PARTITION {name} FOR VALUES FROM ('{day} 00:00Z') TO ('{day + DAY} 00:00Z')"
@@ -40,9 +43,10 @@ async def make_partitions(connection: Connection, days: Iterable[date]) -> None:
 
 
 async def drop_expired(connection: Connection, before: datetime) -> list[str]:
-    """Drop the partitions all of whose windows began before ``before``; gives their names. Late signals go with them.
+    """Drop the partitions that end on or before the day of ``before``, with the late signals of those days.
 
-    One that is in use for long is left for the next time.
+    Returns:
+        The names of the dropped partitions. A locked partition, and every later one, stays for the next call.
     """
     rows = await connection.fetch(
         "SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid "
@@ -69,7 +73,7 @@ async def drop_expired(connection: Connection, before: datetime) -> list[str]:
 
 
 async def _exists(connection: Connection, name: str) -> bool:
-    # asks the catalog's rows: to_regclass may answer from a cache that is older than another worker's commit
+    # not to_regclass: its cache can be older than another worker's commit
     query = (
         "SELECT 1 FROM pg_class WHERE relname = $1 AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
     )

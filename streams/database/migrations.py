@@ -1,4 +1,4 @@
-"""Brings a schema of the database to the newest form: ``esper migrate``."""
+"""Applies migrations to a schema: ``esper migrate``."""
 
 import logging
 from importlib.resources import as_file, files
@@ -15,18 +15,18 @@ CONNECT_TIMEOUT_S = 10
 
 
 def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
-    """Make the schema if it is missing, apply the migrations that it lacks, and grant what the roles hold on it.
+    """Create the schema if needed, apply the missing migrations, and grant the roles their privileges.
 
     Args:
-        schema: another schema than the live one (a rebuild's).
+        schema: the schema of a replay; the live one if None.
 
     Returns:
-        The names of those applied now, in order.
+        The names of the applied migrations, in order.
 
     Raises:
-        NotAllowedError: the database refuses this user, or it lacks a right.
+        NotAllowedError: the database refuses this user, or the user lacks a privilege.
         UnavailableError: the database does not answer.
-        ConfigError: the DSN cannot be read, or names no database.
+        ConfigError: the DSN is malformed, or the database does not exist.
     """
     import yoyo
 
@@ -49,7 +49,7 @@ def migrate(postgres: PostgresSettings, schema: str | None = None) -> list[str]:
 
 
 async def missing_migrations(connection: Connection | Pool) -> list[str]:
-    """The migrations that the schema of an asyncpg connection lacks, in order; all where it is empty."""
+    """The migrations that the schema of a connection lacks, in order; all of them if it is empty."""
     folder = files("esper.streams").joinpath("migrations_sql")
     wanted = sorted(f.name.removesuffix(".sql") for f in folder.iterdir() if f.name.endswith(".sql"))
     if await connection.fetchval("SELECT to_regclass('_yoyo_migration')") is None:

@@ -1,7 +1,7 @@
-"""How Postgres is asked for, and what its refusals mean: driver errors told once, in one line.
+"""Translates the errors of asyncpg and psycopg, and validates the DSN.
 
-Owns the check of the DSN before a driver sees it: drivers repeat what they cannot parse, and a
-password with a character that should have been encoded would be among it.
+Owns the lists of errors by what a caller can do about them. The DSN is validated before a driver sees it: drivers
+repeat a DSN that they cannot parse, with its password.
 """
 
 import re
@@ -25,15 +25,15 @@ NO_DATABASE_TEXT = re.compile(r"FATAL: +database .* does not exist", re.I)
 
 @dataclass(frozen=True, slots=True)
 class DatabaseAddress:
-    """A DSN that was checked. Only ``place`` is ever shown."""
+    """A validated DSN. Only ``location`` (host, port and database) may be shown."""
 
     dsn: str = field(repr=False)
-    place: str
+    location: str
     user: str
 
 
 def database_address(postgres: PostgresSettings) -> DatabaseAddress:
-    """The address in the settings.
+    """The validated address in the settings.
 
     Raises:
         ConfigError: it is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE; the message does not repeat it.
@@ -51,20 +51,23 @@ def database_address(postgres: PostgresSettings) -> DatabaseAddress:
 
 
 def postgres_error(error: BaseException, postgres: PostgresSettings) -> EsperError:
-    """The error of Esper's that stands for one of asyncpg's or psycopg's; raise it ``from`` that."""
+    """Translate an error of asyncpg or psycopg; raise the result ``from`` it."""
     address = database_address(postgres)
     state, text = getattr(error, "sqlstate", None), " ".join(str(error).split())
     if state in NO_SUCH_USER or REFUSED_TEXT.search(text):
         return NotAllowedError(
-            f"Postgres at {address.place} refuses user {address.user!r}: the user is unknown, the password is wrong, "
-            f"or it may not connect from here; check {DSN}"
+            f"Postgres at {address.location} refuses user {address.user!r}: the user is unknown, the password is wrong "
+            f"or pg_hba.conf does not admit this host; check {DSN}"
         )
     if state == NO_RIGHT:
-        return NotAllowedError(f"user {address.user!r} lacks a right at Postgres {address.place}: {text}")
+        return NotAllowedError(
+            f"user {address.user!r} lacks a right at Postgres {address.location}: {text}; grant it, or run "
+            "`esper roles apply`"
+        )
     if state == NO_SUCH_DATABASE or NO_DATABASE_TEXT.search(text):
-        return ConfigError(f"Postgres has no database {address.place}: create it, or check {DSN}")
+        return ConfigError(f"Postgres has no database {address.location}: create it, or check {DSN}")
     return UnavailableError(
-        f"no Postgres answers at {address.place}: {text or type(error).__name__}; "
+        f"no Postgres answers at {address.location}: {text or type(error).__name__}; "
         f"is it running (`esper status`), and is {DSN} right?"
     )
 

@@ -1,12 +1,12 @@
-"""Who may do what in Postgres: two group roles, and what each holds on a schema of projections.
+"""Postgres roles: two group roles and their privileges on a schema of projections.
 
-Owns the grants. ``esper_writer`` folds (the workers), ``esper_reader`` reads (Urza, Tamiyo); whoever migrates and
-rebuilds owns the schemas and is neither. ``migrate`` grants again each time, so that a schema that a rebuild put in
-the place of another lets in whom the old one did.
+Owns the grants. ``esper_writer`` is for workers, ``esper_reader`` for Urza and Tamiyo. The user that migrates and
+rebuilds owns the schemas and is in neither group. ``migrate`` grants again each time, so that a rebuilt schema has
+the privileges of the one that it replaces.
 
-Workers make and drop the daily partitions of ``health_windows``. Postgres asks for ownership of the table for that, so
-the writers' group owns this one table and may create in the schema; the schema itself, and every other table, it can
-neither drop nor alter. A writer's user acts as its group from login on, lest a partition belong to one worker alone.
+Workers create and drop the daily partitions of ``health_windows``, which Postgres allows only to the table's owner.
+So the writer group owns this one table and may create in the schema; it can neither drop nor alter the schema or
+another table. A writer's sessions run as the group, or a partition would belong to a single worker's user.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ CONNECT_TIMEOUT_S = 10
 
 
 class DatabaseRole(StrEnum):
-    """A group of users, by what they do."""
+    """A group role."""
 
     READER = "reader"
     WRITER = "writer"
 
     @property
     def group(self) -> str:
-        """Its name in Postgres."""
+        """The name of the role in Postgres."""
         return f"esper_{self.value}"
 
 
@@ -43,12 +43,12 @@ RIGHTS = {
     DatabaseRole.READER: ("SELECT",),
     DatabaseRole.WRITER: ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
-"""On every table of the schema."""
+"""Privileges on every table of the schema."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A user who is in a group."""
+    """A user in a group role."""
 
     role: DatabaseRole
     user: str
@@ -56,30 +56,30 @@ class Member:
 
 
 def apply_roles(postgres: PostgresSettings) -> list[DatabaseRole]:
-    """Make the groups that are missing, and grant what they hold on the live schema.
+    """Create the missing group roles, and grant their privileges on the live schema.
 
     Returns:
-        The groups made now.
+        The created roles.
 
     Raises:
-        NotAllowedError: this user may not make roles, or does not own the schema.
-        UnavailableError, ConfigError: as ``migrate``; ConfigError also where the schema is not there yet.
+        NotAllowedError: this user may not create roles, or does not own the schema.
+        UnavailableError, ConfigError: as ``migrate``; ConfigError also if the schema does not exist.
     """
     with _connected(postgres) as connection:
-        is_there = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (_quoted(postgres.schema_name),))
-        if is_there.fetchone() != (True,):
-            raise ConfigError(f"there is no schema {postgres.schema_name!r} yet: run `esper migrate`")
-        made = [role for role in DatabaseRole if role not in _existing(connection)]
-        for role in made:
+        exists = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (_quoted(postgres.schema_name),))
+        if exists.fetchone() != (True,):
+            raise ConfigError(f"schema {postgres.schema_name!r} does not exist: run `esper migrate`")
+        missing = [role for role in DatabaseRole if role not in _existing(connection)]
+        for role in missing:
             connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role.group)))
         grant(connection, postgres.schema_name)
-    return made
+    return missing
 
 
 def grant(connection: psycopg.Connection[Any], schema: str) -> None:
-    """Grant on a schema what the groups hold, where there are such groups. The caller's transaction, or none."""
+    """Grant the existing group roles their privileges on a schema, in the caller's transaction if there is one."""
     existing = _existing(connection)
-    if existing:  # two that grant at once would stumble over each other's rows of the catalogue
+    if existing:  # concurrent grants fail: both update the same catalog rows
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('esper roles'))")
     for role in existing:
         names = {"schema": sql.Identifier(schema), "group": sql.Identifier(role.group)}
@@ -92,25 +92,28 @@ def grant(connection: psycopg.Connection[Any], schema: str) -> None:
 
 
 def make_user(postgres: PostgresSettings, user: str, role: DatabaseRole, password: SecretStr | None) -> bool:
-    """Make a user of a group, or give one its group and password; True where it was made now.
+    """Create a user in a group role, or add an existing user to it and set the password.
 
     Args:
-        password: None leaves it as it is (a server may know its users otherwise).
+        password: None keeps the current one (the server may authenticate users by other means).
+
+    Returns:
+        Whether the user was created.
 
     Raises:
-        ConfigError: there is no such group yet.
+        ConfigError: the group role does not exist.
         NotAllowedError, UnavailableError: as ``apply_roles``.
     """
     with _connected(postgres) as connection:
         if role not in _existing(connection):
-            raise ConfigError(f"there is no role {role.group} yet: run `esper roles apply`")
+            raise ConfigError(f"role {role.group} does not exist: run `esper roles apply`")
         names = {"user": sql.Identifier(user), "group": sql.Identifier(role.group)}
         found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (user,)).fetchone()
         if found is None:
             connection.execute(sql.SQL("CREATE ROLE {user} LOGIN").format(**names))
         connection.execute(sql.SQL("GRANT {group} TO {user}").format(**names))
         if password is not None:
-            # libpq's own: the server, its log and its statistics see the SCRAM verifier alone
+            # hashed by libpq: the server, its log and its statistics see only the SCRAM verifier
             hashed = connection.pgconn.encrypt_password(password.get_secret_value().encode(), user.encode(), None)
             altered = sql.SQL("ALTER ROLE {user} PASSWORD {hashed}")
             connection.execute(altered.format(hashed=sql.Literal(hashed.decode()), **names))
@@ -122,7 +125,7 @@ def make_user(postgres: PostgresSettings, user: str, role: DatabaseRole, passwor
 
 
 def members(postgres: PostgresSettings) -> list[Member]:
-    """Who is in which group; by group and user."""
+    """The users in the group roles, sorted by group and user."""
     with _connected(postgres) as connection:
         rows = connection.execute(
             "SELECT g.rolname, u.rolname, u.rolcanlogin FROM pg_auth_members AS m "
@@ -142,10 +145,10 @@ def _existing(connection: psycopg.Connection[Any]) -> list[DatabaseRole]:
 
 
 def _give_partitions(connection: psycopg.Connection[Any], schema: str) -> None:
-    """Let the writers' group own ``health_windows`` with its partitions, and create beside it."""
+    """Make the writer group the owner of ``health_windows`` and its partitions, and let it create in the schema."""
     group = sql.Identifier(DatabaseRole.WRITER.group)
     connection.execute(sql.SQL("GRANT CREATE ON SCHEMA {} TO {}").format(sql.Identifier(schema), group))
-    # whoever rebuilds folds too, and makes partitions of a table that the group owns
+    # a rebuild also projects, and creates partitions of a table that the group owns
     is_member = connection.execute("SELECT pg_has_role(current_user, %s, 'SET')", (DatabaseRole.WRITER.group,))
     if is_member.fetchone() != (True,):
         connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(group))
@@ -165,7 +168,7 @@ def _quoted(name: str) -> str:
 
 @contextmanager
 def _connected(postgres: PostgresSettings) -> Iterator[psycopg.Connection[Any]]:
-    """A connection in a transaction that is committed at the end."""
+    """Open a connection with one transaction, which is committed at the end."""
     try:
         with psycopg.connect(database_address(postgres).dsn, connect_timeout=CONNECT_TIMEOUT_S) as connection:
             yield connection

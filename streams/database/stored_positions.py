@@ -1,4 +1,8 @@
-"""Where to read from: the stored positions against the log, checked before anything is read."""
+"""Reads the stored positions and checks them against the log.
+
+A position is the next offset to project. Invariant: nothing is projected from another cluster than the one whose id
+is stored, nor from a log that does not hold the position.
+"""
 
 from collections.abc import Mapping
 
@@ -11,21 +15,21 @@ from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
-REBUILD = "if the projections may be thrown away, run `esper projections rebuild`, then restart the worker"
+REBUILD = "if the projections may be discarded, run `esper projections rebuild`, then restart the worker"
 
 
 async def stored_positions(connection: Connection) -> dict[TopicPartition, int]:
-    """(topic, partition) -> the offset to go on from."""
+    """The next offset to project, by partition."""
     rows = queries("positions").all_positions(connection)
     return {(r["topic"], r["log_partition"]): r["next_offset"] async for r in rows}
 
 
 async def verify_log(connection: Connection, kafka: KafkaSettings) -> None:
-    """Make sure that this log is the one that the projections were folded from.
+    """Check that the projections come from this log and that it holds every stored position.
 
     Raises:
-        PositionError: another cluster, a log that ends before the stored position (a wiped
-            broker), or one that starts after it (retention overtook a stopped worker).
+        PositionError: another cluster; a log that ends before a stored position (a wiped broker); or one that
+            starts after it (records expired while no worker ran).
     """
     await claim_cluster(connection, await cluster_id(kafka), kafka)
     stored = await stored_positions(connection)
@@ -36,17 +40,17 @@ async def verify_log(connection: Connection, kafka: KafkaSettings) -> None:
 
 
 async def claim_cluster(connection: Connection, found: str, kafka: KafkaSettings) -> None:
-    """Remember the cluster at the first start, and refuse another one later.
+    """Store the cluster id at the first start, and refuse any other cluster later.
 
     Raises:
         PositionError: the projections belong to another cluster.
     """
-    await queries("positions").note_cluster(connection, cluster_id=found)
+    await queries("positions").insert_cluster(connection, cluster_id=found)
     await check_cluster(connection, found, kafka)
 
 
 async def check_cluster(connection: Connection, found: str, kafka: KafkaSettings) -> None:
-    """The same without remembering: projections of no cluster yet may become anyone's.
+    """Refuse another cluster than the stored one; accept any if none is stored.
 
     Raises:
         PositionError: the projections belong to another cluster.
@@ -55,10 +59,10 @@ async def check_cluster(connection: Connection, found: str, kafka: KafkaSettings
 
 
 def check_cluster_id(known: str | None, found: str, kafka: KafkaSettings) -> None:
-    """The same for an id that was read before."""
+    """``check_cluster`` for a stored id that was read before."""
     if known not in (None, found):
         raise PositionError(
-            f"the projections were folded from Kafka cluster {known}, but {kafka.bootstrap_servers} is "
+            f"the projections come from Kafka cluster {known}, but {kafka.bootstrap_servers} is "
             f"cluster {found}: a wiped broker, or the wrong address; {REBUILD}"
         )
 
@@ -69,7 +73,11 @@ def check_position(
     first: Mapping[TopicPartition, int],
     last: Mapping[TopicPartition, int],
 ) -> None:
-    """Raise ``PositionError`` where the log does not hold ``offset`` any more, or not yet."""
+    """Raise ``PositionError`` if ``offset`` lies outside the log.
+
+    Args:
+        first: the oldest offset of each partition; ``last`` the end of each.
+    """
     topic, partition = place
     if offset > last.get(place, 0):
         raise PositionError(
@@ -79,12 +87,12 @@ def check_position(
     if offset < first.get(place, 0):
         raise PositionError(
             f"{topic}[{partition}]: offsets {offset} to {first[place] - 1} expired before they were "
-            f"folded and are lost; {REBUILD}, without them"
+            f"projected and are lost; {REBUILD}, without them"
         )
 
 
 def check_order(place: TopicPartition, offset: int, fetched: int) -> None:
-    """Raise ``PositionError`` where the log gave records of before ``offset``."""
+    """Raise ``PositionError`` if the broker returned a record below ``offset``."""
     topic, partition = place
     if fetched < offset:
         raise PositionError(

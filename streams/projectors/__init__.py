@@ -1,8 +1,7 @@
-"""Projectors: plain functions that fold a batch of one partition's events into rows.
+"""Projectors: functions that project a batch of one partition's events into rows.
 
-Each takes a connection inside a transaction and events in the order of the log; it neither
-commits nor looks at another topic's rows. What arrives here is decoded, and is no resend. The memory
-is the partition's; what a projector puts there is dropped when the transaction fails.
+A projector gets a connection in a transaction, decoded events in log order without resends, and the partition's
+cache, which is cleared if the transaction fails. It neither commits nor reads the rows of another topic.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -30,4 +29,4 @@ PROJECTORS: Mapping[str, Projector] = MappingProxyType(
         topics.REDRIVES.name: redrives.project,
     }
 )
-"""Topic -> its projector."""
+"""The projector of each topic."""

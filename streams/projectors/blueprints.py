@@ -1,4 +1,4 @@
-"""innovation.blueprints -> blueprints, their changes with verdicts, certificates, kernels and their refusals."""
+"""innovation.blueprints -> blueprints, blueprint_changes, certificates, kernels, kernel_refusals."""
 
 import json
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from esper.streams.worker.partition_cache import PartitionCache
 
 Row = dict[str, Any]
 Request = tuple[UUID, str]
-"""(event, blueprint): one id in two partitions is two requests, since no row is fed by two."""
+"""(event, blueprint): one id in two partitions is two requests, since a row has only one partition as its source."""
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
-    """Fold changes by their verdict; a request that was judged before keeps its first verdict."""
+    """Apply accepted changes; a request that was judged before keeps its first verdict."""
     sql, inserts = queries("blueprints"), BatchedInserts()
     blueprints, judged = await _load(connection, batch)
     written: dict[str, Row] = {}
@@ -34,9 +34,8 @@ async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cach
             case events.KernelRefused():
                 inserts.add("insert_kernel_refusals", columns)
             case events.CertificateIssued() as event:
-                told = event.model_dump(mode="json")
-                told = {name: to_json(told[name]) for name in ("checks", "measurements")}
-                inserts.add("insert_certificates", {**columns, **told})
+                fields = event.model_dump(mode="json", include={"checks", "measurements"})
+                inserts.add("insert_certificates", {**columns, **{n: to_json(v) for n, v in fields.items()}})
             case events.BlueprintChangeRequested() as event if _request(projected) not in judged:
                 judged.add(_request(projected))
                 verdict, after = judge(blueprints.get(event.blueprint_id), event)
@@ -46,8 +45,8 @@ async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cach
                     blueprints[event.blueprint_id] = after
                     spec = to_json(after.spec.model_dump(mode="json"))
                     written[event.blueprint_id] = {**after.model_dump(), "spec": spec, "at": columns["at"]}
-    await inserts.write(connection, sql)
-    await write_rows(connection, sql, "write_blueprints", list(written.values()))
+    await inserts.execute(connection, sql)
+    await write_rows(connection, sql, "upsert_blueprints", list(written.values()))
 
 
 def _request(projected: ProjectedEvent) -> Request:
@@ -57,13 +56,13 @@ def _request(projected: ProjectedEvent) -> Request:
 
 
 async def _load(connection: Connection, batch: Sequence[ProjectedEvent]) -> tuple[dict[str, Blueprint], set[Request]]:
-    """The blueprints that the batch is about, and which of its requests were judged before."""
+    """Read the blueprints of the batch, and which of its requests were judged before."""
     sql = queries("blueprints")
     changes = [p for p in batch if isinstance(p.data, events.BlueprintChangeRequested)]
     ids = sorted({p.data.blueprint_id for p in changes if isinstance(p.data, events.BlueprintChangeRequested)})
     rows = [dict(r) async for r in sql.blueprints_of(connection, blueprint_ids=ids)] if ids else []
     event_ids = [UUID(p.event_id) for p in changes]
-    before = sql.judged(connection, event_ids=event_ids)
+    before = sql.judged_changes(connection, event_ids=event_ids)
     judged = {(r["event_id"], r["blueprint_id"]) async for r in before} if ids else set()
     found = {r["blueprint_id"]: Blueprint.model_validate({**r, "spec": json.loads(r["spec"])}) for r in rows}
     return found, judged

@@ -1,8 +1,8 @@
-"""Reads health reports as fast as they come: most of the log is made of them.
+"""A fast decoder for health reports, which are most of the log.
 
-``read_report`` takes a record only where ``esper.oona.cloudevents.decode`` would take it too, with the same
-values; of whatever else it meets it says nothing, and the record goes the long way, which has the verdict.
-tests/contract/test_health_reports.py holds the two against each other.
+Invariant: ``read_report`` accepts a record only if ``esper.oona.cloudevents.decode`` accepts it with the same values.
+For any other record it returns None, and the caller uses ``decode``, which raises the right error.
+tests/contract/test_health_reports.py compares the two.
 """
 
 import re
@@ -31,7 +31,7 @@ _Unit = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
 class Signal(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One seed's health, field by field as ``esper.schemas.operational.HealthSignal``."""
+    """The health of one seed, with the fields of ``esper.schemas.operational.HealthSignal``."""
 
     layer_id: _Name
     seed_id: _SeedId
@@ -47,7 +47,7 @@ class Signal(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class HealthReport(msgspec.Struct, forbid_unknown_fields=True):
-    """One layer's signals of one step, as ``esper.schemas.events.LayerHealthMeasured``."""
+    """The signals of one layer at one step, as ``esper.schemas.events.LayerHealthMeasured``."""
 
     type: Literal["esper.layer-health.measured.v2"]
     run_id: str
@@ -70,8 +70,8 @@ _COMMON_HEADERS = frozenset(
 
 
 def read_report(record: StoredRecord) -> HealthReport | None:
-    """The report in a record of the telemetry topic, or None where the long way has to look."""
-    if record.value is None or not _has_plain_envelope(record):
+    """The report in a record of the telemetry topic; None if the caller must use the general decoder."""
+    if record.value is None or not _has_valid_envelope(record):
         return None
     try:
         report = _DECODER.decode(record.value)
@@ -86,17 +86,17 @@ def read_report(record: StoredRecord) -> HealthReport | None:
     return report
 
 
-def _has_plain_envelope(record: StoredRecord) -> bool:
+def _has_valid_envelope(record: StoredRecord) -> bool:
     headers = dict(record.headers)
     if len(headers) != len(record.headers) or record.position.topic != TELEMETRY.name:
         return False
     try:
-        at, named = headers.pop("ce_time"), headers.pop("ce_id")
+        at, event_id = headers.pop("ce_time"), headers.pop("ce_id")
         trace = headers.pop("traceparent", None)
         return (
-            _ID.fullmatch(named) is not None  # type: ignore[arg-type]  # a header without a value: TypeError
+            _ID.fullmatch(event_id) is not None  # type: ignore[arg-type]  # a header without a value: TypeError
             and (trace is None or _TRACEPARENT.fullmatch(trace) is not None)
-            and _is_usual(tuple(headers.items()))
+            and _are_common_headers(tuple(headers.items()))
             and datetime.fromisoformat(at.decode()).tzinfo is not None  # type: ignore[union-attr]
         )
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -104,8 +104,8 @@ def _has_plain_envelope(record: StoredRecord) -> bool:
 
 
 @lru_cache(TEXTS_CACHED)
-def _is_usual(headers: Headers) -> bool:
-    """Of the headers that the reports of a run have in common."""
+def _are_common_headers(headers: Headers) -> bool:
+    """Whether these are valid headers of a report, apart from those that differ between the reports of a run."""
     values = dict(headers)
     return (
         values.keys() <= _COMMON_HEADERS

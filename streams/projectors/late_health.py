@@ -1,7 +1,7 @@
 """telemetry.seed.health, redriven -> late_health_signals.
 
-A window that a view was made of must not change afterwards. So signals that come when later ones of their
-incarnation were folded lie beside it, and count in views of boundaries that came after them alone.
+A window must not change after a view was made of it. So signals that are redriven after later ones of their
+incarnation were projected get rows of their own, which count only in views of later boundaries.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from esper.streams.projectors.projected_event import ProjectedEvent
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent]) -> None:
-    """Record late signals."""
+    """Insert late signals."""
     await write_rows(connection, queries("telemetry"), "insert_late_signals", list(_rows(batch)))
 
 
@@ -28,14 +28,14 @@ def _rows(batch: Sequence[ProjectedEvent]) -> Iterator[dict[str, Any]]:
         report = projected.data
         assert isinstance(report, HealthReport | LayerHealthMeasured)
         signals: Sequence[Signal | HealthSignal] = report.signals
-        for place, signal in enumerate(signals):
+        for index, signal in enumerate(signals):
             yield {
                 "run_id": report.run_id,
                 "incarnation": report.incarnation,
                 "step": report.step - report.step % WINDOW_STEPS,
                 "log_partition": projected.position.partition,
                 "log_offset": projected.position.offset,
-                "place": place,
+                "place": index,
                 "logged_at": datetime.fromtimestamp(projected.logged_ms / 1000, UTC),
                 "late_from": projected.late_from,
                 "layer_id": report.layer_id,

@@ -1,4 +1,4 @@
-"""control.tamiyo.policies -> policy_versions, policy_evaluations, policies (which version decides since when)."""
+"""control.tamiyo.policies -> policy_versions, policy_evaluations, policies (activations and rollbacks)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
-    """Record what is told of the versions, in the order of the log. What came late is of its own time."""
+    """Insert versions, evaluations and activations. A redriven activation counts from its own time, not from now."""
     inserts = BatchedInserts()
     for projected in batch:
         columns = projected.columns
@@ -33,7 +33,7 @@ async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cach
                 inserts.add("insert_changes", _activated(event, columns))
             case events.PolicyRolledBack() as event:
                 inserts.add("insert_changes", _rolled_back(event, columns))
-    await inserts.write(connection, queries("policies"))
+    await inserts.execute(connection, queries("policies"))
 
 
 def _activated(event: events.PolicyActivated, columns: Row) -> Row:

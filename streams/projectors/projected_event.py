@@ -1,4 +1,4 @@
-"""An event on its way into a row: what was in the record, and where it was read."""
+"""A decoded event with its position in the log, as projectors get it."""
 
 from datetime import UTC, datetime
 from functools import cache
@@ -11,12 +11,14 @@ from esper.streams.projectors.health_report_decoder import HealthReport
 
 
 class ProjectedEvent(NamedTuple):
-    """One decoded record. ``origin`` is where it lay before it was redriven, None for most.
+    """One decoded record.
 
-    ``message`` is None for a health report: those come by the hundred thousand, and no row has their envelope.
-    ``logged_ms`` is when the broker took it, in milliseconds since 1970. ``late_from`` is 0 for what came in
-    order; of a trainer's event that came after later ones, it is the sequence of the next one: only boundaries that
-    name that or a later one are shown what it says.
+    Attributes:
+        logged_ms: the broker's timestamp, in milliseconds since 1970.
+        origin: the position before the record was redriven; None for most.
+        message: None for a health report: no row needs the envelope, and there are too many to build it.
+        late_from: 0 for an event in order. For a trainer's event that arrived after later ones, the next sequence:
+            the event counts only at boundaries that name this sequence or a later one.
     """
 
     data: Event | HealthReport
@@ -29,21 +31,21 @@ class ProjectedEvent(NamedTuple):
 
     @property
     def is_trainers(self) -> bool:
-        """Whether a trainer's sequence numbers it."""
+        """Whether the event has a trainer's sequence number."""
         return _is_trainers(type(self.data))
 
     @classmethod
     def of(
         cls, message: OonaMessage, position: Position, *, logged_ms: int = 0, origin: Position | None = None
     ) -> "ProjectedEvent":
-        """A message as it was read at ``position``."""
+        """An event from the message that was read at ``position``."""
         return cls(message.data, str(message.id), position, logged_ms, origin, message)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The event's scalar fields and its envelope, by the names of the columns."""
+        """The fields of the event and its envelope, by column name."""
         message = self.message
-        assert message is not None, "a health report has no columns of its own"
+        assert message is not None, "a health report has no columns"
         event = message.data
         fields = {name: getattr(event, name) for name in type(event).model_fields}
         if isinstance(event, TrainerEvent):

@@ -13,36 +13,36 @@ from esper.streams.projectors.projected_event import ProjectedEvent
 from esper.streams.worker.partition_cache import PartitionCache
 
 Row = dict[str, Any]
-FIRST = {"from_incarnation": None, "from_step": 0, "from_epoch": 0}
+FIRST_INCARNATION = {"from_incarnation": None, "from_step": 0, "from_epoch": 0}
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
-    """Record the facts, and follow each run to where its newest incarnation stands."""
+    """Insert the events, and update each run to the state of its newest incarnation."""
     sql, inserts = queries("runs"), BatchedInserts()
     run_ids = sorted({p.data.run_id for p in batch if isinstance(p.data, events.RunEvent)})
     before = {r["run_id"]: dict(r) async for r in sql.runs_of(connection, run_ids=run_ids)}
     after = {run_id: dict(row) for run_id, row in before.items()}
     for projected in batch:
         columns = projected.columns
-        _add_facts(inserts, projected, columns)
-        _follow(after, projected, columns)
-    await inserts.write(connection, sql)
+        _add_inserts(inserts, projected, columns)
+        _update_run(after, projected, columns)
+    await inserts.execute(connection, sql)
     changed = [row for run_id, row in after.items() if row != before.get(run_id)]
-    await write_rows(connection, sql, "write_runs", changed)
+    await write_rows(connection, sql, "upsert_runs", changed)
 
 
 def to_json(value: Any) -> str:
-    """JSON in the one form that rows hold: keys sorted, no spaces."""
+    """Canonical JSON for columns: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _add_facts(inserts: BatchedInserts, projected: ProjectedEvent, columns: Row) -> None:
+def _add_inserts(inserts: BatchedInserts, projected: ProjectedEvent, columns: Row) -> None:
     match projected.data:
         case events.RunStarted() as event:
             layers = [{"run_id": event.run_id, "ordinal": n, **x.model_dump()} for n, x in enumerate(event.layers)]
             inserts.add("insert_layers", *layers)
             inserts.add("insert_edges", *({"run_id": event.run_id, **edge.model_dump()} for edge in event.edges))
-            inserts.add("insert_incarnations", _incarnation(columns, **FIRST, seeds="[]"))
+            inserts.add("insert_incarnations", _incarnation(columns, **FIRST_INCARNATION, seeds="[]"))
         case events.RunResumed() as event:
             seeds = to_json([seed.model_dump(mode="json") for seed in event.seeds])
             origin = {"from_incarnation": event.from_incarnation, "from_step": event.step, "from_epoch": event.epoch}
@@ -62,11 +62,11 @@ def _incarnation(columns: Row, **others: Any) -> Row:
     return {**{name: columns[name] for name in names}, **others}
 
 
-def _follow(rows: dict[str, Row], projected: ProjectedEvent, columns: Row) -> None:
-    """Move a run's row on. Never backwards: a redriven event, or one of an older incarnation, tells of the past."""
+def _update_run(rows: dict[str, Row], projected: ProjectedEvent, columns: Row) -> None:
+    """Update a run's row, but never backwards by a redriven event or one of an older incarnation."""
     event = projected.data
     if isinstance(event, events.RunStarted):
-        rows.setdefault(event.run_id, _started(event, columns))
+        rows.setdefault(event.run_id, _new_run(event, columns))
         return
     row = rows.get(event.run_id) if isinstance(event, events.TrainerEvent) else None
     if row is None or not isinstance(event, events.TrainerEvent):
@@ -86,7 +86,7 @@ def _follow(rows: dict[str, Row], projected: ProjectedEvent, columns: Row) -> No
             row |= {"detail": event.detail, "ended_at": columns["at"]}
 
 
-def _started(event: events.RunStarted, columns: Row) -> Row:
+def _new_run(event: events.RunStarted, columns: Row) -> Row:
     return {
         "run_id": event.run_id,
         "model": event.model,

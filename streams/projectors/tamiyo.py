@@ -11,7 +11,7 @@ from esper.streams.worker.partition_cache import PartitionCache
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
-    """Record what Tamiyo saw and chose, in the order of the log."""
+    """Insert decisions and recorded views."""
     inserts = BatchedInserts()
     for projected in batch:
         columns = projected.columns
@@ -20,4 +20,4 @@ async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cach
                 inserts.add("insert_decisions", columns)
             case events.ViewRecorded() as event:
                 inserts.add("insert_views", {**columns, "num_bytes": len(event.view_zstd)})
-    await inserts.write(connection, queries("tamiyo"))
+    await inserts.execute(connection, queries("tamiyo"))

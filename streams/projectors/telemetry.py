@@ -1,9 +1,9 @@
 """telemetry.seed.health -> health_windows: tumbling windows of WINDOW_STEPS steps.
 
-Sums are added up one record at a time in the order of the log, starting from the stored row: so their bits do
-not depend on how the log was cut into batches. A window is new, and goes in by COPY, where its steps lie beyond
-every step that was folded of its incarnation; of the others those are read whose layer is not remembered. Signals
-that come late, redriven, have rows of their own (``late_health``).
+Invariant: the bits of a sum do not depend on how the log was cut into batches, since records are added one by one in
+log order, starting from the stored row. A window whose steps lie beyond every projected step of its incarnation is
+new, and is inserted by COPY. Other windows are updated; those of layers that are not in the cache are read first.
+Late signals (redriven) have rows of their own: ``late_health``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,23 +25,23 @@ KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
 COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *COLUMNS)
 
 Report = HealthReport | LayerHealthMeasured
-"""Both ways of reading one give the same attributes."""
+"""Both decoders give the same attributes."""
 
-Grown = dict[LayerKey, dict[int, OpenWindow]]
+ChangedWindows = dict[LayerKey, dict[int, OpenWindow]]
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], cache: PartitionCache) -> None:
-    """Fold the reports of one partition, in their order."""
+    """Add the reports of one partition to their windows, in order."""
     late = [p for p in batch if p.late_from]
     if late:
         await late_health.project(connection, late)
         batch = [p for p in batch if not p.late_from]
     reports = cast("Sequence[Report]", [projected.data for projected in batch])
-    await _recall(connection, reports, cache)
-    grown = _add_up(batch, reports, cache)
+    await _read_windows(connection, reports, cache)
+    changed = _add_signals(batch, reports, cache)
     new: list[tuple[LayerKey, int, OpenWindow]] = []
     stored: list[tuple[LayerKey, int, OpenWindow]] = []
-    for key, windows in grown.items():
+    for key, windows in changed.items():
         for seed_id, window in windows.items():
             (stored if window.is_stored else new).append((key, seed_id, window))
     if new:
@@ -49,13 +49,13 @@ async def project(connection: Connection, batch: Sequence[ProjectedEvent], cache
         rows = [(*key, seed_id, w.logged_at, w.log_partition, w.first_offset, *w.sums) for key, seed_id, w in new]
         await connection.copy_records_to_table(TABLE, records=rows, columns=COPIED)
     if stored:
-        await _grow(connection, [(*key, seed_id, w.logged_at, *w.sums) for key, seed_id, w in stored])
+        await _update_windows(connection, [(*key, seed_id, w.logged_at, *w.sums) for key, seed_id, w in stored])
     for _key, _seed_id, window in new:
         window.is_stored = True
 
 
-async def _recall(connection: Connection, reports: Sequence[Report], cache: PartitionCache) -> None:
-    """Read the windows of each layer that may have some stored and is not remembered."""
+async def _read_windows(connection: Connection, reports: Sequence[Report], cache: PartitionCache) -> None:
+    """Read the windows of each layer that may have stored ones and is not in the cache."""
     wanted: dict[LayerKey, None] = {}
     for report in reports:
         step = report.step - report.step % WINDOW_STEPS
@@ -78,42 +78,42 @@ async def _recall(connection: Connection, reports: Sequence[Report], cache: Part
         cache.layers[values[:4]][values[4]] = window
 
 
-def _add_up(batch: Sequence[ProjectedEvent], reports: Sequence[Report], cache: PartitionCache) -> Grown:
-    """Add every signal to its window; gives the windows that grew."""
-    layers, grown = cache.layers, Grown()
+def _add_signals(batch: Sequence[ProjectedEvent], reports: Sequence[Report], cache: PartitionCache) -> ChangedWindows:
+    """Add every signal to its window; returns the changed windows."""
+    layers, changed = cache.layers, ChangedWindows()
     for projected, report in zip(batch, reports, strict=True):
         run_id, incarnation, step = report.run_id, report.incarnation, report.step
         key = (run_id, incarnation, step - step % WINDOW_STEPS, report.layer_id)
         windows = layers.get(key)
         if windows is None:
             windows = layers[key] = {}
-        if key not in grown:
-            grown[key] = {}
-        of_layer = grown[key]
+        if key not in changed:
+            changed[key] = {}
+        layer_windows = changed[key]
         for signal in report.signals:
             seed_id = signal.seed_id
             window = windows.get(seed_id)
             if window is None:
-                window = windows[seed_id] = _opened(projected)
-            of_layer[seed_id] = window
+                window = windows[seed_id] = _new_window(projected)
+            layer_windows[seed_id] = window
             add_signal(window.sums, signal)
         progress = cache.progress[run_id, incarnation]
         if step > progress.last_step:
             progress.last_step = step
-    return grown
+    return changed
 
 
-def _opened(first: ProjectedEvent) -> OpenWindow:
-    """A window that begins with this record."""
+def _new_window(first: ProjectedEvent) -> OpenWindow:
+    """A window that starts with this record."""
     logged_at = datetime.fromtimestamp(first.logged_ms / 1000, UTC)
     return OpenWindow(new_sums(), logged_at, first.position.partition, first.position.offset, is_stored=False)
 
 
-async def _grow(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+async def _update_windows(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     names: Iterable[str] = chain(
         ("run_ids", "incarnations", "steps", "layer_ids", "seed_ids", "logged_ats", "num_signals", "num_non_finites"),
         (f"sums_{n}" for n in range(len(FIELDS))),
         (f"counts_{n}" for n in range(len(FIELDS))),
     )
     columns = {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
-    await queries("telemetry").grow_windows(connection, **columns)
+    await queries("telemetry").update_windows(connection, **columns)

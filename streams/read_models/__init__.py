@@ -1,1 +1,1 @@
-"""Queries over the projections: lag, causes, policy versions, pending boundaries, blob references."""
+"""Typed reads of the projections: status, seed causes, policy versions, pending boundaries, blob references."""

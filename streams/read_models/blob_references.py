@@ -1,7 +1,9 @@
-"""Which blobs the projections and the dead letters name: what must be in S3, and what must never be collected.
+"""Finds the blobs that projections and dead letters reference.
 
-Every column whose name has ``sha256`` in it names blobs; so a table that is added names its own. What
-only looks like a hash (in JSON, in a dead letter) is not missed by anybody, but it is not collected either.
+Two kinds of reference: a column with ``sha256`` in its name (a new table needs no change here) names a blob that must
+be in S3; any other text that looks like a SHA-256 (in JSON, in a dead letter) only protects a blob from collection.
+
+Invariant: the answer is complete only after ``wait_until_projected``.
 """
 
 import asyncio
@@ -12,17 +14,17 @@ from collections.abc import Mapping
 from esper.config import KafkaSettings
 from esper.errors import PositionError, UnavailableError
 from esper.oona.admin.topics import cluster_id
-from esper.oona.dead_letters.redrive import find_letters
+from esper.oona.dead_letters.redrive import find_dead_letters
 from esper.oona.log_reader import beginning_offsets, end_offsets
 from esper.schemas.topics import TELEMETRY, TOPICS, VIEWS
 from esper.storage.blob_keys import SHA256, BlobKind
 from esper.storage.inventory import Name
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.database.stored_positions import REBUILD, check_position, stored_positions
+from esper.streams.database.stored_positions import check_cluster_id, check_position, stored_positions
 
-NAMING = tuple(t for t in TOPICS if t not in (TELEMETRY, VIEWS))
-"""The topics whose events may name a blob."""
+BLOB_TOPICS = tuple(t for t in TOPICS if t not in (TELEMETRY, VIEWS))
+"""The topics whose events may reference a blob."""
 
 POLL_S = 0.2
 _HASH_IN_BYTES = re.compile(SHA256.pattern.encode())
@@ -33,7 +35,7 @@ _KINDS: Mapping[str, BlobKind] = {
 
 
 async def referenced_blobs(connection: Connection) -> dict[Name, set[str]]:
-    """Every blob that the projections name, and the columns that name it (``table.column``)."""
+    """Every blob that the projections reference, with the referencing columns (``table.column``)."""
     found: dict[Name, set[str]] = {}
     for table, column in await _columns(connection, "sha256"):
         for (digest,) in await connection.fetch(f'SELECT DISTINCT "{column}" FROM "{table}" WHERE "{column}" <> \'\''):
@@ -44,7 +46,7 @@ async def referenced_blobs(connection: Connection) -> dict[Name, set[str]]:
 
 
 async def mentioned_digests(connection: Connection, kafka: KafkaSettings) -> set[str]:
-    """Whatever looks like a SHA-256 in the projections' JSON, and in the records that nobody could read."""
+    """Every text that looks like a SHA-256 in the projections' JSON and in the dead letters."""
     found: set[str] = set()
     for table, column in await _columns(connection, "jsonb"):
         rows = await connection.fetch(
@@ -52,29 +54,26 @@ async def mentioned_digests(connection: Connection, kafka: KafkaSettings) -> set
         )
         found |= {digest for (digest,) in rows}
     values = [value for (value,) in await connection.fetch("SELECT value FROM pending_letters")]
-    values += [letter.record.value async for letter in find_letters(kafka, NAMING)]
+    values += [letter.record.value async for letter in find_dead_letters(kafka, BLOB_TOPICS)]
     for value in values:
         found |= {digest.decode() for digest in _HASH_IN_BYTES.findall(value or b"")}
     return found
 
 
 async def wait_until_projected(connection: Connection, kafka: KafkaSettings, patience_s: float) -> None:
-    """Wait until the projections hold every event that was in the log when this was called.
+    """Wait until the projections hold every event that is in the log at the time of the call.
 
     Raises:
-        PositionError: they were never folded, are of another cluster, or the log does not hold what they want.
-        UnavailableError: they are still behind after ``patience_s``.
+        PositionError: nothing was projected, the projections come from another cluster, or the log does not hold
+            a stored position.
+        UnavailableError: the projections are still behind after ``patience_s``.
     """
     known, here = await queries("positions").cluster_id(connection), await cluster_id(kafka)
     if known is None:
-        raise PositionError("nothing was ever folded into these projections: start a worker, then wait for it")
-    if known != here:
-        raise PositionError(
-            f"the projections were folded from Kafka cluster {known}, and {kafka.bootstrap_servers} is cluster "
-            f"{here}: they do not say what is referenced; {REBUILD}"
-        )
-    stored = await stored_positions(connection)  # before the log's ends: what is beyond them then was lost
-    first, last = await beginning_offsets(kafka, NAMING), await end_offsets(kafka, NAMING)
+        raise PositionError("the projections are empty, no worker ever ran: start one, and wait until it has caught up")
+    check_cluster_id(known, here, kafka)
+    stored = await stored_positions(connection)  # read before the log's ends: a position beyond them means lost records
+    first, last = await beginning_offsets(kafka, BLOB_TOPICS), await end_offsets(kafka, BLOB_TOPICS)
     for place in sorted(stored.keys() & last.keys()):
         check_position(place, stored[place], first, last)
     deadline = time.monotonic() + patience_s
@@ -86,16 +85,16 @@ async def wait_until_projected(connection: Connection, kafka: KafkaSettings, pat
         if time.monotonic() > deadline:
             topics = ", ".join(sorted({topic for (topic, _n), count in behind.items() if count > 0}))
             raise UnavailableError(
-                f"the projections are {lag:,} events behind the log ({topics}): one of them may name a blob. "
-                "Is a worker running? `esper projections status` shows how far it is"
+                f"the projections are {lag:,} events behind the log ({topics}), and any of these may reference a blob; "
+                "start a worker, or wait (`esper projections status` shows the lag)"
             )
         await asyncio.sleep(POLL_S)
         stored = await stored_positions(connection)
 
 
-async def _columns(connection: Connection, what: str) -> list[tuple[str, str]]:
-    """(table, column) of the live schema: those named ``sha256``, or those of type ``jsonb``."""
-    condition = "data_type = 'jsonb'" if what == "jsonb" else "data_type = 'text' AND column_name LIKE '%sha256%'"
+async def _columns(connection: Connection, kind: str) -> list[tuple[str, str]]:
+    """(table, column) of the live schema: text columns named ``sha256``, or columns of type ``jsonb``."""
+    condition = "data_type = 'jsonb'" if kind == "jsonb" else "data_type = 'text' AND column_name LIKE '%sha256%'"
     rows = await connection.fetch(
         "SELECT table_name, column_name FROM information_schema.columns JOIN information_schema.tables"
         " USING (table_schema, table_name) WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"

@@ -1,7 +1,7 @@
-"""What the projections know of policies: the versions, what evaluation says of them, and which decides since when.
+"""Reads policies: trained versions, their evaluations, and which version is active since when.
 
-Each policy's events are in one partition, and the one that decides may be of any: of two changes the one that the
-broker took later counts.
+The events of one policy are in one partition, those of two policies may be in two. Of two activations the one with
+the later broker time wins.
 """
 
 import json
@@ -16,13 +16,13 @@ from esper.schemas.events.seeds import FieldReported, ForkedPair
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
-MANY = 1_000
-"""Changes that are read at most; the newest."""
+MAX_CHANGES = 1_000
+"""How many changes are read at most, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A blob in S3: what a trained version is made of."""
+    """The blob in S3 with the weights of a trained version."""
 
     sha256: str
     size_bytes: int
@@ -30,7 +30,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
-    """What acting by a version takes. ``parameters`` are those of its training, then those of its activation."""
+    """What a controller needs to act by a version. Parameters of the activation override those of the training."""
 
     policy_id: str
     version: int
@@ -44,9 +44,11 @@ class PolicyVersion:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
-    """From ``since`` on ``version`` decides. ``rolled_back_from`` is (policy, version) where it was a rollback.
+    """An activation: from ``since`` (broker time) on, ``version`` decides.
 
-    ``by_settings``: a controller with a fixed policy told of itself; no other one follows it.
+    Attributes:
+        by_settings: a controller with a fixed policy reported itself; no other controller follows it.
+        rolled_back_from: (policy, version) if the activation is a rollback.
     """
 
     id: UUID
@@ -59,7 +61,7 @@ class PolicyChange:
 
 @dataclass(frozen=True, slots=True)
 class TrainedVersion:
-    """A version in the log, with where it came from and what was measured of it."""
+    """A trained version, with its origin and its training figures."""
 
     version: PolicyVersion
     parent_version: int | None
@@ -73,7 +75,7 @@ class TrainedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was found of a version against another; ``low`` and ``high`` bound ``estimate`` with ``confidence``."""
+    """The evaluation of a version against another; ``low`` and ``high`` bound ``estimate`` with ``confidence``."""
 
     policy_id: str
     policy_version: int
@@ -94,51 +96,51 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class ForkedDecision:
-    """A decision of a version, and the report of its fork."""
+    """The action of a decision, and the field report of its fork."""
 
     action: Action
     report: FieldReported
 
     @property
     def is_placebo(self) -> bool:
-        """Whether what was grown adds nothing."""
+        """Whether the seed grew a ``noop`` kernel, which adds nothing."""
         return self.report.fork is not None and self.report.fork.is_placebo
 
 
 async def forked_decisions(connection: Connection, change: PolicyChange) -> list[ForkedDecision]:
-    """What the version of a change decided since, as far as forks have measured it; by run."""
+    """The forked decisions of a version since its activation, with their field reports; sorted by run."""
     version = change.version
-    of = {"policy_id": version.policy_id, "policy_version": version.version, "since": change.since}
+    version_since = {"policy_id": version.policy_id, "policy_version": version.version, "since": change.since}
     found = []
-    async for row in queries("policies").forked(connection, **of):
-        told = dict(row)
-        action = Action(told.pop("action"))
-        fork = {name: told.pop(name) for name in ForkedPair.model_fields}
-        found.append(ForkedDecision(action, FieldReported.model_validate({**told, "fork": fork})))
+    async for row in queries("policies").forked(connection, **version_since):
+        fields = dict(row)
+        action = Action(fields.pop("action"))
+        fork = {name: fields.pop(name) for name in ForkedPair.model_fields}
+        found.append(ForkedDecision(action, FieldReported.model_validate({**fields, "fork": fork})))
     return found
 
 
 async def active_policy(connection: Connection) -> PolicyChange | None:
-    """The newest change that others follow; None where nothing was ever activated."""
+    """The newest activation that is not by settings; None if there is none."""
     found = await policy_changes(connection, num=1)
     return found[0] if found else None
 
 
 async def policy_changes(
-    connection: Connection, *, num: int = MANY, include_by_settings: bool = False
+    connection: Connection, *, num: int = MAX_CHANGES, include_by_settings: bool = False
 ) -> list[PolicyChange]:
-    """Who decided, the newest first."""
+    """Activations and rollbacks, newest first."""
     found = queries("policies").changes(connection, num=num, include_by_settings=include_by_settings)
     return [_change(r) async for r in found]
 
 
 async def trained_versions(connection: Connection) -> list[TrainedVersion]:
-    """Every version that was trained, by policy and number."""
+    """Every trained version, sorted by policy and version."""
     return [_trained(r) async for r in queries("policies").versions(connection)]
 
 
 async def evaluations(connection: Connection) -> list[Evaluation]:
-    """Everything that was found of versions; those of one policy in the order of the log."""
+    """Every evaluation, sorted by policy and log position."""
     found = [dict(r) async for r in queries("policies").evaluations(connection)]
     return [
         Evaluation(

@@ -1,4 +1,4 @@
-"""Why: the chain decision -> command -> lifecycle -> field report of a seed, from the projections."""
+"""Reads the chain of causes of a seed: decision -> command -> transitions -> field report."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,16 +18,16 @@ class Cause:
     step: int
     event_id: UUID
     causation_id: UUID | None
-    told: str
+    description: str
 
 
 async def causes_of_seed(connection: Connection, run_id: str, layer_id: str, seed_id: int) -> list[Cause]:
-    """All that happened to a seed, in the order of the run's steps; empty where it always slept."""
+    """Every event of a seed, in step order; empty for a seed that never left DORMANT."""
     found = queries("causes").of_seed(connection, run_id=run_id, layer_id=layer_id, seed_id=seed_id)
     return [Cause(**dict(row)) async for row in found]
 
 
 async def changed_seeds(connection: Connection, run_id: str) -> list[tuple[str, int]]:
-    """The (layer, seed) pairs that ever moved, by their first move."""
+    """The (layer, seed) pairs with a transition, sorted by the step of the first one."""
     found = queries("causes").changed_seeds(connection, run_id=run_id)
     return [(row["layer_id"], row["seed_id"]) async for row in found]

@@ -1,6 +1,6 @@
-"""Replays of the log into Postgres: a rebuild of the live projections, a proof that they are right, and pasts.
+"""Replays of the log into Postgres: rebuilds of the live projections, verification, and snapshots.
 
-Everything here folds into a schema of its own and leaves the live rows alone, but for a rebuild's swap.
+Every replay projects into a schema of its own. Invariant: the live rows change only in the swap of a rebuild.
 """
 
 from esper.streams.replay.cutoff import Cutoff as Cutoff

@@ -1,8 +1,8 @@
-"""Up to where a past is folded: offsets, a time, or both.
+"""The cutoff of a replay: offsets, a time, or both.
 
-"As of time T" means, in each partition, the records before the first one that the broker took at T or later. Kafka
-dates the records of Esper's topics by the broker's clock, so with one broker nothing that was caused by an event is
-in without its cause; with several, as far as their clocks agree.
+"As of time T" means, in each partition, the records before the first one with a broker timestamp of T or later. Esper's
+topics use the broker's clock, so with one broker a cutoff never has an event without its cause; with several brokers
+this holds as far as their clocks agree.
 """
 
 import re
@@ -15,53 +15,54 @@ from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
-_PLACE = re.compile(r"(?P<topic>[^\[\]@]+)\[(?P<partition>[0-9]{1,9})\]@(?P<offset>[0-9]{1,18})")
+_OFFSET = re.compile(r"(?P<topic>[^\[\]@]+)\[(?P<partition>[0-9]{1,9})\]@(?P<offset>[0-9]{1,18})")
 FORMS = "write TOPIC[PARTITION]@OFFSET, e.g. system.runs[3]@120, or a time with its zone, e.g. 2026-11-25T20:15:00Z"
 
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
-    """``at`` counts for every partition that ``offsets`` does not name; the log's end where it is None."""
+    """``at`` applies to every partition without an entry in ``offsets``; None means the end of the log."""
 
     at: datetime | None = None
     offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, texts: Sequence[str], option: str = "--until") -> "Cutoff":
-        """Read what an operator wrote behind ``option``.
+        """Parse the values of a command-line option.
 
         Raises:
-            ConfigError: it is neither an offset nor a time, or names an unknown partition, or two times.
+            ConfigError: a value is neither an offset nor a time, names an unknown partition, or is a second time.
         """
         at: datetime | None = None
         offsets: dict[TopicPartition, int] = {}
         for text in texts:
-            if (found := _PLACE.fullmatch(text)) is not None:
-                offsets[_place(found["topic"], int(found["partition"]), text, option)] = int(found["offset"])
+            if (found := _OFFSET.fullmatch(text)) is not None:
+                offsets[_partition(found["topic"], int(found["partition"]), text, option)] = int(found["offset"])
             elif at is not None:
-                raise ConfigError(f"{option} has two times, {at.isoformat()} and {text}: write one")
+                raise ConfigError(f"{option} has two times, {at.isoformat()} and {text}; give one")
             else:
                 at = _time(text, option)
         return cls(at, offsets)
 
     def __str__(self) -> str:
-        told = [self.at.isoformat()] if self.at is not None else []
-        return ", ".join([*told, *(f"{topic}[{n}]@{offset}" for (topic, n), offset in sorted(self.offsets.items()))])
+        at = [self.at.isoformat()] if self.at is not None else []
+        return ", ".join([*at, *(f"{topic}[{n}]@{offset}" for (topic, n), offset in sorted(self.offsets.items()))])
 
     async def ends(self, reader: LogReader) -> Offsets:
-        """The offset to stop before, for every partition that the reader reads; dead letters are left out.
+        """The offset to stop before, for every partition of the reader except dead-letter topics.
 
         Raises:
-            ConfigError: the log does not reach so far, or does not hold it any more.
+            ConfigError: an offset lies outside the log.
         """
         first, last = await reader.first_offsets(), await reader.end_offsets()
         found = await reader.offsets_at(self.at) if self.at is not None else last
         for (topic, n), offset in self.offsets.items():
             if (topic, n) not in first:
-                raise ConfigError(f"--until {topic}[{n}]@{offset}: nothing of that topic is read here")
+                raise ConfigError(f"--until {topic}[{n}]@{offset}: this command does not read that topic; remove it")
             if not first[topic, n] <= offset <= last[topic, n]:
                 raise ConfigError(
-                    f"--until {topic}[{n}]@{offset}: the log holds offsets {first[topic, n]} to {last[topic, n]} there"
+                    f"--until {topic}[{n}]@{offset}: outside the log; give an offset from {first[topic, n]} to "
+                    f"{last[topic, n]}"
                 )
         return {
             (t.name, n): self.offsets.get((t.name, n), max(found[t.name, n], first[t.name, n]))
@@ -71,12 +72,12 @@ class Cutoff:
         }
 
 
-def _place(topic: str, partition: int, text: str, option: str) -> TopicPartition:
+def _partition(topic: str, partition: int, text: str, option: str) -> TopicPartition:
     known = {t.name: t.num_partitions for t in TOPICS}
     if topic not in known:
-        raise ConfigError(f"{option} {text}: there is no topic {topic!r}; there are {', '.join(known)}")
+        raise ConfigError(f"{option} {text}: unknown topic {topic!r}; choose one of {', '.join(known)}")
     if partition >= known[topic]:
-        raise ConfigError(f"{option} {text}: {topic} has partitions 0 to {known[topic] - 1}")
+        raise ConfigError(f"{option} {text}: no partition {partition}; {topic} has partitions 0 to {known[topic] - 1}")
     return topic, partition
 
 
@@ -86,7 +87,7 @@ def _time(text: str, option: str) -> datetime:
     except ValueError:
         raise ConfigError(f"{option} {text!r} is neither an offset nor a time: {FORMS}") from None
     if at.tzinfo is None:
-        raise ConfigError(f"{option} {text} has no zone: write {text}Z for UTC, or {text}+02:00")
+        raise ConfigError(f"{option} {text} has no time zone: write {text}Z for UTC, or {text}+02:00")
     if at > datetime.now(UTC):
-        raise ConfigError(f"{option} {text} is not past yet")
+        raise ConfigError(f"{option} {text} is in the future; give a time that is past")
     return at

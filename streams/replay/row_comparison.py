@@ -1,27 +1,26 @@
-"""Compares the live rows with rebuilt ones: table by table by a digest, and row by row where that differs.
+"""Compares live rows with rebuilt ones: by a digest per table, then row by row where the digests differ.
 
-A digest is the number of rows and the sums of two 64-bit hashes of each row's text: it does not depend on the
-order of the rows, needs no memory, and one altered bit in one row changes it.
+A digest is the number of rows and the sums of two 64-bit hashes of each row's text. It does not depend on the order
+of the rows, needs constant memory, and changes with every altered bit.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
-from esper.streams.replay.expired_ranges import ALL_ROWS, Compared, Rows
 from esper.streams.replay.replay_schemas import quoted
 
-NOT_COMPARED = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
-"""What is no projection."""
+NO_PROJECTIONS = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
+"""Tables that are no projections."""
 
 FETCHED_KEYS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class RowDifference:
-    """One row: ``live`` and ``rebuilt`` hold its columns by name, None where it is missing."""
+    """One row that differs. ``live`` and ``rebuilt`` are its columns by name; None if the row is missing."""
 
     key: str
     live: dict[str, str | None] | None
@@ -29,7 +28,7 @@ class RowDifference:
 
     @property
     def columns(self) -> list[str]:
-        """Those that differ; all of a row that one side lacks."""
+        """The columns that differ; every column if one side lacks the row."""
         if self.live is None or self.rebuilt is None:
             return sorted(self.live or self.rebuilt or {})
         return [name for name, value in self.live.items() if value != self.rebuilt.get(name)]
@@ -37,10 +36,10 @@ class RowDifference:
 
 @dataclass(frozen=True, slots=True)
 class TableComparison:
-    """One table. ``live`` and ``rebuilt`` are (rows, digest of all rows) as far as they were compared.
+    """The comparison of one table. ``live`` and ``rebuilt`` are (number of compared rows, their digest).
 
     Attributes:
-        differences: the first few rows that differ, in the order of their keys, where they were asked for.
+        differences: the first differing rows in key order, as many as were requested.
     """
 
     table: str
@@ -50,45 +49,66 @@ class TableComparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether they hold the same rows."""
+        """Whether both sides have the same rows."""
         return self.live == self.rebuilt
 
 
 @dataclass(frozen=True, slots=True)
+class RowFilter:
+    """The rows of a table to compare: an SQL condition on ``t``, and its arguments."""
+
+    condition: str
+    arguments: tuple[Any, ...] = ()
+
+
+ALL_ROWS = RowFilter("true")
+
+
+@dataclass(frozen=True, slots=True)
+class ComparableRows:
+    """The rows to compare on each side, by table; every row of a table without an entry."""
+
+    live: Mapping[str, RowFilter]
+    rebuilt: Mapping[str, RowFilter]
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
-    """Rows to compare: a connection, inside the transaction whose view counts, and the schema they are in."""
+    """One side of a comparison: a connection, in the transaction whose snapshot is compared, and a schema."""
 
     connection: Connection
     schema: str
 
-    def select(self, table: str, columns: str, rows: Rows) -> str:
-        """A query on a table's compared rows, which are ``t`` in it."""
+    def select(self, table: str, columns: str, rows: RowFilter) -> str:
+        """A query on the compared rows of a table, whose alias is ``t``."""
         return f"SELECT {columns} FROM {quoted(self.schema)}.{quoted(table)} AS t WHERE {rows.condition}"
 
 
 async def tables_of(side: Side) -> list[str]:
-    """The projections of a schema, the partitioned ones last."""
+    """The projections in a schema, partitioned tables last."""
     rows = queries("replay").tables_of(side.connection, schema=side.schema)
-    return [row["name"] async for row in rows if row["name"] not in NOT_COMPARED]
+    return [row["name"] async for row in rows if row["name"] not in NO_PROJECTIONS]
 
 
-async def compare(table: str, live: Side, rebuilt: Side, compared: Compared, num_shown: int) -> TableComparison:
-    """Compare the rows of one table that both sides can have.
+async def compare_all(
+    live: Side, rebuilt: Side, comparable: ComparableRows, num_shown: int
+) -> AsyncIterator[TableComparison]:
+    """Compare the comparable rows of every table that either side has.
 
     Args:
-        compared: which rows these are.
-        num_shown: how many differing rows to find, at most.
+        num_shown: the maximum number of differing rows to find per table.
     """
-    of_live, of_rebuilt = compared.live.get(table, ALL_ROWS), compared.rebuilt.get(table, ALL_ROWS)
-    found = await _digest(live, table, of_live), await _digest(rebuilt, table, of_rebuilt)
-    if found[0] == found[1] or num_shown == 0:
-        return TableComparison(table, *found)
-    shown = await _differences(table, (live, of_live), (rebuilt, of_rebuilt), num_shown)
-    return TableComparison(table, *found, tuple(shown))
+    for table in dict.fromkeys([*await tables_of(live), *await tables_of(rebuilt)]):
+        of_live, of_rebuilt = comparable.live.get(table, ALL_ROWS), comparable.rebuilt.get(table, ALL_ROWS)
+        digests = await _digest(live, table, of_live), await _digest(rebuilt, table, of_rebuilt)
+        shown: list[RowDifference] = []
+        if digests[0] != digests[1] and num_shown:
+            shown = await _differences(table, (live, of_live), (rebuilt, of_rebuilt), num_shown)
+        yield TableComparison(table, *digests, tuple(shown))
 
 
-async def _digest(side: Side, table: str, rows: Rows) -> tuple[int, str]:
-    await _set_forms(side.connection)
+async def _digest(side: Side, table: str, rows: RowFilter) -> tuple[int, str]:
+    await _set_text_formats(side.connection)
     hashes = (
         'count(*), coalesce(sum(hashtextextended(t::text COLLATE "C", 0)), 0),'
         ' coalesce(sum(hashtextextended(t::text COLLATE "C", 1)), 0)'
@@ -98,8 +118,8 @@ async def _digest(side: Side, table: str, rows: Rows) -> tuple[int, str]:
     return number, f"{first}:{second}"
 
 
-async def _set_forms(connection: Connection) -> None:
-    """Rows are compared as text: the same settings give the same text on both sides."""
+async def _set_text_formats(connection: Connection) -> None:
+    """Make equal rows have equal text on both sides."""
     await connection.execute(
         "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'hex';"
         " SET extra_float_digits = 1"
@@ -107,7 +127,7 @@ async def _set_forms(connection: Connection) -> None:
 
 
 async def _differences(
-    table: str, live: tuple[Side, Rows], rebuilt: tuple[Side, Rows], limit: int
+    table: str, live: tuple[Side, RowFilter], rebuilt: tuple[Side, RowFilter], limit: int
 ) -> list[RowDifference]:
     key = [
         row["name"] async for row in queries("replay").key_of(live[0].connection, schema=live[0].schema, table=table)
@@ -118,9 +138,9 @@ async def _differences(
 
 
 async def _differing_keys(
-    table: str, key: Sequence[str], live: tuple[Side, Rows], rebuilt: tuple[Side, Rows], limit: int
+    table: str, key: Sequence[str], live: tuple[Side, RowFilter], rebuilt: tuple[Side, RowFilter], limit: int
 ) -> list[str]:
-    """Walk both sides in the order of the keys, side by side."""
+    """Merge both sides in key order."""
     found: list[str] = []
     left, right = _hashes(table, key, *live), _hashes(table, key, *rebuilt)
     a, b = await anext(left, None), await anext(right, None)
@@ -141,8 +161,8 @@ async def _differing_keys(
     return found
 
 
-async def _hashes(table: str, key: Sequence[str], side: Side, rows: Rows) -> Any:
-    """(key as UTF-8, hash of the row), in the order of the keys' bytes."""
+async def _hashes(table: str, key: Sequence[str], side: Side, rows: RowFilter) -> Any:
+    """(key as UTF-8, hash of the row), sorted by the bytes of the key."""
     columns = f'{_key_text(key)} AS key, hashtextextended(t::text COLLATE "C", 0) AS hash'
     query = side.select(table, columns, rows) + " ORDER BY 1"
     async with side.connection.transaction():
@@ -151,7 +171,7 @@ async def _hashes(table: str, key: Sequence[str], side: Side, rows: Rows) -> Any
 
 
 async def _rows_of(
-    table: str, key: Sequence[str], side: Side, rows: Rows, wanted: list[str]
+    table: str, key: Sequence[str], side: Side, rows: RowFilter, wanted: list[str]
 ) -> dict[str, dict[str, str | None]]:
     names = await side.connection.fetch(
         "SELECT attname FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped"
@@ -159,20 +179,15 @@ async def _rows_of(
         f"{quoted(side.schema)}.{quoted(table)}",
     )
     columns = ", ".join(f"t.{quoted(name)}::text AS {quoted(name)}" for (name,) in names)
-    place = f"${len(rows.arguments) + 1}"
-    query = side.select(table, f'{_key_text(key)} AS " key", {columns}', rows) + f" AND {_key_text(key)} = ANY({place})"
+    parameter = f"${len(rows.arguments) + 1}"
+    query = (
+        side.select(table, f'{_key_text(key)} AS " key", {columns}', rows) + f" AND {_key_text(key)} = ANY({parameter})"
+    )
     found = await side.connection.fetch(query, *rows.arguments, wanted)
     return {row[" key"]: {name: row[name] for (name,) in names} for row in found}
 
 
 def _key_text(key: Sequence[str]) -> str:
-    """The key's columns as one text; the whole row of a table without one."""
+    """The key columns as one text; the whole row if the table has no key."""
     columns = ", ".join(f"t.{quoted(name)}" for name in key) or "t.*"
     return f'(ROW({columns})::text COLLATE "C")'
-
-
-async def compare_all(live: Side, rebuilt: Side, compared: Compared, num_shown: int) -> AsyncIterator[TableComparison]:
-    """Every table that either side has."""
-    names = list(dict.fromkeys([*await tables_of(live), *await tables_of(rebuilt)]))
-    for table in names:
-        yield await compare(table, live, rebuilt, compared, num_shown)

@@ -1,7 +1,7 @@
-"""The records that live workers passed over: a replay skips exactly these, whatever is in them.
+"""The records that live workers skipped, by their dead letters: a replay skips exactly these.
 
-Invariant: read after the positions that a fold goes up to. A letter lies in Postgres until it is in Kafka
-(esper.streams.dead_letters), so Postgres is asked first.
+Invariant: refreshed after the end of a replayed range is known. A dead letter stays in Postgres until Kafka has it
+(``esper.streams.dead_letters``), so Postgres is read first.
 """
 
 from esper.errors import DecodeError
@@ -9,51 +9,49 @@ from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position, TopicPartition
 from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection
-from esper.streams.dead_letters import pending_dead_letters, record_dead_letters, skipped_record
+from esper.streams.dead_letters import Undecodable, pending_dead_letters, record_dead_letters, skipped_record
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 
 class SkippedRecords:
-    """Grows with each ``refresh``, which reads what was added since the last one."""
+    """The skipped records by position, as of the last ``refresh``.
+
+    Args:
+        first: the oldest offset of each partition at the start of the replay.
+    """
 
     def __init__(self, reader: LogReader, first: Offsets) -> None:
-        self.known: dict[Position, DecodeError] = {}
-        self._expired: list[tuple[StoredRecord, DecodeError]] = []
+        self.errors: dict[Position, DecodeError] = {}
+        self._expired: list[Undecodable] = []
         self._reader = reader
         self._first = first
         self._next: dict[TopicPartition, int] = {}
 
     async def refresh(self, live: Connection) -> None:
-        """Learn the letters that were written since.
+        """Read the dead letters that were written since the last call.
 
         Args:
-            live: a connection that sees the live projections now, not as they were before.
+            live: sees the live projections as they are now, not an older snapshot.
         """
-        for stored in await pending_dead_letters(live):
-            self._learn(stored)
+        for record in await pending_dead_letters(live):
+            self._add(record)
         ends = await self._reader.end_offsets()
-        letters = {place: ends[place] for place in _letter_places()}
-        starts = {place: self._next.get(place, self._first[place]) for place in letters}
-        async for batch in self._reader.read(starts, letters):
+        partitions = [(t.dead_letters.name, n) for t in TOPICS for n in range(t.num_partitions)]
+        starts = {tp: self._next.get(tp, self._first[tp]) for tp in partitions}
+        async for batch in self._reader.read(starts, {tp: ends[tp] for tp in partitions}):
             for record in batch.records:
-                self._learn(record)
-        self._next.update(letters)
+                self._add(record)
+        self._next = {tp: ends[tp] for tp in partitions}
 
     async def record_expired(self, connection: Connection) -> None:
-        """Note the letters whose records the log does not hold any more: no fold will meet them.
-
-        Those that are redriven later are folded by their letters.
-        """
+        """Record the dead letters whose records have expired, since no replay reads those. A redrive needs them."""
         await record_dead_letters(connection, self._expired, to_be_sent=False)
+        self._expired.clear()
 
-    def _learn(self, stored: StoredRecord) -> None:
-        letter = skipped_record(stored)
-        if letter is None or letter.origin in self.known:
+    def _add(self, record: StoredRecord) -> None:
+        letter = skipped_record(record)
+        if letter is None or letter.origin in self.errors:
             return
-        error = self.known[letter.origin] = DecodeError(letter.reason, letter.detail)
+        error = self.errors[letter.origin] = DecodeError(letter.reason, letter.detail)
         if letter.origin.offset < self._first[letter.origin.topic, letter.origin.partition]:
             self._expired.append((letter.record, error))
-
-
-def _letter_places() -> list[TopicPartition]:
-    return [(t.dead_letters.name, n) for t in TOPICS for n in range(t.num_partitions)]

@@ -1,51 +1,62 @@
-"""Proves that the live rows are what the log says: folds it up to the live positions beside them, and compares."""
+"""Verifies the live rows: replays the log up to the live positions, and compares the tables.
 
-from contextlib import AsyncExitStack
+What the log no longer holds is not compared; ``esper.streams.replay.expired_rows`` has the rules.
+"""
 
-from esper.config import Settings
-from esper.oona.admin.topics import cluster_id
-from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
-from esper.streams.database.stored_positions import check_cluster, claim_cluster, stored_positions
-from esper.streams.replay.projection_rebuild import compare_at, frozen_connection
-from esper.streams.replay.replay_log_reader import open_log
-from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress, open_replay_projector
-from esper.streams.replay.replay_schemas import only_replay, scratch_schema
-from esper.streams.replay.row_comparison import TableComparison
-from esper.streams.replay.skipped_records import SkippedRecords
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from esper.config import PostgresSettings, Settings
+from esper.streams.database.connection_types import Connection
+from esper.streams.database.connections import connect
+from esper.streams.database.stored_positions import stored_positions
+from esper.streams.replay.expired_rows import comparable_rows
+from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress
+from esper.streams.replay.replay_session import ReplaySession, open_scratch_session
+from esper.streams.replay.row_comparison import Side, TableComparison, compare_all
 
 
 async def verify(
-    settings: Settings, tell: ProgressCallback = ignore_progress, num_shown: int = 0
+    settings: Settings, on_progress: ProgressCallback = ignore_progress, num_shown: int = 0
 ) -> list[TableComparison]:
-    """Compare every table as it is at one moment; workers and readers may go on meanwhile.
-
-    What the log does not hold any more is not compared (``esper.streams.replay.expired_ranges`` has the rules).
+    """Compare every table as of one moment; workers and readers continue meanwhile.
 
     Args:
-        num_shown: how many differing rows to find in each table, at most.
+        num_shown: the maximum number of differing rows to find per table.
 
     Raises:
-        ConflictError: another rebuild or verify is under way.
-        PositionError: the projections were folded from another cluster.
+        ConflictError: another rebuild or verification runs.
+        PositionError: the projections come from another cluster.
         NewerVersionError, NotAllowedError, UnavailableError, ConfigError: as ``rebuild``.
     """
-    postgres, kafka = settings.need_postgres(), settings.need_kafka()
+    async with (
+        open_scratch_session(settings, on_progress, is_same_cluster=True) as session,
+        frozen_connection(session.postgres) as frozen,
+    ):
+        await session.project_to(await stored_positions(frozen))
+        return await compare_with_live(session, frozen, num_shown)
+
+
+@asynccontextmanager
+async def frozen_connection(postgres: PostgresSettings) -> AsyncIterator[Connection]:
+    """Open a connection that sees the live rows as of its first query, however long the transaction lasts."""
+    connection = await connect(postgres, postgres.schema_name)
     try:
-        async with AsyncExitStack() as exits:
-            live = await exits.enter_async_context(only_replay(postgres))
-            await check_cluster(live, await cluster_id(kafka), kafka)
-            reader = await exits.enter_async_context(open_log(kafka))
-            schema = await exits.enter_async_context(scratch_schema(postgres, live))
-            projector = await exits.enter_async_context(open_replay_projector(postgres, schema, reader, tell))
-            await claim_cluster(projector.connection, await cluster_id(kafka), kafka)
-            seen = await exits.enter_async_context(frozen_connection(postgres))
-            ends = await stored_positions(seen)
-            letters = SkippedRecords(reader, projector.first)
-            projector.say("reading dead letters")
-            await letters.refresh(live)
-            await letters.record_expired(projector.connection)
-            projector.say("folding")
-            await projector.replay_to(ends, letters.known)
-            return list(await compare_at(seen, postgres.schema_name, projector, schema, reader, num_shown))
-    except UNAVAILABLE_ERRORS as error:
-        raise postgres_error(error, postgres) from error
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def compare_with_live(session: ReplaySession, frozen: Connection, num_shown: int) -> list[TableComparison]:
+    """Compare the live rows that ``frozen`` sees with rows that were replayed to the same positions."""
+    live, projector = Side(frozen, session.postgres.schema_name), session.projector
+    rebuilt = Side(projector.connection, session.schema)
+    projector.report("comparing")
+    comparable = await comparable_rows(live, rebuilt, await session.reader.first_offsets())
+    found = []
+    async for table in compare_all(live, rebuilt, comparable, num_shown):
+        projector.report(f"comparing: {table.table}")
+        found.append(table)
+    return sorted(found, key=lambda c: c.table)

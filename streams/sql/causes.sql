@@ -1,9 +1,9 @@
--- Why a seed is what it is: everything that was decided, asked, done and reported about it.
+-- The history of one seed: decisions, commands, transitions, rejections, breaker changes and field reports.
 
 -- name: of_seed
 SELECT at, 'decision' AS kind, incarnation, step, event_id, causation_id,
     action || coalesce(' ' || blueprint_id, '') || ' (p = ' || round(probability::numeric, 3)::text || ', policy '
-    || policy_id || ' v' || policy_version || '): ' || reason AS told
+    || policy_id || ' v' || policy_version || '): ' || reason AS description
 FROM decisions WHERE run_id = :run_id AND layer_id = :layer_id AND seed_id = :seed_id
 UNION ALL
 SELECT c.at, 'command', c.incarnation, d.step, c.command_id, c.causation_id,
@@ -32,6 +32,6 @@ SELECT at, 'field report', incarnation, step, event_id, causation_id,
 FROM field_reports WHERE run_id = :run_id AND layer_id = :layer_id AND seed_id = :seed_id
 ORDER BY incarnation, step, at;
 
--- name: seeds_with_a_story
+-- name: changed_seeds
 SELECT layer_id, seed_id, min(step) AS first_step FROM lifecycle WHERE run_id = :run_id
 GROUP BY layer_id, seed_id ORDER BY first_step, layer_id, seed_id;

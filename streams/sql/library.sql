@@ -1,8 +1,8 @@
--- What Urza works off: blueprints to be examined, kernels to be built; and what became of both.
+-- Urza's work queues: blueprints to examine and kernels to build, with their results.
 
 -- name: not_validated
--- Longest waiting first, without those that this Urza has answered and the projection does not show yet.
--- The cause is the change that made the version.
+-- Longest waiting first, without those that this process answered and the projection does not show yet.
+-- The cause is the change that created the version.
 SELECT b.blueprint_id, b.version, b.status, b.spec, c.event_id AS cause_id, c.traceparent
 FROM blueprints AS b
 LEFT JOIN LATERAL (
@@ -21,8 +21,8 @@ SELECT count(*) FROM blueprints
 WHERE blueprint_id = ANY(:blueprint_ids) AND status NOT IN ('proposed', 'compiled');
 
 -- name: wanted_kernels
--- Every certified blueprint at every width that a run has, unless its kernel is there or refused. The widths are
--- found by jumping along an index, so that runs without number cost no more than widths. The cause is the change that
+-- Every certified blueprint at every width that a run has, unless its kernel exists or was refused. A loose index
+-- scan finds the widths: the cost grows with their number, not with the number of runs. The cause is the change that
 -- certified the blueprint.
 WITH RECURSIVE widths AS (
     (SELECT kind, num_features FROM layers ORDER BY kind, num_features LIMIT 1)
@@ -68,12 +68,12 @@ ORDER BY blueprint_id LIMIT :limit OFFSET :offset;
 SELECT blueprint_id, version, status, spec, changed_at FROM blueprints WHERE blueprint_id = :blueprint_id;
 
 -- name: history
--- In the order of the log: a blueprint's changes are in one partition. A cause is a certificate or somebody's event.
+-- In log order: a blueprint's changes are in one partition. The cause is a certificate or another event.
 SELECT event_id, change, expected_version, verdict, version_after, reason, causation_id, at
 FROM blueprint_changes WHERE blueprint_id = :blueprint_id ORDER BY log_partition, log_offset;
 
 -- name: certificates
--- One page of them, after the row that :after_ names; without a limit all, as of refusals.
+-- One page after the row that the :after_ parameters name; every row without a limit. The same holds for refusals.
 SELECT blueprint_version, examiner, checks, measurements, event_id, at
 FROM certificates WHERE blueprint_id = :blueprint_id AND blueprint_version > :after_version
 ORDER BY blueprint_version LIMIT :limit;
@@ -90,7 +90,7 @@ WHERE blueprint_id = :blueprint_id
 ORDER BY target, num_features, blueprint_version LIMIT :limit;
 
 -- name: uses
--- Where it was sent, and how it turned out there; no report yet where its seed has not come to its end.
+-- The commands that name a blueprint, with the field report of each; without one while the seed has not ended.
 SELECT c.run_id, c.incarnation, c.layer_id, c.seed_id, c.command_id, c.decision_id, c.kernel_sha256, c.at,
     f.outcome, f.method, f.metric, f.before, f.after
 FROM commands AS c

@@ -1,45 +1,30 @@
--- control.tamiyo.policies: the versions that there are, what was shown of them, and which decides.
+-- control.tamiyo.policies: the trained versions, their evaluations, and which version is active.
 
 -- name: insert_changes!
-INSERT INTO policies (
-    activation_id, policy_id, policy_version, kind, parameters, reason, log_partition, log_offset, at, change,
-    from_policy_id, from_version, by_settings, since, causation_id
-) SELECT * FROM unnest(
-    :activation_id::uuid[], :policy_id::text[], :policy_version::integer[], :kind::text[], :parameters::jsonb[],
-    :reason::text[], :log_partition::integer[], :log_offset::bigint[], :at::timestamptz[], :change::text[],
-    :from_policy_id::text[], :from_version::integer[], :by_settings::boolean[], :since::timestamptz[],
-    :causation_id::uuid[]
-)
-ON CONFLICT DO NOTHING;
+INSERT INTO policies {rows:
+    activation_id uuid, policy_id text, policy_version integer, kind text, parameters jsonb, reason text,
+    log_partition integer, log_offset bigint, at timestamptz, change text, from_policy_id text,
+    from_version integer, by_settings boolean, since timestamptz, causation_id uuid
+} ON CONFLICT DO NOTHING;
 
 -- name: insert_versions!
-INSERT INTO policy_versions (
-    policy_id, policy_version, kind, parent_version, weights_sha256, weights_size_bytes, parameters, data,
-    from_time_ms, until_time_ms, num_decisions, figures, reason, event_id, causation_id, at
-) SELECT * FROM unnest(
-    :policy_id::text[], :policy_version::integer[], :kind::text[], :parent_version::integer[],
-    :weights_sha256::text[], :weights_size_bytes::bigint[], :parameters::jsonb[], :data::jsonb[],
-    :from_time_ms::bigint[], :until_time_ms::bigint[], :num_decisions::bigint[], :figures::jsonb[], :reason::text[],
-    :event_id::uuid[], :causation_id::uuid[], :at::timestamptz[]
-)
-ON CONFLICT DO NOTHING;
+INSERT INTO policy_versions {rows:
+    policy_id text, policy_version integer, kind text, parent_version integer, weights_sha256 text,
+    weights_size_bytes bigint, parameters jsonb, data jsonb, from_time_ms bigint, until_time_ms bigint,
+    num_decisions bigint, figures jsonb, reason text, event_id uuid, causation_id uuid, at timestamptz
+} ON CONFLICT DO NOTHING;
 
 -- name: insert_evaluations!
-INSERT INTO policy_evaluations (
-    policy_id, log_offset, policy_version, against_policy_id, against_version, estimator, estimate, low, high,
-    confidence, effective_sample_size, num_decisions, held_out_runs, verdict, reason, event_id, causation_id, at
-) SELECT * FROM unnest(
-    :policy_id::text[], :log_offset::bigint[], :policy_version::integer[], :against_policy_id::text[],
-    :against_version::integer[], :estimator::text[], :estimate::double precision[], :low::double precision[],
-    :high::double precision[], :confidence::double precision[], :effective_sample_size::double precision[],
-    :num_decisions::bigint[], :held_out_runs::jsonb[], :verdict::text[], :reason::text[], :event_id::uuid[],
-    :causation_id::uuid[], :at::timestamptz[]
-)
-ON CONFLICT DO NOTHING;
+INSERT INTO policy_evaluations {rows:
+    policy_id text, log_offset bigint, policy_version integer, against_policy_id text, against_version integer,
+    estimator text, estimate double precision, low double precision, high double precision,
+    confidence double precision, effective_sample_size double precision, num_decisions bigint, held_out_runs jsonb,
+    verdict text, reason text, event_id uuid, causation_id uuid, at timestamptz
+} ON CONFLICT DO NOTHING;
 
 -- name: changes
--- Who decided, the newest first: what the broker took last counts, whichever policy it is of. What controllers with
--- a fixed policy told of themselves is left out, unless it is asked for.
+-- Activations and rollbacks, newest first by broker time, over all policies. Activations that controllers with a
+-- fixed policy (settings) report of themselves are included only on request.
 SELECT
     p.activation_id, p.policy_id, p.policy_version, p.kind, p.parameters, p.reason, p.change, p.from_policy_id,
     p.from_version, p.by_settings, p.since, v.weights_sha256, v.weights_size_bytes,
@@ -47,7 +32,7 @@ SELECT
 FROM policies AS p
 LEFT JOIN policy_versions AS v
     ON v.policy_id = p.policy_id AND v.policy_version = p.policy_version AND v.kind = p.kind
-WHERE NOT p.by_settings OR :by_settings_too::boolean
+WHERE NOT p.by_settings OR :include_by_settings::boolean
 ORDER BY p.since DESC, p.log_offset DESC, p.log_partition DESC
 LIMIT :num;
 

@@ -1,7 +1,7 @@
--- What a replay asks of whole schemas: their tables, their rights, who still reads what was before.
+-- Catalog queries of a replay: tables and keys of a schema, its privileges, and open snapshots.
 
 -- name: tables_of
--- Tables, not their partitions. Health windows come last: whoever reads them holds up the dropping of old ones.
+-- Tables, not their partitions. Health windows come last: reading them blocks the drop of expired partitions.
 SELECT c.relname AS name
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND NOT c.relispartition
@@ -18,7 +18,7 @@ WHERE n.nspname = :schema AND c.relname = :table AND i.indisprimary
 ORDER BY k.place;
 
 -- name: partition_bounds
--- FOR VALUES FROM ('...') TO ('...'), as text.
+-- The text FOR VALUES FROM ('...') TO ('...') of each partition.
 SELECT pg_get_expr(p.relpartbound, p.oid) AS bound
 FROM pg_inherits AS i
 JOIN pg_class AS p ON p.oid = i.inhrelid
@@ -26,9 +26,9 @@ JOIN pg_class AS c ON c.oid = i.inhparent
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = :schema AND c.relname = :table;
 
--- name: snapshots
--- Transactions of this database that look at it through a snapshot, the asker's own left out; also whoever waits for
--- the locked table: a worker at the begin of a fold, which looks anew once it has the lock.
+-- name: open_snapshots
+-- Other transactions of this database that hold a snapshot. Those that wait for the locked table are left out: a
+-- worker at the start of a batch takes a new snapshot once it has the lock.
 SELECT a.pid, l.virtualtransaction AS transaction, a.usename AS user_name, a.application_name
 FROM pg_stat_activity AS a
 JOIN pg_locks AS l ON l.pid = a.pid AND l.locktype = 'virtualxid' AND l.granted
@@ -38,9 +38,9 @@ WHERE a.datname = current_database() AND a.usesysid IS NOT NULL AND a.backend_xm
         SELECT FROM pg_locks AS w WHERE w.pid = a.pid AND NOT w.granted AND w.relation = to_regclass(:locked)
     );
 
--- name: statements_for_rights
-WITH things AS (
-    SELECT 'SCHEMA' AS kind, format('%I', t.nspname) AS thing, n.nspowner AS owner, t.nspowner AS owner_now,
+-- name: grant_statements
+WITH objects AS (
+    SELECT 'SCHEMA' AS kind, format('%I', t.nspname) AS object, n.nspowner AS owner, t.nspowner AS owner_now,
         n.nspacl AS rights
     FROM pg_namespace AS n CROSS JOIN pg_namespace AS t
     WHERE n.nspname = :source AND t.nspname = :target
@@ -53,10 +53,10 @@ WITH things AS (
     WHERE n.nspname = :source AND t.nspname = :target AND c.relkind IN ('r', 'p', 'v', 'm')
 )
 SELECT statement FROM (
-    SELECT 1 AS turn, format('GRANT %s ON %s %s TO %s%s', a.privilege_type, kind, thing,
+    SELECT 1 AS turn, format('GRANT %s ON %s %s TO %s%s', a.privilege_type, kind, object,
         CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE format('%I', pg_get_userbyid(a.grantee)) END,
         CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) AS statement
-    FROM things CROSS JOIN LATERAL aclexplode(rights) AS a WHERE a.grantee <> owner
+    FROM objects CROSS JOIN LATERAL aclexplode(rights) AS a WHERE a.grantee <> owner
     UNION ALL
     SELECT 2, format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I GRANT %s ON %s TO %s%s',
         pg_get_userbyid(d.defaclrole), :target::text, a.privilege_type,
@@ -68,9 +68,9 @@ SELECT statement FROM (
     CROSS JOIN LATERAL aclexplode(d.defaclacl) AS a
     WHERE n.nspname = :source AND a.grantee <> d.defaclrole
     UNION ALL
-    SELECT 3, format('ALTER %s %s OWNER TO %I', kind, thing, pg_get_userbyid(owner))
-    FROM things WHERE owner <> owner_now
-    UNION ALL -- a day that only the target has belongs to whom its table belongs
+    SELECT 3, format('ALTER %s %s OWNER TO %I', kind, object, pg_get_userbyid(owner))
+    FROM objects WHERE owner <> owner_now
+    UNION ALL -- a partition that only the target has gets the owner of its table
     SELECT 4, format('ALTER TABLE %I.%I OWNER TO %I', t.nspname, p.relname, pg_get_userbyid(c.relowner))
     FROM pg_inherits AS i
     JOIN pg_class AS p ON p.oid = i.inhrelid AND p.relkind = 'r'

@@ -1,4 +1,4 @@
--- telemetry.seed.health: tumbling windows, folded record by record. New ones come by COPY.
+-- telemetry.seed.health: tumbling windows, summed record by record. New windows are inserted by COPY.
 
 -- name: windows_of
 SELECT w.run_id, w.incarnation, w.step, w.layer_id, w.seed_id, w.logged_at, w.log_partition, w.first_offset,
@@ -9,7 +9,7 @@ FROM unnest(:run_ids::text[], :incarnations::integer[], :steps::bigint[], :layer
     AS k (run_id, incarnation, step, layer_id)
 JOIN health_windows AS w USING (run_id, incarnation, step, layer_id);
 
--- name: grow_windows!
+-- name: update_windows!
 UPDATE health_windows AS w SET
     num_signals = g.num_signals, num_non_finite = g.num_non_finite,
     sum_health_score = g.sum_health_score, sum_activation_mean = g.sum_activation_mean,
@@ -33,13 +33,9 @@ WHERE w.run_id = g.run_id AND w.incarnation = g.incarnation AND w.step = g.step 
     AND w.seed_id = g.seed_id AND w.logged_at = g.logged_at;
 
 -- name: insert_late_signals!
-INSERT INTO late_health_signals (
-    run_id, incarnation, step, log_partition, log_offset, place, logged_at, late_from, layer_id, seed_id, non_finite,
-    health_score, activation_mean, activation_std, dead_ratio, gradient_norm
-) SELECT * FROM unnest(
-    :run_id::text[], :incarnation::integer[], :step::bigint[], :log_partition::integer[], :log_offset::bigint[],
-    :place::integer[], :logged_at::timestamptz[], :late_from::bigint[], :layer_id::text[], :seed_id::integer[],
-    :non_finite::boolean[], :health_score::double precision[], :activation_mean::double precision[],
-    :activation_std::double precision[], :dead_ratio::double precision[], :gradient_norm::double precision[]
-)
-ON CONFLICT DO NOTHING;
+INSERT INTO late_health_signals {rows:
+    run_id text, incarnation integer, step bigint, log_partition integer, log_offset bigint, place integer,
+    logged_at timestamptz, late_from bigint, layer_id text, seed_id integer, non_finite boolean,
+    health_score double precision, activation_mean double precision, activation_std double precision,
+    dead_ratio double precision, gradient_norm double precision
+} ON CONFLICT DO NOTHING;

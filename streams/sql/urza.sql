@@ -1,10 +1,10 @@
--- What Urza's API shows; what its certifier looks up is in library.sql.
--- Lists go by keyset: the :after_ parameters are the last row of the page before, or what stands before all rows.
--- LATERAL with LIMIT 1 is one look into an index for each row, whatever the planner thinks of the tables.
--- Superseded is what an older incarnation said beyond the step from which a newer one took over.
+-- Queries of Urza's API; the certifier's queries are in library.sql.
+-- Lists use keyset pagination: the :after_ parameters are the last row of the previous page, or sort before every row.
+-- LATERAL with LIMIT 1 forces one index lookup per row, whatever the planner estimates.
+-- A row is superseded where a later incarnation resumed from an earlier step: superseding_incarnations.
 
 -- name: versions
--- How far each topic is folded, and into which tables: what a cached answer was made of.
+-- How far each topic is projected, and into which tables: a cached response is valid for these values.
 SELECT topic, sum(next_offset)::bigint AS folded, 'positions'::regclass::oid::bigint AS made_in
 FROM positions GROUP BY topic;
 
@@ -22,7 +22,7 @@ WHERE blueprint_id = :blueprint_id AND log_offset > :after_offset
 ORDER BY blueprint_id, log_offset LIMIT :limit;
 
 -- name: changes
--- One event id that came with two blueprints is two changes: each was judged in its own partition of the log.
+-- One event id with two blueprints is two changes: each partition of the topic has its own verdict.
 SELECT event_id, blueprint_id, change, expected_version, verdict, version_after, reason, causation_id, log_offset, at
 FROM blueprint_changes WHERE event_id = ANY(:event_ids::uuid[]) ORDER BY event_id, blueprint_id;
 
@@ -30,8 +30,8 @@ FROM blueprint_changes WHERE event_id = ANY(:event_ids::uuid[]) ORDER BY event_i
 SELECT blueprint_id FROM blueprints WHERE status = 'certified' LIMIT 1;
 
 -- name: seeds_of_blueprint
--- The seeds that live with a blueprint, on the live line of each run. A resumed incarnation that has not
--- moved a seed yet knows of it from its checkpoint.
+-- The seeds that use a blueprint in the newest incarnation of each run. Until a resumed incarnation moves a seed,
+-- the seed's state is that of the checkpoint.
 SELECT * FROM (
     SELECT s.run_id, s.layer_id, s.seed_id, s.incarnation, s.stage, s.since_step, s.kernel_sha256
     FROM seeds AS s
@@ -57,7 +57,7 @@ SELECT * FROM (
             WHERE s.run_id = i.run_id AND s.incarnation = i.incarnation
                 AND s.layer_id = e.layer_id AND s.seed_id = e.seed_id
         )
-) AS living
+) AS current
 WHERE (run_id, layer_id, seed_id) > (:after_run, :after_layer, :after_seed::integer)
 ORDER BY run_id, layer_id, seed_id LIMIT :limit;
 
@@ -75,12 +75,12 @@ LEFT JOIN LATERAL (
     SELECT count(*) FILTER (WHERE outcome = 'fossilized') AS num_fossilized,
         count(*) FILTER (WHERE outcome <> 'fossilized') AS num_given_up
     FROM field_reports
-    WHERE blueprint_id = :blueprint_id AND run_id = u.run_id AND method = 'before_after' -- one a seed's end
+    WHERE blueprint_id = :blueprint_id AND run_id = u.run_id AND method = 'before_after' -- one per seed that ended
 ) AS f ON true
 ORDER BY u.run_id;
 
 -- name: outcomes_of_blueprint
--- Field reports of the live lines, by what they say. A gain is after - before, where both were measured.
+-- Field reports that are not superseded, aggregated. A gain is after - before, where both were measured.
 SELECT f.outcome, f.method, f.metric, count(*) AS num_reports, count(DISTINCT f.run_id) AS num_runs,
     count(f.after - f.before) AS num_measured,
     avg(f.after - f.before) AS mean_gain, min(f.after - f.before) AS least_gain,
@@ -88,21 +88,12 @@ SELECT f.outcome, f.method, f.metric, count(*) AS num_reports, count(DISTINCT f.
     avg(f.num_parameters)::double precision AS mean_parameters, max(f.at) AS last_at
 FROM field_reports AS f
 WHERE f.blueprint_id = :blueprint_id
-    AND NOT EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = f.run_id AND i.incarnation > f.incarnation AND i.from_step < f.step
-    )
+    AND NOT EXISTS (SELECT FROM superseding_incarnations(f.run_id, f.incarnation, f.step))
 GROUP BY f.outcome, f.method, f.metric ORDER BY f.outcome, f.method, f.metric;
 
 -- name: reports_of_blueprint
-SELECT f.run_id, f.incarnation, f.sequence, f.step, f.layer_id, f.seed_id, f.blueprint_id, f.outcome, f.method,
-    f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters, f.horizon_steps, f.num_draws, f.variance,
-    f.is_placebo, f.num_parameters_host, f.flops_added, f.flops_host, f.decision_id, f.command_id, f.event_id,
-    f.causation_id, f.at,
-    EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = f.run_id AND i.incarnation > f.incarnation AND i.from_step < f.step
-    ) AS is_superseded
+SELECT f.*,
+    EXISTS (SELECT FROM superseding_incarnations(f.run_id, f.incarnation, f.step)) AS is_superseded
 FROM field_reports AS f
 WHERE f.blueprint_id = :blueprint_id
     AND (f.run_id, f.incarnation, f.sequence) > (:after_run, :after_incarnation::integer, :after_sequence::bigint)
@@ -154,7 +145,7 @@ WHERE run_id = :run_id AND (source, target) > (:after_source, :after_target)
 ORDER BY source, target LIMIT :limit;
 
 -- name: seeds_of
--- The seeds of the live line that ever moved, and those that a resumed incarnation took from its checkpoint.
+-- The seeds of the newest incarnation that moved, and those that it restored from its checkpoint.
 SELECT * FROM (
     SELECT s.layer_id, s.seed_id, s.stage, s.since_step, s.blueprint_id, s.kernel_sha256, s.num_parameters
     FROM seeds AS s
@@ -176,17 +167,14 @@ SELECT * FROM (
             WHERE s.run_id = i.run_id AND s.incarnation = i.incarnation
                 AND s.layer_id = e.layer_id AND s.seed_id = e.seed_id
         )
-) AS live
+) AS current
 WHERE (layer_id, seed_id) > (:after_layer, :after_seed::integer)
     AND (:stage::text IS NULL OR stage = :stage)
 ORDER BY layer_id, seed_id LIMIT :limit;
 
 -- name: epochs_of
 SELECT e.incarnation, e.sequence, e.epoch, e.step, e.metrics, e.event_id, e.at,
-    EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = e.run_id AND i.incarnation > e.incarnation AND i.from_step < e.step
-    ) AS is_superseded
+    EXISTS (SELECT FROM superseding_incarnations(e.run_id, e.incarnation, e.step)) AS is_superseded
 FROM epochs AS e
 WHERE e.run_id = :run_id
     AND (e.incarnation, e.sequence) > (:after_incarnation::integer, :after_sequence::bigint)
@@ -195,10 +183,7 @@ ORDER BY e.incarnation, e.sequence LIMIT :limit;
 -- name: decisions_of
 SELECT d.incarnation, d.boundary, d.step, d.action, d.layer_id, d.seed_id, d.blueprint_id, d.probability,
     d.policy_id, d.policy_version, d.reason, d.view_digest, d.stale, d.event_id, d.causation_id, d.at,
-    EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = d.run_id AND i.incarnation > d.incarnation AND i.from_step < d.step
-    ) AS is_superseded
+    EXISTS (SELECT FROM superseding_incarnations(d.run_id, d.incarnation, d.step)) AS is_superseded
 FROM decisions AS d
 WHERE d.run_id = :run_id
     AND (d.incarnation, d.boundary) > (:after_incarnation::integer, :after_boundary::integer)
@@ -208,10 +193,7 @@ ORDER BY d.incarnation, d.boundary LIMIT :limit;
 -- name: decision^
 SELECT d.run_id, d.incarnation, d.boundary, d.step, d.action, d.layer_id, d.seed_id, d.blueprint_id, d.probability,
     d.policy_id, d.policy_version, d.reason, d.view_digest, d.stale, d.event_id, d.causation_id, d.at,
-    EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = d.run_id AND i.incarnation > d.incarnation AND i.from_step < d.step
-    ) AS is_superseded
+    EXISTS (SELECT FROM superseding_incarnations(d.run_id, d.incarnation, d.step)) AS is_superseded
 FROM decisions AS d WHERE d.event_id = :event_id;
 
 -- name: views_of
@@ -221,14 +203,8 @@ WHERE run_id = :run_id AND (incarnation, boundary) > (:after_incarnation::intege
 ORDER BY incarnation, boundary LIMIT :limit;
 
 -- name: reports_of
-SELECT f.run_id, f.incarnation, f.sequence, f.step, f.layer_id, f.seed_id, f.blueprint_id, f.outcome, f.method,
-    f.metric, f.before, f.after, f.germinated_at_step, f.num_parameters, f.horizon_steps, f.num_draws, f.variance,
-    f.is_placebo, f.num_parameters_host, f.flops_added, f.flops_host, f.decision_id, f.command_id, f.event_id,
-    f.causation_id, f.at,
-    EXISTS (
-        SELECT FROM incarnations AS i
-        WHERE i.run_id = f.run_id AND i.incarnation > f.incarnation AND i.from_step < f.step
-    ) AS is_superseded
+SELECT f.*,
+    EXISTS (SELECT FROM superseding_incarnations(f.run_id, f.incarnation, f.step)) AS is_superseded
 FROM field_reports AS f
 WHERE f.run_id = :run_id
     AND (f.incarnation, f.sequence) > (:after_incarnation::integer, :after_sequence::bigint)

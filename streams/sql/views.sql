@@ -1,6 +1,6 @@
--- What Tamiyo reads. All rows of one view are read in one REPEATABLE READ transaction.
--- LATERAL with LIMIT keeps a query to one look into an index for each run under way, whatever the planner thinks
--- of the tables: the first two run at every poll.
+-- Queries of Tamiyo. All rows of one view are read in one REPEATABLE READ transaction.
+-- LATERAL with LIMIT forces one index lookup per active run, whatever the planner estimates: the first two queries
+-- run at every poll.
 
 -- name: newest_boundaries
 SELECT
@@ -31,7 +31,7 @@ WHERE r.status = 'running'
 ORDER BY b.run_id;
 
 -- name: is_behind$
--- Whether something of what was sent is not folded yet.
+-- Whether any of the events that these sequences name is not projected yet.
 SELECT EXISTS (
     SELECT FROM unnest(:incarnations::integer[], :topics::text[], :sequences::bigint[])
         AS sent (incarnation, topic, sequence)
@@ -43,8 +43,8 @@ SELECT EXISTS (
     WHERE p.last_sequence IS NULL OR p.last_sequence < sent.sequence
 );
 
--- The rows of many views at once: every query answers for several boundaries, and says with ``n`` (1..) for which. OFFSET 0
--- keeps each boundary's part a look into an index of its own, whatever the planner thinks of the tables.
+-- The rows of many views at once: every query takes several boundaries, and ``n`` (from 1) names the boundary of a
+-- row. OFFSET 0 keeps one index scan per boundary, whatever the planner estimates.
 
 -- name: boundaries
 SELECT
@@ -70,20 +70,20 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS r ON true;
 
--- name: older_lines
--- The incarnations before each boundary's, with what their last boundary before they were superseded says of lifecycle.
+-- name: older_incarnations
+-- The incarnations before each boundary's, with the lifecycle sequence of the last boundary that is not superseded.
 SELECT k.n, q.incarnation, q.lifecycle_sequence
 FROM unnest(:run_ids::text[], :incarnations::integer[], :log_offsets::bigint[])
     WITH ORDINALITY AS k (run_id, incarnation, log_offset, n)
 CROSS JOIN LATERAL (
-    WITH taken AS (
+    WITH ends AS (
         SELECT i.incarnation, min(i.from_step) OVER later AS until_step, min(i.log_offset) OVER later AS until_offset
         FROM incarnations AS i
         WHERE i.run_id = k.run_id AND i.incarnation <= k.incarnation AND i.log_offset < k.log_offset
         WINDOW later AS (ORDER BY i.incarnation ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
     )
     SELECT t.incarnation, b.lifecycle_sequence
-    FROM taken AS t
+    FROM ends AS t
     CROSS JOIN LATERAL (
         SELECT (n.last_sequences ->> 'control.kasmina.lifecycle')::bigint AS lifecycle_sequence
         FROM boundaries AS n
@@ -109,7 +109,7 @@ FROM unnest(:run_ids::text[]) WITH ORDINALITY AS k (run_id, n)
 CROSS JOIN LATERAL (SELECT m.source, m.target FROM edges AS m WHERE m.run_id = k.run_id OFFSET 0) AS q;
 
 -- name: lifecycle
--- ``ns`` says for which boundary each part of a live line is.
+-- ``ns`` names the boundary that each incarnation is read for.
 SELECT k.n, q.*
 FROM unnest(:ns::bigint[], :run_ids::text[], :incarnations::integer[], :sequences::bigint[])
     AS k (n, run_id, incarnation, sequence)
@@ -147,7 +147,8 @@ CROSS JOIN LATERAL (
 ) AS q;
 
 -- name: epochs
--- The live line: an older incarnation's epochs count up to where the next one took over, and if they came before it.
+-- As of the boundary's log offset: epochs of an older incarnation count up to the step and epoch from which a later one
+-- resumed, if they precede it in the log.
 SELECT k.n, q.*
 FROM unnest(:run_ids::text[], :incarnations::integer[], :log_offsets::bigint[])
     WITH ORDINALITY AS k (run_id, incarnation, log_offset, n)
@@ -205,7 +206,7 @@ CROSS JOIN LATERAL (
 SELECT log_partition, next_offset FROM positions WHERE topic = 'innovation.blueprints';
 
 -- name: kernels
--- Kernels that fit these layers, of blueprints that were certified, at these offsets of innovation.blueprints.
+-- Kernels for these layers of blueprints that are certified as of these offsets of innovation.blueprints.
 SELECT k.blueprint_id, k.blueprint_version, k.kernel_sha256, k.size_bytes, k.target, k.num_features,
     k.num_parameters, k.log_partition, k.log_offset
 FROM unnest(:kinds::text[], :widths::integer[]) AS l (kind, num_features)
@@ -222,8 +223,8 @@ CROSS JOIN LATERAL (
 WHERE k.log_offset < (:offsets::bigint[])[k.log_partition + 1] AND c.change = 'certify';
 
 -- name: decisions_without_command
--- What a Tamiyo that died between decision and command left undone, among the newest decisions of each run under
--- way. The command says what the decision saw: that is in the view.
+-- Decisions whose command is missing, since Tamiyo stopped between the two, among the newest decisions of each active
+-- run. The view is needed to make the command.
 SELECT d.run_id, d.incarnation, d.boundary, d.step, d.action, d.layer_id, d.seed_id, d.blueprint_id,
     d.event_id, d.traceparent, d.view_digest, v.log_partition AS view_partition, v.log_offset AS view_offset
 FROM runs AS r

@@ -1,1 +1,1 @@
-"""The Faust worker: from a fetched batch to committed rows, effectively once."""
+"""The Faust worker: from fetched batches to committed rows, effectively once."""

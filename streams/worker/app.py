@@ -1,4 +1,7 @@
-"""The Faust app: one agent per topic, each handing its batches to the ``ProjectionWorker``."""
+"""The Faust app: one agent per topic passes batches to the ``ProjectionWorker``.
+
+Owns the Faust configuration, the agents and the periodic checks; what happens to a batch is decided elsewhere.
+"""
 
 import asyncio
 import gc
@@ -27,17 +30,17 @@ from esper.streams.worker.partition_executor import PartitionExecutor
 from esper.streams.worker.projection_worker import TRANSIENT, ProjectionWorker
 
 EXIT_REFUSED = 1
-GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch is a hundred thousand objects without a cycle among them
-RETENTION_S = 600.0  # between two looks for windows that are past their time
-WATCH_S = 5.0  # between two looks at how far each partition is
-CLUSTER_LOOKS = 4  # every so many of them: is it still the same cluster?
-UNKNOWN_BROKER = "127.0.0.1:9092"  # never connected to: a worker without settings refuses to start
+GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch allocates 100,000 objects without cycles
+RETENTION_S = 600.0  # between two drops of expired windows
+WATCH_S = 5.0  # between two progress checks
+CLUSTER_CHECK_EVERY = 4  # progress checks between two checks of the cluster id
+UNKNOWN_BROKER = "127.0.0.1:9092"  # a placeholder: a worker without Kafka settings refuses to start
 
 _log = get_logger(__name__)
 
 
 class EsperApp(faust.App):
-    """A Faust app that reads in batches and starts from Postgres."""
+    """A Faust app that reads batches, from the positions that Postgres holds."""
 
     projection_worker: ProjectionWorker
     executor: PartitionExecutor
@@ -47,8 +50,8 @@ class EsperApp(faust.App):
         return BatchTransport(self.conf.broker_consumer, self)
 
     async def on_start(self) -> None:
-        """Open the folder; where it refuses, say why in one line and end with exit code 1."""
-        configure_logging(self.settings.logging)  # Faust has put handlers of its own in place
+        """Open the ``ProjectionWorker``. If it refuses, log the reason in one line and exit with code 1."""
+        configure_logging(self.settings.logging)  # Faust replaced the handlers
         for chatty in ("faust", "mode"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
@@ -62,44 +65,45 @@ class EsperApp(faust.App):
         await super().on_start()
 
     async def on_stop(self) -> None:
-        """Close the folder after everything that uses it."""
+        """Close the ``ProjectionWorker`` after everything that uses it."""
         await super().on_stop()
         await self.executor.close()
         await self.projection_worker.close()
 
     async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
-        """Where to read each assigned partition from: Postgres says. Waits for as long as it or Kafka is away."""
+        """The stored positions of the assigned partitions. Retries while Postgres or Kafka is unavailable."""
         async for attempt in self.projection_worker.retries((*TRANSIENT, KafkaError)):
             with attempt:
-                first = await self.consumer.earliest_offsets(*assigned)
-                last = await self.consumer.highwaters(*assigned)
-                found = await self.projection_worker.positions(
-                    {(tp.topic, tp.partition) for tp in assigned}, _by_place(first), _by_place(last)
-                )
-        return {TP(*place): offset for place, offset in found.items()}
+                bounds = await self._log_bounds(*assigned)
+                found = await self.projection_worker.assign({(tp.topic, tp.partition) for tp in assigned}, *bounds)
+        return {TP(*partition): offset for partition, offset in found.items()}
 
     async def may_deliver(self, tp: TP, start: int, fetched: int) -> bool:
-        """Whether what was fetched, from offset ``fetched`` on, is what follows offset ``start``.
+        """Whether records from offset ``fetched`` on may be projected after offset ``start``.
 
-        The client moves to the log's first offset where the log does not hold its own; a hole within the log
-        (expired or aborted records) looks the same, so the broker is asked.
+        The client silently moves to the log's first offset if the log no longer holds ``start``. A gap within the log
+        (expired or aborted records) looks the same, so the broker is asked for the bounds of the log.
         """
-        place = (tp.topic, tp.partition)
-        if self.projection_worker.is_red(place):
+        partition = (tp.topic, tp.partition)
+        if self.projection_worker.is_stopped(partition):
             return False
         if fetched == start:
             return True
         async for attempt in self.projection_worker.retries((KafkaError, OSError)):
             with attempt:
-                first = await self.consumer.earliest_offsets(tp)
-                last = await self.consumer.highwaters(tp)
-        return self.projection_worker.verify_fetched(place, start, fetched, _by_place(first), _by_place(last))
+                bounds = await self._log_bounds(tp)
+        return self.projection_worker.verify_fetched(partition, start, fetched, *bounds)
+
+    async def _log_bounds(self, *assigned: TP) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """The oldest offset and the end of the log of each partition."""
+        first, end = await self.consumer.earliest_offsets(*assigned), await self.consumer.highwaters(*assigned)
+        return _by_partition(first), _by_partition(end)
 
 
 def make_app() -> EsperApp:
-    """The app of this process, by its environment. Connects to nothing yet.
+    """Create the app of this process from its environment. Opens no connection.
 
-    A setting that is wrong ends the process with one line: Faust would print its traceback.
+    An invalid setting ends the process with one line, where Faust would print a traceback.
     """
     try:
         return build_app(load_settings())
@@ -109,7 +113,7 @@ def make_app() -> EsperApp:
 
 
 def build_app(settings: Settings) -> EsperApp:
-    """An app with its agents."""
+    """Create an app with its agents and periodic checks."""
     streams = settings.section("streams", StreamsSettings)
     brokers = settings.kafka.bootstrap_servers if settings.kafka else UNKNOWN_BROKER
     app = EsperApp(
@@ -132,18 +136,18 @@ def build_app(settings: Settings) -> EsperApp:
     app.projection_worker = ProjectionWorker(settings, streams)
     app.executor = PartitionExecutor(streams.concurrent_batches, streams.buffered_batches)
     for spec in TOPICS:
-        app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"fold-{spec.name}")(_folding_agent(app))
-    app.task(_keep_watching)
-    app.task(_keep_dropping)
-    app.on_rebalance_complete.connect(cast(Any, _say_ready), weak=False)
+        app.agent(app.topic(spec.name, schema=BatchSchema()), name=f"project-{spec.name}")(_projection_agent(app))
+    app.task(_check_progress_periodically)
+    app.task(_drop_expired_periodically)
+    app.on_rebalance_complete.connect(cast(Any, _log_ready), weak=False)
     return app
 
 
 def broker_credentials(kafka: KafkaSettings) -> SSLCredentials | SASLCredentials | None:
-    """How Faust's own clients are let in: what ``esper.oona.client_options`` gives the others, in Faust's words.
+    """Kafka credentials for Faust's clients, equivalent to ``esper.oona.client_options`` for the others.
 
     Raises:
-        ConfigError: a certificate file cannot be used.
+        ConfigError: a certificate file cannot be read.
     """
     security = kafka.security
     context = tls_context(kafka) if security.uses_tls else None
@@ -158,54 +162,53 @@ def broker_credentials(kafka: KafkaSettings) -> SSLCredentials | SASLCredentials
     )
 
 
-def _folding_agent(app: EsperApp) -> Any:
-    async def fold(event: Any) -> None:
-        await app.projection_worker.project(
-            event.value, lambda: event.message.generation_id == app.consumer_generation_id
-        )
+def _projection_agent(app: EsperApp) -> Any:
+    async def project(event: Any) -> None:
+        generation_id = event.message.generation_id
+        await app.projection_worker.project(event.value, lambda: generation_id == app.consumer_generation_id)
         event.ack()
 
     async def agent(stream: Any) -> AsyncIterator[None]:
         async for event in stream.noack().events():
             batch = event.value
-            await app.executor.put((batch.topic, batch.partition), partial(fold, event))
+            await app.executor.put((batch.topic, batch.partition), partial(project, event))
             yield
 
     return agent
 
 
-async def _keep_watching(app: Any) -> None:
-    """Look every few seconds whether each partition gets on; a worker is never silent about it."""
-    for look in itertools.count():
+async def _check_progress_periodically(app: Any) -> None:
+    """Check every few seconds that each partition makes progress: a stall must never be silent."""
+    for number in itertools.count():
         await asyncio.sleep(WATCH_S)
         if app.should_stop:
             return
-        if look % CLUSTER_LOOKS == 0:
+        if number % CLUSTER_CHECK_EVERY == 0:
             await app.projection_worker.verify_cluster()
         assigned = app.consumer.assignment()
-        reached = app.projection_worker.reached()
+        offsets = app.projection_worker.offsets()
         ends: dict[TopicPartition, int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
         first: Mapping[TP, int] = {}
         try:
             async with asyncio.timeout(WATCH_S):
                 first = await app.consumer.earliest_offsets(*assigned)
-                ends |= _by_place(await app.consumer.highwaters(*assigned))
+                ends |= _by_partition(await app.consumer.highwaters(*assigned))
         except (KafkaError, OSError):
-            pass  # the ends stay unknown, which is what is told
+            pass  # the ends stay unknown, and are reported as such
         idle = {tp: offset for tp, offset in first.items() if not app.consumer.has_in_flight(tp)}
-        app.projection_worker.watch(ends, reached, _by_place(idle))
+        app.projection_worker.check_progress(ends, offsets, _by_partition(idle))
 
 
-async def _keep_dropping(app: Any) -> None:
-    """Drop what retention lets go, now and then."""
+async def _drop_expired_periodically(app: Any) -> None:
+    """Drop expired health windows at an interval."""
     while not app.should_stop:
         await app.projection_worker.drop_expired()
         await app.sleep(RETENTION_S)
 
 
-async def _say_ready(app: Any, **_fields: Any) -> None:
+async def _log_ready(app: Any, **_fields: Any) -> None:
     _log.info("worker.ready", instance=app.projection_worker.instance_id, partitions=len(app.consumer.assignment()))
 
 
-def _by_place(offsets: Mapping[Any, int]) -> dict[TopicPartition, int]:
+def _by_partition(offsets: Mapping[Any, int]) -> dict[TopicPartition, int]:
     return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}

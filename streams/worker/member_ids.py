@@ -1,6 +1,6 @@
-"""Slots: which of this host's workers this is, so that a restarted one is known again.
+"""Static group member ids: one number per worker on a host, which a restarted worker takes again.
 
-Two workers with one membership id would fence each other; a file lock keeps a slot to one.
+Invariant: two workers of a host never share a number (they would fence each other); a file lock guards each one.
 """
 
 import socket
@@ -14,7 +14,7 @@ MAX_MEMBER_IDS = 64
 
 
 class MemberId:
-    """A slot that is held until the process ends or ``release``."""
+    """A number that this process holds until it ends or calls ``release``."""
 
     def __init__(self, number: int, lock: filelock.BaseFileLock) -> None:
         self.number = number
@@ -22,38 +22,36 @@ class MemberId:
 
     @property
     def instance_id(self) -> str:
-        """The static membership id: host and slot."""
+        """Kafka's group instance id: host name and number."""
         return f"{socket.gethostname()}-{self.number}"
 
     def release(self) -> None:
-        """Let another worker have it."""
+        """Free the number for another worker."""
         self._lock.release()
 
 
-def acquire_member_id(folder: Path, wanted: int | None = None) -> MemberId:
-    """The first free slot, or the one that is wanted.
+def acquire_member_id(folder: Path, number: int | None = None) -> MemberId:
+    """Lock the given number, or the first free one if None.
 
     Raises:
         ConflictError: another worker of this host holds it.
-        ConfigError: the folder cannot be made or written to.
+        ConfigError: the folder cannot be created or written to.
     """
     try:
-        return _take(folder, wanted)
+        folder.mkdir(parents=True, exist_ok=True)
+        for candidate in range(MAX_MEMBER_IDS) if number is None else (number,):
+            lock = filelock.FileLock(folder / f"worker-{candidate}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                continue
+            return MemberId(candidate, lock)
     except OSError as error:
         raise ConfigError(
-            f"no slot can be kept in {folder}: {error.strerror or error}; name a folder that this user may write to "
-            "(ESPER_STATE_DIR)"
+            f"no member id can be locked in {folder}: {error.strerror or error}; point ESPER_STATE_DIR to a folder "
+            "that this user may write to"
         ) from error
-
-
-def _take(folder: Path, wanted: int | None) -> MemberId:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(MAX_MEMBER_IDS) if wanted is None else (wanted,):
-        lock = filelock.FileLock(folder / f"worker-{number}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            continue
-        return MemberId(number, lock)
-    which = "every slot" if wanted is None else f"slot {wanted}"
-    raise ConflictError(f"{which} of this host is held by another worker (locks in {folder})")
+    which = "every member id" if number is None else f"member id {number}"
+    raise ConflictError(
+        f"{which} of this host is held by another worker (locks in {folder}); stop one, or set streams.member_id"
+    )

@@ -1,7 +1,7 @@
-"""Batches of different partitions side by side, those of one partition one after the other.
+"""Runs jobs of different partitions concurrently, and jobs of one partition in order.
 
-Folding waits for Postgres most of the time; meanwhile another partition's batch is decoded. Order is kept where
-it counts, within a partition, and a partition that waits for long holds up only what was read after it.
+A batch waits for Postgres most of the time; meanwhile batches of other partitions are decoded. A slow partition
+delays only its own later jobs and, through ``depth``, what was read after them from the same topic.
 """
 
 import asyncio
@@ -13,43 +13,43 @@ Job = Callable[[], Awaitable[None]]
 
 
 class PartitionExecutor:
-    """Runs jobs that never raise, ``width`` at once.
+    """Runs jobs, which must not raise.
 
     Args:
-        width: jobs that run at once, over all topics.
-        depth: jobs of a topic that are taken before ``put`` waits.
+        width: the number of jobs that run at the same time, over all topics.
+        depth: the number of jobs per topic that are accepted before ``put`` waits.
     """
 
     def __init__(self, width: int, depth: int) -> None:
         self._depth = depth
-        self._free = asyncio.Semaphore(width)
-        self._room: dict[str, asyncio.Semaphore] = {}
+        self._running = asyncio.Semaphore(width)
+        self._accepted: dict[str, asyncio.Semaphore] = {}
         self._tails: dict[TopicPartition, asyncio.Task[None]] = {}
 
-    async def put(self, place: TopicPartition, job: Job) -> None:
-        """Have a job run after all that were put at this place; wait where its topic has enough of them."""
-        topic, _partition = place
-        room = self._room.setdefault(topic, asyncio.Semaphore(self._depth))
-        await room.acquire()
-        tail = self._tails[place] = asyncio.create_task(self._run(self._tails.get(place), job, room))
-        tail.add_done_callback(lambda done: self._forget(place, done))
+    async def put(self, tp: TopicPartition, job: Job) -> None:
+        """Schedule a job after every earlier one of this partition; wait while its topic has ``depth`` jobs."""
+        topic, _partition = tp
+        accepted = self._accepted.setdefault(topic, asyncio.Semaphore(self._depth))
+        await accepted.acquire()
+        tail = self._tails[tp] = asyncio.create_task(self._run(self._tails.get(tp), job, accepted))
+        tail.add_done_callback(lambda done: self._forget(tp, done))
 
     async def close(self) -> None:
-        """Cancel what runs or waits, and see it end."""
+        """Cancel running and waiting jobs, and wait until they end."""
         tails = [*self._tails.values()]
         for tail in tails:
             tail.cancel()
         await asyncio.gather(*tails, return_exceptions=True)
 
-    async def _run(self, before: asyncio.Task[None] | None, job: Job, room: asyncio.Semaphore) -> None:
+    async def _run(self, previous: asyncio.Task[None] | None, job: Job, accepted: asyncio.Semaphore) -> None:
         try:
-            if before is not None:
-                await before
-            async with self._free:
+            if previous is not None:
+                await previous
+            async with self._running:
                 await job()
         finally:
-            room.release()
+            accepted.release()
 
-    def _forget(self, place: TopicPartition, done: asyncio.Task[None]) -> None:
-        if self._tails.get(place) is done:
-            del self._tails[place]
+    def _forget(self, tp: TopicPartition, done: asyncio.Task[None]) -> None:
+        if self._tails.get(tp) is done:
+            del self._tails[tp]

@@ -95,7 +95,7 @@ async def plan(settings: Settings, grace: timedelta = timedelta(days=7)) -> set[
 
 def test_nothing_is_collected_by_projections_that_were_never_folded(folded: EmbeddedStack) -> None:
     asyncio.run(store_long_ago(folded.s3, some_bytes()))
-    with pytest.raises(PositionError, match="nothing was ever folded into these projections"):
+    with pytest.raises(PositionError, match="the projections are empty, no worker ever ran"):
         asyncio.run(plan(folded.settings()))
     with pytest.raises(ConfigError, match="a grace period of 0:01:00 is too short"):
         asyncio.run(plan(folded.settings(), timedelta(minutes=1)))
@@ -199,7 +199,7 @@ def test_gc_refuses_while_it_cannot_know_what_is_named(folded: EmbeddedStack, fo
         async with BlobStore(settings.need_s3()) as blobs, planned_collection(settings, blobs):
             await plan(settings)
 
-    with pytest.raises(ConflictError, match="another `esper storage gc` is under way"):
+    with pytest.raises(ConflictError, match="another `esper storage gc` is running"):
         asyncio.run(two_at_once())
     folding.stop()
     asyncio.run(send(folded, registered("e" * 64)))

@@ -13,7 +13,7 @@ from support.processes.esper_processes import cli, log_of, running, worker
 
 from esper.embedded.stack import EmbeddedStack
 from esper.oona.cloudevents import encode
-from esper.oona.dead_letters.dead_letter import read_letter
+from esper.oona.dead_letters.dead_letter import read_dead_letter
 from esper.oona.log_reader import StoredRecord, read_range
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids
@@ -96,7 +96,7 @@ async def test_garbage_on_every_topic_is_dead_lettered_and_stalls_nothing(stack:
                 return found if len(found) >= topic.num_partitions else []
 
             mine = await wait_until_async(letters, 30, f"the dead letters of {topic.name}")
-            letters = [read_letter(r) for r in mine]
+            letters = [read_dead_letter(r) for r in mine]
             assert {r.origin.partition for r in letters} == set(range(topic.num_partitions))
             assert all(r.position.partition == r.origin.partition for r in letters)
             assert {(r.reason, r.error, r.origin.topic, r.attempts) for r in letters} == {
@@ -158,7 +158,7 @@ async def test_a_worker_refuses_what_does_not_fit_with_one_clear_error(
     )
     assert "a wiped broker, or the wrong address" in wiped
     assert "esper projections rebuild" in wiped
-    assert "unknown setting 'streams.slott'; did you mean 'slot'?" in bad_key
+    assert "unknown setting 'streams.member_idd'; did you mean 'member_id'?" in bad_key
     assert "no Kafka broker answers at 127.0.0.1:1" in no_broker
     code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
     assert code == 0, printed

@@ -53,13 +53,13 @@ class Client(BatchConsumer):
         return [message.value async for _tp, message in self.getmany(1.0)]
 
 
-def stored(record: Any) -> StoredRecord:
+def to_stored_record(record: Any) -> StoredRecord:
     return StoredRecord(Position(PLACE.topic, PLACE.partition, record.offset), b"", b"", (), 0)
 
 
 async def test_nothing_is_handed_on_before_the_position_is_known(monkeypatch: Any) -> None:
     """A seek that Faust gave up would let the client go on from Kafka's committed offset."""
-    monkeypatch.setattr(faust_batches, "stored", stored)
+    monkeypatch.setattr(faust_batches, "to_stored_record", to_stored_record)
     client = Client([7, 8])
     client.fails = True
     assert await client.batches() == []
@@ -73,7 +73,7 @@ async def test_nothing_is_handed_on_before_the_position_is_known(monkeypatch: An
 
 
 async def test_batches_carry_where_they_start_and_the_app_is_asked_about_each(monkeypatch: Any) -> None:
-    monkeypatch.setattr(faust_batches, "stored", stored)
+    monkeypatch.setattr(faust_batches, "to_stored_record", to_stored_record)
     client = Client([5, 6])
     await client.perform_seek()
     (first,) = await client.batches()
