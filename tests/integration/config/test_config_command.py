@@ -1,4 +1,4 @@
-"""`esper config` as a process, and what other processes can see of our secrets."""
+"""`esper config` as a process, and secrets that other processes could see."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def config(folder: Path, *arguments: str, **variables: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-def test_show_says_what_is_set_by_whom_and_no_secret(tmp_path: Path) -> None:
+def test_config_show_prints_values_and_origins(tmp_path: Path) -> None:
     file = ROOT / "configs" / "production.yaml"
     shown = config(tmp_path, "show", "--config", str(file), **ADDRESSES)
     assert shown.returncode == 0, shown.stderr
@@ -43,7 +43,7 @@ def test_show_says_what_is_set_by_whom_and_no_secret(tmp_path: Path) -> None:
         assert "ter22" not in run.stdout + run.stderr
 
 
-def test_check_tells_all_that_is_wrong_in_one_go(tmp_path: Path) -> None:
+def test_config_check_reports_all_errors_at_once(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("tamiyo:\n  epsilon: 7\ntrainer:\n  epoch: 3\n")
     refused = config(tmp_path, "check", str(file), ESPER_URZA__PORT="high")
@@ -56,12 +56,12 @@ def test_check_tells_all_that_is_wrong_in_one_go(tmp_path: Path) -> None:
     assert (right.returncode, right.stderr) == (0, "")
 
 
-def test_docs_prints_the_page(tmp_path: Path) -> None:
+def test_config_docs_prints_the_page(tmp_path: Path) -> None:
     assert config(tmp_path, "docs").stdout == markdown()
 
 
 @pytest.mark.parametrize("command", [["topics", "list"], ["migrate"], ["serve", "urza"]])
-def test_a_command_that_is_refused_prints_no_secret(command: list[str], tmp_path: Path) -> None:
+def test_failing_command_prints_no_secret(command: list[str], tmp_path: Path) -> None:
     environment = {**inherited_environment(), **SECRETS, "ESPER_STATE_DIR": str(tmp_path), "ESPER_S3__POOL_SIZE": "no"}
     run = subprocess.run(
         [SCRIPTS / "esper", *command], env=environment, text=True, capture_output=True, check=False, timeout=60

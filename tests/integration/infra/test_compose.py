@@ -1,4 +1,4 @@
-"""infra/kafka.yml without Docker: valid, the embedded version, an environment that boots the broker, the same topics."""
+"""infra/kafka.yml without Docker: valid, same Kafka version, and an environment and commands that work."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from esper.embedded.processes import free_port
 from esper.oona.admin.topics import TopicState, list_topics
 from esper.schemas.topics import all_topics
 
-# kafka-topics.sh is in the image, not among the embedded jars: the same arguments, another client
+# replaces kafka-topics.sh, which the embedded jars lack: the same arguments with another client
 KAFKA_TOPICS = """
 import argparse
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -44,7 +44,7 @@ def compose() -> dict[str, Any]:
     return dict(yaml.safe_load(FILE.read_text()))
 
 
-def test_the_file_passes_the_compose_specification() -> None:
+def test_kafka_file_passes_compose_specification() -> None:
     check = Path(sys.executable).parent / "check-jsonschema"
     done = subprocess.run(
         [check, "--builtin-schema", "vendor.compose-spec", FILE], capture_output=True, text=True, check=False
@@ -52,21 +52,19 @@ def test_the_file_passes_the_compose_specification() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_version_is_the_embedded_one(compose: dict[str, Any]) -> None:
+def test_kafka_version_matches_embedded_stack(compose: dict[str, Any]) -> None:
     images = {service["image"] for service in compose["services"].values()}
     assert images == {f"apache/kafka:{KAFKA_VERSION}"}
 
 
-def test_the_topics_are_those_of_the_contracts(compose: dict[str, Any]) -> None:
+def test_topics_match_contracts(compose: dict[str, Any]) -> None:
     specs = [line.split(":") for line in compose["services"]["topics"]["environment"]["TOPICS"].split()]
     named = {(name + end, int(n), int(ms) if not end else -1) for name, n, ms in specs for end in ("", ".dlq")}
     assert named == {(t.name, t.num_partitions, t.retention_ms) for t in all_topics()}
 
 
 @pytest.mark.timeout(240)
-def test_its_environment_boots_the_broker_and_its_commands_make_the_topics(
-    compose: dict[str, Any], tmp_path: Path
-) -> None:
+def test_environment_boots_broker_and_creates_topics(compose: dict[str, Any], tmp_path: Path) -> None:
     jars = os.pathsep.join(map(str, kafka_jars(lambda _line: None)))
     java = str(java_home() / "bin" / "java")
     ports = {"29092": str(free_port()), "29093": str(free_port()), "9092": str(free_port())}

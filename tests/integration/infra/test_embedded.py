@@ -1,4 +1,4 @@
-"""The embedded stack: dies with its owner, comes back with its data, two side by side; up, status, down."""
+"""The embedded stack: lifetime of its processes, restarts with data, two stacks at once; up, status, down."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ HOLD = """
 import sys, signal
 from pathlib import Path
 from esper.embedded.stack import EmbeddedStack
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores SIGINT
 with EmbeddedStack(Path(sys.argv[1])) as stack:
     print("pids", *(part.pid for part in stack.parts), flush=True)
     signal.pause()
@@ -43,33 +43,33 @@ def public_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
-def test_no_process_outlives_its_owner(public_folder: Path, sig: signal.Signals) -> None:
+def test_processes_die_with_their_owner(public_folder: Path, sig: signal.Signals) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(public_folder / "stack")], stdout=subprocess.PIPE, text=True
     )
     assert owner.stdout is not None
     while not owner.stdout.readline().startswith("pids"):
         assert owner.poll() is None
-    everyone = family(owner.pid)
-    assert len(everyone) > 6, "Kafka, S3, Postgres with its own children"
+    processes = family(owner.pid)
+    assert len(processes) > 6, "Kafka, S3, Postgres with its own children"
     owner.send_signal(sig)
     owner.wait(60)
     owner.stdout.close()
-    wait_until(lambda: not alive(everyone), 60, "their end")
+    wait_until(lambda: not alive(processes), 60, "their end")
 
 
-def test_killed_while_starting_it_leaves_nothing(public_folder: Path) -> None:
+def test_kill_during_start_leaves_no_processes(public_folder: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", HOLD, str(public_folder / "stack")], stdout=subprocess.DEVNULL)
     wait_until(lambda: len(family(owner.pid)) > 1, 60, "the first child")
-    everyone = family(owner.pid)
+    processes = family(owner.pid)
     owner.kill()
     owner.wait(30)
-    wait_until(lambda: not alive(everyone), 60, "their end")
+    wait_until(lambda: not alive(processes), 60, "their end")
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.slow
-def test_two_stacks_stand_side_by_side_and_come_back_with_their_data(stack: EmbeddedStack) -> None:
+def test_two_stacks_run_at_once_and_keep_data(stack: EmbeddedStack) -> None:
     with running_stack() as other:
         assert not {p.port for p in stack.parts} & {p.port for p in other.parts}
         ports = [p.port for p in other.parts]
@@ -84,7 +84,7 @@ def test_two_stacks_stand_side_by_side_and_come_back_with_their_data(stack: Embe
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
-def test_an_altered_jar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_altered_jar_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(iter(jars.committed_sums()))
     monkeypatch.setattr(jars, "committed_sums", lambda: {name: "0" * 64})
     with pytest.raises(EsperError, match="SHA-256 0000"):
@@ -115,7 +115,7 @@ def test_up_status_down(public_folder: Path) -> None:
         published = run("tamiyo", "publish")
         assert published[0] == 0, published
         assert run("down") == (0, "stopped\n")
-        assert run("up")[0] == 0, "it does not start on what it kept"
+        assert run("up")[0] == 0, "it does not start with its old data"
         code, printed = run("events", "tail", "control.tamiyo.policies", "--from-beginning")
         assert (code, "policy.trained" in printed) == (0, True), printed
     finally:

@@ -1,5 +1,5 @@
-"""Four real processes, run and set as infra/stack.yml has them, scraped: what they serve is what the code says, and a
-stopped partition makes its alert true."""
+"""Scrapes four real processes with the commands and settings of infra/stack.yml: their metrics match the catalogue, and a
+stopped partition fires its alert."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ SIGNALS = (HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_s
 
 
 class Services(NamedTuple):
-    """Where each process answers Prometheus, and Urza its own callers."""
+    """The metrics URL of each process, and the URL of Urza's API."""
 
     stack: EmbeddedStack
     worker: str
@@ -78,7 +78,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 
 def as_deployed(name: str, stack: EmbeddedStack, folder: Path, port: str, **changes: str) -> ChildProcess:
-    """A service of infra/stack.yml without Docker: its command and its variables, at other addresses."""
+    """A service of infra/stack.yml without Docker: its command and environment, with other addresses."""
     (variable,) = (v for v in environment_of(own_services()[name]) if v.endswith("METRICS_PORT"))
     env = environment_here(name, stack, folder, **{variable: port}, **changes)
     program, *arguments = own_services()[name]["command"]
@@ -102,8 +102,8 @@ def metric(url: str, name: str, **labels: str) -> float | None:
     return samples_of(scrape(url)).get(name, {}).get(frozenset(labels.items()))
 
 
-def assert_as_told(process_name: str, scraped: str) -> set[str]:
-    """Every metric of Esper's that is there is in the catalogue, with its type and labels. Gives their names."""
+def assert_in_catalogue(process_name: str, scraped: str) -> set[str]:
+    """Check type and labels of every scraped Esper metric against the catalogue; returns the names."""
     specs = {s.name: s for s in (*catalogue()[process_name], *catalogue()[SHARED])}
     found = set()
     for family in text_string_to_metric_families(scraped):
@@ -138,13 +138,13 @@ def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields:
 
 
 @pytest.mark.timeout(240)
-async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(services: Services) -> None:
-    run_id, url = f"red-{uuid.uuid4().hex[:8]}", services.worker
+async def test_stopped_partition_is_in_readyz_and_fires_alert(services: Services) -> None:
+    run_id, url = f"stopped-{uuid.uuid4().hex[:8]}", services.worker
     place = {"topic": TELEMETRY.name, "partition": str(partition_of(run_id, TELEMETRY))}
     assert httpx.get(f"{url}/healthz", timeout=30).json() == {"status": "live"}
-    ready = {"status": "ready", "problems": []}  # on a busy machine it may lag a moment behind Urza's catalogue first
+    ready = {"status": "ready", "problems": []}  # on a busy machine it first lags behind Urza's catalogue
     wait_until(lambda: httpx.get(f"{url}/readyz", timeout=30).json() == ready, 90, "the worker's readiness")
-    assert assert_as_told("worker", scrape(url)) >= {"esper_build_info", "esper_worker_partitions"}
+    assert assert_in_catalogue("worker", scrape(url)) >= {"esper_build_info", "esper_worker_partitions"}
 
     health = {"step": 1, "epoch": 0, "layer_id": "fc1", "signals": SIGNALS}
     await send(services.stack, *(made(run_id, n, events.LayerHealthMeasured, **health) for n in range(3)))
@@ -152,8 +152,8 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     wait_until(lambda: metric(url, "esper_worker_lag_records", **place) == 0, 60, "an end that is known")
     assert metric(url, "esper_worker_lag_seconds", **place) == 0
     await send_raw(services.stack, RUNS.name, b"k", b"garbage", [("odd", b"\xfe")])
-    letters = {"topic": RUNS.name, "reason": "bad_header"}
-    wait_until(lambda: metric(url, "esper_dead_letters_total", **letters) == 1, 60, "the dead letter")
+    labels = {"topic": RUNS.name, "reason": "bad_header"}
+    wait_until(lambda: metric(url, "esper_dead_letters_total", **labels) == 1, 60, "the dead letter")
 
     record = encode(made(run_id, 3, events.LayerHealthMeasured, **health))
     event_type = "esper.layer-health.measured.v2"
@@ -161,13 +161,13 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     assert record.key is not None
     assert record.value is not None
     await send_raw(services.stack, TELEMETRY.name, record.key, record.value, headers)
-    wait_until(lambda: metric(url, "esper_worker_partition_stopped", **place) == 1, 60, "the red partition")
+    wait_until(lambda: metric(url, "esper_worker_partition_stopped", **place) == 1, 60, "the stopped partition")
     answer = httpx.get(f"{url}/readyz", timeout=30)
     assert answer.status_code == 503
     problems = [p for p in answer.json()["problems"] if p.get("topic") == place["topic"]]
     (problem,) = (p for p in problems if str(p["partition"]) == place["partition"])
     assert "newer than v2" in problem["reason"]
-    assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200, "starting it again would not help"
+    assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200, "a restart would not help"
     wait_until(lambda: metric(url, "esper_worker_lag_records", **place) == 1, 60, "the record that is left")
 
     rules = {r["alert"]: r["expr"] for g in yaml.safe_load(ALERTS.read_text())["groups"] for r in g["rules"]}
@@ -175,16 +175,16 @@ async def test_a_stopped_partition_is_red_in_readyz_and_makes_its_alert_fire(ser
     fires = evaluate(rules["EsperPartitionStopped"], samples)
     assert isinstance(fires, dict)
     assert [dict(labels) for labels in fires] == [{**place, "job": "esper-worker", "instance": "w"}]
-    assert evaluate(rules["EsperPartitionStalled"], samples) == {}, "what is red is not told twice"
-    assert assert_as_told("worker", scrape(url)) >= {s.name for s in catalogue()["worker"]} - {
+    assert evaluate(rules["EsperPartitionStalled"], samples) == {}, "a stopped partition is not also stalled"
+    assert assert_in_catalogue("worker", scrape(url)) >= {s.name for s in catalogue()["worker"]} - {
         "esper_worker_retries_total"
     }
 
 
-def test_urza_counts_its_answers_by_route(services: Services) -> None:
+def test_urza_counts_responses_by_route(services: Services) -> None:
     wait_until(lambda: httpx.get(f"{services.urza}/readyz", timeout=30).status_code == 200, 90, "Urza's readiness")
     labels = {"route": "/runs/{run_id}", "method": "GET", "status": "404"}
-    for name in ("nobody", "noone"):
+    for name in ("unknown-1", "unknown-2"):
         httpx.get(f"{services.api}/runs/{name}", timeout=30)
     wait_until(lambda: metric(services.urza, "esper_urza_request_seconds_count", **labels) == 2, 30, "both counted")
     key = f"metrics-{uuid.uuid4()}"
@@ -195,13 +195,13 @@ def test_urza_counts_its_answers_by_route(services: Services) -> None:
         timeout=60,
     )
     assert asked.status_code in (200, 202), asked.text
-    found = assert_as_told("urza", scrape(services.urza))
+    found = assert_in_catalogue("urza", scrape(services.urza))
     assert found >= {"esper_urza_request_seconds", "esper_producer_records_total", "esper_producer_delivery_seconds"}
     assert httpx.get(f"{services.urza}/healthz", timeout=30).status_code == 200
 
 
-def train(services: Services, folder: Path, run_id: str, looks: dict[str, Any]) -> None:
-    """A short run that serves metrics, and what they say before its end."""
+def train(services: Services, folder: Path, run_id: str, scrapes: dict[str, Any]) -> None:
+    """Run a short training that serves metrics, and scrape it before its end."""
     torch.manual_seed(0)
     model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -216,14 +216,14 @@ def train(services: Services, folder: Path, run_id: str, looks: dict[str, Any]) 
             run.step()
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: metric(url, "esper_trainer_outbox_records") == 0, 60, "an empty outbox")
-        looks.update(
+        scrapes.update(
             scraped=scrape(url),
             ready=httpx.get(f"{url}/readyz", timeout=30),
             live=httpx.get(f"{url}/healthz", timeout=30),
         )
         decided = {"topic": "system.runs", "outcome": "acknowledged"}
-        looks["sent"] = metric(url, "esper_producer_records_total", **decided)
-        wait_until(lambda: metric(services.tamiyo, "esper_tamiyo_poll_age_seconds") is not None, 60, "Tamiyo's look")
+        scrapes["sent"] = metric(url, "esper_producer_records_total", **decided)
+        wait_until(lambda: metric(services.tamiyo, "esper_tamiyo_poll_age_seconds") is not None, 60, "Tamiyo's first poll")
         wait_until(
             lambda: any(name == "esper_tamiyo_decisions_total" for name in samples_of(scrape(services.tamiyo))),
             60,
@@ -234,23 +234,21 @@ def train(services: Services, folder: Path, run_id: str, looks: dict[str, Any]) 
 
 
 @pytest.mark.timeout(240)
-async def test_a_trainer_shows_its_run_while_it_lasts_and_tamiyo_its_decisions(
-    services: Services, tmp_path: Path
-) -> None:
-    run_id, looks = f"trainer-{uuid.uuid4().hex[:8]}", dict[str, Any]()
-    await asyncio.to_thread(train, services, tmp_path, run_id, looks)
-    samples = samples_of(looks["scraped"])
+async def test_trainer_and_tamiyo_metrics_of_a_run(services: Services, tmp_path: Path) -> None:
+    run_id, scrapes = f"trainer-{uuid.uuid4().hex[:8]}", dict[str, Any]()
+    await asyncio.to_thread(train, services, tmp_path, run_id, scrapes)
+    samples = samples_of(scrapes["scraped"])
     assert samples["esper_trainer_steps_total"] == {frozenset(): 10}
     assert samples["esper_trainer_run_info"] == {frozenset({("run", run_id), ("incarnation", "1")}): 1}
     assert samples["esper_trainer_seeds"][frozenset({("stage", "dormant")})] == 4
     assert samples["esper_trainer_telemetry_lost_total"] == {frozenset(): 0}
-    assert looks["sent"] >= 3, "its start and two boundaries"
-    assert (looks["ready"].status_code, looks["live"].status_code) == (200, 200)
-    assert assert_as_told("trainer", looks["scraped"]) >= {s.name for s in catalogue()["trainer"]} - {
+    assert scrapes["sent"] >= 3, "its start and two boundaries"
+    assert (scrapes["ready"].status_code, scrapes["live"].status_code) == (200, 200)
+    assert assert_in_catalogue("trainer", scrapes["scraped"]) >= {s.name for s in catalogue()["trainer"]} - {
         "esper_trainer_commands_total"
     }
     wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "Tamiyo's readiness")
-    assert assert_as_told("tamiyo", scrape(services.tamiyo)) >= {
+    assert assert_in_catalogue("tamiyo", scrape(services.tamiyo)) >= {
         "esper_tamiyo_decisions_total",
         "esper_tamiyo_decision_seconds",
         "esper_tamiyo_policy_info",
@@ -259,7 +257,7 @@ async def test_a_trainer_shows_its_run_while_it_lasts_and_tamiyo_its_decisions(
 
 
 @pytest.mark.timeout(120)
-def test_the_health_checks_of_the_images_and_of_the_compose_file_find_the_processes(services: Services) -> None:
+def test_container_health_checks_reach_the_processes(services: Services) -> None:
     for name, url in (("worker", services.worker), ("urza", services.urza), ("tamiyo", services.tamiyo)):
         service = own_services()[name]
         for command in (service["healthcheck"]["test"][1:], image_check(image_of(service))):
@@ -272,18 +270,18 @@ def test_the_health_checks_of_the_images_and_of_the_compose_file_find_the_proces
 
 
 @pytest.mark.timeout(120)
-def test_a_port_that_is_taken_is_one_line_of_every_process(services: Services, tmp_path: Path) -> None:
+def test_port_in_use_is_one_line_in_every_process(services: Services, tmp_path: Path) -> None:
     port = services.worker.rpartition(":")[2]
-    told = f"127.0.0.1:{port}: another process has this port"
+    message = f"127.0.0.1:{port}: another process uses this port"
     code, printed = cli(services.stack, tmp_path, "serve", "tamiyo", ESPER_TAMIYO__METRICS_PORT=port)
     assert code == 1
-    assert told in printed
+    assert message in printed
     assert "ESPER_TAMIYO__METRICS_PORT" in printed
     assert "Traceback" not in printed
     second = process(services.stack, tmp_path, "second", *WORKER, ESPER_STREAMS__METRICS_PORT=port)
     second.start()
     wait_until(lambda: not second.is_alive, 60, "the refusal")
-    assert told in log_of(second)
+    assert message in log_of(second)
     assert "Traceback" not in log_of(second)
 
 
@@ -291,17 +289,17 @@ ENDED = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 
 
 
 @pytest.mark.timeout(240)
-async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services: Services) -> None:
-    """asyncpg has a third kind of error for it, where a connection ends in the moment of a question."""
+async def test_terminated_connections_stop_no_process(services: Services) -> None:
+    """asyncpg raises a third kind of error if a connection ends during a query."""
 
-    def red() -> set[Any]:
+    def stopped_partitions() -> set[Any]:
         samples = samples_of(scrape(services.worker))["esper_worker_partition_stopped"]
         return {labels for labels, value in samples.items() if value}
 
-    def num_folded() -> float:
+    def num_projected() -> float:
         return metric(services.worker, "esper_worker_events_total", topic=RUNS.name) or 0
 
-    run_id, before, folded = f"ended-{uuid.uuid4().hex[:8]}", red(), num_folded()
+    run_id, before, projected = f"ended-{uuid.uuid4().hex[:8]}", stopped_partitions(), num_projected()
     epoch = {"epoch": 0, "step": 1, "metrics": {"val_accuracy": 0.5}}
     with psycopg.connect(services.stack.postgres.dsn, autocommit=True) as admin:
         async with OonaProducer(services.stack.settings().need_kafka()) as producer:
@@ -310,15 +308,15 @@ async def test_connections_that_postgres_ends_at_any_moment_stop_nobody(services
                 admin.execute(ENDED)
         count = "SELECT count(*) FROM esper.epochs WHERE run_id = %s"
         wait_until(lambda: admin.execute(count, (run_id,)).fetchone() == (100,), 90, "all of them")
-    wait_until(lambda: num_folded() == folded + 100, 90, "their count")
-    assert red() == before
+    wait_until(lambda: num_projected() == projected + 100, 90, "their count")
+    assert stopped_partitions() == before
     assert (metric(services.worker, "esper_worker_retries_total", topic=RUNS.name, cause="postgres") or 0) >= 1
     wait_until(lambda: httpx.get(f"{services.tamiyo}/readyz", timeout=30).status_code == 200, 90, "Tamiyo's readiness")
 
 
 @pytest.mark.timeout(240)
-def test_a_service_that_is_away_makes_its_reader_not_ready(services: Services) -> None:
-    """Last: it stops the database."""
+def test_postgres_outage_makes_tamiyo_not_ready(services: Services) -> None:
+    """Keep it last: it stops the database."""
     services.stack.postgres.stop()
     try:
 
