@@ -130,6 +130,8 @@ class KernelCache:
     def get_or_fetch(self, key: str, fetch: Callable[[], LoadedKernel]) -> LoadedKernel:
         """The kernel from here or from ``fetch``, which one thread of all that ask calls; the others wait.
 
+        The requirement of one fetch for many waiters; bench_kasmina_cache.py measures it.
+
         Raises:
             Exception: what ``fetch`` raised, in every thread that waited. Nothing is kept then.
         """
