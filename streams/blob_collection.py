@@ -36,9 +36,9 @@ _LOCK = "SELECT pg_try_advisory_lock(hashtext('esper storage gc'))"
 
 @dataclass(frozen=True, slots=True)
 class CollectionPlan:
-    """What may be deleted: ``doomed`` blobs, and ``uploads`` that were started and never completed."""
+    """What may be deleted: ``garbage`` blobs, and ``uploads`` that were started and never completed."""
 
-    doomed: tuple[StoredBlob, ...]
+    garbage: tuple[StoredBlob, ...]
     uploads: tuple[DeadUpload, ...]
     older_than: datetime
     num_stored: int
@@ -74,8 +74,8 @@ async def planned_collection(
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 referenced = {digest for _kind, digest in await referenced_blobs(connection)}
                 referenced |= await mentioned_digests(connection, kafka)
-            doomed = sorted(collectable(stored, referenced, older_than), key=lambda b: (b.kind, b.digest))
+            garbage = sorted(collectable(stored, referenced, older_than), key=lambda b: (b.kind, b.digest))
         num_referenced = sum(b.digest in referenced for b in stored.values())
-        yield CollectionPlan(tuple(doomed), tuple(uploads), older_than, len(stored), num_referenced)
+        yield CollectionPlan(tuple(garbage), tuple(uploads), older_than, len(stored), num_referenced)
     finally:
         await lock.close()

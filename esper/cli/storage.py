@@ -136,9 +136,9 @@ async def _collect(settings: Settings, delete: bool, grace: timedelta) -> tuple[
             def count() -> None:
                 nonlocal num
                 num += 1
-                show(num, len(plan.doomed))
+                show(num, len(plan.garbage))
 
-            done = await collect(blobs, plan.doomed, plan.older_than, count)
+            done = await collect(blobs, plan.garbage, plan.older_than, count)
         for upload in plan.uploads:
             await abort_upload(blobs.client, upload)
         return plan, done
@@ -150,8 +150,8 @@ def _print_inspection(found: Inspection) -> None:
             print_line(f"[red]{title}: {len(findings):,}[/red]")
             print_table(_findings_table(findings))
     print_line(f"{found.num_referenced:,} blobs referenced; {found.num_read:,} read, {found.num_bytes:,} bytes")
-    if found.elsewhere:
-        print_line(f"{len(found.elsewhere):,} checkpoints are only on the disks of their trainers")
+    if found.local_only:
+        print_line(f"{len(found.local_only):,} checkpoints are only on the disks of their trainers")
     if found.unreferenced:
         count, size = len(found.unreferenced), _total_bytes(found.unreferenced)
         print_line(f"{count:,} blobs not referenced, {size:,} bytes; `esper storage gc` collects them")
@@ -167,21 +167,21 @@ def _findings_table(findings: list[Finding]) -> Table:
 
 def _print_collection(plan: CollectionPlan, done: Collected | None) -> None:
     print_line(
-        f"{plan.num_stored:,} blobs stored, {plan.num_referenced:,} referenced; {len(plan.doomed):,} not referenced "
-        f"and stored before {plan.older_than:%Y-%m-%d %H:%M} UTC, {_total_bytes(plan.doomed):,} bytes; "
+        f"{plan.num_stored:,} blobs stored, {plan.num_referenced:,} referenced; {len(plan.garbage):,} not referenced "
+        f"and stored before {plan.older_than:%Y-%m-%d %H:%M} UTC, {_total_bytes(plan.garbage):,} bytes; "
         f"{len(plan.uploads):,} dead uploads"
     )
     if done is None:
-        for blob in plan.doomed[:MAX_ROWS]:
+        for blob in plan.garbage[:MAX_ROWS]:
             print_line(f"  {blob.kind}/{blob.digest}  {blob.size_bytes:,} bytes")
         print_line("nothing deleted; `--delete` deletes them")
         return
     print_line(f"deleted {len(done.deleted):,} blobs, {_total_bytes(done.deleted):,} bytes")
-    for what, blobs in (("stored again in the meantime, kept", done.revived), ("already gone", done.gone)):
+    for what, blobs in (("stored again in the meantime, kept", done.revived), ("already gone", done.missing)):
         if blobs:
             print_line(f"{len(blobs):,} {what}")
-    if done.unsure:
-        print_line(f"[yellow]S3 did not answer for {len(done.unsure):,} blobs; run the command again[/yellow]")
+    if done.unconfirmed:
+        print_line(f"[yellow]S3 did not answer for {len(done.unconfirmed):,} blobs; run the command again[/yellow]")
 
 
 def _inspection_fields(found: Inspection) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _inspection_fields(found: Inspection) -> dict[str, Any]:
         "num_bytes": found.num_bytes,
         "missing": [asdict(f) for f in found.missing],
         "altered": [asdict(f) for f in found.altered],
-        "on_trainers_disks": [digest for _kind, digest in found.elsewhere],
+        "on_trainers_disks": [digest for _kind, digest in found.local_only],
         "unreferenced": [asdict(b) for b in found.unreferenced],
     }
 
@@ -201,11 +201,11 @@ def _collection_fields(plan: CollectionPlan, done: Collected | None) -> dict[str
         "num_stored": plan.num_stored,
         "num_referenced": plan.num_referenced,
         "older_than": plan.older_than,
-        "doomed": [asdict(b) for b in plan.doomed],
+        "garbage": [asdict(b) for b in plan.garbage],
         "dead_uploads": [u.key for u in plan.uploads],
         "deleted": None if done is None else [b.digest for b in done.deleted],
         "revived": None if done is None else [b.digest for b in done.revived],
-        "unsure": None if done is None else [b.digest for b in done.unsure],
+        "unconfirmed": None if done is None else [b.digest for b in done.unconfirmed],
     }
 
 

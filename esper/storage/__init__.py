@@ -1,1 +1,1 @@
-"""Storage: blobs in S3, named by their SHA-256."""
+"""Storage: blobs in S3, named by the SHA-256 of their bytes."""

@@ -1,14 +1,14 @@
-"""Content-addressed blobs in S3: kernels and checkpoints. A key is the SHA-256 of the bytes, checked on every read.
+"""BlobStore: content-addressed blobs in S3. A key is the SHA-256 of the bytes, verified on every read.
 
-Invariant: what ``put`` gave a digest of is in S3, whole, and stays for the collector's grace period,
-within which the event that names it must be in the log. A blob is never changed.
+Invariant: once ``put`` has returned a digest, the whole blob is in S3 and survives the garbage collector's grace
+period, in which the event that references it must be written to the log. A blob never changes.
 """
 
 import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,31 +16,31 @@ from typing import Self
 
 from esper.config import S3Settings
 from esper.errors import AlteredBlobError, MissingBlobError, UnavailableError
-from esper.storage.blob_keys import SHORT, BlobKind, StoredBlob, key_of, parse_key
-from esper.storage.call_stats import Observer, ignore
+from esper.storage.blob_keys import NUM_SHOWN_DIGITS, BlobKind, StoredBlob, key_of, parse_key
 from esper.storage.downloads import download
-from esper.storage.s3_client import Operation, S3Client
-from esper.storage.tombstones import standing
+from esper.storage.s3_client import Observer, Operation, S3Client, ignore_operation
+from esper.storage.tombstones import blob_state
 from esper.storage.uploads import put, put_file
 
-MAX_PARALLEL_UPLOADS = 10  # blobs on their way at once
-MULTIPART_BYTES = 16 * 1024 * 1024  # larger files go in parts
-MARK_POLL_S = 0.5
-HASH_BYTES = 1024 * 1024
+MAX_PARALLEL_UPLOADS = 10
+MULTIPART_BYTES = 16 * 1024 * 1024  # larger files are uploaded in parts
+TOMBSTONE_POLL_S = 0.5
+HASH_CHUNK_BYTES = 1024 * 1024
+NO_LIMIT_BYTES = 1 << 62
 
 
 class BlobStore:
-    """Async context manager around one bucket.
+    """The blobs in one bucket. An async context manager.
 
     Args:
-        s3: where it is.
-        observe: told of every operation when it ended.
+        s3: the bucket, its endpoint and the credentials.
+        observe: called after each operation.
     """
 
-    def __init__(self, s3: S3Settings, observe: Observer = ignore) -> None:
+    def __init__(self, s3: S3Settings, observe: Observer = ignore_operation) -> None:
         self.client = S3Client(s3, observe)
         self._exits = AsyncExitStack()
-        self._uploads = asyncio.Semaphore(MAX_PARALLEL_UPLOADS)
+        self._upload_slots = asyncio.Semaphore(MAX_PARALLEL_UPLOADS)
 
     async def __aenter__(self) -> Self:
         await self._exits.enter_async_context(self.client)
@@ -52,44 +52,34 @@ class BlobStore:
         await self._exits.aclose()
 
     async def put(self, data: bytes, *, kind: BlobKind = BlobKind.KERNEL) -> str:
-        """Store bytes and give their SHA-256 back. Storing them again changes nothing but their age.
+        """Store bytes and return their SHA-256. Storing them again only renews their age.
 
         Raises:
-            NotAllowedError: S3 refuses these keys.
-            UnavailableError: S3 did not take them.
+            NotAllowedError: S3 refuses these credentials.
+            UnavailableError: S3 does not answer, or fails, until the deadline.
         """
         digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         key = key_of(kind, digest)
-        async with self._uploads, self.client.operation("put") as operation:
+        async with self._upload_slots, self.client.operation("put") as operation:
             while True:
                 await put(operation, key, data)
                 if await _is_settled(operation, key, len(data)):
                     return digest
 
-    async def put_many(self, blobs: Iterable[bytes], *, kind: BlobKind = BlobKind.KERNEL) -> list[str]:
-        """Store all, ``MAX_PARALLEL_UPLOADS`` at a time; their digests, in order. All are tried before one raises.
-
-        Raises:
-            NotAllowedError, UnavailableError: as ``put``.
-        """
-        done = await asyncio.gather(*(self.put(data, kind=kind) for data in blobs), return_exceptions=True)
-        for result in done:
-            if isinstance(result, BaseException):
-                raise result
-        return [str(digest) for digest in done]
-
     async def put_file(self, path: Path, *, kind: BlobKind = BlobKind.CHECKPOINT) -> str:
-        """Store a file of any size, of which a few parts are in memory; gives its SHA-256 back.
+        """Store a file of any size and return its SHA-256. A large file is uploaded in parts, a few at a time.
+
+        Checkpoints in S3 use this: they let a run resume on another machine.
 
         Raises:
-            ContractError: it changed meanwhile.
+            ContractError: the file changed during the upload.
             NotAllowedError, UnavailableError: as ``put``.
         """
         size, digest = await asyncio.to_thread(_measure, path)
         if size <= MULTIPART_BYTES:
             return await self.put(await asyncio.to_thread(path.read_bytes), kind=kind)
         key = key_of(kind, digest)
-        async with self._uploads, self.client.operation("put_file") as operation:
+        async with self._upload_slots, self.client.operation("put_file") as operation:
             while True:
                 await put_file(operation, key, path, size, digest)
                 if await _is_settled(operation, key, size):
@@ -98,28 +88,29 @@ class BlobStore:
     async def get(
         self, digest: str, *, max_bytes: int, kind: BlobKind = BlobKind.KERNEL, deadline_s: float | None = None
     ) -> bytes:
-        """The bytes of a blob, verified.
+        """The verified bytes of a blob.
 
         Args:
-            deadline_s: how long it may get nowhere; the setting where it is None.
+            max_bytes: a larger blob is not read.
+            deadline_s: the most seconds without progress; the setting ``deadline_s`` if None.
 
         Raises:
-            MissingBlobError: there is no such blob.
-            AlteredBlobError: its bytes are not those of its name.
-            KernelError: it is larger than ``max_bytes``; it was not read.
-            NotAllowedError: S3 refuses these keys.
-            UnavailableError: S3 did not answer.
+            MissingBlobError: the bucket has no such blob.
+            AlteredBlobError: the bytes do not match the digest.
+            KernelError: the blob is larger than ``max_bytes``.
+            NotAllowedError: S3 refuses these credentials.
+            UnavailableError: S3 does not answer, or fails, until the deadline.
         """
         async with self.client.operation("get", deadline_s) as operation:
-            taken: list[bytes] = []
-            await _verified(operation, key_of(kind, digest), digest, taken.clear, taken.append, max_bytes)
-            return b"".join(taken)
+            chunks: list[bytes] = []
+            await _download_verified(operation, key_of(kind, digest), digest, chunks.clear, chunks.append, max_bytes)
+            return b"".join(chunks)
 
     async def get_file(self, digest: str, path: Path, *, max_bytes: int, kind: BlobKind = BlobKind.CHECKPOINT) -> None:
-        """Write a verified blob to ``path``, which is there whole or not at all.
+        """Write a verified blob to ``path``, which appears whole or not at all.
 
         Raises:
-            As ``get``; OSError: the disk does not take it.
+            OSError: the file cannot be written; and the errors of ``get``.
         """
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         async with self.client.operation("get_file") as operation:
@@ -130,7 +121,7 @@ class BlobStore:
                         file.seek(0)
                         file.truncate()
 
-                    await _verified(operation, key_of(kind, digest), digest, restart, file.write, max_bytes)
+                    await _download_verified(operation, key_of(kind, digest), digest, restart, file.write, max_bytes)
                     file.flush()
                     await asyncio.to_thread(os.fsync, file.fileno())
                 partial.replace(path)
@@ -138,24 +129,31 @@ class BlobStore:
                 partial.unlink(missing_ok=True)
 
     async def check(self, digest: str, *, kind: BlobKind = BlobKind.KERNEL) -> int:
-        """Read a blob through without keeping it; gives its size.
+        """Read and verify a blob without keeping its bytes; returns its size in bytes.
 
         Raises:
             MissingBlobError, AlteredBlobError, NotAllowedError, UnavailableError: as ``get``.
         """
         async with self.client.operation("check") as operation:
             sizes: list[int] = []
-            key = key_of(kind, digest)
-            await _verified(operation, key, digest, sizes.clear, lambda data: sizes.append(len(data)), 1 << 62)
+
+            def count(chunk: bytes) -> None:
+                sizes.append(len(chunk))
+
+            await _download_verified(operation, key_of(kind, digest), digest, sizes.clear, count, NO_LIMIT_BYTES)
             return sum(sizes)
 
     async def exists(self, digest: str, *, kind: BlobKind = BlobKind.KERNEL) -> bool:
-        """Whether the bucket has the blob now. Only ``put`` makes sure that it stays."""
+        """Whether the bucket has the blob now. It may be collected afterwards; only ``put`` prevents that."""
         async with self.client.operation("exists") as operation:
-            return await _size_of(operation, key_of(kind, digest)) is not None
+            try:
+                await operation.call("head_object", key_of(kind, digest))
+            except MissingBlobError:
+                return False
+            return True
 
     async def blobs(self, kind: BlobKind) -> AsyncIterator[StoredBlob]:
-        """All blobs of a kind, by digest. Keys that are no blob's are passed over."""
+        """All blobs of a kind, ordered by digest. Other keys are skipped."""
         token: dict[str, str] = {}
         while True:
             async with self.client.operation("list") as operation:
@@ -168,51 +166,47 @@ class BlobStore:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-async def _verified(
+async def _download_verified(
     operation: Operation,
     key: str,
     digest: str,
     restart: Callable[[], object],
-    take: Callable[[bytes], object],
+    write: Callable[[bytes], object],
     max_bytes: int,
 ) -> None:
-    """Read until the bytes are those of the name; the same wrong bytes twice are in S3, not on the way."""
+    """Download until the bytes match the digest. The same wrong bytes twice are in S3, not a transfer error."""
     wrong = ""
 
     async def attempt() -> None:
         nonlocal wrong
         restart()
-        found = await download(operation, key, take, max_bytes=max_bytes)
+        found = await download(operation, key, write, max_bytes=max_bytes)
         if found == digest:
             return
         if found == wrong:
             raise AlteredBlobError(
-                f"the bytes of {key[: -len(digest) + SHORT]} are not those of its name: it was altered"
+                f"{key[: -len(digest) + NUM_SHOWN_DIGITS]}: its bytes do not match its SHA-256, so it was altered; "
+                "store it again"
             )
         wrong = found
-        raise UnavailableError(f"{key} did not arrive as its name says")
+        raise UnavailableError(f"{key}: the bytes that arrived do not match its SHA-256")
 
-    await operation.until_done(attempt)
+    await operation.retry(attempt)
 
 
 async def _is_settled(operation: Operation, key: str, size: int) -> bool:
-    """Whether a blob that was just written stays: no collector has it in hand. Waits for one that has."""
-    while (found := await standing(operation, key)).is_doomed:
-        operation.trouble = "a collector has this blob in hand; it is stored once he is through"
-        await asyncio.sleep(MARK_POLL_S)
-    return found.size_bytes == size
-
-
-async def _size_of(operation: Operation, key: str) -> int | None:
-    try:
-        return int((await operation.call("head_object", key))["ContentLength"])
-    except MissingBlobError:
-        return None
+    """Whether a blob that was just written stays. Waits while a collector's tombstone is on it."""
+    while (state := await blob_state(operation, key)).has_tombstone:
+        operation.problem = "a garbage collector is deleting this blob; it is stored again after that"
+        await asyncio.sleep(TOMBSTONE_POLL_S)
+    return state.size_bytes == size
 
 
 def _measure(path: Path) -> tuple[int, str]:
-    hasher = hashlib.sha256()
+    """Size and SHA-256 of a file."""
+    hasher, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while data := file.read(HASH_BYTES):
+        while data := file.read(HASH_CHUNK_BYTES):
             hasher.update(data)
-        return file.tell(), hasher.hexdigest()
+            size += len(data)
+    return size, hasher.hexdigest()

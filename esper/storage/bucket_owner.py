@@ -1,6 +1,6 @@
-"""Whose bucket it is: the object ``owner`` holds the id of the Kafka cluster whose log names the blobs.
+"""The owner of a bucket: the object ``owner`` holds the id of the Kafka cluster whose log references the blobs.
 
-A collector that knows another log would take every blob of the first for unreferenced.
+A garbage collector that reads another cluster's log would see every blob of the first as unreferenced.
 """
 
 from esper.errors import ConflictError, MissingBlobError
@@ -12,32 +12,32 @@ KEY = "owner"
 MAX_BYTES = 1_000
 
 
-async def claim(client: S3Client, cluster_id: str) -> str:
-    """Make the bucket this cluster's unless it is somebody's; gives the cluster that it belongs to."""
-    async with client.operation("claim") as operation:
-        known = await _owner(operation)
-        if known is None:
-            await put(operation, KEY, cluster_id.encode())
-            known = await _owner(operation)  # another one may have come between
-        return known or cluster_id
-
-
 async def verify_owner(client: S3Client, cluster_id: str) -> None:
-    """See that the bucket is this cluster's; it is from now on if it was nobody's.
+    """Check that the bucket belongs to this cluster; a bucket without an owner belongs to it from now on.
 
     Raises:
-        ConflictError: it belongs to another cluster.
+        ConflictError: the bucket belongs to another cluster.
     """
-    owner = await claim(client, cluster_id)
+    owner = await _claim(client, cluster_id)
     if owner != cluster_id:
         raise ConflictError(
             f"bucket {client.s3.bucket!r} belongs to Kafka cluster {owner}, and these projections to {cluster_id}: the "
-            f"blobs of the other one would look unreferenced. Name the right bucket (ESPER_S3__BUCKET); if cluster "
-            f"{owner} is gone for good, delete the object {KEY!r} from the bucket"
+            f"blobs of the other cluster would look unreferenced. Set ESPER_S3__BUCKET to the right bucket; if cluster "
+            f"{owner} no longer exists, delete the object {KEY!r} from the bucket"
         )
 
 
-async def _owner(operation: Operation) -> str | None:
+async def _claim(client: S3Client, cluster_id: str) -> str:
+    """Claim the bucket unless it has an owner; returns the owner."""
+    async with client.operation("claim") as operation:
+        owner = await _read_owner(operation)
+        if owner is None:
+            await put(operation, KEY, cluster_id.encode())
+            owner = await _read_owner(operation)  # another claim may have come in between
+        return owner or cluster_id
+
+
+async def _read_owner(operation: Operation) -> str | None:
     data = bytearray()
     try:
         await download(operation, KEY, data.extend, max_bytes=MAX_BYTES)

@@ -1,7 +1,7 @@
-"""Deletes blobs that nothing references, each under a mark that those who store see (see ``marks``).
+"""Deletes unreferenced blobs, each under a tombstone that concurrent writers see (``esper.storage.tombstones``).
 
-Does not know what is referenced: it is told what is doomed. Invariant: a blob that was written
-after ``older_than`` is not deleted, however late that write came.
+``esper.streams.blob_collection`` decides which blobs are unreferenced. Invariant: a blob that was written after
+``older_than`` is not deleted, however late that write arrives.
 """
 
 import asyncio
@@ -13,62 +13,78 @@ from esper.errors import UnavailableError
 from esper.storage.blob_keys import StoredBlob, key_of
 from esper.storage.blobs import BlobStore
 from esper.storage.s3_client import Operation
-from esper.storage.tombstones import DELETE_S, mark, standing, unmark
+from esper.storage.tombstones import DELETE_TIMEOUT_S, blob_state, remove_tombstone, write_tombstone
 
-MAX_PARALLEL = 10
+MAX_PARALLEL_DELETES = 10
 
 
 @dataclass(slots=True)
 class Collected:
-    """What became of the doomed. ``unsure``: S3 did not say whether it deleted them; the next collector sees."""
+    """The result of a collection.
+
+    Args:
+        deleted: the blobs that were deleted.
+        revived: kept, because they were written again.
+        missing: deleted already by another collector.
+        unconfirmed: S3 did not confirm the delete; the next collection tries again.
+    """
 
     deleted: list[StoredBlob] = field(default_factory=list)
     revived: list[StoredBlob] = field(default_factory=list)
-    gone: list[StoredBlob] = field(default_factory=list)
-    unsure: list[StoredBlob] = field(default_factory=list)
+    missing: list[StoredBlob] = field(default_factory=list)
+    unconfirmed: list[StoredBlob] = field(default_factory=list)
 
 
 async def collect(
     blobs: BlobStore,
-    doomed: Sequence[StoredBlob],
+    garbage: Sequence[StoredBlob],
     older_than: datetime,
     progress: Callable[[], None] = lambda: None,
 ) -> Collected:
-    """Delete the doomed that nobody wrote since ``older_than`` (by S3's clock).
+    """Delete blobs that were not written since ``older_than`` (by S3's clock).
+
+    Args:
+        garbage: blobs that nothing references.
+        progress: called after each blob.
 
     Raises:
-        NotAllowedError: S3 refuses it.
+        NotAllowedError: S3 refuses these credentials.
     """
-    done, todo = Collected(), list(reversed(doomed))
+    collected, remaining = Collected(), list(reversed(garbage))
 
     async def keep_deleting() -> None:
-        while todo:
-            blob = todo.pop()
+        while remaining:
+            blob = remaining.pop()
             try:
-                async with blobs.client.operation("delete", DELETE_S) as operation:
-                    fate = await _delete(operation, blob, older_than, done)
+                async with blobs.client.operation("delete", DELETE_TIMEOUT_S) as operation:
+                    result = await _delete(operation, blob, older_than, collected)
             except UnavailableError:
-                fate = done.unsure
-            fate.append(blob)
+                result = collected.unconfirmed
+            result.append(blob)
             progress()
 
-    # no TaskGroup: a delete that is cancelled half-way may still arrive, so the others are not
-    results = await asyncio.gather(*(keep_deleting() for _n in range(MAX_PARALLEL)), return_exceptions=True)
+    # no TaskGroup: it would cancel the other deletes, and a cancelled request may still arrive
+    results = await asyncio.gather(*(keep_deleting() for _n in range(MAX_PARALLEL_DELETES)), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
-    return done
+    return collected
 
 
-async def _delete(operation: Operation, blob: StoredBlob, older_than: datetime, done: Collected) -> list[StoredBlob]:
-    """Mark, look, delete, unmark; the list that the blob belongs in. The mark stays while a delete may be under way."""
+async def _delete(
+    operation: Operation, blob: StoredBlob, older_than: datetime, collected: Collected
+) -> list[StoredBlob]:
+    """Write the tombstone, check the blob's age, delete it, remove the tombstone; returns the blob's result list.
+
+    The tombstone stays while a delete may be in flight.
+    """
     key = key_of(blob.kind, blob.digest)
-    await mark(operation, key)
-    found = await standing(operation, key)
-    if found.modified_at is None or found.modified_at >= older_than:
-        await unmark(operation, key)
-        return done.gone if found.modified_at is None else done.revived
-    answer = await operation.once("delete_object", key)
-    if not answer["ResponseMetadata"].get("RetryAttempts"):
-        await unmark(operation, key)
-    return done.deleted
+    await write_tombstone(operation, key)
+    state = await blob_state(operation, key)
+    if state.modified_at is None or state.modified_at >= older_than:
+        await remove_tombstone(operation, key)
+        return collected.missing if state.modified_at is None else collected.revived
+    response = await operation.once("delete_object", key)
+    if not response["ResponseMetadata"].get("RetryAttempts"):
+        await remove_tombstone(operation, key)
+    return collected.deleted

@@ -1,4 +1,4 @@
-"""What the bucket has, held against what is referenced: missing, altered, unreferenced."""
+"""Compares the bucket with the references to its blobs: finds missing, altered and unreferenced blobs."""
 
 import asyncio
 import random
@@ -12,13 +12,16 @@ from esper.storage.blobs import BlobStore
 
 MAX_PARALLEL_READS = 10
 
-Name = tuple[BlobKind, str]
+BlobName = tuple[BlobKind, str]
 """Kind and digest of a blob."""
+
+References = Mapping[BlobName, Collection[str]]
+"""Blob -> what references it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A blob with which something is wrong, and who references it."""
+    """A referenced blob with a problem."""
 
     kind: BlobKind
     digest: str
@@ -28,45 +31,53 @@ class Finding:
 
 @dataclass(slots=True)
 class Inspection:
-    """What an inspection found. ``unreferenced`` are no fault: an upload may not be registered yet."""
+    """The result of an inspection.
+
+    Args:
+        num_referenced: blobs that something references.
+        num_read: blobs that were read and verified.
+        num_bytes: bytes that were read.
+        local_only: checkpoints that are only on the disks of their trainers; no fault.
+        unreferenced: no fault: an upload may not be registered yet.
+    """
 
     num_referenced: int = 0
     num_read: int = 0
     num_bytes: int = 0
     missing: list[Finding] = field(default_factory=list)
     altered: list[Finding] = field(default_factory=list)
-    elsewhere: list[Name] = field(default_factory=list)
+    local_only: list[BlobName] = field(default_factory=list)
     unreferenced: list[StoredBlob] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything that is referenced is there, as its name says."""
+        """Whether every referenced blob is in the bucket and unaltered, as far as it was read."""
         return not self.missing and not self.altered
 
 
-async def stored_blobs(blobs: BlobStore) -> dict[Name, StoredBlob]:
-    """Everything that the bucket has."""
+async def stored_blobs(blobs: BlobStore) -> dict[BlobName, StoredBlob]:
+    """Every blob in the bucket."""
     return {(kind, b.digest): b for kind in BlobKind async for b in blobs.blobs(kind)}
 
 
 async def inspect(
     blobs: BlobStore,
-    references: Mapping[Name, Collection[str]],
+    references: References,
     *,
     share: float = 1.0,
     rng: random.Random | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _todo: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
-    """See that every referenced blob is there, and read a share of them through.
+    """Check that every referenced blob is in the bucket, and read and verify a share of them.
 
-    A checkpoint that the bucket never had is not missing: trainers keep theirs on disk.
+    A checkpoint that is not in the bucket is not missing: trainers keep theirs on disk.
 
     Args:
-        references: the blobs that are referenced, and by what.
-        share: 0..1, of those that are there; chosen by ``rng``.
+        share: the fraction of blobs to read, from 0 to 1, chosen by ``rng``.
+        progress: called with the numbers of blobs read and to be read.
 
     Raises:
-        NotAllowedError, UnavailableError: S3 does not let itself be read.
+        NotAllowedError, UnavailableError: S3 refuses these credentials, or does not answer.
     """
     stored = await stored_blobs(blobs)
     found = Inspection(num_referenced=len(references))
@@ -74,41 +85,41 @@ async def inspect(
     for name in references:
         if name not in stored:
             if name[0] is BlobKind.CHECKPOINT:
-                found.elsewhere.append(name)
+                found.local_only.append(name)
             else:
                 found.missing.append(_finding(name, references, "the bucket does not have it"))
-    there = sorted(name for name in references if name in stored)
+    readable = sorted(name for name in references if name in stored)
     if share < 1.0:
-        there = (rng or random.Random()).sample(there, round(share * len(there)))
-    await _read_through(blobs, there, references, found, progress)
+        readable = (rng or random.Random()).sample(readable, round(share * len(readable)))
+    await _read_all(blobs, readable, references, found, progress)
     found.missing.sort(key=lambda f: (f.kind, f.digest))
     found.altered.sort(key=lambda f: (f.kind, f.digest))
     return found
 
 
-async def _read_through(
+async def _read_all(
     blobs: BlobStore,
-    names: list[Name],
-    references: Mapping[Name, Collection[str]],
+    names: list[BlobName],
+    references: References,
     found: Inspection,
     progress: Callable[[int, int], None],
 ) -> None:
-    todo, num = list(reversed(names)), len(names)
+    remaining, total = list(reversed(names)), len(names)
 
     async def keep_reading() -> None:
-        while todo:
-            name = todo.pop()
+        while remaining:
+            name = remaining.pop()
             kind, digest = name
             try:
                 found.num_bytes += await blobs.check(digest, kind=kind)
             except MissingBlobError:
-                found.missing.append(_finding(name, references, "it went while the bucket was read"))
+                found.missing.append(_finding(name, references, "it was deleted during the inspection"))
             except AlteredBlobError as error:
                 found.altered.append(_finding(name, references, str(error)))
             found.num_read += 1
-            progress(found.num_read, num)
+            progress(found.num_read, total)
 
-    progress(0, num)
+    progress(0, total)
     readers = [asyncio.create_task(keep_reading()) for _n in range(MAX_PARALLEL_READS)]
     try:
         await asyncio.gather(*readers)
@@ -118,12 +129,12 @@ async def _read_through(
         await asyncio.gather(*readers, return_exceptions=True)
 
 
-def _finding(name: Name, references: Mapping[Name, Collection[str]], problem: str) -> Finding:
+def _finding(name: BlobName, references: References, problem: str) -> Finding:
     return Finding(*name, problem, tuple(sorted(references[name])))
 
 
 def collectable(
-    stored: Mapping[Name, StoredBlob], referenced: Collection[str], older_than: datetime
+    stored: Mapping[BlobName, StoredBlob], referenced: Collection[str], older_than: datetime
 ) -> list[StoredBlob]:
-    """The blobs that may go: no digest in ``referenced``, whatever its kind, and not written since ``older_than``."""
+    """The blobs that may be deleted: not written since ``older_than``, and their digest is not in ``referenced``."""
     return [b for b in stored.values() if b.digest not in referenced and b.modified_at < older_than]

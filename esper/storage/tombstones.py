@@ -1,13 +1,13 @@
-"""How a collector and those who store agree, with S3 alone between them: an empty object marks a blob as doomed.
+"""Tombstones let a garbage collector and writers agree through S3 alone: an empty object marks a blob for deletion.
 
-The collector marks a blob, looks at its age, deletes it, takes the mark away. Whoever stores a blob writes
-it, then asks with one listing for the blob and its mark, until there is no mark: a blob that is there
-then stays, one that is not is written again. Take any order of these calls. If the collector looked
-after the write, the blob is young and he leaves it. If he looked before it, then at the listing either the
-mark is still there, or the collector is through, and a blob that he took is not there. The storer sees both.
+The collector writes a tombstone, checks the blob's age, deletes the blob, and removes the tombstone. A writer writes
+the blob, then lists the blob and its tombstone until there is no tombstone: a blob that the last listing shows stays,
+one that it does not show is written again. This is correct for every order of these calls. If the collector checked
+after the write, the blob is young and is kept. If it checked before the write, then at the listing either the
+tombstone is still there, or the collector has finished and a blob that it deleted is missing. The writer sees both.
 
-Relies on S3 showing every write to every later read, as it does since December 2020. A mark whose
-collector died is of no use once none of his requests can arrive any more, ``MARK_S`` after it was made.
+Relies on S3's strong read-after-write consistency (since December 2020). The tombstone of a crashed collector expires
+``TOMBSTONE_TTL_S`` after it was written, when none of the collector's requests can arrive any more.
 """
 
 from dataclasses import dataclass
@@ -17,48 +17,49 @@ from typing import Any
 
 from esper.storage.s3_client import Operation, S3Client
 
-SUFFIX = ".doomed"
-DELETE_S = 20.0  # a collector's time from the mark to the delete of one blob
-LATE_S = 30 * 60.0  # S3 refuses a request signed 15 min ago; one signed by a clock that is 15 min ahead, later
-MARK_S = DELETE_S + LATE_S
+SUFFIX = ".doomed"  # of a tombstone's key; part of the format of existing buckets
+DELETE_TIMEOUT_S = 20.0  # from writing the tombstone to deleting the blob
+MAX_REQUEST_DELAY_S = 30 * 60.0  # S3 refuses requests signed 15 min ago; a clock 15 min fast doubles that
+TOMBSTONE_TTL_S = DELETE_TIMEOUT_S + MAX_REQUEST_DELAY_S
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What one listing says of a blob. Size and time are None where the bucket does not have it."""
+class BlobState:
+    """A blob and its tombstone in one listing. Size and time are None where the bucket does not have the blob."""
 
     size_bytes: int | None
     modified_at: datetime | None
-    is_doomed: bool
-
-
-def time_of(answer: Any) -> datetime:
-    """S3's clock, when it gave an answer."""
-    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    has_tombstone: bool
 
 
 async def server_time(client: S3Client) -> datetime:
-    """S3's clock, now."""
+    """The current time by S3's clock."""
     async with client.operation("clock") as operation:
-        return time_of(await operation.call("list_objects_v2", MaxKeys=1))
+        return _response_time(await operation.call("list_objects_v2", MaxKeys=1))
 
 
-async def standing(operation: Operation, key: str) -> Standing:
-    """A blob and its mark, in one listing."""
+async def blob_state(operation: Operation, key: str) -> BlobState:
+    """The state of a blob and its tombstone, from one listing."""
     page = await operation.call("list_objects_v2", Prefix=key, MaxKeys=2)
     rows = {row["Key"]: row for row in page.get("Contents", [])}
-    mark, blob = rows.get(key + SUFFIX), rows.get(key)
-    is_doomed = mark is not None and time_of(page) - mark["LastModified"] < timedelta(seconds=MARK_S)
+    tombstone, blob = rows.get(key + SUFFIX), rows.get(key)
+    lifetime = timedelta(seconds=TOMBSTONE_TTL_S)
+    has_tombstone = tombstone is not None and _response_time(page) - tombstone["LastModified"] < lifetime
     if blob is None:
-        return Standing(None, None, is_doomed)
-    return Standing(int(blob["Size"]), blob["LastModified"], is_doomed)
+        return BlobState(None, None, has_tombstone)
+    return BlobState(int(blob["Size"]), blob["LastModified"], has_tombstone)
 
 
-async def mark(operation: Operation, key: str) -> None:
-    """Say that a blob is about to be deleted; it must not be before this returns, nor after ``DELETE_S``."""
+async def write_tombstone(operation: Operation, key: str) -> None:
+    """Mark a blob for deletion. It may be deleted after this returns, and within ``DELETE_TIMEOUT_S``."""
     await operation.call("put_object", key + SUFFIX, Body=b"", ContentLength=0)
 
 
-async def unmark(operation: Operation, key: str) -> None:
-    """The blob is dealt with, and no request to delete it is still under way."""
+async def remove_tombstone(operation: Operation, key: str) -> None:
+    """Remove a tombstone; no request to delete the blob may be in flight."""
     await operation.call("delete_object", key + SUFFIX)
+
+
+def _response_time(response: Any) -> datetime:
+    """When S3 sent a response, by its clock."""
+    return parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])

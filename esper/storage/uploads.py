@@ -1,8 +1,8 @@
-"""Writing one object: in one request, or a file in parts.
+"""Uploads one object: bytes in one request, or a file in parts.
 
-Invariant: an object is there whole or not at all. S3 shows what a PUT or a completed upload gave it,
-never a part of it, and checks the MD5 of every body. What a dead process leaves is an upload that was
-not completed: no reader sees it, ``dead_uploads`` finds it.
+Invariant: an object is in the bucket whole or not at all. S3 shows the result of a PUT or a completed upload, never a
+part of it, and verifies the MD5 of every body. A crashed process leaves an incomplete upload: no reader sees it,
+``dead_uploads`` finds it. Multipart uploads are for checkpoints in S3 (``BlobStore.put_file``).
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from typing import Any, BinaryIO
 from esper.errors import ContractError, EsperError, MissingBlobError, UnavailableError
 from esper.storage.s3_client import Operation, S3Client, UploadGoneError
 
-PART_BYTES = 8 * 1024 * 1024  # S3 wants 5 MiB at least
-MAX_PARTS = 10_000  # S3's limit; larger files get larger parts
-MAX_PARALLEL_PARTS = 3  # of one file: they are in memory
-MAX_RESTARTS = 5  # of a whole upload that S3 has lost
-ABORT_S = 5.0
+PART_BYTES = 8 * 1024 * 1024  # S3 requires at least 5 MiB
+MAX_PARTS = 10_000  # S3's limit; a larger file has larger parts
+MAX_PARALLEL_PARTS = 3  # of one file; each is in memory
+MAX_RESTARTS = 5  # of an upload that S3 has lost
+ABORT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeadUpload:
-    """A multipart upload that was begun and not completed."""
+    """A multipart upload that was started and not completed."""
 
     key: str
     upload_id: str
@@ -35,19 +35,21 @@ class DeadUpload:
 
 
 async def put(operation: Operation, key: str, data: bytes) -> None:
-    """Write an object in one request."""
+    """Upload an object in one request."""
     await _send(operation, "put_object", key, data, await _checksums(data))
-    operation.progressed(len(data))
+    operation.note_progress(len(data))
 
 
 async def put_file(operation: Operation, key: str, path: Path, size: int, digest: str) -> None:
-    """Write a file in parts, a few at a time, of which no more is in memory.
+    """Upload a file in parts; at most ``MAX_PARALLEL_PARTS`` of them are in memory.
 
     Args:
-        size, digest: what the file was found to have; another one is not completed.
+        size: of the file, in bytes.
+        digest: the SHA-256 of the file. The upload is not completed if the file no longer has this size and digest.
 
     Raises:
-        ContractError: the file changed meanwhile.
+        ContractError: the file changed during the upload.
+        UnavailableError: S3 lost the upload ``MAX_RESTARTS`` times.
     """
     for restart in range(MAX_RESTARTS):
         created = await operation.call("create_multipart_upload", key)
@@ -56,7 +58,7 @@ async def put_file(operation: Operation, key: str, path: Path, size: int, digest
             parts = await _send_parts(operation, key, upload_id, path, size, digest)
             await _complete(operation, key, upload_id, parts, size)
         except UploadGoneError as error:
-            operation.trouble = str(error)
+            operation.problem = str(error)
             operation.num_retries += 1
             if restart == MAX_RESTARTS - 1:
                 raise UnavailableError(f"S3 lost the upload of {key} {MAX_RESTARTS} times: {error}") from error
@@ -68,13 +70,13 @@ async def put_file(operation: Operation, key: str, path: Path, size: int, digest
 
 
 async def dead_uploads(client: S3Client) -> AsyncIterator[DeadUpload]:
-    """Every upload in the bucket that was not completed, those under way among them."""
+    """Every upload in the bucket that is not completed, including those in progress."""
     markers: dict[str, str] = {}
     while True:
         async with client.operation("list_uploads") as operation:
             try:
                 page = await operation.call("list_multipart_uploads", **markers)
-            except UploadGoneError:  # what rclone says where there are none
+            except UploadGoneError:  # the response of rclone where there are none
                 return
         for upload in page.get("Uploads", []):
             yield DeadUpload(upload["Key"], upload["UploadId"], upload["Initiated"])
@@ -84,7 +86,7 @@ async def dead_uploads(client: S3Client) -> AsyncIterator[DeadUpload]:
 
 
 async def abort_upload(client: S3Client, upload: DeadUpload) -> None:
-    """Give its parts up. Fine where somebody did so already."""
+    """Abort an upload and delete its parts. Succeeds if it was aborted already."""
     async with client.operation("abort_upload") as operation:
         try:
             await operation.call("abort_multipart_upload", upload.key, UploadId=upload.upload_id)
@@ -101,38 +103,38 @@ async def _send_parts(
     digest: str,
 ) -> list[dict[str, Any]]:
     part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
-    hasher, in_order = hashlib.sha256(), asyncio.Lock()
+    hasher, read_lock = hashlib.sha256(), asyncio.Lock()
     parts: list[dict[str, Any]] = []
 
     async def keep_sending(file: BinaryIO) -> None:
         while True:
-            async with in_order:
+            async with read_lock:
                 data = await asyncio.to_thread(_read_part, file, part_bytes, hasher)
                 if not data:
                     return
                 part: dict[str, Any] = {"PartNumber": len(parts) + 1}
                 parts.append(part)
-            named = {"UploadId": upload_id, "PartNumber": part["PartNumber"], **_md5(data)}
-            sent = await _send(operation, "upload_part", key, data, named)
-            part["ETag"] = sent["ETag"]
-            operation.progressed(len(data))
+            options = {"UploadId": upload_id, "PartNumber": part["PartNumber"], **_md5(data)}
+            response = await _send(operation, "upload_part", key, data, options)
+            part["ETag"] = response["ETag"]
+            operation.note_progress(len(data))
 
     try:
         with path.open("rb") as file:
-            async with asyncio.TaskGroup() as sending:
+            async with asyncio.TaskGroup() as tasks:
                 for _number in range(MAX_PARALLEL_PARTS):
-                    sending.create_task(keep_sending(file))
+                    tasks.create_task(keep_sending(file))
     except BaseExceptionGroup as group:
         raise _first_error(group) from group
     if hasher.hexdigest() != digest:
-        raise ContractError(f"{path} changed while it was uploaded: upload what does not change")
+        raise ContractError(f"{path} changed while it was uploaded: upload it when nothing writes it")
     return parts
 
 
 async def _send(operation: Operation, method: str, key: str, data: bytes, options: dict[str, Any]) -> Any:
-    """A body is a stream of its own in each attempt: the one before may be half read."""
+    """Send a body. Each attempt has its own stream, because the one before may be partly read."""
     length = len(data)
-    return await operation.until_done(
+    return await operation.retry(
         lambda: operation.once(method, key, Body=io.BytesIO(data), ContentLength=length, **options)
     )
 
@@ -144,22 +146,22 @@ def _read_part(file: BinaryIO, part_bytes: int, hasher: Any) -> bytes:
 
 
 async def _complete(operation: Operation, key: str, upload_id: str, parts: list[dict[str, Any]], size: int) -> None:
-    """An answer that got lost looks like an upload that is gone: then the object itself says how it went."""
+    """Complete an upload. If S3 says that it is gone, a lost response may be the reason: check for the object."""
     try:
         await operation.call("complete_multipart_upload", key, UploadId=upload_id, MultipartUpload={"Parts": parts})
     except UploadGoneError:
         try:
-            found = await operation.call("head_object", key)
+            response = await operation.call("head_object", key)
         except MissingBlobError:
-            found = {"ContentLength": -1}
-        if found["ContentLength"] != size:
+            response = {"ContentLength": -1}
+        if response["ContentLength"] != size:
             raise
 
 
 async def _abort_soon(operation: Operation, key: str, upload_id: str) -> None:
-    """Within ``ABORT_S``; what is left then is found by ``dead_uploads``."""
+    """Abort within ``ABORT_TIMEOUT_S``; ``dead_uploads`` finds an upload that is left."""
     try:
-        async with asyncio.timeout(ABORT_S):
+        async with asyncio.timeout(ABORT_TIMEOUT_S):
             await operation.once("abort_multipart_upload", key, UploadId=upload_id)
     except (EsperError, TimeoutError):
         return

@@ -18,7 +18,7 @@ from esper.oona.dead_letters.redrive import find_dead_letters
 from esper.oona.log_reader import beginning_offsets, end_offsets
 from esper.schemas.topics import TELEMETRY, TOPICS, VIEWS
 from esper.storage.blob_keys import SHA256, BlobKind
-from esper.storage.inventory import Name
+from esper.storage.inventory import BlobName
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import check_cluster_id, check_position, stored_positions
@@ -34,9 +34,9 @@ _KINDS: Mapping[str, BlobKind] = {
 }
 
 
-async def referenced_blobs(connection: Connection) -> dict[Name, set[str]]:
+async def referenced_blobs(connection: Connection) -> dict[BlobName, set[str]]:
     """Every blob that the projections reference, with the referencing columns (``table.column``)."""
-    found: dict[Name, set[str]] = {}
+    found: dict[BlobName, set[str]] = {}
     for table, column in await _columns(connection, "sha256"):
         for (digest,) in await connection.fetch(f'SELECT DISTINCT "{column}" FROM "{table}" WHERE "{column}" <> \'\''):
             if SHA256.fullmatch(digest):

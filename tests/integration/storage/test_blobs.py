@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from support.conditions import wait_until_async
+from support.data.storage_stats import StorageStats
 from support.data.stored_blobs import folder_of, raw_client, some_bytes, store_long_ago
 
 from esper.config import S3Settings
@@ -31,10 +32,9 @@ from esper.errors import (
 )
 from esper.storage.blob_keys import BlobKind, key_of
 from esper.storage.blobs import MULTIPART_BYTES, BlobStore
-from esper.storage.call_stats import StorageStats
 from esper.storage.garbage_collection import collect
 from esper.storage.inventory import collectable, stored_blobs
-from esper.storage.tombstones import mark, server_time, unmark
+from esper.storage.tombstones import remove_tombstone, server_time, write_tombstone
 from esper.storage.uploads import PART_BYTES, abort_upload, dead_uploads
 
 WEEK = timedelta(days=7)
@@ -89,7 +89,7 @@ async def test_a_file_goes_in_parts_and_comes_back(blobs: BlobStore, big_file: P
 async def test_many_are_stored_at_once_and_each_operation_is_counted(stack: EmbeddedStack) -> None:
     stats, many = StorageStats(), [some_bytes() for _n in range(40)]
     async with BlobStore(stack.settings().need_s3(), stats.add) as blobs:
-        digests = await blobs.put_many(many)
+        digests = await asyncio.gather(*map(blobs.put, many))
         assert digests == [hashlib.sha256(data).hexdigest() for data in many]
         assert await asyncio.gather(*(blobs.get(d, max_bytes=1_000) for d in digests)) == many
         with pytest.raises(MissingBlobError, match="there is no kernels/0000"):
@@ -183,7 +183,7 @@ async def test_operations_go_on_when_s3_is_killed_and_comes_back(own_s3: Embedde
     many = [random.Random(n).randbytes(200_000) for n in range(60)]
     (tmp_path / "file").write_bytes(random.Random(61).randbytes(3 * MULTIPART_BYTES))
     async with BlobStore(settings_of(own_s3)) as blobs:
-        storing = [asyncio.create_task(blobs.put_many(many)), asyncio.create_task(blobs.put_file(tmp_path / "file"))]
+        storing = [asyncio.gather(*map(blobs.put, many)), asyncio.create_task(blobs.put_file(tmp_path / "file"))]
         for num_stored in (10, 30):
             await wait_until_async(lambda n=num_stored: has_stored(own_s3, n), what=f"{num_stored} blobs")
             own_s3.kill()
@@ -209,7 +209,7 @@ async def test_an_s3_that_stays_away_is_one_error_within_the_deadline(own_s3: Em
         digest = await blobs.put(b"x")
         own_s3.stop()
         for attempt in (blobs.get(digest, max_bytes=1), blobs.put(b"y"), blobs.exists(digest)):
-            with pytest.raises(UnavailableError, match=r"did not get on for 4 s; .*http://127\.0\.0\.1:"):
+            with pytest.raises(UnavailableError, match=r"made no progress for 4 s; .*http://127\.0\.0\.1:"):
                 await attempt
 
 
@@ -218,7 +218,7 @@ async def test_a_wrong_bucket_or_address_is_told_at_once(own_s3: EmbeddedS3) -> 
         for attempt in (blobs.put(b"x"), blobs.get("0" * 64, max_bytes=1)):
             with pytest.raises((ConfigError, MissingBlobError)):
                 await attempt
-    with pytest.raises(ConfigError, match="ESPER_S3__ENDPOINT_URL 'nonsense' is no address"):
+    with pytest.raises(ConfigError, match="ESPER_S3__ENDPOINT_URL 'nonsense' is not a URL"):
         async with BlobStore(settings_of(own_s3, endpoint_url="nonsense")):
             pass
 
@@ -244,12 +244,12 @@ async def test_who_stores_waits_while_a_collector_has_the_blob_in_hand(blobs: Bl
     data = some_bytes()
     digest = hashlib.sha256(data).hexdigest()
     async with blobs.client.operation("test") as operation:
-        await mark(operation, key_of(BlobKind.KERNEL, digest))
+        await write_tombstone(operation, key_of(BlobKind.KERNEL, digest))
         storing = asyncio.create_task(blobs.put(data))
         await wait_until_async(lambda: blobs.exists(digest))
         assert not storing.done()
         await operation.call("delete_object", key_of(BlobKind.KERNEL, digest))
-        await unmark(operation, key_of(BlobKind.KERNEL, digest))
+        await remove_tombstone(operation, key_of(BlobKind.KERNEL, digest))
     assert await storing == digest
     assert await blobs.get(digest, max_bytes=1_000) == data
 
@@ -259,10 +259,10 @@ async def test_nothing_that_is_stored_while_a_collector_runs_is_lost(own_s3: Emb
     async with BlobStore(settings_of(own_s3)) as blobs:
         digests = await store_long_ago(own_s3, *many)
         older_than = await server_time(blobs.client) - WEEK
-        doomed = collectable(await stored_blobs(blobs), (), older_than)
-        assert len(doomed) == len(many)
+        garbage = collectable(await stored_blobs(blobs), (), older_than)
+        assert len(garbage) == len(many)
         again = many[:30]
-        done, *_stored = await asyncio.gather(collect(blobs, doomed, older_than), *(blobs.put(d) for d in again * 2))
+        done, *_stored = await asyncio.gather(collect(blobs, garbage, older_than), *(blobs.put(d) for d in again * 2))
         left = {d for _kind, d in await stored_blobs(blobs)}
         assert left == set(digests[:30])
         assert {b.digest for b in done.deleted} >= set(digests[30:])

@@ -90,7 +90,7 @@ async def plan(settings: Settings, grace: timedelta = timedelta(days=7)) -> set[
         BlobStore(settings.need_s3()) as blobs,
         planned_collection(settings, blobs, grace, SOON_S) as planned,
     ):
-        return {b.digest for b in planned.doomed}
+        return {b.digest for b in planned.garbage}
 
 
 def test_nothing_is_collected_by_projections_that_were_never_folded(folded: EmbeddedStack) -> None:
@@ -132,7 +132,7 @@ def test_what_is_named_is_verified_and_kept_and_the_rest_goes(
     assert "altered" not in shown.stdout
 
     dry = json.loads(esper(folded, "gc", "--json").stdout)
-    assert junk_digest in {b["digest"] for b in dry["doomed"]}
+    assert junk_digest in {b["digest"] for b in dry["garbage"]}
     assert dry["deleted"] is None
     ran = esper(folded, "gc", "--delete")
     assert ran.exit_code == 0, ran.output
@@ -149,7 +149,7 @@ def test_what_is_named_is_verified_and_kept_and_the_rest_goes(
 
 async def store_now(stack: EmbeddedStack, *many: bytes) -> str:
     async with BlobStore(stack.settings().need_s3()) as blobs:
-        return (await blobs.put_many(many))[0]
+        return (await asyncio.gather(*map(blobs.put, many)))[0]
 
 
 async def everything(stack: EmbeddedStack) -> Any:
@@ -174,7 +174,7 @@ def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedS
         while not registering.done():
             async with planned_collection(settings, blobs, patience_s=30) as planned:
                 is_planned.set()
-                count += len((await collect(blobs, planned.doomed, planned.older_than)).deleted)
+                count += len((await collect(blobs, planned.garbage, planned.older_than)).deleted)
         return count
 
     async def both() -> int:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from support.data.storage_stats import StorageStats
 from support.proxies.s3_proxy import S3FaultProxy
 
 from esper.config import S3Settings
 from esper.embedded.s3 import EmbeddedS3
 from esper.errors import EsperError, MissingBlobError
 from esper.storage.blobs import MULTIPART_BYTES, BlobStore
-from esper.storage.call_stats import StorageStats
 from esper.storage.garbage_collection import collect
 from esper.storage.inventory import collectable, stored_blobs
 from esper.storage.tombstones import server_time
@@ -40,10 +40,10 @@ class ExpectedBlobs:
 
     kept: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    doomed: set[str] = field(default_factory=set)
+    garbage: set[str] = field(default_factory=set)
     sweepable: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
-    unsure: int = 0
+    unconfirmed: int = 0
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: list[str] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ class S3Storm:
             assert not lost, f"{len(lost)} lost: {lost[:3]}"
             late = {path.rpartition("/")[2] for path in self._proxy.unanswered_puts}
             assert not expected.deleted & stored - late, "deleted, and still stored"
-            assert not stored - {*expected.kept, *expected.files, *expected.doomed}, "never stored"
+            assert not stored - {*expected.kept, *expected.files, *expected.garbage}, "never stored"
             for kind, digest in await stored_blobs(blobs):
                 await blobs.check(digest, kind=kind)  # raises for a torn blob
 
@@ -130,7 +130,7 @@ class S3Storm:
         data = self._rng.randbytes(self._rng.randrange(MAX_BLOB_BYTES))
         digest = hashlib.sha256(data).hexdigest()
         if self._rng.random() < DOOMED_SHARE:
-            self.expected.doomed.add(digest)
+            self.expected.garbage.add(digest)
             await blobs.put(data)
             self.expected.sweepable.add(
                 digest
@@ -158,8 +158,8 @@ class S3Storm:
         now = await server_time(blobs.client)
         old = collectable(stored, referenced, now + timedelta(days=1))
         done = await collect(blobs, old, now + timedelta(days=1))
-        self.expected.deleted |= {b.digest for b in (*done.deleted, *done.gone)}
-        self.expected.unsure += len(done.unsure)
+        self.expected.deleted |= {b.digest for b in (*done.deleted, *done.missing)}
+        self.expected.unconfirmed += len(done.unconfirmed)
 
 
 def summary(storm: S3Storm, proxy: S3FaultProxy, seconds: float, seed: int) -> str:
@@ -170,7 +170,7 @@ def summary(storm: S3Storm, proxy: S3FaultProxy, seconds: float, seed: int) -> s
     lines = [
         f"{num:,} operations, seed {seed}, in {seconds:.1f} s: {num / seconds:.0f}/s; {len(storm.expected.failures)} failed; "
         f"{faults:,} faults in {proxy.num_requests:,} requests, {retries:,} retries by Esper; "
-        f"{len(storm.expected.deleted):,} collected, {storm.expected.unsure} unsure",
+        f"{len(storm.expected.deleted):,} collected, {storm.expected.unconfirmed} unconfirmed",
         "faults: " + ", ".join(f"{name} {count}" for name, count in sorted(proxy.counts.items())),
         f"{'ms':<12}{'count':>7}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}",
     ]

@@ -14,7 +14,7 @@ from esper.storage import blobs as blobs_module
 from esper.storage.blob_keys import BlobKind, StoredBlob, key_of
 from esper.storage.blobs import BlobStore
 from esper.storage.garbage_collection import Collected, collect
-from esper.storage.tombstones import MARK_S, SUFFIX
+from esper.storage.tombstones import SUFFIX, TOMBSTONE_TTL_S
 
 S3 = S3Settings.model_validate({"endpoint_url": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"})
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -71,7 +71,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     async def at_once(work: Any, *arguments: Any) -> Any:
         return work(*arguments)
 
-    monkeypatch.setattr(blobs_module, "MARK_POLL_S", 0.0)
+    monkeypatch.setattr(blobs_module, "TOMBSTONE_POLL_S", 0.0)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
 
 
@@ -116,7 +116,7 @@ def test_what_nobody_stores_again_goes_once(choices: list[int]) -> None:
 def test_the_mark_of_a_dead_collector_holds_nobody_up_for_ever() -> None:
     async def scenario() -> None:
         s3 = OneAtATime([])
-        s3.objects[key_of(BlobKind.KERNEL, DIGEST) + SUFFIX] = (b"", NOW - timedelta(seconds=MARK_S + 1))
+        s3.objects[key_of(BlobKind.KERNEL, DIGEST) + SUFFIX] = (b"", NOW - timedelta(seconds=TOMBSTONE_TTL_S + 1))
         assert await s3.run(store(s3).put(DATA)) == [DIGEST]
 
     asyncio.run(scenario())
