@@ -1,1 +1,1 @@
-"""Tolaria trains, and starts the other services."""
+"""Tolaria, the trainer: trains models and starts the other services."""

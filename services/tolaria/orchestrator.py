@@ -1,7 +1,7 @@
-"""Starts Esper's services in their order and keeps them: oona, urza, tamiyo.
+"""Starts Esper's services (oona, urza, tamiyo) in order, and restarts those that die.
 
-Owns the child processes, not what they do. Invariant: a service is started only when the
-one before it is ready, and none outlives the orchestrator, however that ends.
+Owns the child processes, not what they do. Invariant: a service starts only when the one before it is ready, and none
+outlives the orchestrator, however that ends.
 """
 
 import os
@@ -19,9 +19,9 @@ from esper.embedded.processes import ChildProcess
 from esper.errors import UnavailableError
 from esper.logging import get_logger
 
-START_TIMEOUT_S = 90.0  # a service that is not ready by then is given up
-HEALTH_INTERVAL_S = 10.0  # how long a dead service can go unseen
-MAX_RESTARTS = 5  # of one service; then it stays down and health says so
+START_TIMEOUT_S = 90.0  # then starting a service fails
+HEALTH_INTERVAL_S = 10.0  # how long a dead service can go unnoticed
+MAX_RESTARTS = 5  # of one service; then it stays down, as `health` shows
 POLL_S = 0.1
 
 _log = get_logger(__name__)
@@ -29,15 +29,15 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """One service: how it is started, and the line in its log that says it is ready."""
+    """One service: the command that starts it, and the text in its log once it is ready."""
 
     name: str
     command: tuple[str, ...]
-    ready_line: str
+    ready_text: str
 
 
 def standard_services() -> tuple[ServiceSpec, ...]:
-    """The services of a stack, in the order in which they depend on one another."""
+    """The services of a stack, each after those that it depends on."""
     scripts = Path(sys.executable).parent
     esper = str(scripts / "esper")
     worker = (str(scripts / "faust"), "-A", "esper.streams", "worker", "--without-web")
@@ -50,7 +50,7 @@ def standard_services() -> tuple[ServiceSpec, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ServiceHealth:
-    """How a service stands."""
+    """The state of a service."""
 
     name: str
     is_alive: bool
@@ -62,10 +62,10 @@ class Orchestrator:
     """Context manager around the services of one stack.
 
     Args:
-        services: in start order; stopped in the reverse one.
-        environment: the ESPER_ variables that say where the stack is.
+        services: in start order; they stop in reverse order.
+        environment: the ESPER_ variables with the addresses of the stack.
         log_folder: gets one file per service.
-        report: told, in a few words, what is being waited for.
+        report: called with a short text before each service starts.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Orchestrator:
         self._exits.close()
 
     def health(self) -> tuple[ServiceHealth, ...]:
-        """How each service stands now."""
+        """The current state of each service."""
         return tuple(
             ServiceHealth(s.name, self._children[s.name].is_alive, self._restarts[s.name], self.log_of(s.name))
             for s in self._specs
@@ -115,7 +115,7 @@ class Orchestrator:
         return self._children[name]
 
     def log_of(self, name: str) -> Path:
-        """The file that has what a service printed."""
+        """The file with the output of a service."""
         return self._log_folder / f"{name}.log"
 
     def _start(self, spec: ServiceSpec) -> None:
@@ -129,13 +129,16 @@ class Orchestrator:
 
     def _wait_until_ready(self, spec: ServiceSpec) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while spec.ready_line not in self._log_text(spec.name):
+        while spec.ready_text not in self._log_text(spec.name):
             if not self._children[spec.name].is_alive:
-                raise UnavailableError(f"{spec.name} ended while starting:\n{self._tail(spec.name)}")
+                raise UnavailableError(
+                    f"{spec.name} exited while starting; its log ({self.log_of(spec.name)}) ends with:\n"
+                    f"{self._log_tail(spec.name)}"
+                )
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"{spec.name} was not ready after {START_TIMEOUT_S:.0f} s; its log "
-                    f"({self.log_of(spec.name)}) ends with:\n{self._tail(spec.name)}"
+                    f"{spec.name} is not ready after {START_TIMEOUT_S:.0f} s; its log "
+                    f"({self.log_of(spec.name)}) ends with:\n{self._log_tail(spec.name)}"
                 )
             self._stopping.wait(POLL_S)
 
@@ -151,5 +154,5 @@ class Orchestrator:
         path = self.log_of(name)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def _tail(self, name: str, num_lines: int = 15) -> str:
+    def _log_tail(self, name: str, num_lines: int = 15) -> str:
         return "\n".join(self._log_text(name).splitlines()[-num_lines:])

@@ -63,7 +63,7 @@ def compare(
     policy except `random` ended with, trained from scratch. Gains are paired by run; intervals are 95 %.
     """
     from esper.services.tamiyo.versions.publication import read_fitted
-    from esper.services.tolaria.corpus.training_corpus import CorpusSettings, plans
+    from esper.services.tolaria.corpus.training_corpus import CorpusSettings, draw_plans
 
     unknown = [name for name in policies if name not in ENVIRONMENTS]
     if unknown:
@@ -77,7 +77,7 @@ def compare(
     configure_logging(settings.logging.model_copy(update={"level": "WARNING"}))
     common = CorpusSettings(seed, folder.resolve(), min_boundary_interval, 0.0)
     groups = {"held-out runs": (common, runs), "held-out hosts": (replace(common, uses_held_out_hosts=True), hosts)}
-    plans_by_title = {title: list(islice(plans(corpus), num)) for title, (corpus, num) in groups.items() if num}
+    plans_by_title = {title: list(islice(draw_plans(corpus), num)) for title, (corpus, num) in groups.items() if num}
     if fitted is not None:
         with running_services(common.folder, ENVIRONMENTS["schedule"]):
             _activate_fitted(fitted)
@@ -139,31 +139,31 @@ class _Comparison:
         self._train(study.OTHER_BATCHES, study.train_on_other_batches, self._plans)
         for policy in policies:
             with running_services(self._folder, ENVIRONMENTS[policy]):
-                renamed = {title: study.under(policy, plans, tag) for title, plans in self._plans.items()}
+                renamed = {title: study.plans_under_policy(policy, plans, tag) for title, plans in self._plans.items()}
                 self._train(policy, train_plan, renamed)
             if policy != "random":
-                grown = {title: study.from_scratch(trained[policy]) for title, trained in self._trained.items()}
+                grown = {title: study.from_scratch_plans(trained[policy]) for title, trained in self._trained.items()}
                 self._train(f"{policy}, {study.FROM_SCRATCH}", study.train_from_scratch, grown)
         return self._rows()
 
     def _rows(self) -> dict[str, list["Row"]]:
-        from esper.services.tolaria.study.policy_study import rows_of
+        from esper.services.tolaria.study.policy_study import study_rows
 
-        return {title: rows_of(trained) for title, trained in self._trained.items()}
+        return {title: study_rows(trained) for title, trained in self._trained.items()}
 
     def _train(self, name: str, train: "PlanTrainer", plans: "Mapping[str, Sequence[RunPlan]]") -> None:
         from esper.services.tolaria.corpus.training_corpus import train_plans
-        from esper.services.tolaria.study.policy_study import in_order
+        from esper.services.tolaria.study.policy_study import in_plan_order
 
         began = time.monotonic()
         every = [plan for some in plans.values() for plan in some]
-        ended = train_plans(every, self._settings, how=train, num_processes=self._num_processes)
+        ended = train_plans(every, self._settings, train=train, num_processes=self._num_processes)
         for run in ended:
-            if run.problem:
-                print_line(escape(f"{run.plan.run_id} failed: {run.problem}"))
+            if run.error:
+                print_line(escape(f"{run.plan.run_id} failed: {run.error}"))
         print_line(f"{name}: {len(ended)} runs in {time.monotonic() - began:.0f} s")
         for title, some in plans.items():
-            self._trained[title][name] = in_order(some, ended)
+            self._trained[title][name] = in_plan_order(some, ended)
         self._report()
 
     def _report(self) -> None:

@@ -97,7 +97,7 @@ def _print_run(run: "TrainedRun") -> None:
     outcome = (
         f"accuracy {results.initial_accuracy:.3f} -> {results.final_accuracy:.3f}, {results.adaptations_applied} grown"
         if results
-        else f"failed: {run.problem}"
+        else f"failed: {run.error}"
     )
     what = f"{plan.dataset} {plan.network}  {plan.epochs} epochs"
     print_line(escape(f"{run.plan.run_id}  {what}  {outcome}  {run.duration_s:.1f} s"))

@@ -1,7 +1,7 @@
-"""BranchTrainer: a training run without a link. It is begun anew, or from a run's snapshot, and told what to do.
+"""A training run without a link to the bus, started anew or from a run's snapshot, with commands from a schedule.
 
-Owns model, optimizer and the place in the data. Invariant: a line that is given a run's snapshot and
-the commands that the run applied after it ends as the run did, to the bit.
+Owns the model, the optimizer and the position in the data. Invariant: a branch that starts from a run's snapshot and
+gets the commands that the run applied after it ends as the run did, to the bit.
 """
 
 import copy
@@ -23,18 +23,18 @@ from esper.services.tolaria.training.training_loop import (
     load_images,
     make_model,
     make_optimizer,
-    one_epoch,
     prepare_torch,
+    train_epoch,
 )
 
 SeedKey = tuple[str, int]
 Snapshot = Mapping[str, Any]
-"""Model, seeds, optimizer, chance and the place in the data, as plain values and tensors of its own."""
+"""Model, seeds, optimizer, random state and position in the data, as plain values and copied tensors."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Applied:
-    """A command that a run applied at the boundary of ``step``; ``kernel`` goes with GERMINATE alone."""
+class AppliedCommand:
+    """A command that a run applied at the boundary of ``step``; only GERMINATE has a ``kernel``."""
 
     step: int
     action: Action
@@ -44,7 +44,7 @@ class Applied:
 
     @property
     def seed(self) -> SeedKey:
-        """Whom it is for."""
+        """The seed that it changes."""
         return self.layer_id, self.seed_id
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,25 +61,25 @@ class Applied:
         return cls(saved["step"], Action(saved["action"]), layer_id, seed_id, kernel)
 
 
-Steer = Callable[["BranchTrainer"], Iterable[Applied]]
-"""What to do at the boundary that a line has come to; called once for each, before stages advance."""
+CommandSchedule = Callable[["BranchTrainer"], Iterable[AppliedCommand]]
+"""The commands for the boundary that a branch is at; called once per boundary, before stages advance."""
 
 
-def follow(commands: Sequence[Applied]) -> Steer:
-    """Do what was recorded, at its steps."""
-    return lambda line: [c for c in commands if c.step == line.step]
+def replay_commands(commands: Sequence[AppliedCommand]) -> CommandSchedule:
+    """A schedule that applies recorded commands at their steps."""
+    return lambda branch: [c for c in commands if c.step == branch.step]
 
 
 class BranchTrainer:
-    """See the module.
+    """Trains one branch.
 
     Args:
         draw: which batches it trains on; 0 are the run's own (``epoch_batches``).
 
     Attributes:
-        step, epoch, step_in_epoch: optimizer steps done; the epoch under way; those done in it.
-        metrics: validation accuracy at the end of each epoch that this line ended itself.
-        moves: every transition that this line made, with its step.
+        step, epoch, step_in_epoch: completed optimizer steps; the current epoch; completed steps in it.
+        metrics: validation accuracy at the end of each epoch that this branch completed.
+        moves: every transition that this branch made, with its step.
     """
 
     def __init__(self, trainer: TrainerSettings, *, draw: int = 0) -> None:
@@ -96,88 +96,88 @@ class BranchTrainer:
 
     @classmethod
     def from_snapshot(cls, trainer: TrainerSettings, snapshot: Snapshot, *, draw: int = 0) -> Self:
-        """Go on where ``snapshot_of`` was taken: in the middle of a boundary, before its commands."""
-        line, saved = cls(trainer, draw=draw), copy.deepcopy(dict(snapshot))  # an optimizer goes on in what it loads
-        line.training.load_dict(saved)
+        """Continue from ``snapshot_of``, which is taken at a boundary, before its commands."""
+        branch, saved = cls(trainer, draw=draw), copy.deepcopy(dict(snapshot))  # the optimizer updates what it loads
+        branch.training.load_dict(saved)
         load_own_state(saved["own"])
         if draw:
             torch.manual_seed(torch.initial_seed() + draw)
-        line.step, line.epoch, line.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
-        line._is_at_boundary = True
-        return line
+        branch.step, branch.epoch, branch.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
+        branch._is_at_boundary = True
+        return branch
 
-    def train(self, end_of_epoch: int, steer: Steer) -> float:
-        """Train to the end of this epoch; gives the metric there.
+    def train(self, end_of_epoch: int, schedule: CommandSchedule) -> float:
+        """Train to the end of this epoch. Returns the metric there.
 
         Raises:
-            ContractError: a command cannot be applied in this line.
+            ContractError: a command cannot be applied in this branch, or it is past this epoch.
         """
         if self._is_at_boundary:
             self._is_at_boundary = False
-            self._pass_boundary(steer)
+            self._pass_boundary(schedule)
         while self.epoch <= end_of_epoch:
-            one_epoch(
+            train_epoch(
                 self.model,
                 self.training.optimizer,
                 self.data,
                 self._trainer,
                 self.epoch,
-                lambda: self._after_step(steer),
+                lambda: self._after_step(schedule),
                 first_batch=self.step_in_epoch,
                 draw=self._draw,
             )
             self.metrics[self.epoch] = accuracy(self.model, self.data)
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
         if end_of_epoch not in self.metrics:
-            raise ContractError(f"the line is past epoch {end_of_epoch} already: it is at {self.epoch}")
+            raise ContractError(f"the branch is in epoch {self.epoch}, past epoch {end_of_epoch}; start another one")
         return self.metrics[end_of_epoch]
 
-    def grow_at_once(self, grown: Sequence[Applied]) -> None:
-        """Before the first step: these germinations stand in the network as if they had always, permanent.
+    def grow_from_start(self, grown: Sequence[AppliedCommand]) -> None:
+        """Before the first step: make these germinations permanent, as if the network always had them.
 
         Raises:
-            ContractError: the line is on its way already, or a kernel does not fit.
+            ContractError: the branch has trained already, or a kernel does not fit.
         """
         if self.step:
-            raise ContractError(f"the line is at step {self.step} already")
+            raise ContractError(f"the branch is at step {self.step}; grow it before its first step")
         for command in grown:
             self._apply(self._plan_of(command), 0, command.kernel)
         schedule = self._trainer.schedule
-        until_judged = schedule.germinated + schedule.training + schedule.grafting + schedule.stabilizing
-        for boundary in range(1, until_judged + 1):
+        evaluating_at = schedule.germinated + schedule.training + schedule.grafting + schedule.stabilizing
+        for boundary in range(1, evaluating_at + 1):
             for seed in self.model.awake.values():
-                seed.has_run = True  # no step is done meanwhile
+                seed.has_run = True  # no step runs in between
             for plan in self.model.plan_advance(boundary):
                 self._apply(plan, boundary, None)
         for command in grown:
-            self._apply(self.model.plan_fossilize(*command.seed), until_judged, None)
+            self._apply(self.model.plan_fossilize(*command.seed), evaluating_at, None)
 
     def snapshot(self) -> Snapshot:
-        """All of it as it is now; for a ``steer`` that wants to fork here."""
+        """The current state; for a schedule that forks here."""
         return snapshot_of(self.training, step=self.step, epoch=self.epoch, step_in_epoch=self.step_in_epoch)
 
-    def _after_step(self, steer: Steer) -> None:
+    def _after_step(self, schedule: CommandSchedule) -> None:
         self.step += 1
         self.step_in_epoch += 1
         self.model.on_step(self.step)
         if self.step % self.model.boundary_steps == 0:
-            self._pass_boundary(steer)
+            self._pass_boundary(schedule)
 
-    def _pass_boundary(self, steer: Steer) -> None:
+    def _pass_boundary(self, schedule: CommandSchedule) -> None:
         boundary = self.step // self.model.boundary_steps
-        for command in steer(self):
+        for command in schedule(self):
             self._apply(self._plan_of(command), boundary, command.kernel)
         for plan in self.model.plan_advance(boundary):
             self._apply(plan, boundary, None)
 
-    def _plan_of(self, command: Applied) -> Transition:
+    def _plan_of(self, command: AppliedCommand) -> Transition:
         if command.action is Action.GERMINATE and command.kernel is not None:
             return self.model.plan_germinate(*command.seed, command.kernel)
         if command.action is Action.CULL:
             return self.model.plan_cull(*command.seed)
         if command.action is Action.FOSSILIZE:
             return self.model.plan_fossilize(*command.seed)
-        raise ContractError(f"{command.action} is no command that a line can apply")
+        raise ContractError(f"{command.action} cannot be applied in a branch")
 
     def _apply(self, plan: Transition, boundary: int, kernel: LoadedKernel | None) -> None:
         self.model.apply_transition(
@@ -187,6 +187,6 @@ class BranchTrainer:
 
 
 def snapshot_of(training: Training, *, step: int, epoch: int, step_in_epoch: int) -> Snapshot:
-    """A run as it is at this moment. What it costs is a copy of all that it holds."""
-    place = {"step": step, "epoch": epoch, "step_in_epoch": step_in_epoch}
-    return {**copy.deepcopy(training.to_dict()), **place, "own": own_state(None)}
+    """The state of a run at this moment. It costs a copy of the model and the optimizer's state."""
+    position = {"step": step, "epoch": epoch, "step_in_epoch": step_in_epoch}
+    return {**copy.deepcopy(training.to_dict()), **position, "own": own_state(None)}

@@ -1,8 +1,8 @@
-"""Forks of a run: which decisions are measured, from which snapshot, and when the result is told.
+"""Forks of a run: selects the decisions to measure, takes the snapshots, and reports the results.
 
-Owns the pending forks and the processes that train their branches; ``branches`` measures. Invariant:
-the run itself is never changed by a fork, and a fork is told once, in the run's own sequence, or counted as
-dropped. What a step pays is the snapshot at a boundary with a forked command, nothing else.
+Owns the pending forks and the processes that train their branches; ``branch_measurement`` measures. Invariant: a fork
+never changes the run, and is reported once, in the run's own sequence, or counted as dropped. A step pays for the
+snapshot at a boundary with a forked command, and for nothing else.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from esper.schemas.events import CullSeed, GerminateSeed
 from esper.schemas.events.seeds import END_STAGES
 from esper.services.tolaria.counterfactuals.branch_measurement import (
     ForkJob,
-    Measured,
+    ForkMeasurement,
     measure,
     measure_packed,
     pack_job,
@@ -49,7 +49,7 @@ _log = get_logger(__name__)
 
 @dataclass(eq=False, slots=True)
 class PendingFork:
-    """A fork that is not told yet. ``outcome`` is where its adaptation ended, None while it goes on."""
+    """A fork that is not reported yet. ``outcome`` is the final stage of its adaptation, None until then."""
 
     job: ForkJob
     decision_id: UUID
@@ -57,32 +57,33 @@ class PendingFork:
     cause: Cause
     germinated_at_step: int
     outcome: SeedStage | None = None
-    result: "AsyncResult[Measured] | None" = None
+    result: "AsyncResult[ForkMeasurement] | None" = None
 
 
 class Forks:
     """Context manager around the forks of one run; an observer of its commands.
 
-    Leaving it ends the processes; ``finish`` first waits for what they do.
+    Leaving it kills the processes; ``finish`` waits for them first.
 
     Attributes:
         snapshot_s: time that the run spent on snapshots, in seconds.
-        counts: forks by what became of them: begun, told, failed, dropped, skipped.
+        counts: forks by state: started, reported, failed, dropped, skipped.
     """
 
     def __init__(self, trainer: TrainerSettings, run: RunLink, training: Training) -> None:
         self.snapshot_s = 0.0
         self.counts: Counter[str] = Counter()
-        self._trainer = trainer.model_copy(update={"threads": torch.get_num_threads()})  # else other bits
+        # another number of threads changes the bits of the results
+        self._trainer = trainer.model_copy(update={"threads": torch.get_num_threads()})
         self._run = run
         self._training = training
-        self._epoch_began_at = run.step_number
+        self._epoch_started_at = run.step_number
         self._pending: list[PendingFork] = []
-        self._drafted: dict[UUID, ForkJob] = {}
-        self._now: list[AppliedCommand] = []
+        self._selected: dict[UUID, ForkJob] = {}
+        self._applied_now: list[AppliedCommand] = []
         self._germinated_at: dict[SeedKey, int] = {}
         self._pool: Pool | None = None
-        self._packers: ThreadPool | None = None  # writing a snapshot out takes longer than copying it
+        self._packers: ThreadPool | None = None  # packing a snapshot takes longer than copying it
 
     def __enter__(self) -> Self:
         self._run.observe(self)
@@ -101,80 +102,86 @@ class Forks:
         if self.counts:
             _log.info("forks.finished", run=self._run.run_id, snapshot_s=round(self.snapshot_s, 4), **self.counts)
 
-    # -- what the run does ------------------------------------------------------------------
+    # -- the run's events -------------------------------------------------------------------
 
     def before_commands(self, commands: Sequence[ReceivedCommand], step: int) -> None:
-        """Take a snapshot where one of them is drawn to be forked."""
-        self._now, self._drafted = [], {}
-        drawn = [c for c in commands if self._is_drawn(c)]
+        """Take a snapshot if a command is selected for a fork."""
+        self._applied_now, self._selected = [], {}
+        selected = [c for c in commands if self._is_selected(c)]
         end_of_epoch = min(self._run.epoch + self._trainer.fork.horizon_epochs, self._trainer.epochs - 1)
-        room = self._trainer.fork.max_pending - len(self._pending)
-        self.counts["skipped"] += max(0, len(drawn) - room)
-        if not drawn[:room]:
+        num_free = self._trainer.fork.max_pending - len(self._pending)
+        self.counts["skipped"] += max(0, len(selected) - num_free)
+        if not selected[:num_free]:
             return
-        began = time.perf_counter()
-        epoch, done = self._run.epoch, step - self._epoch_began_at
-        snapshot = snapshot_of(self._training, step=step, epoch=epoch, step_in_epoch=done)
-        self.snapshot_s += time.perf_counter() - began
-        for command in drawn[:room]:
+        started = time.perf_counter()
+        step_in_epoch = step - self._epoch_started_at
+        snapshot = snapshot_of(self._training, step=step, epoch=self._run.epoch, step_in_epoch=step_in_epoch)
+        self.snapshot_s += time.perf_counter() - started
+        for command in selected[:num_free]:
             kernel = command.kernel or self._training.model.held.get(_seed_of(command))
             if kernel is not None:
                 decided = AppliedCommand(step, _action_of(command), *_seed_of(command), command.kernel)
-                self._drafted[command.message.id] = ForkJob(snapshot, decided, kernel, end_of_epoch)
+                self._selected[command.message.id] = ForkJob(snapshot, decided, kernel, end_of_epoch)
 
     def applied(self, command: ReceivedCommand, moved: Cause, step: int) -> None:
-        """Note it for all forks that are under way; begin its own, if it was drawn."""
-        seed, job = _seed_of(command), self._drafted.get(command.message.id)
-        did = job.decided if job else AppliedCommand(step, _action_of(command), *seed, command.kernel)
-        self._now.append(did)
-        for pending in self._under_way():
-            pending.job.commands.append(did)
-        if did.action is Action.GERMINATE:
+        """Record a command for all open forks, and start its own fork if it was selected."""
+        seed, job = _seed_of(command), self._selected.get(command.message.id)
+        applied = job.decided if job else AppliedCommand(step, _action_of(command), *seed, command.kernel)
+        self._applied_now.append(applied)
+        for pending in self._open_forks():
+            pending.job.commands.append(applied)
+        if applied.action is Action.GERMINATE:
             self._germinated_at[seed] = step
         if job is not None:
-            job.commands = list(self._now)
-            since = self._germinated_at.get(seed, step)
+            job.commands = list(self._applied_now)
+            germinated_at = self._germinated_at.get(seed, step)
             ids = command.command.decision_id, command.message.id
-            self._pending.append(PendingFork(job, *ids, moved, since))
-            self.counts["begun"] += 1
+            self._pending.append(PendingFork(job, *ids, moved, germinated_at))
+            self.counts["started"] += 1
 
     def boundary_passed(self, moves: Sequence[Move]) -> None:
-        """Note which adaptations ended."""
+        """Record which adaptations ended."""
         for move in moves:
-            for pending in self._under_way():
-                if pending.job.decided.seed == (move.plan.layer_id, move.plan.seed_id) and move.plan.to_stage in END_STAGES:
+            for pending in self._open_forks():
+                if (
+                    pending.job.decided.seed == (move.plan.layer_id, move.plan.seed_id)
+                    and move.plan.to_stage in END_STAGES
+                ):
                     pending.outcome = pending.outcome or move.plan.to_stage
 
-    def epoch_completed(self, value: float) -> None:
-        """Call it after the run's own: what has come to its horizon is trained, what is trained is told."""
-        epoch, self._epoch_began_at = self._run.epoch - 1, self._run.step_number
-        for pending in list(self._under_way()):
+    def epoch_completed(self, metric: float) -> None:
+        """Train the branches of forks at their horizon, and report those that are trained.
+
+        Called after the run's own ``epoch_completed``.
+        """
+        epoch, self._epoch_started_at = self._run.epoch - 1, self._run.step_number
+        for pending in list(self._open_forks()):
             if pending.job.end_of_epoch != epoch:
                 continue
-            pending.job.own_value, pending.job.own_step = value, self._run.step_number
+            pending.job.run_metric, pending.job.run_step = metric, self._run.step_number
             seed = self._training.model.seed(*pending.job.decided.seed)
             pending.outcome = pending.outcome or seed.stage
-            if pending.job.own_step == pending.job.decided.step:  # the horizon is no step away
+            if pending.job.run_step == pending.job.decided.step:  # no step lies between decision and horizon
                 self._pending.remove(pending)
                 self.counts["skipped"] += 1
             else:
-                self._begin(pending)
-        self._tell_finished()
+                self._start_branch(pending)
+        self._report_finished()
 
     def finish(self) -> None:
-        """At the run's end: wait for the branches, within the settings' time, and tell them."""
+        """At the run's end: wait for the branches, for at most ``finish_timeout_s``, and report them."""
         deadline = time.monotonic() + self._trainer.fork.finish_timeout_s
         while self._pending and time.monotonic() < deadline:
             if self._pool is None:
                 self._measure_here(self._pending[0])
             else:
-                self._tell_finished()
+                self._report_finished()
                 time.sleep(POLL_S)
 
     # -- for checkpoints --------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """What is pending, as plain values and tensors."""
+        """The pending forks as plain values and tensors."""
         pending = [
             {
                 "job": p.job.to_dict(),
@@ -187,63 +194,70 @@ class Forks:
         return {"pending": pending, "germinated_at": [[*seed, step] for seed, step in self._germinated_at.items()]}
 
     def load_dict(self, saved: dict[str, Any]) -> None:
-        """The inverse of ``to_dict``, after entering; what was being trained is trained again."""
+        """The inverse of ``to_dict``, after entering. Branches that were being trained are trained again."""
         self._germinated_at = {(layer_id, seed_id): step for layer_id, seed_id, step in saved["germinated_at"]}
-        for one in saved["pending"]:
-            decision, command, cause, traceparent = one["ids"]
-            told = Cause(UUID(cause), traceparent)
-            outcome = None if one["outcome"] is None else SeedStage(one["outcome"])
-            job = ForkJob.from_dict(one["job"])
-            pending = PendingFork(job, UUID(decision), UUID(command), told, one["germinated_at"], outcome)
+        for fields in saved["pending"]:
+            decision_id, command_id, cause_id, traceparent = fields["ids"]
+            pending = PendingFork(
+                ForkJob.from_dict(fields["job"]),
+                UUID(decision_id),
+                UUID(command_id),
+                Cause(UUID(cause_id), traceparent),
+                fields["germinated_at"],
+                None if fields["outcome"] is None else SeedStage(fields["outcome"]),
+            )
             self._pending.append(pending)
-            if job.own_value is not None:
-                self._begin(pending)
+            if pending.job.run_metric is not None:
+                self._start_branch(pending)
 
-    # -- inside -----------------------------------------------------------------------------
+    # -- private ----------------------------------------------------------------------------
 
-    def _under_way(self) -> list[PendingFork]:
-        return [p for p in self._pending if p.job.own_value is None]
+    def _open_forks(self) -> list[PendingFork]:
+        """The forks that are not at their horizon yet."""
+        return [p for p in self._pending if p.job.run_metric is None]
 
-    def _is_drawn(self, received: ReceivedCommand) -> bool:
-        is_growth = isinstance(received.command, GerminateSeed)
-        share = self._trainer.fork.germination_share if is_growth else self._trainer.fork.verdict_share
-        named = f"{self._trainer.rng_seed}:{received.message.id}"
-        return random.Random(hashlib.sha256(named.encode()).digest()).random() < share
+    def _is_selected(self, received: ReceivedCommand) -> bool:
+        """Whether a command is forked: random, and the same in every process and incarnation."""
+        is_germination = isinstance(received.command, GerminateSeed)
+        fork = self._trainer.fork
+        share = fork.germination_share if is_germination else fork.verdict_share
+        seed = f"{self._trainer.rng_seed}:{received.message.id}"
+        return random.Random(hashlib.sha256(seed.encode()).digest()).random() < share
 
-    def _begin(self, pending: PendingFork) -> None:
+    def _start_branch(self, pending: PendingFork) -> None:
         if not self._trainer.fork.max_parallel:
             return
         if self._pool is None or self._packers is None:
-            self._pool = multiprocessing.get_context("spawn").Pool(self._trainer.fork.max_parallel, _begin_worker)
+            self._pool = multiprocessing.get_context("spawn").Pool(self._trainer.fork.max_parallel, _initialize_worker)
             self._packers = ThreadPool(self._trainer.fork.max_parallel)
-        pending.result = self._packers.apply_async(_measure_there, (self._pool, self._trainer, pending.job))
+        pending.result = self._packers.apply_async(_measure_in_pool, (self._pool, self._trainer, pending.job))
 
-    def _tell_finished(self) -> None:
+    def _report_finished(self) -> None:
         for pending in [p for p in self._pending if p.result is not None and p.result.ready()]:
             assert pending.result is not None
             try:
                 measured = pending.result.get()
             except (EsperError, RuntimeError, OSError) as error:
-                self._failed(pending, error)
+                self._fail(pending, error)
             else:
-                self._tell(pending, measured)
+                self._report(pending, measured)
 
     def _measure_here(self, pending: PendingFork) -> None:
         try:
             measured = measure(self._trainer, pending.job)
         except EsperError as error:
-            self._failed(pending, error)
+            self._fail(pending, error)
         else:
-            self._tell(pending, measured)
+            self._report(pending, measured)
 
-    def _failed(self, pending: PendingFork, error: BaseException) -> None:
+    def _fail(self, pending: PendingFork, error: BaseException) -> None:
         self._pending.remove(pending)
         self.counts["failed"] += 1
         _log.warning("fork.failed", run=self._run.run_id, decision=str(pending.decision_id), error=str(error))
 
-    def _tell(self, pending: PendingFork, measured: Measured) -> None:
+    def _report(self, pending: PendingFork, measured: ForkMeasurement) -> None:
         job = pending.job
-        is_told = self._run.report(
+        is_recorded = self._run.report(
             pending.cause,
             layer_id=job.decided.layer_id,
             seed_id=job.decided.seed_id,
@@ -260,7 +274,7 @@ class Forks:
             fork=measured.fork,
         )
         self._pending.remove(pending)
-        self.counts["told" if is_told else "dropped"] += 1
+        self.counts["reported" if is_recorded else "dropped"] += 1
 
 
 def _seed_of(received: ReceivedCommand) -> SeedKey:
@@ -273,12 +287,12 @@ def _action_of(received: ReceivedCommand) -> Action:
     return Action.CULL if isinstance(received.command, CullSeed) else Action.FOSSILIZE
 
 
-def _measure_there(pool: Pool, trainer: TrainerSettings, job: ForkJob) -> Measured:
+def _measure_in_pool(pool: Pool, trainer: TrainerSettings, job: ForkJob) -> ForkMeasurement:
     return pool.apply(measure_packed, (trainer, pack_job(job)))
 
 
-def _begin_worker() -> None:
-    """A process that has the processor only when nobody else wants it."""
+def _initialize_worker() -> None:
+    """Give this process only the processor time that no other process wants."""
     die_with_parent()
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

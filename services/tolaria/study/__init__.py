@@ -1,1 +1,1 @@
-"""Studies: the same runs trained under several policies, compared."""
+"""Studies: the same runs trained under several policies and compared."""

@@ -1,4 +1,4 @@
-"""The hosts: small on purpose, so that they have something to gain from growth.
+"""The hosts: networks that are small on purpose, so that growth can improve them.
 
 N: images, C: channels, S: side in pixels.
 """
@@ -48,7 +48,7 @@ class Mlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """``depth`` 3x3 convolutions, halved in side after each while it is above 4, then a mean and a linear head.
+    """``depth`` 3x3 convolutions, each with 2x2 pooling while the side is above 4; then a mean and a linear head.
 
     x: (N, C, S, S) -> logits (N, 10).
     """
@@ -57,7 +57,7 @@ class Cnn(nn.Module):
         super().__init__()
         widths = [num_channels, *[channels] * depth]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-        self.num_halvings = max(0, side.bit_length() - 3)
+        self.num_poolings = max(0, side.bit_length() - 3)
         self.head = nn.Linear(channels, NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +65,6 @@ class Cnn(nn.Module):
         h = x
         for n, conv in enumerate(self.convs):
             h = torch.relu(conv(h))
-            if n < self.num_halvings:
+            if n < self.num_poolings:
                 h = nn.functional.max_pool2d(h, 2)
         return self.head(h.mean((2, 3)))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The training loop, with Esper and without: the same data, network and optimizer to the bit."""
+"""Training runs with Esper and without: the same data, network and optimizer, to the bit."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ from esper.services.tolaria.training.training_loop import (
     make_model,
     make_network,
     make_optimizer,
-    one_epoch,
     prepare_torch,
+    train_epoch,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class EpochProgress:
-    """Told after each epoch. Accuracy is a share in 0..1 of the validation set."""
+    """The progress after an epoch. Accuracy is a fraction of the validation set, in 0..1."""
 
     epoch: int
     num_epochs: int
@@ -43,7 +43,7 @@ class EpochProgress:
     num_parameters: int
 
 
-Report = Callable[[EpochProgress], None]
+ProgressCallback = Callable[[EpochProgress], None]
 
 
 def train(
@@ -52,16 +52,16 @@ def train(
     *,
     run_id: str | None = None,
     is_resumed: bool = False,
-    report: Report = lambda _progress: None,
+    report: ProgressCallback = lambda _progress: None,
     observer: CommandObserver | None = None,
 ) -> tuple[str, TrainingResults]:
-    """One run with Esper; gives the run's id and what it came to.
+    """Train one run with Esper. Returns the run's id and its results.
 
     Args:
-        observer: sees what commands do to the run; of several ranks that of the first alone.
+        observer: observes the commands that change the run; of several ranks, only that of the first is called.
 
     Raises:
-        UnavailableError: no broker answers when the run starts; later the run goes on without.
+        UnavailableError: no broker answers when the run starts; a run that has started continues without one.
         ConflictError, ContractError: the run exists already, or cannot be resumed.
     """
     prepare_torch(trainer)
@@ -86,7 +86,7 @@ def train(
             initial = float(run.restored["initial"])
             if forks is not None and "forks" in run.restored:
                 forks.load_dict(run.restored["forks"])
-        _all_epochs(_Course(run, forks, trainer), model, optimizer, data, initial, report)
+        _train_epochs(_RunHooks(run, forks, trainer), model, optimizer, data, initial, report)
         duration = time.perf_counter() - started
         run.results = TrainingResults(
             initial_accuracy=initial,
@@ -102,11 +102,13 @@ def train(
     return run.run_id, run.results
 
 
-def train_baseline(trainer: TrainerSettings, report: Report = lambda _progress: None, *, draw: int = 0) -> TrainingResults:
-    """The same loop without Esper: what growth and overhead are measured against.
+def train_baseline(
+    trainer: TrainerSettings, report: ProgressCallback = lambda _progress: None, *, draw: int = 0
+) -> TrainingResults:
+    """Train the same network without Esper: the baseline of growth and overhead.
 
     Args:
-        draw: other batches for the same network (``epoch_batches``).
+        draw: selects other batches for the same network (``epoch_batches``).
     """
     prepare_torch(trainer)
     data = load_images(trainer)
@@ -114,10 +116,10 @@ def train_baseline(trainer: TrainerSettings, report: Report = lambda _progress: 
     optimizer = make_optimizer(trainer, model)
     initial, started, steps = accuracy(model, data), time.perf_counter(), 0
     for epoch in range(trainer.epochs):
-        began = time.perf_counter()
-        loss, count = one_epoch(model, optimizer, data, trainer, epoch, lambda: None, draw=draw)
+        epoch_started = time.perf_counter()
+        loss, count = train_epoch(model, optimizer, data, trainer, epoch, lambda: None, draw=draw)
         steps += count
-        report(_progress(model, data, trainer, epoch, loss, began))
+        report(_progress(model, data, trainer, epoch, loss, epoch_started))
     return TrainingResults(
         initial_accuracy=initial,
         final_accuracy=accuracy(model, data),
@@ -129,28 +131,28 @@ def train_baseline(trainer: TrainerSettings, report: Report = lambda _progress: 
     )
 
 
-class _Course:
-    """A run on its way: what follows each step and each epoch."""
+class _RunHooks:
+    """What a run does after each step and each epoch."""
 
     def __init__(self, run: RunLink | FollowerLink, forks: Forks | None, trainer: TrainerSettings) -> None:
         self.run, self.forks, self.trainer = run, forks, trainer
-        self._boundary_at = time.monotonic()
+        self._passed_boundary_at = time.monotonic()
 
     def step(self) -> None:
-        """Call it after each optimizer step."""
+        """Called after each optimizer step."""
         self.run.step()
         if self.trainer.min_boundary_interval_s and self.run.step_number % self.trainer.link.boundary_steps == 0:
-            time.sleep(max(0.0, self._boundary_at + self.trainer.min_boundary_interval_s - time.monotonic()))
-            self._boundary_at = time.monotonic()
+            time.sleep(max(0.0, self._passed_boundary_at + self.trainer.min_boundary_interval_s - time.monotonic()))
+            self._passed_boundary_at = time.monotonic()
 
     def epoch_completed(self, val_accuracy: float, loss: float) -> None:
-        """Call it at the end of each epoch."""
+        """Called at the end of each epoch."""
         self.run.epoch_completed({METRIC: val_accuracy, "loss": loss})
         if self.forks is not None:
             self.forks.epoch_completed(val_accuracy)
 
     def checkpoint(self, initial: float) -> None:
-        """Save what a resumed run needs, forks that are not told among it."""
+        """Save what a resumed run needs, unreported forks included."""
         extra: dict[str, Any] = {"initial": initial}
         if self.forks is not None:
             extra["forks"] = self.forks.to_dict()
@@ -159,7 +161,7 @@ class _Course:
 
 @contextmanager
 def _forks_of(trainer: TrainerSettings, run: RunLink | FollowerLink, training: Training) -> Iterator[Forks | None]:
-    """The forks of a run that the settings want some of; one rank of several has none."""
+    """The forks of a run, where the settings ask for some; a rank of several has none."""
     if not (trainer.fork.germination_share or trainer.fork.verdict_share) or not isinstance(run, RunLink):
         yield None
         return
@@ -167,33 +169,33 @@ def _forks_of(trainer: TrainerSettings, run: RunLink | FollowerLink, training: T
         yield forks
 
 
-def _all_epochs(
-    course: _Course,
+def _train_epochs(
+    hooks: _RunHooks,
     model: MorphableModel,
     optimizer: torch.optim.Optimizer,
     data: ImageSet,
     initial: float,
-    report: Report,
+    report: ProgressCallback,
 ) -> None:
-    trainer, run = course.trainer, course.run
+    trainer, run = hooks.trainer, hooks.run
     for epoch in range(run.epoch, trainer.epochs):
-        began = time.perf_counter()
-        loss, _count = one_epoch(model, optimizer, data, trainer, epoch, course.step)
-        progress = _progress(model, data, trainer, epoch, loss, began)
-        course.epoch_completed(progress.val_accuracy, loss)
+        epoch_started = time.perf_counter()
+        loss, _count = train_epoch(model, optimizer, data, trainer, epoch, hooks.step)
+        progress = _progress(model, data, trainer, epoch, loss, epoch_started)
+        hooks.epoch_completed(progress.val_accuracy, loss)
         report(progress)
         if run.epoch % trainer.checkpoint_epochs == 0 and run.epoch < trainer.epochs:
-            course.checkpoint(initial)
+            hooks.checkpoint(initial)
 
 
 def _progress(
-    model: nn.Module, data: ImageSet, trainer: TrainerSettings, epoch: int, loss: float, began: float
+    model: nn.Module, data: ImageSet, trainer: TrainerSettings, epoch: int, loss: float, started: float
 ) -> EpochProgress:
     return EpochProgress(
         epoch + 1,
         trainer.epochs,
         loss,
         accuracy(model, data),
-        time.perf_counter() - began,
+        time.perf_counter() - started,
         sum(p.numel() for p in model.parameters()),
     )

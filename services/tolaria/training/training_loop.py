@@ -1,7 +1,7 @@
-"""The training loop itself: data, host, optimizer and one epoch, the same for a run and for its forks.
+"""The training loop: data, host, optimizer and one epoch, the same for a run and for its forks.
 
-Owns what a step is. Invariant: the same settings give the same numbers, to the bit, in any process
-with the same number of threads.
+Owns the definition of a step. Invariant: the same settings give the same numbers, to the bit, in any process with the
+same number of threads.
 """
 
 import itertools
@@ -24,7 +24,7 @@ TARGETS = (nn.Conv2d, nn.Linear)
 
 
 def prepare_torch(trainer: TrainerSettings) -> None:
-    """Seeds and speed settings of this process."""
+    """Set the random seed, the threads and the precision of this process."""
     torch.manual_seed(trainer.rng_seed)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
@@ -33,19 +33,19 @@ def prepare_torch(trainer: TrainerSettings) -> None:
 
 
 def load_images(trainer: TrainerSettings) -> ImageSet:
-    """The data set that the settings name; the last one stays in memory.
+    """The data set of the settings; the last one stays in memory.
 
     Raises:
-        UnavailableError: it is not there.
+        UnavailableError: the data set, or a package that reads it, is missing.
     """
     return _load(trainer.dataset, trainer.data_folder, trainer.num_images, trainer.rng_seed)
 
 
 def make_network(trainer: TrainerSettings, image_shape: tuple[int, int]) -> nn.Module:
-    """The host, with the weights of the run's seed.
+    """The host, with initial weights from ``trainer.rng_seed``.
 
     Args:
-        image_shape: channels and side of an image.
+        image_shape: the channels and the side of an image, in pixels.
     """
     torch.manual_seed(trainer.rng_seed)
     channels, side = image_shape
@@ -59,7 +59,7 @@ def make_network(trainer: TrainerSettings, image_shape: tuple[int, int]) -> nn.M
 
 
 def make_model(trainer: TrainerSettings, image_shape: tuple[int, int]) -> MorphableModel:
-    """The host with its seeds, all dormant."""
+    """The host with its seeds, all of them dormant."""
     net = make_network(trainer, image_shape)
     model = esper.wrap(net, target_layers=TARGETS, seeds_per_layer=trainer.seeds_per_layer)
     model.schedule = StageSchedule(**trainer.schedule.model_dump())
@@ -68,7 +68,7 @@ def make_model(trainer: TrainerSettings, image_shape: tuple[int, int]) -> Morpha
 
 
 def make_optimizer(trainer: TrainerSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that the settings name."""
+    """The optimizer of the settings."""
     if trainer.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=trainer.learning_rate)
     return torch.optim.SGD(model.parameters(), lr=trainer.learning_rate, momentum=trainer.momentum)
@@ -76,14 +76,14 @@ def make_optimizer(trainer: TrainerSettings, model: nn.Module) -> torch.optim.Op
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: ImageSet) -> float:
-    """Share of the validation set that is classified right."""
+    """The fraction of the validation set that is classified correctly, in 0..1."""
     model.eval()
-    right = (model(data.val_x).argmax(1) == data.val_y).float().mean()
+    correct = (model(data.val_x).argmax(1) == data.val_y).float().mean()
     model.train()
-    return float(right)
+    return float(correct)
 
 
-def one_epoch(
+def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     data: ImageSet,
@@ -94,10 +94,11 @@ def one_epoch(
     first_batch: int = 0,
     draw: int = 0,
 ) -> tuple[float, int]:
-    """Train on the batches of one epoch; gives the mean loss and the number of steps.
+    """Train on the batches of one epoch. Returns the mean loss and the number of steps.
 
     Args:
-        first_batch: those before it were trained on already.
+        after_step: called after each optimizer step.
+        first_batch: the index of the first batch to train on.
         draw: see ``epoch_batches``.
     """
     total, steps = torch.zeros(()), 0

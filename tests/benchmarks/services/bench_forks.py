@@ -25,7 +25,7 @@ from esper.services.tolaria.counterfactuals.branch_trainer import (
     replay_commands,
     snapshot_of,
 )
-from esper.services.tolaria.counterfactuals.forks import _begin_worker
+from esper.services.tolaria.counterfactuals.forks import _initialize_worker
 from esper.services.tolaria.settings import TrainerSettings
 
 WIDTHS = (64, 512, 2048)
@@ -78,7 +78,7 @@ def epochs(rounds: int) -> None:
     trainer = trainer_of(40)
     job = pack_job(job_of(trainer, 12))
     own: dict[bool, list[float]] = {False: [], True: []}
-    with multiprocessing.get_context("spawn").Pool(1, _begin_worker) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, _initialize_worker) as pool:
         pool.apply(measure_packed, (trainer, job))  # warm
         for number in range(2 * rounds):
             is_beside = number % 2 == 1

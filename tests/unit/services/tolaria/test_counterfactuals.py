@@ -1,4 +1,4 @@
-"""Forks, without a bus: a branch is the run that decided otherwise, to the bit."""
+"""Forks without a bus: the counterfactual branch equals a run that decided otherwise, to the bit."""
 
 import copy
 from collections.abc import Iterable
@@ -52,23 +52,25 @@ def germinate(step: int, seed_id: int = 0, module: str = "low_rank", layer_id: s
     return AppliedCommand(step, Action.GERMINATE, layer_id, seed_id, kernel(module))
 
 
-def forked(trainer: TrainerSettings, commands: list[AppliedCommand], decided: AppliedCommand, end_of_epoch: int) -> ForkJob:
-    """Train a run that does ``commands``, and fork it where it did ``decided``."""
-    line, taken = BranchTrainer(trainer), list[Snapshot]()
+def forked(
+    trainer: TrainerSettings, commands: list[AppliedCommand], decided: AppliedCommand, end_of_epoch: int
+) -> ForkJob:
+    """Train a run that applies ``commands``, and fork it where it applied ``decided``."""
+    run, snapshots = BranchTrainer(trainer), list[Snapshot]()
 
-    def steer(line: BranchTrainer) -> Iterable[AppliedCommand]:
-        if line.step == decided.step:
-            taken.append(line.snapshot())
-        return replay_commands(commands)(line)
+    def schedule(branch: BranchTrainer) -> Iterable[AppliedCommand]:
+        if branch.step == decided.step:
+            snapshots.append(branch.snapshot())
+        return replay_commands(commands)(branch)
 
-    value = line.train(end_of_epoch, steer)
+    value = run.train(end_of_epoch, schedule)
     later = [c for c in commands if c.step >= decided.step]
-    return ForkJob(taken[0], decided, decided.kernel or kernel(), end_of_epoch, later, value, line.step)
+    return ForkJob(snapshots[0], decided, decided.kernel or kernel(), end_of_epoch, later, value, run.step)
 
 
-def state_of(line: BranchTrainer) -> dict[str, Any]:
-    """Weights, seeds, optimizer and chance of a line."""
-    return dict(line.snapshot())
+def state_of(branch: BranchTrainer) -> dict[str, Any]:
+    """Weights, seeds, optimizer and random state of a branch."""
+    return dict(branch.snapshot())
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
@@ -96,7 +98,7 @@ OTHERS = st.lists(
 @given(
     at=st.integers(1, 9), others=OTHERS, optimizer=st.sampled_from(["sgd", "adamw"]), module=st.sampled_from(["low_rank", "mlp"])
 )  # fmt: skip
-def test_the_branch_without_is_a_run_that_never_germinated_to_the_bit(
+def test_branch_equals_a_run_that_never_germinated(
     at: int, others: list[tuple[int, str, int]], optimizer: str, module: str
 ) -> None:
     trainer = trainer_of(optimizer=optimizer, learning_rate=0.02)
@@ -107,7 +109,7 @@ def test_the_branch_without_is_a_run_that_never_germinated_to_the_bit(
     job = forked(trainer, commands, decided, 3)
 
     again = BranchTrainer.from_snapshot(trainer, job.snapshot)
-    assert again.train(3, replay_commands(job.commands)) == job.own_value
+    assert again.train(3, replay_commands(job.commands)) == job.run_metric
     without = BranchTrainer.from_snapshot(trainer, job.snapshot)
     without.train(3, opposite_schedule(job))
     never, whole = BranchTrainer(trainer), BranchTrainer(trainer)
@@ -120,28 +122,28 @@ def test_the_branch_without_is_a_run_that_never_germinated_to_the_bit(
 
 @settings(max_examples=6, deadline=None)
 @given(at=st.integers(1, 9), layer_id=st.sampled_from(["hidden.0", "hidden.1"]))
-def test_a_fork_of_what_adds_nothing_is_exactly_zero_on_the_same_batches(at: int, layer_id: str) -> None:
+def test_placebo_effect_is_zero_on_the_same_batches(at: int, layer_id: str) -> None:
     trainer = trainer_of()
     decided = germinate(BOUNDARY * at, module="noop", layer_id=layer_id)
     job = forked(trainer, [decided], decided, 3)
     without = BranchTrainer.from_snapshot(trainer, job.snapshot)
-    assert without.train(3, opposite_schedule(job)) - job.own_value == 0.0
+    assert without.train(3, opposite_schedule(job)) - job.run_metric == 0.0
     grown = BranchTrainer.from_snapshot(trainer, job.snapshot)
     grown.train(3, replay_commands(job.commands))
     assert_same(state_of(grown)["model"], state_of(without)["model"])
     assert grown.moves != without.moves
 
 
-def test_a_placebo_is_compared_on_other_batches_and_a_real_one_on_the_same() -> None:
+def test_placebo_is_compared_on_other_batches() -> None:
     trainer = trainer_of(fork={"num_batch_orders": 3})
     placebo, real = germinate(6, module="noop"), germinate(6, module="mlp")
-    told = {c.kernel.spec.module: measure(trainer, forked(trainer, [c], c, 3)) for c in (placebo, real) if c.kernel}
-    assert told["noop"].fork.is_placebo
-    assert told["noop"].after != told["noop"].before
-    assert not told["mlp"].fork.is_placebo
-    for measured in told.values():
-        assert (measured.fork.num_draws, measured.fork.horizon_steps) == (3, 4 * STEPS - 6)
-        assert measured.fork.variance is not None
+    measured = {c.kernel.spec.module: measure(trainer, forked(trainer, [c], c, 3)) for c in (placebo, real) if c.kernel}
+    assert measured["noop"].fork.is_placebo
+    assert measured["noop"].after != measured["noop"].before
+    assert not measured["mlp"].fork.is_placebo
+    for found in measured.values():
+        assert (found.fork.num_draws, found.fork.horizon_steps) == (3, 4 * STEPS - 6)
+        assert found.fork.variance is not None
     assert measure(trainer_of(), forked(trainer_of(), [real], real, 3)).fork.variance is None
 
 
@@ -153,17 +155,17 @@ def test_variance_is_that_of_the_mean_of_the_draws() -> None:
     differences = []
     for draw in range(4):
         values = [
-            BranchTrainer.from_snapshot(trainer, job.snapshot, draw=draw).train(2, steer)
-            for steer in (replay_commands(job.commands), opposite_schedule(job))
+            BranchTrainer.from_snapshot(trainer, job.snapshot, draw=draw).train(2, schedule)
+            for schedule in (replay_commands(job.commands), opposite_schedule(job))
         ]
         differences.append(values[0] - values[1])
     drawn = torch.tensor(differences, dtype=torch.float64)
     assert measured.after - measured.before == pytest.approx(float(drawn.mean()))
     assert measured.fork.variance == pytest.approx(float(drawn.var() / 4))
-    assert len(set(differences)) > 1, "the draws have batches of their own"
+    assert len(set(differences)) > 1, "each draw has other batches"
 
 
-def test_a_cull_is_compared_with_keeping_and_a_fossilization_with_culling() -> None:
+def test_verdicts_are_compared_with_their_opposites() -> None:
     trainer = trainer_of(epochs=6)
     begun = germinate(3, module="mlp")
     for action, other in ((Action.CULL, SeedStage.FOSSILIZED), (Action.FOSSILIZE, SeedStage.CULLED)):
@@ -174,10 +176,10 @@ def test_a_cull_is_compared_with_keeping_and_a_fossilization_with_culling() -> N
         assert (21, other) in [(step, move.to_stage) for step, move in branch.moves]
         measured = measure(trainer, job)
         own, opposite = ("before", "after") if action is Action.CULL else ("after", "before")
-        assert (getattr(measured, own), getattr(measured, opposite)) == (job.own_value, value)
+        assert (getattr(measured, own), getattr(measured, opposite)) == (job.run_metric, value)
 
 
-def test_an_early_cull_is_compared_with_a_seed_that_goes_on_and_becomes_permanent() -> None:
+def test_early_cull_is_compared_with_a_permanent_seed() -> None:
     trainer = trainer_of(epochs=6)
     begun = germinate(3, module="mlp")
     decided = AppliedCommand(9, Action.CULL, *begun.seed)
@@ -187,7 +189,7 @@ def test_an_early_cull_is_compared_with_a_seed_that_goes_on_and_becomes_permanen
     assert branch.model.seed(*begun.seed).stage is SeedStage.FOSSILIZED
 
 
-def test_a_job_crosses_to_another_process_whole() -> None:
+def test_packed_job_gives_the_same_result() -> None:
     trainer = trainer_of()
     decided = germinate(6, module="mlp")
     job = forked(trainer, [decided, germinate(9, 1, layer_id="hidden.0")], decided, 2)
@@ -196,7 +198,7 @@ def test_a_job_crosses_to_another_process_whole() -> None:
 
 @pytest.mark.parametrize("network", ["digits", "mlp", "cnn"])
 @pytest.mark.parametrize("module", ["low_rank", "bottleneck", "mlp", "noop"])
-def test_flops_are_those_that_torch_counts(network: str, module: str) -> None:
+def test_flops_equal_those_that_torch_counts(network: str, module: str) -> None:
     trainer = trainer_of(network=network, channels=4)
     model = make_model(trainer, (1, 8))
     layer_id, handle = list(model.layers.items())[-2]

@@ -1,4 +1,4 @@
-"""Which decisions are forked, and what becomes of the forks: the run and its bus are fakes here."""
+"""Which decisions are forked, and how forks end: the run and its bus are fakes here."""
 
 import uuid
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ RENT = RentSettings.model_validate({})
 
 
 class FakeRun:
-    """What Forks asks of a run; a disk that is full takes no report."""
+    """The part of a run that Forks uses; a full disk records no report."""
 
     def __init__(self) -> None:
         self.run_id, self.step_number, self.epoch, self.is_full = RUN, 0, 0, False
-        self.told: list[FieldReported] = []
+        self.reports: list[FieldReported] = []
 
     def observe(self, observer: Any) -> None:
         self.observer = observer
@@ -40,8 +40,8 @@ class FakeRun:
     def report(self, cause: Cause, **fields: Any) -> bool:
         assert cause == CAUSE
         if not self.is_full:
-            named = {"run_id": RUN, "incarnation": 1, "sequence": len(self.told), "step": self.step_number}
-            self.told.append(FieldReported(**named, **fields))
+            named = {"run_id": RUN, "incarnation": 1, "sequence": len(self.reports), "step": self.step_number}
+            self.reports.append(FieldReported(**named, **fields))
         return not self.is_full
 
 
@@ -70,35 +70,35 @@ def command(number: int, seed_id: int = 0, action: Action = Action.GERMINATE) ->
     return ReceivedCommand(OonaMessage.of(event, id=ids.command_id(decision), source="test"), event, 0, kernel)
 
 
-class Story:
-    """A line that tells Forks what a run would tell it."""
+class ScriptedRun:
+    """A branch that calls Forks as a run does, with scripted commands."""
 
     def __init__(self, trainer: TrainerSettings, commands: dict[int, list[ReceivedCommand]]) -> None:
         self.trainer, self.commands, self.run = trainer, commands, FakeRun()
-        self.line = BranchTrainer(trainer)
-        self.forks = Forks(trainer, self.run, self.line.training)  # type: ignore[arg-type]
+        self.branch = BranchTrainer(trainer)
+        self.forks = Forks(trainer, self.run, self.branch.training)  # type: ignore[arg-type]
 
     def train(self, first: int, last: int, value: float | None = None) -> None:
         for epoch in range(first, last + 1):
-            own = self.line.train(epoch, self._steer)
-            self.run.step_number, self.run.epoch = self.line.step, epoch + 1
-            self._tell_moves()
+            own = self.branch.train(epoch, self._schedule)
+            self.run.step_number, self.run.epoch = self.branch.step, epoch + 1
+            self._pass_moves()
             self.forks.epoch_completed(own if value is None else value)
 
-    def _steer(self, line: BranchTrainer) -> Iterator[AppliedCommand]:
-        self.run.step_number = line.step
-        self._tell_moves()
-        ready = self.commands.get(line.step, [])
+    def _schedule(self, branch: BranchTrainer) -> Iterator[AppliedCommand]:
+        self.run.step_number = branch.step
+        self._pass_moves()
+        ready = self.commands.get(branch.step, [])
         if ready:
-            self.forks.before_commands(ready, line.step)
+            self.forks.before_commands(ready, branch.step)
         for one in ready:
             action = Action.GERMINATE if one.kernel else Action.CULL
-            yield AppliedCommand(line.step, action, LAYER, one.command.seed_id, one.kernel)
-            self.forks.applied(one, CAUSE, line.step)
+            yield AppliedCommand(branch.step, action, LAYER, one.command.seed_id, one.kernel)
+            self.forks.applied(one, CAUSE, branch.step)
 
-    def _tell_moves(self) -> None:
-        self.forks.boundary_passed([Move(plan) for _step, plan in self.line.moves])
-        self.line.moves.clear()
+    def _pass_moves(self) -> None:
+        self.forks.boundary_passed([Move(plan) for _step, plan in self.branch.moves])
+        self.branch.moves.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -106,93 +106,95 @@ def _no_threads() -> None:
     torch.set_num_threads(1)
 
 
-def test_a_fork_is_told_at_the_end_with_what_became_of_its_seed() -> None:
-    story = Story(trainer_of(), {3: [command(1)]})
-    with story.forks as forks:
-        story.train(0, 3)
+def test_fork_is_reported_with_the_outcome_of_its_seed() -> None:
+    scripted = ScriptedRun(trainer_of(), {3: [command(1)]})
+    with scripted.forks as forks:
+        scripted.train(0, 3)
         forks.finish()
-    (told,) = story.run.told
-    assert told.outcome is SeedStage.CULLED, "nobody decided about it in EVALUATING"
-    assert told.fork is not None
-    assert (told.germinated_at_step, told.fork.horizon_steps, told.num_parameters) == (3, 17, 6 * 3 * 2 + 9)
-    assert forks.counts == {"begun": 1, "told": 1, "skipped": 0, "dropped": 0}
-    assert reward_of(told, Action.GERMINATE, RENT) is not None
+    (report,) = scripted.run.reports
+    assert report.outcome is SeedStage.CULLED, "no decision came in EVALUATING"
+    assert report.fork is not None
+    assert (report.germinated_at_step, report.fork.horizon_steps, report.num_parameters) == (3, 17, 6 * 3 * 2 + 9)
+    assert forks.counts == {"started": 1, "reported": 1, "skipped": 0, "dropped": 0}
+    assert reward_of(report, Action.GERMINATE, RENT) is not None
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("max_parallel", [0, 1])
-def test_forks_wait_for_nobody_when_the_run_breaks(max_parallel: int) -> None:
-    story = Story(trainer_of(max_parallel=max_parallel), {6: [command(1)]})
-    with pytest.raises(RuntimeError, match="broke"), story.forks as forks:
-        story.train(0, 1)
+def test_forks_are_dropped_when_the_run_fails(max_parallel: int) -> None:
+    scripted = ScriptedRun(trainer_of(max_parallel=max_parallel), {6: [command(1)]})
+    with pytest.raises(RuntimeError, match="broke"), scripted.forks as forks:
+        scripted.train(0, 1)
         raise RuntimeError("it broke")
-    assert (forks.counts["dropped"], story.run.told) == (1, [])
+    assert (forks.counts["dropped"], scripted.run.reports) == (1, [])
 
 
-def test_only_so_many_snapshots_are_kept() -> None:
-    story = Story(trainer_of(max_pending=2), {3: [command(n, n - 1) for n in (1, 2, 3)], 6: [command(4, 3)]})
-    with story.forks as forks:
-        story.train(0, 1)
+def test_snapshots_are_bounded() -> None:
+    scripted = ScriptedRun(trainer_of(max_pending=2), {3: [command(n, n - 1) for n in (1, 2, 3)], 6: [command(4, 3)]})
+    with scripted.forks as forks:
+        scripted.train(0, 1)
         forks.finish()
-    assert (forks.counts["begun"], forks.counts["skipped"], len(story.run.told)) == (2, 2, 2)
+    assert (forks.counts["started"], forks.counts["skipped"], len(scripted.run.reports)) == (2, 2, 2)
 
 
-def test_the_horizon_is_the_runs_end_where_that_is_nearer_and_no_fork_has_none() -> None:
+def test_horizon_ends_with_the_run_and_is_never_empty() -> None:
     last = 40  # the run's last step is a boundary's, too late for anything
-    story = Story(trainer_of(horizon_epochs=9), {36: [command(1)], last: [command(2, 1)]})
-    story.line.model.boundary_steps = 4
-    with story.forks as forks:
-        story.train(0, 3)
+    scripted = ScriptedRun(trainer_of(horizon_epochs=9), {36: [command(1)], last: [command(2, 1)]})
+    scripted.branch.model.boundary_steps = 4
+    with scripted.forks as forks:
+        scripted.train(0, 3)
         forks.finish()
-    assert [t.fork.horizon_steps for t in story.run.told if t.fork] == [4]
+    assert [t.fork.horizon_steps for t in scripted.run.reports if t.fork] == [4]
     assert forks.counts["skipped"] == 1
 
 
-def test_a_share_is_drawn_by_the_runs_seed() -> None:
+def test_selection_follows_the_run_seed() -> None:
     drawn = []
     for rng_seed in (7, 7, 8):
         trainer = trainer_of(germination_share=0.5).model_copy(update={"rng_seed": rng_seed})
-        forks = Story(trainer, {}).forks
-        drawn.append([forks._is_drawn(command(n)) for n in range(1, 201)])
-        assert not any(forks._is_drawn(command(n, action=Action.CULL)) for n in range(1, 20)), "verdicts have their own"
+        forks = ScriptedRun(trainer, {}).forks
+        drawn.append([forks._is_selected(command(n)) for n in range(1, 201)])
+        assert not any(forks._is_selected(command(n, action=Action.CULL)) for n in range(1, 20)), (
+            "verdicts have their own share"
+        )
     assert drawn[0] == drawn[1] != drawn[2]
     assert 70 < sum(drawn[0]) < 130
 
 
-def test_a_full_disk_drops_the_report_and_says_so() -> None:
-    story = Story(trainer_of(), {6: [command(1)]})
-    story.run.is_full = True
-    with story.forks as forks:
-        story.train(0, 3)
+def test_full_disk_drops_the_report_and_counts_it() -> None:
+    scripted = ScriptedRun(trainer_of(), {6: [command(1)]})
+    scripted.run.is_full = True
+    with scripted.forks as forks:
+        scripted.train(0, 3)
         forks.finish()
-    assert (forks.counts["told"], forks.counts["dropped"]) == (0, 1)
+    assert (forks.counts["reported"], forks.counts["dropped"]) == (0, 1)
 
 
-def test_a_branch_in_which_a_command_does_not_fit_is_no_result() -> None:
-    story = Story(trainer_of(), {6: [command(1)]})
-    with story.forks as forks:
-        story.train(0, 3)
+def test_branch_with_an_inapplicable_command_fails() -> None:
+    scripted = ScriptedRun(trainer_of(), {6: [command(1)]})
+    with scripted.forks as forks:
+        scripted.train(0, 3)
         forks._pending[0].job.commands.append(AppliedCommand(9, Action.FOSSILIZE, "hidden.0", 0))
         forks.finish()
-    assert (forks.counts["failed"], story.run.told) == (1, [])
+    assert (forks.counts["failed"], scripted.run.reports) == (1, [])
 
 
 @pytest.mark.parametrize("saved_after", [0, 1])
-def test_pending_forks_outlive_a_checkpoint(saved_after: int) -> None:
+def test_pending_forks_survive_a_checkpoint(saved_after: int) -> None:
     program = {6: [command(1)], 9: [command(2, 1)], 12: [command(3, 0, Action.CULL)]}
-    whole = Story(trainer_of(verdict_share=1.0), program)
+    whole = ScriptedRun(trainer_of(verdict_share=1.0), program)
     with whole.forks:
         whole.train(0, 3)
         whole.forks.finish()
-    broken = Story(trainer_of(verdict_share=1.0), program)
+    broken = ScriptedRun(trainer_of(verdict_share=1.0), program)
     with broken.forks:
         broken.train(0, saved_after)
         saved = from_bytes(to_bytes({"forks": broken.forks.to_dict()}))  # plain values and tensors
-        resumed = Forks(broken.trainer, broken.run, Training(broken.line.model, broken.line.training.optimizer))  # type: ignore[arg-type]
+        resumed = Forks(broken.trainer, broken.run, Training(broken.branch.model, broken.branch.training.optimizer))  # type: ignore[arg-type]
     with resumed:
         resumed.load_dict(saved["forks"])
         broken.forks = resumed
         broken.train(saved_after + 1, 3)
         resumed.finish()
-    assert len(whole.run.told) == 3
-    assert broken.run.told == whole.run.told
+    assert len(whole.run.reports) == 3
+    assert broken.run.reports == whole.run.reports

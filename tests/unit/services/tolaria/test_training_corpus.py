@@ -1,4 +1,4 @@
-"""The training ground draws the same plans from the same numbers, and many kinds of them."""
+"""The training corpus draws the same plans from the same numbers, and many kinds of them."""
 
 from pathlib import Path
 
@@ -14,29 +14,35 @@ from esper.graph.health_windows import WINDOW_STEPS
 from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.control.legal_choices import WAIT, Choice
 from esper.services.tamiyo.policies.baselines import CULL, EARLY_CULL, RandomPolicy
-from esper.services.tolaria.corpus.training_corpus import MIN_BOUNDARY_STEPS, CorpusSettings, find_cifar, plan_of, plans
+from esper.services.tolaria.corpus.training_corpus import (
+    MIN_BOUNDARY_STEPS,
+    CorpusSettings,
+    draw_plan,
+    draw_plans,
+    find_cifar,
+)
 from esper.services.tolaria.counterfactuals.branch_trainer import BranchTrainer, replay_commands
 from esper.services.tolaria.training.cifar import load_cifar10
 from esper.services.tolaria.training.training_loop import make_model
 
 DATA = SHARED_DATA
-GROUND = CorpusSettings(seed=3, folder=Path("runs"))
+CORPUS = CorpusSettings(seed=3, folder=Path("runs"))
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 @settings(max_examples=50)
-def test_a_plan_is_the_same_wherever_it_is_drawn(seed: int, number: int) -> None:
-    ground = CorpusSettings(seed=seed, folder=Path("runs"))
-    assert plan_of(ground, number) == plan_of(ground, number) == next(plans(ground, number))
-    assert plan_of(ground, number) != plan_of(ground, number + 1)
+def test_plan_is_the_same_wherever_it_is_drawn(seed: int, number: int) -> None:
+    corpus = CorpusSettings(seed=seed, folder=Path("runs"))
+    assert draw_plan(corpus, number) == draw_plan(corpus, number) == next(draw_plans(corpus, number))
+    assert draw_plan(corpus, number) != draw_plan(corpus, number + 1)
     assert (
-        plan_of(ground, number).trainer.rng_seed
-        != plan_of(CorpusSettings(seed + 1, Path("runs")), number).trainer.rng_seed
+        draw_plan(corpus, number).trainer.rng_seed
+        != draw_plan(CorpusSettings(seed + 1, Path("runs")), number).trainer.rng_seed
     )
 
 
-def test_plans_are_of_many_kinds_and_all_can_be_made() -> None:
-    drawn = [plan_of(GROUND, n).trainer for n in range(60)]
+def test_plans_are_of_many_kinds_and_can_be_built() -> None:
+    drawn = [draw_plan(CORPUS, n).trainer for n in range(60)]
     assert {t.network for t in drawn} == {"digits", "mlp", "cnn"}
     assert {t.optimizer for t in drawn} == {"sgd", "adamw"}
     assert {t.seeds_per_layer for t in drawn} == {1, 2}
@@ -47,26 +53,24 @@ def test_plans_are_of_many_kinds_and_all_can_be_made() -> None:
         assert logits.shape == (2, 10)
 
 
-def test_a_plan_trains() -> None:
-    trainer = plan_of(GROUND, 0).trainer
+def test_plan_trains() -> None:
+    trainer = draw_plan(CORPUS, 0).trainer
     first = BranchTrainer(trainer).train(4, replay_commands([]))
-    assert BranchTrainer(trainer).train(4, replay_commands([])) == first > 0.2, "a guess is right once in ten"
+    assert BranchTrainer(trainer).train(4, replay_commands([])) == first > 0.2, "chance is one in ten"
 
 
-def test_cifar_is_left_out_with_a_reason_where_it_is_not(tmp_path: Path) -> None:
+def test_missing_cifar_is_left_out_with_a_reason(tmp_path: Path) -> None:
     assert find_cifar(None) == (None, "no folder was named for CIFAR-10")
     assert find_cifar(tmp_path)[0] is None
     assert "there is no" in find_cifar(tmp_path)[1]
     with pytest.raises(UnavailableError, match="download CIFAR-10"):
         load_cifar10(tmp_path, 10, 0)
     with_cifar = CorpusSettings(seed=3, folder=Path("runs"), cifar=tmp_path)
-    kinds = {plan_of(with_cifar, n).trainer.dataset for n in range(40)}
+    kinds = {draw_plan(with_cifar, n).trainer.dataset for n in range(40)}
     assert kinds == {"digits", "cifar10"}
 
 
-def test_cifar_is_read_as_it_is_in_the_file_and_again_from_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_is_read_from_the_file_then_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, reason = find_cifar(DATA)
     if folder is None:
         pytest.skip(reason)
@@ -79,7 +83,7 @@ def test_cifar_is_read_as_it_is_in_the_file_and_again_from_the_cache(
     assert len(list((tmp_path / "decoded").iterdir())) == 1
 
 
-def test_the_random_policy_waits_as_often_as_it_is_told() -> None:
+def test_random_policy_waits_with_its_share() -> None:
     choices = [WAIT, *[Choice(Action.GERMINATE)] * 30, Choice(Action.CULL), Choice(Action.FOSSILIZE)]
     weights = RandomPolicy(0.7).distribution(None, choices).weights  # type: ignore[arg-type]
     assert sum(weights.values()) == pytest.approx(1.0)
@@ -91,7 +95,7 @@ def test_the_random_policy_waits_as_often_as_it_is_told() -> None:
     assert set(alike.values()) == {1 / 33}
 
 
-def test_the_random_policy_seldom_culls_what_nobody_has_judged() -> None:
+def test_random_policy_seldom_culls_before_evaluation() -> None:
     seeds = [
         SeedView("fc1", n, s, 0, None, 0, None, NO_HEALTH)
         for n, s in enumerate((SeedStage.TRAINING, SeedStage.EVALUATING))
