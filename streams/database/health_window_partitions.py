@@ -43,7 +43,7 @@ async def make_partitions(connection: Connection, days: Iterable[date]) -> None:
 
 
 async def drop_expired(connection: Connection, before: datetime) -> list[str]:
-    """Drop the partitions that end on or before the day of ``before``, with the late signals of those days.
+    """Drop the partitions that end on or before the day of ``before``, with the late signals of the same days.
 
     Returns:
         The names of the dropped partitions. A locked partition, and every later one, stays for the next call.

@@ -82,7 +82,7 @@ class EsperApp(faust.App):
         """Whether records from offset ``fetched`` on may be projected after offset ``start``.
 
         The client silently moves to the log's first offset if the log no longer holds ``start``. A gap within the log
-        (expired or aborted records) looks the same, so the broker is asked for the bounds of the log.
+        (expired or aborted records) looks the same, so this reads the bounds of the log from the broker.
         """
         partition = (tp.topic, tp.partition)
         if self.projection_worker.is_stopped(partition):

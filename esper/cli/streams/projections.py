@@ -103,7 +103,7 @@ def list_all() -> None:
         return
     table = new_table("schema", "content", "size", "state")
     for snapshot in snapshots:
-        content = f"until {snapshot.told}" if snapshot.kind == "past" else snapshot.told
+        content = f"until {snapshot.description}" if snapshot.kind == "snapshot" else snapshot.description
         state = "complete" if snapshot.is_complete else "[red]incomplete: in progress, or killed[/red]"
         table.add_row(snapshot.schema, escape(content), f"{snapshot.num_bytes / 1e6:,.1f} MB", state)
     print_table(table)

@@ -1,7 +1,7 @@
-"""A rebuild's records a second, beside folding in the plain way; how long its swap keeps workers waiting.
+"""Records per second of a rebuild against a sequential projection, and how long its swap blocks workers.
 
-The plain way is one connection, one topic after the other, batches of 2,000, nothing read ahead. Broker, Postgres
-and both readers share this machine: look at the ratios, each of one pair of runs.
+The sequential projection uses one connection, one topic after the other, batches of 2,000 and no read-ahead. Broker,
+Postgres and both readers share one machine: compare the ratios, each of one pair of runs.
 """
 
 import argparse
@@ -34,8 +34,8 @@ PAUSE_S = 0.02
 SENT_AT_ONCE = 40
 
 
-async def fold_plainly(settings: Settings, schema: str) -> float:
-    """Fold the telemetry into the rows of a schema; gives the seconds."""
+async def project_sequentially(settings: Settings, schema: str) -> float:
+    """Project the telemetry into a schema. Returns the duration in seconds."""
     kafka, postgres = settings.need_kafka(), settings.need_postgres()
     await asyncio.to_thread(migrate, postgres, schema)
     connection = await connect(postgres, schema)
@@ -62,29 +62,29 @@ async def fold_plainly(settings: Settings, schema: str) -> float:
 
 
 async def measure(stack: EmbeddedStack, num_records: int, rounds: int) -> None:
-    """Plain folding and a rebuild of the same log, by turns; then a verify."""
+    """Measure a sequential projection and a rebuild of the same log in turns, then a verify."""
     settings = stack.settings()
     live = settings.need_postgres().schema_name
     await fill(stack, "plain", num_records, 1)
     for n in range(rounds):
-        plain_s = await fold_plainly(settings, live if n == 0 else f"plain{n}")
+        sequential_s = await project_sequentially(settings, live if n == 0 else f"plain{n}")
         marks: dict[str, float] = {}
         begun = time.perf_counter()
-        done = await rebuild(settings, lambda told, m=marks: m.setdefault(told.phase, time.perf_counter()))
-        all_s, fold_s = time.perf_counter() - begun, marks["gathering statistics"] - marks["projecting"]
+        done = await rebuild(settings, lambda progress, m=marks: m.setdefault(progress.phase, time.perf_counter()))
+        total_s, projection_s = time.perf_counter() - begun, marks["gathering statistics"] - marks["projecting"]
         print(
-            f"plain {num_records / plain_s:>7,.0f} records/s; rebuild: folding {num_records / fold_s:>7,.0f}"
-            f" = {plain_s / fold_s:.2f} of it, all of it {num_records / all_s:>7,.0f} = {plain_s / all_s:.2f};"
+            f"sequential {num_records / sequential_s:>7,.0f} records/s; rebuild: projection {num_records / projection_s:>7,.0f}"
+            f" ({sequential_s / projection_s:.2f}x), in total {num_records / total_s:>7,.0f} ({sequential_s / total_s:.2f}x);"
             f" locked {done.locked_s:.3f} s",
             flush=True,
         )
     begun = time.perf_counter()
     assert all(c.is_equal for c in await verify(settings))
-    print(f"verify, all of it {num_records / (time.perf_counter() - begun):>7,.0f} records/s", flush=True)
+    print(f"verify, in total {num_records / (time.perf_counter() - begun):>7,.0f} records/s", flush=True)
 
 
 async def measure_under_load(stack: EmbeddedStack, rounds: int) -> None:
-    """Rebuilds while a trainer sends and a worker folds: how long the lock is held."""
+    """Measure how long rebuilds hold the lock while a trainer sends and a worker projects."""
     settings, ended = stack.settings(), asyncio.Event()
 
     async def keep_sending() -> None:

@@ -1,7 +1,7 @@
-"""From topic to committed rows: health signals a second on 1, 2 and 4 workers, and as stored rows grow.
+"""Health signals per second from topic to committed rows, on 1, 2 and 4 workers and with more and more stored rows.
 
-The log is filled first, then workers start: what is timed runs from the first committed record to the last.
-Broker, Postgres and workers share this machine. ``--profile`` says where one worker's time goes.
+Fills the log first, then starts the workers and measures from the first committed record to the last. Broker, Postgres
+and workers share one machine. ``--profile`` profiles one worker.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SENT_AT_ONCE, MAX_BATCH_BYTES = 400, 2_000_000
 
 
 def reports(name: str, num_records: int, every: int) -> Iterator[Record]:
-    """Reports of many runs side by side, a layer of a run after the other, one step in ``every`` sampled."""
+    """Interleaved reports of many runs, layer by layer; one step in ``every`` is sampled."""
     for n in range(num_records):
         step, place = divmod(n, RUNS * LAYERS)
         run, layer = place % RUNS, place // RUNS
@@ -70,7 +70,7 @@ def reports(name: str, num_records: int, every: int) -> Iterator[Record]:
 
 
 async def fill(stack: EmbeddedStack, name: str, num_records: int, every: int) -> None:
-    """Write the reports to the topic, in batches as a trainer's telemetry lane does."""
+    """Write the reports to the topic in batches, as a trainer sends telemetry."""
     brokers = stack.settings().need_kafka().bootstrap_servers
     producer = AIOKafkaProducer(bootstrap_servers=brokers, compression_type="zstd", max_batch_size=MAX_BATCH_BYTES)
     await producer.start()
@@ -80,7 +80,7 @@ async def fill(stack: EmbeddedStack, name: str, num_records: int, every: int) ->
         batch = producer.create_batch()
         for record in waiting.pop(partition):
             added = batch.append(key=record.key, value=record.value, timestamp=None, headers=list(record.headers))
-            assert added is not None, "the batch is full"
+            assert added is not None, "batch full"
         await producer.send_batch(batch, TELEMETRY.name, partition=partition)
 
     for record in reports(name, num_records, every):
@@ -95,7 +95,7 @@ async def fill(stack: EmbeddedStack, name: str, num_records: int, every: int) ->
 
 
 async def timed(stack: EmbeddedStack, total: int) -> tuple[float, float]:
-    """Wait until ``total`` records are folded: seconds from 5 % to 95 % of what was left, and the share of it."""
+    """Wait until ``total`` records are projected. Returns the seconds from 5 % to 95 % of the rest, and that share."""
     connection = await asyncpg.connect(stack.postgres.dsn)
     begin, marks = int(await connection.fetchval(FOLDED, TELEMETRY.name)), list[tuple[float, int]]()
     deadline = time.monotonic() + DEADLINE_S
@@ -117,7 +117,7 @@ async def stored_rows(stack: EmbeddedStack) -> int:
 
 
 def run_workers(stack: EmbeddedStack, folder: Path, name: str, count: int, total: int) -> None:
-    """Fold up to ``total`` records with ``count`` workers, and print the rate."""
+    """Project up to ``total`` records with ``count`` workers, and print the rate."""
     with ExitStack() as exits:
         workers = [worker(stack, folder, f"{name}-{n}") for n in range(count)]
         for child in workers:
@@ -128,31 +128,31 @@ def run_workers(stack: EmbeddedStack, folder: Path, name: str, count: int, total
     rate = num_records / seconds
     print(
         f"{name:<22} {count} worker(s): {rate:>9,.0f} records/s = {rate * SEEDS:>9,.0f} signals/s; "
-        f"{rows:>9,} windows stored; {busy:.1f} s of workers' CPU",
+        f"{rows:>9,} windows stored; {busy:.1f} s CPU of workers",
         flush=True,
     )
 
 
 def hold(stack: EmbeddedStack, folder: Path, rate: int, seconds: int, total: int) -> None:
-    """A worker beside a writer of ``rate`` records a second: how far behind it is."""
+    """Measure the lag of a worker behind a writer of ``rate`` records per second."""
     records = list(reports("held", rate * seconds, 1))
     child = worker(stack, folder, "held")
     child.start()
     try:
-        asyncio.run(timed(stack, total))  # nothing is left of before
+        asyncio.run(timed(stack, total))  # the earlier records are projected
         lags = asyncio.run(behind(stack, records, rate, total))
     finally:
         child.stop()
     lags.sort()
     print(
-        f"held: {rate:,} records/s = {rate * SEEDS:,} signals/s for {seconds} s, one worker: from sent to committed "
-        f"p50 {lags[len(lags) // 2]:.2f} s, p95 {lags[len(lags) * 95 // 100]:.2f} s, most {lags[-1]:.2f} s",
+        f"steady load: {rate:,} records/s = {rate * SEEDS:,} signals/s for {seconds} s, one worker: latency from send to commit "
+        f"p50 {lags[len(lags) // 2]:.2f} s, p95 {lags[len(lags) * 95 // 100]:.2f} s, max {lags[-1]:.2f} s",
         flush=True,
     )
 
 
 async def behind(stack: EmbeddedStack, records: list[Record], rate: int, total: int) -> list[float]:
-    """Send at that rate; the age in seconds of the newest committed record, as often as one looks."""
+    """Send at a rate. Returns samples of the age in seconds of the newest committed record."""
     brokers = stack.settings().need_kafka().bootstrap_servers
     producer = Producer({"bootstrap.servers": brokers, "linger.ms": 20, "compression.type": "zstd", "acks": "all"})
     connection = await asyncpg.connect(stack.postgres.dsn)
@@ -194,7 +194,7 @@ cli()
 
 
 def profile(stack: EmbeddedStack, folder: Path, total: int) -> None:
-    """One worker under cProfile, which slows it; the shares are what to look at."""
+    """Profile one worker with cProfile, which slows it down: compare the shares."""
     out = folder / "profile"
     child = process(stack, folder, "profiled", str(SCRIPTS / "python"), "-c", PROFILED, str(out))
     child.start()
@@ -207,12 +207,12 @@ def profile(stack: EmbeddedStack, folder: Path, total: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=200_000, help="layer records of 4 signals, a measurement")
-    parser.add_argument("--every", type=int, default=1, help="one step in so many is sampled")
+    parser.add_argument("--records", type=int, default=200_000, help="layer records of 4 signals, per measurement")
+    parser.add_argument("--every", type=int, default=1, help="sample one step in this many")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=3, help="of one worker, each on more stored rows")
-    parser.add_argument("--hold", type=int, default=20, help="seconds of a writer beside one worker; 0 for none")
-    parser.add_argument("--rate", type=int, default=10_000, help="records a second of that writer")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of one worker, each with more stored rows")
+    parser.add_argument("--hold", type=int, default=20, help="duration of the steady load in seconds; 0 skips it")
+    parser.add_argument("--rate", type=int, default=10_000, help="records per second of the steady load")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     total = 0

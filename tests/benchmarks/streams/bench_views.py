@@ -1,8 +1,8 @@
-"""What a decision costs before the policy is asked: reading a view's rows, assembling them, and the look at every poll.
+"""Cost of a decision before the policy runs: reading the rows of a view, assembling the view, and polling.
 
-One table: views of 10, 100 and 1,000 layers with 4 seeds each; then the poll, with more and more runs that are
-over, and the same number under way. CPU is this process's at p50, without Postgres'. Rows are made by SQL
-(``view_tables``), Postgres is the embedded one.
+The table has views of 10, 100 and 1,000 layers with 4 seeds each, then polls with more and more ended runs and a fixed
+number of running ones. CPU is the p50 of this process, without Postgres. SQL creates the rows (``view_tables``) in the
+embedded Postgres.
 """
 
 import argparse
@@ -36,34 +36,34 @@ from esper.streams.read_models.pending_boundaries import (
 BOUNDARY = 60
 NUM_SEEDS = 4
 NUM_BLUEPRINTS = 100
-UNDER_WAY = 20
-WARM = 3
+NUM_RUNNING = 20
+NUM_WARM_UP = 3
 
 
 def percentile(times_s: Sequence[float], share: float) -> float:
-    """In milliseconds, by the nearest rank."""
+    """Percentile in milliseconds, by the nearest rank."""
     return 1000 * sorted(times_s)[min(len(times_s) - 1, int(share * len(times_s)))]
 
 
-def tell(what: str, size: str, times: tuple[Sequence[float], Sequence[float]], remark: str = "") -> None:
+def print_row(what: str, size: str, times: tuple[Sequence[float], Sequence[float]], remark: str = "") -> None:
     times_s, cpu_s = times
     figures = (percentile(times_s, 0.5), percentile(times_s, 0.95), percentile(cpu_s, 0.5))
     print(f"{what:26s}{size:>14s}" + "".join(f"{ms:10.2f}" for ms in figures) + f"  {remark}", flush=True)
 
 
 async def timed(act: Callable[[], Awaitable[Any]], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each round, by the clock and of this process's CPU; the first ones left out."""
+    """Wall-clock and CPU seconds of each round after the warm-up."""
     times_s, cpu_s = [], []
-    for _n in range(WARM + rounds):
+    for _n in range(NUM_WARM_UP + rounds):
         began, cpu = time.perf_counter(), time.process_time()
         await act()
         times_s.append(time.perf_counter() - began)
         cpu_s.append(time.process_time() - cpu)
-    return times_s[WARM:], cpu_s[WARM:]
+    return times_s[NUM_WARM_UP:], cpu_s[NUM_WARM_UP:]
 
 
 @asynccontextmanager
-async def connected(postgres: PostgresSettings) -> AsyncIterator[asyncpg.Connection]:
+async def open_connection(postgres: PostgresSettings) -> AsyncIterator[asyncpg.Connection]:
     path = {"search_path": postgres.schema_name}
     connection = await asyncpg.connect(postgres.dsn.get_secret_value(), server_settings=path)
     try:
@@ -73,7 +73,7 @@ async def connected(postgres: PostgresSettings) -> AsyncIterator[asyncpg.Connect
 
 
 async def time_views(connection: asyncpg.Connection, num_layers: int, rounds: int) -> None:
-    """One run's view: its rows, its bytes, and both back again."""
+    """Measure reading, assembling, encoding and decoding one view."""
     run_id = f"wide{num_layers}-1"
     await fill_runs(connection, Runs(run_id.removesuffix("-1"), 1, "running", BOUNDARY, num_layers, 0, NUM_SEEDS))
     await analyzed(connection)
@@ -95,31 +95,31 @@ async def time_views(connection: asyncpg.Connection, num_layers: int, rounds: in
         assemble(await read()).to_bytes()
 
     size = f"{num_layers:,} layers"
-    tell("is it complete?", size, await timed(lambda: is_complete(connection, run_id, 1, BOUNDARY), rounds))
-    tell("reading the rows", size, await timed(read, rounds), f"{len(rows.windows):,} windows")
-    tell("assembling, to bytes", size, await timed(to_bytes, rounds), f"{len(data) / 1e6:.2f} MB")
-    tell("both", size, await timed(both, rounds))
-    tell("from bytes", size, await timed(from_bytes, rounds))
+    print_row("completeness check", size, await timed(lambda: is_complete(connection, run_id, 1, BOUNDARY), rounds))
+    print_row("read the rows", size, await timed(read, rounds), f"{len(rows.windows):,} windows")
+    print_row("assemble and encode", size, await timed(to_bytes, rounds), f"{len(data) / 1e6:.2f} MB")
+    print_row("read, assemble, encode", size, await timed(both, rounds))
+    print_row("decode", size, await timed(from_bytes, rounds))
 
 
-async def time_polls(connection: asyncpg.Connection, num_over: int, rounds: int) -> None:
-    """A round of Tamiyo in which nothing is to be decided but ``UNDER_WAY`` boundaries are looked at."""
-    await fill_runs(connection, Runs(f"over{num_over}", num_over, num_boundaries=10))
+async def time_polls(connection: asyncpg.Connection, num_ended: int, rounds: int) -> None:
+    """Measure a poll that finds ``NUM_RUNNING`` boundaries with nothing to decide."""
+    await fill_runs(connection, Runs(f"ended{num_ended}", num_ended, num_boundaries=10))
     await analyzed(connection)
     (total,) = await connection.fetchrow("SELECT count(*) FROM runs")
     size = f"{total:,} runs"
     pending = await pending_boundaries(connection)
-    tell(
-        "newest_boundaries",
+    print_row(
+        "pending boundaries",
         size,
         await timed(lambda: pending_boundaries(connection), rounds),
         f"{len(pending)} pending",
     )
-    tell("decisions_without_command", size, await timed(lambda: decisions_without_command(connection), rounds))
+    print_row("decisions without command", size, await timed(lambda: decisions_without_command(connection), rounds))
 
 
-async def measure(postgres: PostgresSettings, rounds: int, runs_over: Sequence[int]) -> None:
-    async with connected(postgres) as connection:
+async def measure(postgres: PostgresSettings, rounds: int, runs_ended: Sequence[int]) -> None:
+    async with open_connection(postgres) as connection:
         async with connection.transaction():
             await make_partitions(connection, [date(2026, 1, 1)])
         await fill_library(connection, NUM_BLUEPRINTS)
@@ -127,18 +127,24 @@ async def measure(postgres: PostgresSettings, rounds: int, runs_over: Sequence[i
         for num_layers in (10, 100, 1000):
             await time_views(connection, num_layers, rounds)
         await connection.execute("UPDATE runs SET status = 'completed'")
-        await fill_runs(connection, Runs("live", UNDER_WAY, "running"))
-        for num_over in runs_over:
-            await time_polls(connection, num_over, rounds)
+        await fill_runs(connection, Runs("live", NUM_RUNNING, "running"))
+        for num_ended in runs_ended:
+            await time_polls(connection, num_ended, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40, help="of each measurement")
-    parser.add_argument("--over", type=int, nargs="+", default=[1_000, 9_000], help="runs that are over, added in turn")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of each measurement")
+    parser.add_argument(
+        "--ended",
+        type=int,
+        nargs="+",
+        default=[1_000, 9_000],
+        help="numbers of ended runs to add before each measurement",
+    )
     given = parser.parse_args()
     with running_stack() as stack:
-        asyncio.run(measure(stack.settings().need_postgres(), given.rounds, given.over))
+        asyncio.run(measure(stack.settings().need_postgres(), given.rounds, given.ended))
 
 
 if __name__ == "__main__":

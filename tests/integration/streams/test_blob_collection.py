@@ -1,4 +1,4 @@
-"""`esper storage verify` and `gc` against real projections: what is named is found missing or altered, and never collected."""
+"""`esper storage verify` and `gc` on real projections: referenced blobs are checked, and never collected."""
 
 import asyncio
 import json
@@ -39,8 +39,8 @@ SOON_S = 0.5
 
 
 @pytest.fixture(scope="module")
-def folded() -> Any:
-    """A stack of the module's own, whose log a worker folds."""
+def worker_stack() -> Any:
+    """A stack for this module, whose log a worker projects."""
     from support.stacks import running_stack
 
     with ExitStack() as exits:
@@ -49,9 +49,9 @@ def folded() -> Any:
 
 
 @pytest.fixture(scope="module")
-def folding(folded: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The worker."""
-    with running(worker(folded, tmp_path_factory.mktemp("worker")), "worker.ready") as child:
+def running_worker(worker_stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The worker of that stack."""
+    with running(worker(worker_stack, tmp_path_factory.mktemp("worker")), "worker.ready") as child:
         yield child
 
 
@@ -93,58 +93,58 @@ async def plan(settings: Settings, grace: timedelta = timedelta(days=7)) -> set[
         return {b.digest for b in planned.garbage}
 
 
-def test_nothing_is_collected_by_projections_that_were_never_folded(folded: EmbeddedStack) -> None:
-    asyncio.run(store_long_ago(folded.s3, some_bytes()))
+def test_gc_refuses_empty_projections_and_short_grace(worker_stack: EmbeddedStack) -> None:
+    asyncio.run(store_long_ago(worker_stack.s3, some_bytes()))
     with pytest.raises(PositionError, match="the projections are empty, no worker ever ran"):
-        asyncio.run(plan(folded.settings()))
+        asyncio.run(plan(worker_stack.settings()))
     with pytest.raises(ConfigError, match="a grace period of 0:01:00 is too short"):
-        asyncio.run(plan(folded.settings(), timedelta(minutes=1)))
+        asyncio.run(plan(worker_stack.settings(), timedelta(minutes=1)))
 
 
 @pytest.mark.timeout(240)
-def test_what_is_named_is_verified_and_kept_and_the_rest_goes(
-    folded: EmbeddedStack, folding: Any, tmp_path: Path
+def test_gc_keeps_referenced_blobs_and_deletes_the_rest(
+    worker_stack: EmbeddedStack, running_worker: Any, tmp_path: Path
 ) -> None:
     kept, altered, unread, junk = (some_bytes() for _n in range(4))
-    *digests, junk_digest = asyncio.run(store_long_ago(folded.s3, kept, altered, unread, junk))
+    *digests, junk_digest = asyncio.run(store_long_ago(worker_stack.s3, kept, altered, unread, junk))
     kept_digest, altered_digest, unread_digest = digests
-    missing_digest, young_digest = "f" * 64, asyncio.run(store_now(folded, some_bytes()))
+    missing_digest, young_digest = "f" * 64, asyncio.run(store_now(worker_stack, some_bytes()))
     saved = BY_TYPE["esper.checkpoint.saved.v1"]
     assert isinstance(saved, CheckpointSaved)
-    asyncio.run(send_garbage(folded, b'{"kernel": "' + unread_digest.encode() + b'", not JSON'))
-    asyncio.run(send(folded, saved, *(registered(d) for d in (kept_digest, altered_digest, missing_digest))))
-    (folder_of(folded.s3) / "kernels" / altered_digest).write_bytes(altered[:-1] + b"?")
-    wait_until(has_rows(folded, "kernels", 3), 60, "the kernels")
-    wait_until(has_rows(folded, "dead_letters", 1), 60, "the letter")
-    wait_until(has_rows(folded, "checkpoints", 1), 60, "the checkpoint")
+    asyncio.run(send_garbage(worker_stack, b'{"kernel": "' + unread_digest.encode() + b'", not JSON'))
+    asyncio.run(send(worker_stack, saved, *(registered(d) for d in (kept_digest, altered_digest, missing_digest))))
+    (folder_of(worker_stack.s3) / "kernels" / altered_digest).write_bytes(altered[:-1] + b"?")
+    wait_until(has_rows(worker_stack, "kernels", 3), 60, "the kernels")
+    wait_until(has_rows(worker_stack, "dead_letters", 1), 60, "the letter")
+    wait_until(has_rows(worker_stack, "checkpoints", 1), 60, "the checkpoint")
 
-    ran = esper(folded, "verify", "--json")
-    told = json.loads(ran.stdout)
-    assert (ran.exit_code, told["is_whole"]) == (1, False)
-    assert [f["digest"] for f in told["missing"]] == [missing_digest]
-    assert [f["digest"] for f in told["altered"]] == [altered_digest]
-    assert told["missing"][0]["referenced_by"] == ["kernels.kernel_sha256"]
-    assert told["on_trainers_disks"] == [saved.sha256]
-    assert {b["digest"] for b in told["unreferenced"]} >= {unread_digest, junk_digest, young_digest}
-    shown = esper(folded, "verify", "--sample", "0")
+    ran = esper(worker_stack, "verify", "--json")
+    report = json.loads(ran.stdout)
+    assert (ran.exit_code, report["is_whole"]) == (1, False)
+    assert [f["digest"] for f in report["missing"]] == [missing_digest]
+    assert [f["digest"] for f in report["altered"]] == [altered_digest]
+    assert report["missing"][0]["referenced_by"] == ["kernels.kernel_sha256"]
+    assert report["on_trainers_disks"] == [saved.sha256]
+    assert {b["digest"] for b in report["unreferenced"]} >= {unread_digest, junk_digest, young_digest}
+    shown = esper(worker_stack, "verify", "--sample", "0")
     assert shown.exit_code == 1, "all are looked for, if none is read"
     assert "missing: 1" in shown.stdout
     assert "altered" not in shown.stdout
 
-    dry = json.loads(esper(folded, "gc", "--json").stdout)
+    dry = json.loads(esper(worker_stack, "gc", "--json").stdout)
     assert junk_digest in {b["digest"] for b in dry["garbage"]}
     assert dry["deleted"] is None
-    ran = esper(folded, "gc", "--delete")
+    ran = esper(worker_stack, "gc", "--delete")
     assert ran.exit_code == 0, ran.output
     assert "deleted 2 blobs" in ran.stdout, "this one, and that of the test before"
-    left = {d for _kind, d in asyncio.run(everything(folded))}
+    left = {d for _kind, d in asyncio.run(everything(worker_stack))}
     assert left == {kept_digest, altered_digest, unread_digest, young_digest}
 
-    ran = esper(folded, "get", kept_digest[:10], "-o", str(tmp_path / "kept"))
+    ran = esper(worker_stack, "get", kept_digest[:10], "-o", str(tmp_path / "kept"))
     assert ran.exit_code == 0, ran.output
     assert (tmp_path / "kept").read_bytes() == kept
-    assert isinstance(esper(folded, "get", "0" * 10).exception, MissingBlobError)
-    assert len(json.loads(esper(folded, "list", "--json").stdout)) == 4
+    assert isinstance(esper(worker_stack, "get", "0" * 10).exception, MissingBlobError)
+    assert len(json.loads(esper(worker_stack, "list", "--json").stdout)) == 4
 
 
 async def store_now(stack: EmbeddedStack, *many: bytes) -> str:
@@ -158,10 +158,10 @@ async def everything(stack: EmbeddedStack) -> Any:
 
 
 @pytest.mark.timeout(240)
-def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedStack, folding: Any) -> None:
+def test_gc_keeps_blobs_registered_while_it_runs(worker_stack: EmbeddedStack, running_worker: Any) -> None:
     many = [some_bytes() for _n in range(30)]
-    digests = asyncio.run(store_long_ago(folded.s3, *many))
-    settings, is_planned = folded.settings(), asyncio.Event()
+    digests = asyncio.run(store_long_ago(worker_stack.s3, *many))
+    settings, is_planned = worker_stack.settings(), asyncio.Event()
 
     async def register(blobs: BlobStore, producer: OonaProducer) -> None:
         await is_planned.wait()  # so that the first collector has them all in its plan
@@ -188,12 +188,12 @@ def test_what_is_registered_while_collectors_run_is_never_lost(folded: EmbeddedS
 
     num_deleted = asyncio.run(both())
     assert num_deleted, "collectors met the old ones before they were stored again"
-    assert {d for _kind, d in asyncio.run(everything(folded))} >= set(digests)
+    assert {d for _kind, d in asyncio.run(everything(worker_stack))} >= set(digests)
 
 
 @pytest.mark.timeout(240)
-def test_gc_refuses_while_it_cannot_know_what_is_named(folded: EmbeddedStack, folding: Any) -> None:
-    settings = folded.settings()
+def test_gc_refuses_while_references_are_unknown(worker_stack: EmbeddedStack, running_worker: Any) -> None:
+    settings = worker_stack.settings()
 
     async def two_at_once() -> None:
         async with BlobStore(settings.need_s3()) as blobs, planned_collection(settings, blobs):
@@ -201,8 +201,8 @@ def test_gc_refuses_while_it_cannot_know_what_is_named(folded: EmbeddedStack, fo
 
     with pytest.raises(ConflictError, match="another `esper storage gc` is running"):
         asyncio.run(two_at_once())
-    folding.stop()
-    asyncio.run(send(folded, registered("e" * 64)))
+    running_worker.stop()
+    asyncio.run(send(worker_stack, registered("e" * 64)))
     with pytest.raises(UnavailableError, match=r"1 events behind the log \(innovation.blueprints\)"):
         asyncio.run(plan(settings))
 

@@ -1,4 +1,4 @@
-"""The guard on the real log and Postgres: the forks of a version's decisions say that it does harm, and it goes."""
+"""The guard on real Kafka and Postgres: it rolls a version back whose forks show that its decisions do harm."""
 
 import asyncio
 import uuid
@@ -37,7 +37,7 @@ def activated(policy: str) -> OonaMessage:
 
 
 def harmful(run_id: str, number: int) -> list[OonaMessage]:
-    """A run in which the schedule germinated once, and the fork was better without."""
+    """A run in which the schedule germinated one seed, and the branch without it was better."""
     decision_id = ids.decision_id(run_id, 1, 1)
     decision = events.DecisionMade(
         run_id=run_id, incarnation=1, boundary=1, step=10, action=Action.GERMINATE, layer_id="fc1", seed_id=0,
@@ -49,14 +49,12 @@ def harmful(run_id: str, number: int) -> list[OonaMessage]:
         decision_id=decision_id, command_id=ids.command_id(decision_id), method="fork", metric="val_accuracy",
         before=0.9, after=0.8 - number / 1_000, germinated_at_step=10, num_parameters=46, fork=FORK,
     )  # fmt: skip
-    told = [run_started(run_id), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
-    return [*told, OonaMessage.of(decision, id=decision_id, source="test"), report]
+    story = [run_started(run_id), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
+    return [*story, OonaMessage.of(decision, id=decision_id, source="test"), report]
 
 
 @pytest.mark.timeout(240)
-async def test_a_version_that_does_harm_is_rolled_back_once_by_whoever_looks(
-    mine: Settings, log: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_guard_rolls_a_harmful_version_back_once(mine: Settings, log: EmbeddedStack, tmp_path: Path) -> None:
     async with OonaProducer(mine.need_kafka()) as producer:
         for message in (activated("heuristic"), activated("schedule")):
             await producer.send(message)
@@ -67,11 +65,11 @@ async def test_a_version_that_does_harm_is_rolled_back_once_by_whoever_looks(
     with running(worker, "worker.ready"):
         async with connect_pool(mine.need_postgres()) as pool, pool.acquire() as connection:
 
-            async def all_are_folded() -> bool:
+            async def all_are_projected() -> bool:
                 active = await active_policy(connection)
                 return active is not None and len(await forked_decisions(connection, active)) == NUM_RUNS
 
-            await wait_until_async(all_are_folded, 40, "the forks' rows")
+            await wait_until_async(all_are_projected, 40, "the forks' rows")
             tamiyo = TamiyoSettings.model_validate({"policy": "active", "guard": {"interval_s": 0.2}})
             async with DecisionService(mine, tamiyo) as one, DecisionService(mine, tamiyo) as other:
                 deciding = [asyncio.create_task(service.run()) for service in (one, other)]

@@ -1,4 +1,4 @@
-"""Health windows lie in a table a day of the log: made by whoever comes first, dropped with their age."""
+"""Daily partitions of health windows: created by the first worker that needs one, dropped when expired."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -26,27 +26,27 @@ async def partitions(connection: Any) -> set[str]:
     return {row["name"] for row in await connection.fetch(query, TABLE)}
 
 
-async def test_workers_that_need_the_same_day_at_once_all_go_on(own_database: PostgresSettings) -> None:
+async def test_make_partitions_concurrent_workers_all_succeed(own_database: PostgresSettings) -> None:
     connections = [await connected(own_database) for _ in range(4)]
     days = [NOW.date() + timedelta(days=n) for n in range(12)]
 
-    async def fold_into(connection: Any, day: Any) -> None:
+    async def make_partition(connection: Any, day: Any) -> None:
         async with connection.transaction():
             await make_partitions(connection, [day])
             await connection.fetchval("SELECT 1")
 
     for day in days:
-        await asyncio.gather(*(fold_into(connection, day) for connection in connections))
+        await asyncio.gather(*(make_partition(connection, day) for connection in connections))
     assert await partitions(connections[0]) == {partition_name(day) for day in days}
     for connection in connections:
         await connection.close()
 
 
-async def test_only_days_that_lie_wholly_before_are_dropped(own_database: PostgresSettings) -> None:
+async def test_drop_expired_drops_only_whole_days(own_database: PostgresSettings) -> None:
     connection, busy = await connected(own_database), await connected(own_database)
     days = [NOW.date() - timedelta(days=n) for n in range(4)]
     await make_partitions(connection, days)
-    async with busy.transaction():  # a fold that goes on for long is waited for in vain, and not disturbed
+    async with busy.transaction():  # a long transaction blocks the drop, which gives up and does not disturb it
         await busy.execute(f"SELECT count(*) FROM {TABLE}")
         assert await drop_expired(connection, NOW) == []
     assert await drop_expired(connection, NOW - timedelta(days=1)) == [partition_name(d) for d in (days[3], days[2])]
@@ -55,7 +55,7 @@ async def test_only_days_that_lie_wholly_before_are_dropped(own_database: Postgr
     await busy.close()
 
 
-async def test_late_signals_go_with_the_windows_of_their_day(own_database: PostgresSettings) -> None:
+async def test_drop_expired_deletes_late_signals_of_same_days(own_database: PostgresSettings) -> None:
     connection = await connected(own_database)
     first_kept = NOW.replace(hour=0)
     times = (first_kept - timedelta(days=9), first_kept - timedelta(microseconds=1), first_kept, NOW)
@@ -73,7 +73,7 @@ async def test_late_signals_go_with_the_windows_of_their_day(own_database: Postg
 
 @pytest.mark.timeout(240)
 @pytest.mark.slow
-async def test_a_worker_drops_what_is_past_its_time(fresh_stack: EmbeddedStack, tmp_path: Any) -> None:
+async def test_worker_drops_expired_partitions(fresh_stack: EmbeddedStack, tmp_path: Any) -> None:
     connection = await connected(fresh_stack.settings().need_postgres())
     old, today = NOW.date() - timedelta(days=400), datetime.now(UTC).date()
     await make_partitions(connection, [old, today])

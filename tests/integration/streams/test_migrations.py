@@ -1,4 +1,4 @@
-"""A database with rows comes to the newest form, and the log fills again what a migration emptied."""
+"""Migrations of a database with rows, and the projection of what a migration emptied."""
 
 import asyncio
 import uuid
@@ -22,20 +22,20 @@ from esper.streams.projectors import PROJECTORS
 from esper.streams.worker.batch_projection import Batch, project_batch
 
 LAST_OLD = "0003-breakers"
-FOLDED_AGAIN = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, FIELD_REPORTS, POLICIES)}
+REPLAYED = {t.name for t in (RUNS, LIFECYCLE, TELEMETRY, BLUEPRINTS, FIELD_REPORTS, POLICIES)}
 IN_ARRAYS = {
     "sums": "ARRAY[sum_health_score, sum_activation_mean, sum_activation_std, sum_dead_ratio, sum_gradient_norm]",
     "counts": "ARRAY[count_health_score, count_activation_mean, count_activation_std, count_dead_ratio, "
     "count_gradient_norm]",
 }
-"""Columns of version 3 that have other names now."""
+"""Columns of migration 0003 that were renamed since."""
 
 Rows = dict[str, list[str]]
 
 
 @pytest.fixture
 def old_database(stack: EmbeddedStack) -> PostgresSettings:
-    """Tables as they were before 0004, empty."""
+    """Empty tables as of migration 0003."""
     name = f"t{uuid.uuid4().hex[:12]}"
     with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -54,7 +54,7 @@ def old_database(stack: EmbeddedStack) -> PostgresSettings:
 
 
 def whole_log() -> GeneratedLog:
-    """Two runs with a resume, letters that were redriven, and one event of every type."""
+    """Two runs with a resume, redriven dead letters, and one event of every type."""
     scripts = [["train", "epoch", "gap", "save", "train", "resume", "train", "epoch"], ["train", "train"]]
     log, _known = generate_log(7, scripts, share_broken=0.1, share_resent=0.1)
     log.share_broken = 0.0
@@ -68,7 +68,7 @@ def opened(postgres: PostgresSettings) -> psycopg.Connection[Any]:
     return psycopg.connect(postgres.dsn.get_secret_value(), options=f"-csearch_path={postgres.schema_name}")
 
 
-async def fold_log(postgres: PostgresSettings, log: GeneratedLog, topics: set[str]) -> None:
+async def project_log(postgres: PostgresSettings, log: GeneratedLog, topics: set[str]) -> None:
     path = {"search_path": postgres.schema_name}
     connection = await asyncpg.connect(postgres.dsn.get_secret_value(), server_settings=path)
     for place, records in log.partitions.items():
@@ -78,7 +78,7 @@ async def fold_log(postgres: PostgresSettings, log: GeneratedLog, topics: set[st
 
 
 def tables(connection: psycopg.Connection[Any]) -> list[str]:
-    """Those that are read; not the partitions of one, nor what yoyo keeps."""
+    """The tables, without partitions and those of yoyo."""
     return [
         name
         for (name,) in connection.execute(
@@ -102,7 +102,7 @@ def rows(connection: psycopg.Connection[Any]) -> Rows:
 
 
 def copy_into_old(new: psycopg.Connection[Any], old: psycopg.Connection[Any]) -> None:
-    """Every row that the old tables could have had, in their form."""
+    """Copy every row that the old tables can hold."""
     for name in tables(old):
         columns = [
             c.name
@@ -134,11 +134,11 @@ def topics_with_positions(connection: psycopg.Connection[Any]) -> set[str]:
     return {topic for (topic,) in connection.execute("SELECT DISTINCT topic FROM positions")}
 
 
-def test_old_rows_and_the_log_give_what_the_log_gives_alone(
+def test_migrated_rows_and_log_equal_a_fresh_projection(
     own_database: PostgresSettings, old_database: PostgresSettings
 ) -> None:
     log = whole_log()
-    asyncio.run(fold_log(own_database, log, set(PROJECTORS)))
+    asyncio.run(project_log(own_database, log, set(PROJECTORS)))
     with opened(own_database) as new, opened(old_database) as old:
         new.execute("INSERT INTO cluster VALUES (true, 'the-cluster')")
         fresh = rows(new)
@@ -150,15 +150,15 @@ def test_old_rows_and_the_log_give_what_the_log_gives_alone(
     assert applied[0] > LAST_OLD
     with opened(old_database) as old:
         emptied = rows(old)
-        assert topics_with_positions(old) == set(PROJECTORS) - FOLDED_AGAIN
+        assert topics_with_positions(old) == set(PROJECTORS) - REPLAYED
         for name in ("progress", "redriven"):
-            assert not any(topic in line for line in emptied[name] for topic in FOLDED_AGAIN)
+            assert not any(topic in line for line in emptied[name] for topic in REPLAYED)
         for name, found in emptied.items():
-            assert set(found) <= set(fresh[name]), f"{name}: nothing is left that the log does not say"
+            assert set(found) <= set(fresh[name]), f"{name}: no row is left that the log does not give"
     assert migrate(old_database) == []
     with opened(old_database) as old:
         assert rows(old) == emptied
 
-    asyncio.run(fold_log(old_database, log, FOLDED_AGAIN))
+    asyncio.run(project_log(old_database, log, REPLAYED))
     with opened(old_database) as old:
         assert rows(old) == fresh

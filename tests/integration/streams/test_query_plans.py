@@ -1,6 +1,6 @@
-"""What the API asks of Postgres stays cheap however long the history grows: plans of every statement, on many rows.
+"""Plans of every query of the API and of Urza's work queues, on many rows: no cost grows with the history.
 
-Each is planned as asyncpg's first calls are (for the values) and as its later ones may be (for any value).
+Each query is planned as asyncpg's first calls are (for the values) and as later ones may be (for any value).
 """
 
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from esper.streams.database.sql_queries import queries
 NUM_RUNS = 300
 BIG_ROWS = 1000  # a table with fewer may be read whole
 MOST_ROWS = 12 * LIMIT  # that a page may touch: itself, what it joins, and what it sorts
-STATEMENTS = [
-    (room, name)
-    for room in ("urza", "library")  # what the API reads, and what Urza looks for all the time
-    for name in queries(room).available_queries
+QUERIES = [
+    (file, name)
+    for file in ("urza", "library")  # queries of the API, and of Urza's polls
+    for name in queries(file).available_queries
     if not name.endswith("_cursor") and name != "wanted_kernels"  # compares every blueprint with every width
 ]
-STATEMENTS += [("causes", "of_seed"), ("causes", "changed_seeds")]
+QUERIES += [("causes", "of_seed"), ("causes", "changed_seeds")]
 
 
 @pytest.fixture(scope="module")
 def filled(stack: EmbeddedStack) -> Iterator[psycopg.Connection[Any]]:
-    """A database of this module's own, with the rows of many runs."""
+    """A database for this module, with the rows of many runs."""
     with psycopg.connect(stack.postgres.dsn, autocommit=True) as connection:
         connection.execute("CREATE DATABASE plans")
     own = PostgresSettings.model_validate({"dsn": stack.postgres.dsn_of("plans")})
@@ -41,21 +41,20 @@ def filled(stack: EmbeddedStack) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-@pytest.mark.parametrize(("room", "name"), STATEMENTS)
-def test_no_statement_of_a_request_reads_a_big_table_whole(
-    filled: psycopg.Connection[Any], room: str, name: str
-) -> None:
+@pytest.mark.parametrize(("file", "name"), QUERIES)
+def test_query_uses_indexes_on_big_tables(filled: psycopg.Connection[Any], file: str, name: str) -> None:
     for mode in ("force_custom_plan", "force_generic_plan"):
         for page in (FIRST, LATER):
-            nodes = _plan(filled, room, name, mode, {**OF_A_PAGE, **page})
+            nodes = _plan(filled, file, name, mode, {**OF_A_PAGE, **page})
             whole = [n["Relation Name"] for n in nodes if n["Node Type"] == "Seq Scan"]
             assert [t for t in whole if _num_rows(filled, t) >= BIG_ROWS] == [], (mode, nodes)
             assert sum(map(_touched, nodes)) <= MOST_ROWS, (mode, nodes)
+            assert not any(n.get("Function Name") == "superseding_incarnations" for n in nodes), "it is inlined"
 
 
-def _plan(connection: psycopg.Connection[Any], room: str, name: str, mode: str, given: Any) -> list[dict[str, Any]]:
-    """The nodes of the plan that ran."""
-    found = queries(room)
+def _plan(connection: psycopg.Connection[Any], file: str, name: str, mode: str, given: Any) -> list[dict[str, Any]]:
+    """The nodes of the executed plan."""
+    found = queries(file)
     order = found.driver_adapter.var_sorted[name]
     values = {
         **given,
@@ -80,7 +79,7 @@ def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _touched(node: dict[str, Any]) -> float:
-    """Rows of a table that a node looked at; those of other nodes came from here."""
+    """How many rows of a table a node read."""
     if "Relation Name" not in node:
         return 0
     read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)

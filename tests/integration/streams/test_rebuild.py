@@ -1,4 +1,4 @@
-"""Rebuild and verify on the real stack: readers through a swap, kills, what must not be lost."""
+"""Rebuild and verify on the real stack: readers during a swap, kills, privileges."""
 
 import asyncio
 import os
@@ -17,10 +17,11 @@ from support.processes.esper_processes import log_of, process, running, worker
 
 from esper.config import Settings
 from esper.embedded.stack import EmbeddedStack
+from esper.errors import ConflictError
 from esper.oona.producer import OonaProducer
 from esper.schemas.topics import RUNS
 from esper.streams.database.connections import connect_pool
-from esper.streams.replay import ComparisonOptions, rebuild
+from esper.streams.replay import ComparisonOptions, projection_rebuild, rebuild
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 async def count_rows(pool: Any, seen: dict[str, int]) -> None:
-    """As the API reads: a statement at a time, on any connection of the pool."""
+    """Read like the API: single statements on any connection of the pool."""
     for table in ("epochs", "health_windows", "layers"):
         count = await pool.fetchval(f"SELECT count(*) FROM {table}")
         assert count >= seen.get(table, 0), f"{table}: {count} rows after {seen[table]}"
@@ -37,18 +38,18 @@ async def count_rows(pool: Any, seen: dict[str, int]) -> None:
 
 
 async def read_at_one_moment(pool: Any, seen: dict[str, int]) -> None:
-    """As Tamiyo reads: several tables in one snapshot."""
+    """Read like Tamiyo: several tables in one snapshot."""
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
         highest = await connection.fetchval("SELECT last_sequence FROM progress WHERE topic = $1", RUNS.name)
         await asyncio.sleep(0.002)
         count, last = await connection.fetchrow("SELECT count(*), max(epoch) FROM epochs")
-        assert (count, last) == (highest, highest), f"{count} epochs up to {last}, but {highest} were folded"
+        assert (count, last) == (highest, highest), f"{count} epochs up to {last}, but {highest} were projected"
         assert highest >= seen.get("highest", 0)
         seen["highest"] = highest
 
 
 async def read_by_cursor(pool: Any, _seen: dict[str, int]) -> None:
-    """A statement that takes its time."""
+    """A slow statement."""
     async with pool.acquire() as connection, connection.transaction():
         query = "SELECT epoch FROM epochs ORDER BY 1 LIMIT 200"
         found = [row["epoch"] async for row in connection.cursor(query, prefetch=50)]
@@ -56,9 +57,7 @@ async def read_by_cursor(pool: Any, _seen: dict[str, int]) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_readers_see_no_error_and_never_fewer_rows_while_rebuilds_are_swapped_in(
-    log: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_rebuild_swap_is_invisible_to_readers(log: EmbeddedStack, tmp_path: Path) -> None:
     settings, run_id, ended = log.settings(), "watched", asyncio.Event()
     await send(settings, [started(run_id), *epochs(run_id, range(1, 200)), *health(run_id, range(1, 200))])
     num_reads = dict.fromkeys(("rows", "moment", "cursor", "prepared", "sent"), 0)
@@ -97,14 +96,14 @@ async def test_readers_see_no_error_and_never_fewer_rows_while_rebuilds_are_swap
             for _n in range(2):
                 before = num_reads.copy()
                 assert (await rebuild(settings)).is_swapped
-                assert all(num_reads[name] > before[name] for name in before), "somebody waited for the rebuild"
+                assert all(num_reads[name] > before[name] for name in before), "a reader waited for the rebuild"
             ended.set()
         async with connect_pool(settings.need_postgres()) as pool:
 
-            async def all_is_folded() -> bool:
+            async def all_is_projected() -> bool:
                 return await pool.fetchval("SELECT max(epoch) FROM epochs") == num_reads["sent"]
 
-            await wait_until_async(all_is_folded, 60, "the worker, going on where the rebuild ended")
+            await wait_until_async(all_is_projected, 60, "the worker, which continues where the rebuild ended")
             assert await pool.fetchval("SELECT sum(num_signals) FROM health_windows") == num_reads["sent"]
         assert "partition.stopped" not in log_of(child)
     assert await different(settings) == []
@@ -114,25 +113,23 @@ async def test_readers_see_no_error_and_never_fewer_rows_while_rebuilds_are_swap
     print(num_reads)
 
 
-async def test_a_reader_in_an_old_snapshot_is_waited_for_and_ends_a_swap_that_would_wait_too_long(
-    mine: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rebuild_waits_for_old_snapshots_then_gives_up(mine: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     await send(mine, [started("patient"), *epochs("patient", range(1, 20))])
     await fold_like_a_worker(mine)
-    monkeypatch.setattr(rebuild, "SNAPSHOT_WAIT_S", 0.3)
-    monkeypatch.setattr(rebuild, "RETRY_S", 0.1)
-    monkeypatch.setattr(rebuild, "MAX_TRIES", 2)
+    monkeypatch.setattr(projection_rebuild, "SNAPSHOT_WAIT_S", 0.3)
+    monkeypatch.setattr(projection_rebuild, "RETRY_S", 0.1)
+    monkeypatch.setattr(projection_rebuild, "MAX_TRIES", 2)
     async with live(mine) as reader:
         async with reader.transaction(isolation="repeatable_read"):
             before = await reader.fetchval("SELECT count(*) FROM epochs")
-            with pytest.raises(rebuild.ConflictError, match=rf"process {reader.get_server_pid()} \("):
+            with pytest.raises(ConflictError, match=rf"process {reader.get_server_pid()} \("):
                 await rebuild(mine)
             assert await reader.fetchval("SELECT count(*) FROM epochs") == before
         assert (await rebuild(mine)).is_swapped
         assert await reader.fetchval("SELECT count(*) FROM epochs") == before
 
 
-async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
+async def test_rebuild_keeps_privileges_of_other_users(mine: Settings) -> None:
     await send(mine, [started("rights"), *health("rights", range(1, 5))])
     await fold_like_a_worker(mine)
     user = f"reader_{os.getpid()}"
@@ -147,7 +144,7 @@ async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
         await connection.execute(f"DROP TABLE {day['name']}")
         assert (await rebuild(mine)).is_swapped
         owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'esper' AND tablename = $1"
-        assert await connection.fetchval(owner, day["name"]) == user, "whoever owns the table drops its days"
+        assert await connection.fetchval(owner, day["name"]) == user, "the owner of the table owns its partitions"
         await connection.execute("CREATE TABLE made_later (n integer)")
         await connection.execute(f"SET ROLE {user}")
         assert await connection.fetchval("SELECT count(*) FROM runs") >= 1
@@ -160,7 +157,7 @@ async def test_rights_of_other_users_outlive_a_rebuild(mine: Settings) -> None:
 # verify, compare
 
 
-async def test_verify_names_the_tables_and_the_rows_and_a_comparing_rebuild_swaps_only_what_is_accepted(
+async def test_verify_and_rebuild_compare_show_differing_rows(
     mine: Settings,
 ) -> None:
     run_id = "altered"
@@ -192,7 +189,7 @@ async def test_verify_names_the_tables_and_the_rows_and_a_comparing_rebuild_swap
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-async def test_a_rebuild_that_is_killed_leaves_the_live_rows_and_the_next_one_cleans_up(
+async def test_rebuild_killed_leaves_live_rows_intact(
     mine: Settings, log: EmbeddedStack, tmp_path: Path, number: signal.Signals
 ) -> None:
     run_id = f"killed-{number.name.lower()}"

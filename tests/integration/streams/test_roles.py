@@ -1,4 +1,4 @@
-"""Postgres' roles with real users: the worker writes, the API reads, and a rebuild keeps it so."""
+"""Postgres roles with real users: the worker writes, the API reads, also after a rebuild."""
 
 import asyncio
 from contextlib import ExitStack
@@ -31,7 +31,7 @@ def dsn_of(stack: EmbeddedStack, user: str) -> str:
 
 
 def refused(stack: EmbeddedStack, user: str, statement: str) -> str:
-    """What Postgres says to a user who may not do this; the embedded one trusts names, and they differ all the same."""
+    """Postgres' error for a statement that the user may not execute. The embedded server needs no password."""
     with psycopg.connect(dsn_of(stack, user)) as connection:
         with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
             connection.execute(statement)
@@ -39,8 +39,8 @@ def refused(stack: EmbeddedStack, user: str, statement: str) -> str:
     return str(caught.value)
 
 
-def told(run_id: str) -> list[OonaMessage]:
-    """A run that grew, and one health report: its window's partition is the worker's to make."""
+def story(run_id: str) -> list[OonaMessage]:
+    """A run with fossilized seeds, and one health report, whose partition the worker must create."""
     signal = HealthSignal(layer_id=LAYERS[0].layer_id, seed_id=0, chunk_id=0, epoch=0, health_score=0.5)
     report = events.LayerHealthMeasured(
         run_id=run_id, incarnation=1, sequence=9_000, step=1, epoch=0, layer_id=LAYERS[0].layer_id, signals=(signal,)
@@ -54,13 +54,13 @@ def told(run_id: str) -> list[OonaMessage]:
 def send(stack: EmbeddedStack, run_id: str) -> None:
     async def now() -> None:
         async with OonaProducer(stack.settings().need_kafka()) as producer:
-            await producer.send_batch(told(run_id))
+            await producer.send_batch(story(run_id))
 
     asyncio.run(now())
 
 
 @pytest.mark.timeout(300)
-def test_the_worker_writes_the_api_reads_and_a_rebuild_keeps_it_so(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_roles_bound_worker_and_api_across_a_rebuild(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     stack, postgres = fresh_stack, fresh_stack.settings().need_postgres()
     assert apply_roles(postgres) == [*DatabaseRole]
     assert apply_roles(postgres) == []
@@ -116,7 +116,9 @@ def _is_bounded(stack: EmbeddedStack) -> None:
         refused(stack, "esper_worker", statement)
 
 
-def test_roles_say_what_is_missing(own_database: PostgresSettings, tmp_path: Path, stack: EmbeddedStack) -> None:
+def test_roles_report_missing_schema_and_groups(
+    own_database: PostgresSettings, tmp_path: Path, stack: EmbeddedStack
+) -> None:
     with pytest.raises(ConfigError, match="esper roles apply"):
         make_user(own_database, "somebody", DatabaseRole.READER, None)
     with pytest.raises(ConfigError, match="esper migrate"):

@@ -1,4 +1,4 @@
-"""The past beside the present, telemetry that has expired, and what status tells, on the real stack."""
+"""Snapshots, expired telemetry, kept rows and the projection status, on the real stack."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ from esper.streams.replay import ComparisonOptions, Cutoff, create_snapshot, dro
 pytestmark = pytest.mark.slow
 
 
-# pasts
+# snapshots
 
 
-async def test_the_past_is_folded_beside_the_present_up_to_a_time_or_an_offset_and_stays(mine: Settings) -> None:
-    run_id, kafka = "past", mine.need_kafka()
+async def test_snapshot_ends_at_a_time_or_an_offset(mine: Settings) -> None:
+    run_id, kafka = "snapshot", mine.need_kafka()
     await send(mine, [started(run_id), *epochs(run_id, range(1, 11))])
-    records = [r async for r in read_range(kafka, RUNS, partition=partition_of(run_id, RUNS)) if r.key == b"past"]
+    records = [r async for r in read_range(kafka, RUNS, partition=partition_of(run_id, RUNS)) if r.key == b"snapshot"]
     now = datetime.now(UTC)
     await wait_until_async(lambda: asyncio.sleep(0, datetime.now(UTC).timestamp() > now.timestamp() + 0.05))
     await send(mine, [*epochs(run_id, range(11, 21)), *health(run_id, range(1, 21))])
@@ -47,29 +47,29 @@ async def test_the_past_is_folded_beside_the_present_up_to_a_time_or_an_offset_a
         assert await counts("at_noon") == (10, 0), "every topic as of that time"
         assert await counts("early") == (3, 2), "that partition up to the offset, the others to the end"
         assert await counts("esper") == (20, 2)
-        found = {past.schema: past for past in await list_snapshots(mine)}
+        found = {snapshot.schema: snapshot for snapshot in await list_snapshots(mine)}
         assert set(found) == {"at_noon", "early"}
-        assert (found["early"].told, found["early"].is_complete) == (place, True)
+        assert (found["early"].description, found["early"].is_complete) == (place, True)
         code, printed = await esper(mine, "projections", "list")
         assert "at_noon" in printed
         assert now.isoformat() in printed
         code, printed = await esper(mine, "why", run_id, "fc1:0", "--schema", "at_noon")
         assert "no events for seed fc1:0" in printed
-        with pytest.raises(Exception, match="there is a schema 'early' already"):
+        with pytest.raises(Exception, match="schema 'early' exists already"):
             await create_snapshot(mine, Cutoff.parse([place]), "early")
-        with pytest.raises(Exception, match="'public' is no past of 'esper'; there are at_noon, early"):
+        with pytest.raises(Exception, match="'public' is not a snapshot of 'esper'; choose one of at_noon, early"):
             await drop_snapshot(mine, "public")
-        assert (await rebuild(mine)).is_swapped, "pasts are left alone"
+        assert (await rebuild(mine)).is_swapped, "snapshots stay"
         await drop_snapshot(mine, "early")
         assert (await esper(mine, "projections", "drop", "at_noon"))[0] == 0
     assert await list_snapshots(mine) == []
 
 
-# what the log does not hold any more
+# records that the log no longer has
 
 
 async def expire(settings: Settings, run_id: str, before: int) -> None:
-    """What retention does to telemetry, at once."""
+    """Delete telemetry records as retention does."""
     place = TopicPartition(TELEMETRY.name, partition_of(run_id, TELEMETRY))
     client = AIOKafkaAdminClient(bootstrap_servers=settings.need_kafka().bootstrap_servers)
     await client.start()
@@ -77,7 +77,7 @@ async def expire(settings: Settings, run_id: str, before: int) -> None:
     await client.close()
 
 
-async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild_keeps_them(mine: Settings) -> None:
+async def test_rebuild_carries_over_expired_telemetry(mine: Settings) -> None:
     run_id = "expiring"
     await send(mine, [started(run_id), *health(run_id, range(1, 100))])
     await fold_like_a_worker(mine)
@@ -94,8 +94,10 @@ async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild
         assert await different(mine) == []
         done = await rebuild(mine, comparison=ComparisonOptions())
         assert (done.is_swapped, done.num_carried_over) == (True, 3)
-        assert await connection.fetch(query, run_id) == before, "windows whose start has expired are taken over whole"
-        assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are redriven signals"
+        assert await connection.fetch(query, run_id) == before, (
+            "windows whose start has expired are carried over completely"
+        )
+        assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are late signals"
         await send(mine, health(run_id, range(100, 120)))
         await fold_like_a_worker(mine)
         assert await different(mine) == []
@@ -110,8 +112,8 @@ async def test_expired_telemetry_and_dropped_days_are_not_compared_and_a_rebuild
         assert await different(mine) == [], "rows older than live's oldest day do not count"
 
 
-async def test_rows_that_the_log_cannot_give_again_are_kept(mine: Settings) -> None:
-    """Postgres knows another cluster: a wiped broker, or the wrong address."""
+async def test_rebuild_keeps_rows_of_another_cluster(mine: Settings) -> None:
+    """The projections name another cluster: a wiped broker, or the wrong address."""
     await send(mine, [started("kept")])
     await fold_like_a_worker(mine)
     async with live(mine) as connection:
@@ -120,14 +122,14 @@ async def test_rows_that_the_log_cannot_give_again_are_kept(mine: Settings) -> N
         assert (code, "the projections come from Kafka cluster another" in printed) == (2, True)
         code, printed = await esper(mine, "projections", "rebuild")
         assert code == 0, printed
-        (past,) = await list_snapshots(mine)
-        assert past.schema in printed
+        (snapshot,) = await list_snapshots(mine)
+        assert snapshot.schema in printed
         assert await connection.fetchval("SELECT count(*) FROM runs") == 0
-        assert await connection.fetchval(f"SELECT count(*) FROM {past.schema}.runs WHERE run_id = 'kept'") == 1
-        await drop_snapshot(mine, past.schema)
+        assert await connection.fetchval(f"SELECT count(*) FROM {snapshot.schema}.runs WHERE run_id = 'kept'") == 1
+        await drop_snapshot(mine, snapshot.schema)
 
 
-async def test_rows_beyond_the_end_of_a_log_that_lost_records_are_kept(mine: Settings) -> None:
+async def test_rebuild_keeps_rows_beyond_the_end_of_the_log(mine: Settings) -> None:
     await send(mine, [started("beyond")])
     await fold_like_a_worker(mine)
     async with live(mine) as connection:
@@ -137,14 +139,14 @@ async def test_rows_beyond_the_end_of_a_log_that_lost_records_are_kept(mine: Set
     assert "the broker lost records or was wiped" in (stopped.stop_reason or "")
     assert await different(mine) == ["positions"]
     kept_as = (await rebuild(mine)).kept_as
-    assert [past.schema for past in await list_snapshots(mine)] == [kept_as]
+    assert [snapshot.schema for snapshot in await list_snapshots(mine)] == [kept_as]
     assert await different(mine) == []
 
 
 # status
 
 
-async def test_status_tells_what_waits_what_stopped_and_who_is_away(mine: Settings) -> None:
+async def test_status_shows_lag_stops_and_unavailable_sides(mine: Settings) -> None:
     run_id, kafka = "standing", mine.need_kafka()
     await send(mine, [started(run_id), *epochs(run_id, range(1, 5))])
     await fold_like_a_worker(mine)

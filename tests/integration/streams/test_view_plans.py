@@ -1,4 +1,4 @@
-"""What Tamiyo asks at every poll is found by indexes, and does not grow with the history of all runs."""
+"""Tamiyo's queries use indexes, and the cost of a poll does not grow with the history."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +28,7 @@ BIG = (
 
 
 class Explaining:
-    """A connection that runs what it is asked for, and keeps each plan with what it really did."""
+    """A connection that executes queries and keeps each executed plan."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.nodes: list[dict[str, Any]] = []
@@ -57,12 +57,12 @@ class Explaining:
 
     @property
     def read_whole(self) -> set[str]:
-        """The tables that some query went through from end to end."""
+        """The tables that a query read with a sequential scan."""
         return {n["Relation Name"] for n in self.nodes if n["Node Type"] == "Seq Scan"}
 
     @property
     def num_rows(self) -> int:
-        """Rows that were looked at in tables, those that a filter dropped included."""
+        """How many rows were read, including those that a filter removed."""
         filtered = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
         scans = [n for n in self.nodes if "Relation Name" in n]
         return int(sum((n["Actual Rows"] + sum(n.get(f, 0) for f in filtered)) * n["Actual Loops"] for n in scans))
@@ -85,13 +85,13 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 async def connection(own_database: PostgresSettings) -> AsyncIterator[asyncpg.Connection]:
-    """Some runs under way, some that died unnoticed long ago, a large library, and a history."""
+    """Active runs, runs that died long ago, a large library, and a history."""
     path = {"search_path": own_database.schema_name}
     found = await asyncpg.connect(own_database.dsn.get_secret_value(), server_settings=path)
     async with found.transaction():
         await make_partitions(found, [date(2026, 1, 1)])
     await fill_library(found, 500)
-    await fill_runs(found, Runs("live", UNDER_WAY, "running", told_after_days=9))
+    await fill_runs(found, Runs("live", UNDER_WAY, "running", told_at_days=9))
     await fill_runs(found, Runs("dead", 200, "running", num_boundaries=4))
     await fill_runs(found, Runs("old", 2_000, num_boundaries=4))
     await analyzed(found)
@@ -100,7 +100,7 @@ async def connection(own_database: PostgresSettings) -> AsyncIterator[asyncpg.Co
 
 
 async def polled(connection: asyncpg.Connection) -> Explaining:
-    """One round of Tamiyo."""
+    """One poll of Tamiyo."""
     explaining = Explaining(connection)
     pending = await pending_boundaries(explaining)
     assert [p.run_id for p in pending] == [f"live-{n}" for n in range(1, UNDER_WAY + 1)]
@@ -111,7 +111,7 @@ async def polled(connection: asyncpg.Connection) -> Explaining:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
-async def test_a_poll_and_a_view_are_found_by_indexes(connection: asyncpg.Connection, plans: str) -> None:
+async def test_poll_and_view_queries_use_indexes(connection: asyncpg.Connection, plans: str) -> None:
     await connection.execute(f"SET plan_cache_mode = {plans}")
     before = await polled(connection)
     assert not before.read_whole.intersection(BIG)
@@ -130,5 +130,5 @@ async def test_a_poll_and_a_view_are_found_by_indexes(connection: asyncpg.Connec
     await analyzed(connection)
     after = await polled(connection)
     assert not after.read_whole.intersection(BIG)
-    assert after.num_rows <= before.num_rows, "four times the history, and no row more is looked at"
+    assert after.num_rows <= before.num_rows, "four times the history, and not one more row is read"
     assert after.num_rows <= 100 * UNDER_WAY

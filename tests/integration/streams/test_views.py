@@ -1,4 +1,4 @@
-"""A view depends on its boundary and on the offsets of innovation.blueprints that it names, and on nothing else."""
+"""A view depends only on its boundary and on the offsets of innovation.blueprints that it names."""
 
 import asyncio
 import json
@@ -36,8 +36,8 @@ Read = tuple[tuple[int, ...], bytes]
 
 
 @asynccontextmanager
-async def taken_back(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """Whatever is written is gone afterwards."""
+async def rolled_back(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Roll back every write."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -51,7 +51,7 @@ async def view_of(connection: Any, key: BoundaryKey, offsets: Sequence[int] | No
 
 
 class Reader:
-    """Folds a log in one of the ways in which workers could, and reads views as soon as they are complete."""
+    """Projects a log in one of the ways that workers may, and reads views as soon as they are complete."""
 
     def __init__(self, connection: asyncpg.Connection, log: GeneratedLog, rng: random.Random) -> None:
         self.views: dict[BoundaryKey, Read] = {}
@@ -60,13 +60,13 @@ class Reader:
         self._caches: dict[TopicPartition, PartitionCache] = {}
         self._sizes = rng.choice(((1,), (1, 2, 5), (50,), (1, 3, 200)))
 
-    async def fold_all(self, boundaries: list[BoundaryKey]) -> None:
-        """To the end of the log."""
+    async def project_all(self, boundaries: list[BoundaryKey]) -> None:
+        """Project to the end of the log."""
         while open_places := [p for p, n in self._next.items() if n < len(self._log.partitions[p])]:
-            await self._fold_some(self._rng.choice(open_places))
+            await self._project_some(self._rng.choice(open_places))
             await self._look(boundaries)
 
-    async def _fold_some(self, place: TopicPartition) -> None:
+    async def _project_some(self, place: TopicPartition) -> None:
         if self._rng.random() < 0.1:  # a restart, or another worker
             self._caches.clear()
         begin = max(0, self._next[place] - self._rng.choice((0, 0, 0, 3)))  # a stale fetch reads some again
@@ -87,7 +87,7 @@ class Reader:
 
 
 def difference(before: bytes, after: bytes) -> dict[str, Any]:
-    """Columns of two views that differ."""
+    """The columns that differ between two views."""
     old, new = json.loads(before), json.loads(after)
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
@@ -109,7 +109,7 @@ async def read_again(connection: Any, views: dict[BoundaryKey, Read]) -> dict[Bo
 
 
 @contextmanager
-def folding_connection(postgres: PostgresSettings) -> Iterator[tuple[asyncio.Runner, asyncpg.Connection]]:
+def projection_connection(postgres: PostgresSettings) -> Iterator[tuple[asyncio.Runner, asyncpg.Connection]]:
     with asyncio.Runner() as runner:
         path = {"search_path": postgres.schema_name}
         connection = runner.run(asyncpg.connect(postgres.dsn.get_secret_value(), server_settings=path))
@@ -120,8 +120,8 @@ def folding_connection(postgres: PostgresSettings) -> Iterator[tuple[asyncio.Run
 
 
 @pytest.mark.timeout(60 + 20 * EXAMPLES)
-def test_a_view_has_the_same_bytes_however_and_whenever_the_log_was_folded(own_database: PostgresSettings) -> None:
-    with folding_connection(own_database) as (runner, connection):
+def test_view_bytes_do_not_depend_on_how_log_was_projected(own_database: PostgresSettings) -> None:
+    with projection_connection(own_database) as (runner, connection):
 
         @given(
             seed=st.integers(0, 2**32),
@@ -138,21 +138,21 @@ def test_a_view_has_the_same_bytes_however_and_whenever_the_log_was_folded(own_d
         )
         def same_bytes(seed: int, scripts: list[list[str]], share_broken: float, share_resent: float) -> None:
             log, known = generate_log(seed, scripts, share_broken, share_resent)
-            runner.run(compare_folds(connection, log, known, random.Random(seed)))
+            runner.run(compare_projections(connection, log, known, random.Random(seed)))
 
         same_bytes()
 
 
-async def compare_folds(
+async def compare_projections(
     connection: asyncpg.Connection, log: GeneratedLog, known: dict[BoundaryKey, Any], rng: random.Random
 ) -> None:
-    """Fold in two ways: views as they were read first, read again at the end, and read by the other must be equal."""
+    """Project in two ways: views read first, read again at the end, and read by the other way must be equal."""
     boundaries = list(known)
     seen: list[dict[BoundaryKey, Read]] = []
     for _way in range(2):
-        async with taken_back(connection):
+        async with rolled_back(connection):
             reader = Reader(connection, log, rng)
-            await reader.fold_all(boundaries)
+            await reader.project_all(boundaries)
             seen.append(reader.views)
             for views in seen:
                 again = await read_again(connection, views)
@@ -171,7 +171,7 @@ def agrees(
     epochs: tuple[tuple[int, int], ...],
     health: dict[tuple[str, int], HealthWindow],
 ) -> None:
-    """What the trainer knew at the boundary."""
+    """Check a view against the trainer's state at the boundary."""
     shown = {
         (s.layer_id, s.seed_id): (
             s.stage, s.since_step, s.blueprint_id, s.germinated_at_step, s.num_germinations, s.num_given_up, s.breaker,

@@ -1,4 +1,4 @@
-"""The worker against the real stack: garbage, newer versions, wiped brokers, stalls. Kills: tests/faults."""
+"""The worker on the real stack: garbage, newer versions, wiped brokers, stalls. Kills: tests/faults."""
 
 import asyncio
 import uuid
@@ -44,7 +44,7 @@ def story(run_id: str, num_steps: int) -> list[OonaMessage]:
         boundary_steps=10,
         command_offset=0,
     )
-    told = [started]
+    messages = [started]
     for step in range(1, num_steps + 1):
         signals = tuple(
             HealthSignal(
@@ -52,8 +52,10 @@ def story(run_id: str, num_steps: int) -> list[OonaMessage]:
             )
             for n in range(2)
         )
-        told.append(made(run_id, step, events.LayerHealthMeasured, step=step, epoch=0, layer_id="fc1", signals=signals))
-    return told
+        messages.append(
+            made(run_id, step, events.LayerHealthMeasured, step=step, epoch=0, layer_id="fc1", signals=signals)
+        )
+    return messages
 
 
 async def send(stack: EmbeddedStack, messages: list[OonaMessage]) -> None:
@@ -61,7 +63,7 @@ async def send(stack: EmbeddedStack, messages: list[OonaMessage]) -> None:
         await producer.send_batch(messages)
 
 
-async def signals_folded(stack: EmbeddedStack, run_id: str) -> int:
+async def num_signals(stack: EmbeddedStack, run_id: str) -> int:
     connection = await asyncpg.connect(stack.postgres.dsn)
     try:
         query = "SELECT coalesce(sum(num_signals), 0)::bigint FROM esper.health_windows WHERE run_id = $1"
@@ -70,7 +72,7 @@ async def signals_folded(stack: EmbeddedStack, run_id: str) -> int:
         await connection.close()
 
 
-async def test_garbage_on_every_topic_is_dead_lettered_and_stalls_nothing(stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_worker_dead_letters_garbage_without_stalling(stack: EmbeddedStack, tmp_path: Path) -> None:
     run_id, garbage = f"clean-{uuid.uuid4().hex[:8]}", b"\x00not an event\xff"
     kafka = stack.settings().need_kafka()
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
@@ -85,31 +87,29 @@ async def test_garbage_on_every_topic_is_dead_lettered_and_stalls_nothing(stack:
         await send(stack, story(run_id, 40))
 
         async def clean() -> bool:
-            return await signals_folded(stack, run_id) == 80
+            return await num_signals(stack, run_id) == 80
 
         await wait_until_async(clean, 30, "the events behind the garbage")
         assert "partition.stopped" not in log_of(child)
         for topic in TOPICS:
 
-            async def letters(topic: TopicSpec = topic) -> list[StoredRecord]:
+            async def dead_letters(topic: TopicSpec = topic) -> list[StoredRecord]:
                 found = [r async for r in read_range(kafka, topic.dead_letters) if r.value == garbage]
                 return found if len(found) >= topic.num_partitions else []
 
-            mine = await wait_until_async(letters, 30, f"the dead letters of {topic.name}")
-            letters = [read_dead_letter(r) for r in mine]
-            assert {r.origin.partition for r in letters} == set(range(topic.num_partitions))
-            assert all(r.position.partition == r.origin.partition for r in letters)
-            assert {(r.reason, r.error, r.origin.topic, r.attempts) for r in letters} == {
+            mine = await wait_until_async(dead_letters, 30, f"the dead letters of {topic.name}")
+            dead_letters = [read_dead_letter(r) for r in mine]
+            assert {r.origin.partition for r in dead_letters} == set(range(topic.num_partitions))
+            assert all(r.position.partition == r.origin.partition for r in dead_letters)
+            assert {(r.reason, r.error, r.origin.topic, r.attempts) for r in dead_letters} == {
                 ("bad_header", "DecodeError", topic.name, 1)
             }
-            assert {(r.record.key, r.record.value, r.record.headers) for r in letters} == {
+            assert {(r.record.key, r.record.value, r.record.headers) for r in dead_letters} == {
                 (b"k\xff", garbage, (("odd", b"\xfe"),))
             }
 
 
-async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(
-    fresh_stack: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_worker_stops_a_partition_at_a_newer_version(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     kafka = fresh_stack.settings().need_kafka()
     first, newer, behind = story("newer", 2)[1], story("newer", 2)[2], story("newer", 3)[3]
     record = encode(newer)
@@ -122,27 +122,25 @@ async def test_a_newer_version_stops_its_partition_red_and_is_not_dead_lettered(
     await send(fresh_stack, [behind, *story("other-run", 5)])
     with running(worker(fresh_stack, tmp_path), "worker.ready") as child:
 
-        async def others_go_on() -> bool:
-            return await signals_folded(fresh_stack, "other-run") == 10
+        async def others_continue() -> bool:
+            return await num_signals(fresh_stack, "other-run") == 10
 
-        await wait_until_async(others_go_on, 30, "the other partitions")
-        wait_until(lambda: "partition.stopped" in log_of(child), 20, "the red partition")
+        await wait_until_async(others_continue, 30, "the other partitions")
+        wait_until(lambda: "partition.stopped" in log_of(child), 20, "the stopped partition")
         assert "newer than v2" in log_of(child)
-    assert await signals_folded(fresh_stack, "newer") == 2
+    assert await num_signals(fresh_stack, "newer") == 2
     assert [r async for r in read_range(kafka, TELEMETRY.dead_letters)] == []
 
 
 @pytest.mark.timeout(240)
-async def test_a_worker_refuses_what_does_not_fit_with_one_clear_error(
-    fresh_stack: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_worker_refuses_to_start_with_one_clear_error(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     await send(fresh_stack, story("old", 5))
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
 
-        async def folded() -> bool:
-            return await signals_folded(fresh_stack, "old") == 10
+        async def projected() -> bool:
+            return await num_signals(fresh_stack, "old") == 10
 
-        await wait_until_async(folded)
+        await wait_until_async(projected)
     fresh_stack.kafka.stop()
     fresh_stack.kafka.wipe()
     fresh_stack.kafka.start()
@@ -176,7 +174,7 @@ async def refusal(stack: EmbeddedStack, folder: Path, name: str, **env: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_two_workers_share_the_partitions_and_one_takes_over(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_workers_share_partitions_and_take_over(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     with running(worker(fresh_stack, tmp_path, "first"), "worker.ready"):
         second = worker(fresh_stack, tmp_path, "second")
         with running(second, "worker.ready"):
@@ -185,25 +183,23 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(fresh_stack: 
             for n in range(8):
                 await send(fresh_stack, story(f"shared-{n}", 30))
 
-            async def all_folded() -> bool:
-                counts = [await signals_folded(fresh_stack, f"shared-{n}") for n in range(8)]
+            async def all_projected() -> bool:
+                counts = [await num_signals(fresh_stack, f"shared-{n}") for n in range(8)]
                 return counts == [60] * 8
 
-            await wait_until_async(all_folded, 60, "both workers' share")
+            await wait_until_async(all_projected, 60, "both workers' share")
             second.kill()
         await send(fresh_stack, [m for n in range(8, 16) for m in story(f"shared-{n}", 30)])
 
         async def taken_over() -> bool:
-            counts = [await signals_folded(fresh_stack, f"shared-{n}") for n in range(8, 16)]
+            counts = [await num_signals(fresh_stack, f"shared-{n}") for n in range(8, 16)]
             return counts == [60] * 8
 
         await wait_until_async(taken_over, 90, "the survivor taking over")
 
 
 @pytest.mark.slow
-async def test_a_partition_that_does_not_get_on_is_told_with_offset_and_lag(
-    stack: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_worker_reports_a_stall_with_offset_and_lag(stack: EmbeddedStack, tmp_path: Path) -> None:
     run_id = f"stuck-{uuid.uuid4().hex[:8]}"
     connection = await asyncpg.connect(stack.postgres.dsn)
     child = worker(stack, tmp_path, ESPER_STREAMS__STALLED_AFTER_S="1")
@@ -216,18 +212,18 @@ async def test_a_partition_that_does_not_get_on_is_told_with_offset_and_lag(
         async with connection.transaction():
             await connection.execute("LOCK TABLE esper.health_windows IN ACCESS EXCLUSIVE MODE")
             await send(stack, story(run_id, 5))
-            told = wait_until(stalled, 60, "the stall")
-        assert "lag=5" in told[0]
+            stalls = wait_until(stalled, 60, "the stall")
+        assert "lag=5" in stalls[0]
         wait_until(lambda: "worker.recovered" in log_of(child), 60, "its end")
 
-        async def folded() -> bool:
-            return await signals_folded(stack, run_id) == 10
+        async def projected() -> bool:
+            return await num_signals(stack, run_id) == 10
 
-        await wait_until_async(folded, 60)
+        await wait_until_async(projected, 60)
     await connection.close()
 
 
-async def test_no_worker_imports_torch_or_bare_streams(stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_worker_imports_neither_torch_nor_bare_packages(stack: EmbeddedStack, tmp_path: Path) -> None:
     import subprocess
     import sys
 

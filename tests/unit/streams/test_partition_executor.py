@@ -1,4 +1,4 @@
-"""PartitionExecutor keeps the order of each partition, whatever else runs beside it."""
+"""PartitionExecutor keeps the jobs of a partition in order while other partitions run."""
 
 import asyncio
 from collections import defaultdict
@@ -17,32 +17,32 @@ WIDTH = 3
     jobs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=40),
     depth=st.integers(1, 6),
 )
-def test_a_partition_is_worked_on_in_order_and_alone(jobs: list[tuple[int, int]], depth: int) -> None:
+def test_executor_runs_one_job_per_partition_in_order(jobs: list[tuple[int, int]], depth: int) -> None:
     asyncio.run(run_jobs(jobs, depth))
 
 
 async def run_jobs(jobs: list[tuple[int, int]], depth: int) -> None:
-    lanes, order, running = PartitionExecutor(WIDTH, depth), defaultdict[int, list[int]](list), set[TopicPartition]()
+    executor, order, running = PartitionExecutor(WIDTH, depth), defaultdict[int, list[int]](list), set[TopicPartition]()
 
-    async def job(place: TopicPartition, number: int, pauses: int) -> None:
-        assert place not in running
+    async def job(tp: TopicPartition, number: int, pauses: int) -> None:
+        assert tp not in running
         assert len(running) < WIDTH
-        running.add(place)
+        running.add(tp)
         for _ in range(pauses):
             await asyncio.sleep(0)
-        running.remove(place)
-        order[place[1]].append(number)
+        running.remove(tp)
+        order[tp[1]].append(number)
 
     for number, (partition, pauses) in enumerate(jobs):
-        await lanes.put(("topic", partition), partial(job, ("topic", partition), number, pauses))
+        await executor.put(("topic", partition), partial(job, ("topic", partition), number, pauses))
     async with asyncio.timeout(5):
         while sum(map(len, order.values())) < len(jobs):
             await asyncio.sleep(0)
     assert all(numbers == sorted(numbers) for numbers in order.values())
 
 
-async def test_closing_ends_what_runs_and_what_waits() -> None:
-    lanes, begun, ended = PartitionExecutor(1, 5), asyncio.Event(), list[int]()
+async def test_executor_close_cancels_running_and_waiting_jobs() -> None:
+    executor, begun, ended = PartitionExecutor(1, 5), asyncio.Event(), list[int]()
 
     async def job(number: int) -> None:
         begun.set()
@@ -51,8 +51,8 @@ async def test_closing_ends_what_runs_and_what_waits() -> None:
         finally:
             ended.append(number)
 
-    await lanes.put(("topic", 0), partial(job, 0))
-    await lanes.put(("topic", 0), partial(job, 1))
+    await executor.put(("topic", 0), partial(job, 0))
+    await executor.put(("topic", 0), partial(job, 1))
     await begun.wait()
-    await lanes.close()
+    await executor.close()
     assert ended == [0]
