@@ -146,6 +146,7 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        is_mapping = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if is_mapping else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merge(below, value)
+        merged[key] = value
     return merged

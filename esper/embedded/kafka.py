@@ -8,10 +8,9 @@ from pathlib import Path
 
 from esper.embedded.embedded_server import EmbeddedServer
 from esper.embedded.jars import java_home, kafka_jars
-from esper.embedded.processes import ChildProcess, free_port, is_listening
+from esper.embedded.processes import ChildProcess, free_port
 from esper.errors import UnavailableError
 
-START_TIMEOUT_S = 60.0
 HEAP = "-Xmx512m"
 JVM_OPTIONS = (HEAP, "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
@@ -53,7 +52,7 @@ class EmbeddedKafka(EmbeddedServer):
         properties: str | None = None,
         port: int | None = None,
     ) -> None:
-        super().__init__(root, "kafka.log", port)
+        super().__init__(root, "Kafka", port)
         self._report = report
         self._properties = properties
 
@@ -62,28 +61,9 @@ class EmbeddedKafka(EmbeddedServer):
         """The address that clients connect to."""
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start it and wait until it accepts connections.
-
-        Raises:
-            UnavailableError: it does not start; the message has the end of its log.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        class_path = os.pathsep.join(str(jar) for jar in kafka_jars(self._report))
-        config = self.root / "server.properties"
-        self._properties = self._properties or self._own_properties()
-        config.write_text(self._properties, encoding="utf-8")  # always rewritten: existing data may be from other ports
-        if not (self.root / "data" / "meta.properties").exists():
-            self._format(class_path, config)
-        self._process = ChildProcess(
-            "Kafka",
-            [str(java_home() / "bin" / "java"), *JVM_OPTIONS, "-cp", class_path, "kafka.Kafka", str(config)],
-            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
-            log_path=self.log_path,
-            cwd=self.root,
-        )
-        self._process.start()
-        self._process.wait_until_ready(lambda: is_listening(self.port), START_TIMEOUT_S)
+    def default_properties(self) -> str:
+        """The built-in server.properties, with this broker's port and a free controller port."""
+        return _PROPERTIES.format(port=self.port, controller_port=free_port(), data=self.root / "data")
 
     def pause(self) -> None:
         """Suspend it (SIGSTOP): it keeps its connections open and stops responding, until ``resume``."""
@@ -95,13 +75,23 @@ class EmbeddedKafka(EmbeddedServer):
         if self._process is not None:
             self._process.send(signal.SIGCONT)
 
-    def _own_properties(self) -> str:
-        return _PROPERTIES.format(port=self.port, controller_port=free_port(), data=self.root / "data")
+    def _prepare(self) -> ChildProcess:
+        class_path = os.pathsep.join(str(jar) for jar in kafka_jars(self._report))
+        config = self.root / "server.properties"
+        self._properties = self._properties or self.default_properties()
+        config.write_text(self._properties, encoding="utf-8")  # always rewritten: existing data may have other ports
+        if not (self.root / "data" / "meta.properties").exists():
+            self._format(class_path, config)
+        return self._child([*_java(class_path), "kafka.Kafka", str(config)], {"LANG": "C.UTF-8"})
 
     def _format(self, class_path: str, config: Path) -> None:
-        tool = [str(java_home() / "bin" / "java"), *JVM_OPTIONS, "-cp", class_path, "kafka.tools.StorageTool"]
+        tool = [*_java(class_path), "kafka.tools.StorageTool"]
         cluster = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True, check=False)
         command = [*tool, "format", "-t", cluster.stdout.strip(), "-c", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnavailableError(f"Kafka's storage in {self.root} cannot be formatted:\n{done.stdout}{done.stderr}")
+
+
+def _java(class_path: str) -> list[str]:
+    return [str(java_home() / "bin" / "java"), *JVM_OPTIONS, "-cp", class_path]

@@ -15,10 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from esper.embedded.embedded_server import EmbeddedServer
-from esper.embedded.processes import ChildProcess, is_listening
+from esper.embedded.processes import ChildProcess
 from esper.errors import UnavailableError
 
-START_TIMEOUT_S = 30.0
 UNPRIVILEGED_USER = "nobody"
 PROGRAM = "pginstall18"  # the wheel also has an older major version
 SUPERUSER = "esper"
@@ -37,7 +36,7 @@ class EmbeddedPostgres(EmbeddedServer):
     """An embedded Postgres. ``root`` is a folder for this server only."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root, "postgres.log")
+        super().__init__(root, "Postgres")
         self._program = Path()
         self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
 
@@ -51,32 +50,29 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it, create Esper's database if it is new, and wait until it accepts connections.
+        """Start it and wait until it accepts connections; the first start creates Esper's database.
 
         Raises:
             UnavailableError: it does not start; the message has the end of its log.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        is_new = not (self.root / "data" / "PG_VERSION").exists()
+        super().start()
+        if is_new:
+            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER, DATABASE)
+
+    def _prepare(self) -> ChildProcess:
         self._program = self._find_program()
         data = self.root / "data"
-        is_new = not (data / "PG_VERSION").exists()
-        if is_new:
+        if not (data / "PG_VERSION").exists():
             self._initialise(data)
         options = [a for name, value in OPTIONS.items() for a in ("-c", f"{name}={value}")]
-        self._process = ChildProcess(
-            "Postgres",
+        return self._child(
             [str(self._program / "bin" / "postgres"), "-D", str(data), "-p", str(self.port), *options],
-            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
-            log_path=self.log_path,
-            cwd=self.root,
+            {"LANG": "C.UTF-8"},
             user=self._user,
             death_signal=signal.SIGQUIT,  # on SIGQUIT the postmaster ends its own children, too
             stop_signal=signal.SIGINT,
         )
-        self._process.start()
-        self._process.wait_until_ready(self._accepts, START_TIMEOUT_S)
-        if is_new:
-            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER, DATABASE)
 
     def _find_program(self) -> Path:
         installed = _installed_program()
@@ -89,37 +85,20 @@ class EmbeddedPostgres(EmbeddedServer):
             )
         return installed if _is_accessible(installed) else _copy_program(installed, self.root)
 
-    def _accepts(self) -> bool:
-        if not is_listening(self.port):
-            return False
+    def _is_ready(self) -> bool:
         probe = [str(self._program / "bin" / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        return subprocess.run(probe, check=False).returncode == 0
+        return super()._is_ready() and subprocess.run(probe, check=False).returncode == 0
 
     def _initialise(self, data: Path) -> None:
         if self._user is not None:
             entry = pwd.getpwnam(self._user)
             os.chown(self.root, entry.pw_uid, entry.pw_gid)
-        self._run(
-            "initdb",
-            "-D",
-            str(data),
-            "-U",
-            SUPERUSER,
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-        )
+        options = ("--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
+        self._run("initdb", "-D", str(data), "-U", SUPERUSER, *options)
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [str(self._program / "bin" / program), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            user=self._user,
-            cwd=self.root,
-        )
+        command = [str(self._program / "bin" / program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, user=self._user, cwd=self.root)
         if done.returncode:
             raise UnavailableError(f"{program} failed:\n{done.stdout}{done.stderr}")
 

@@ -164,7 +164,7 @@ def storm(folder: Path, rng: random.Random) -> Iterator[Storm]:
 
     behind, before = free_port(), free_port()
     kafka = EmbeddedKafka(folder / "kafka", port=behind)
-    own = kafka._own_properties()
+    own = kafka.default_properties()
     advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{behind}"
     assert advertised in own
     kafka._properties = own.replace(advertised, advertised.replace(str(behind), str(before)))
