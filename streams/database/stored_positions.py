@@ -35,8 +35,8 @@ async def verify_log(connection: Connection, kafka: KafkaSettings) -> None:
     stored = await stored_positions(connection)
     first = await beginning_offsets(kafka, TOPICS)
     last = await end_offsets(kafka, TOPICS)
-    for place, offset in sorted(stored.items()):
-        check_position(place, offset, first, last)
+    for tp, offset in sorted(stored.items()):
+        check_position(tp, offset, first, last)
 
 
 async def claim_cluster(connection: Connection, found: str, kafka: KafkaSettings) -> None:
@@ -68,7 +68,7 @@ def check_cluster_id(known: str | None, found: str, kafka: KafkaSettings) -> Non
 
 
 def check_position(
-    place: TopicPartition,
+    tp: TopicPartition,
     offset: int,
     first: Mapping[TopicPartition, int],
     last: Mapping[TopicPartition, int],
@@ -78,22 +78,22 @@ def check_position(
     Args:
         first: the oldest offset of each partition; ``last`` the end of each.
     """
-    topic, partition = place
-    if offset > last.get(place, 0):
+    topic, partition = tp
+    if offset > last.get(tp, 0):
         raise PositionError(
             f"{topic}[{partition}]: the projections end at offset {offset}, the log at "
-            f"{last.get(place, 0)}: the broker lost records or was wiped; {REBUILD}"
+            f"{last.get(tp, 0)}: the broker lost records or was wiped; {REBUILD}"
         )
-    if offset < first.get(place, 0):
+    if offset < first.get(tp, 0):
         raise PositionError(
-            f"{topic}[{partition}]: offsets {offset} to {first[place] - 1} expired before they were "
+            f"{topic}[{partition}]: offsets {offset} to {first[tp] - 1} expired before they were "
             f"projected and are lost; {REBUILD}, without them"
         )
 
 
-def check_order(place: TopicPartition, offset: int, fetched: int) -> None:
+def check_order(tp: TopicPartition, offset: int, fetched: int) -> None:
     """Raise ``PositionError`` if the broker returned a record below ``offset``."""
-    topic, partition = place
+    topic, partition = tp
     if fetched < offset:
         raise PositionError(
             f"{topic}[{partition}]: the projections end at offset {offset}, but the broker begins again at {fetched}: "

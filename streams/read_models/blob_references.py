@@ -74,8 +74,8 @@ async def wait_until_projected(connection: Connection, kafka: KafkaSettings, pat
     check_cluster_id(known, here, kafka)
     stored = await stored_positions(connection)  # read before the log's ends: a position beyond them means lost records
     first, last = await beginning_offsets(kafka, BLOB_TOPICS), await end_offsets(kafka, BLOB_TOPICS)
-    for place in sorted(stored.keys() & last.keys()):
-        check_position(place, stored[place], first, last)
+    for tp in sorted(stored.keys() & last.keys()):
+        check_position(tp, stored[tp], first, last)
     deadline = time.monotonic() + patience_s
     while True:
         behind = {p: last[p] - stored.get(p, first[p]) for p in last}

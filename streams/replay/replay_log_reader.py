@@ -52,8 +52,8 @@ class LogReader:
     async def offsets_at(self, at: datetime) -> dict[TopicPartition, int]:
         """The offset of the first record with a broker timestamp of ``at`` or later; the end if there is none."""
         ends = await self.end_offsets()
-        asked = dict.fromkeys(self._partitions, int(at.timestamp() * 1000))
-        found = await self._request(self._consumer.offsets_for_times(asked))
+        timestamps = dict.fromkeys(self._partitions, int(at.timestamp() * 1000))
+        found = await self._request(self._consumer.offsets_for_times(timestamps))
         later = {(tp.topic, tp.partition): seen.offset for tp, seen in found.items() if seen is not None}
         return {**ends, **later}
 

@@ -1,4 +1,4 @@
-"""Projects ranges of the log into a schema that nobody reads yet, as fast as possible.
+"""Projects ranges of the log into a schema without readers, as fast as possible.
 
 Partitions are independent of each other: they are distributed over a few connections, and while one batch is written,
 the next ones are read and decoded. Invariant: a partition stays on its connection, and its batches stay in order.

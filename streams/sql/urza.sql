@@ -5,7 +5,7 @@
 
 -- name: versions
 -- How far each topic is projected, and into which tables: a cached response is valid for these values.
-SELECT topic, sum(next_offset)::bigint AS folded, 'positions'::regclass::oid::bigint AS made_in
+SELECT topic, sum(next_offset)::bigint AS total_offset, 'positions'::regclass::oid::bigint AS made_in
 FROM positions GROUP BY topic;
 
 -- name: blueprints

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMetrics, client_metrics
+from esper.metrics import Health, Kind, Problem, ProcessMetrics
 from esper.oona.progress_watch import Stall
 from esper.oona.records import TopicPartition
 from esper.streams.database.postgres_errors import DRIVER_ERRORS
@@ -50,13 +50,11 @@ class WorkerMetrics(ProcessMetrics):
         self._stopped: dict[TopicPartition, str] = {}
         self._stalls: tuple[Stall, ...] = ()
         self._behind_s = 0.0
-        self.health = Health(self._problems)
-        self.meter = self._make_meter()
-        self._server = MetricsServer(self.meter.registry, self.health)
+        super().__init__("worker", Health(self._problems))
+        self._create_metrics()
 
-    def _make_meter(self) -> Meter:
-        meter, by_topic, by_partition = Meter(), "topic", ("topic", "partition")
-        client_metrics.show_build(meter, "worker")
+    def _create_metrics(self) -> None:
+        meter, by_topic, by_partition = self.meter, "topic", ("topic", "partition")
         self._records = meter.counter("esper_worker_records_total", "Records that were read and handled.", by_topic)
         self._events = meter.counter("esper_worker_events_total", "New events that were projected.", by_topic)
         self._batches = meter.histogram(
@@ -93,8 +91,6 @@ class WorkerMetrics(ProcessMetrics):
         meter.probe(
             Kind.GAUGE, "esper_worker_partitions", "Partitions assigned to this worker.", lambda: len(self._partitions)
         )
-        meter.include(client_metrics.METER)
-        return meter
 
     # -- called by the process -----------------------------------------------------------------
 

@@ -48,5 +48,5 @@ class TopicVersions:
     async def _refresh(self) -> None:
         started = time.monotonic()
         rows = await self._reader.all("versions")
-        self._known = {r["topic"]: (r["made_in"], r["folded"]) for r in rows}
+        self._known = {r["topic"]: (r["made_in"], r["total_offset"]) for r in rows}
         self._read_at = started
