@@ -6,8 +6,8 @@ written by hand.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 from esper.cli.app import app
@@ -43,9 +43,10 @@ def events_page(_current: str = "") -> str:
         "# Events",
         "`python scripts/reference_pages.py` writes this page from the code; a test keeps it up to date.",
         "",
-        "Every record is a CloudEvent in Kafka's binary mode: `ce_` headers, and a JSON value. Records with one key are in one",
-        "partition, in order. The fields of each type are in `schemas/json/TYPE.json`. [Contracts](../api/contracts.md) has",
-        "the rules of change, [consuming events](../guides/consuming-events.md) shows how to read them.",
+        "Every record is a CloudEvent in Kafka's binary mode: `ce_` headers, and a JSON value. Records with one key are",
+        "in one partition, in order. The fields of each type are in `schemas/json/TYPE.json`.",
+        "[Contracts](../api/contracts.md) has the rules of change, [consuming events](../guides/consuming-events.md)",
+        "shows how to read them.",
     ]
     for topic in TOPICS:
         lines += ["", f"## {topic.name}", _topic_facts(topic), "", "| type | key | meaning |", "|---|---|---|"]
@@ -73,33 +74,32 @@ GENERATED: dict[Path, Callable[[str], str]] = {
 """Page -> what writes it anew from its current text."""
 
 
-def _command_lines(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
+def _command_lines(command: Any, path: tuple[str, ...]) -> Iterator[str]:
     if path:
         yield from ("", f"{'#' * min(4, 1 + len(path))} esper {' '.join(path)}", _plain(command.help))
-    if isinstance(command, click.Group):
-        for name, child in command.commands.items():
-            yield from _command_lines(child, (*path, name))
-        return
-    shown = [p for p in command.params if p.name not in _OMITTED]
+    children = getattr(command, "commands", {})  # typer has its own copy of click: no isinstance with click's classes
+    shown = [p for p in command.params if p.name not in _OMITTED] if path else []
     if shown:
         yield from ("", "| argument, option | default | meaning |", "|---|---|---|")
         yield from map(_parameter_row, shown)
+    for name, child in children.items():
+        yield from _command_lines(child, (*path, name))
 
 
-def _parameter_row(parameter: click.Parameter) -> str:
+def _parameter_row(parameter: Any) -> str:
     help_text = _plain(getattr(parameter, "help", None))
-    if isinstance(parameter, click.Argument):
+    if parameter.param_type_name == "argument":
         many = "..." if parameter.nargs == -1 else ""
-        return f"| `{parameter.human_readable_name.upper()}{many}` | {'' if parameter.required else 'optional'} | {help_text} |"
+        return f"| `{parameter.name.upper()}{many}` | {'' if parameter.required else 'optional'} | {help_text} |"
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     return f"| {names} | {_default(parameter)} | {help_text} |"
 
 
-def _default(parameter: click.Parameter) -> str:
+def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     value = parameter.default
-    if value is None or value is False or value in ((), []) or callable(value):
+    if value is None or value is False or value in ("", (), []) or callable(value):
         return ""
     if isinstance(value, Path) and value.is_absolute():  # a file that comes with Esper
         return f"`{value.relative_to(DOCS.parent)}`"
