@@ -184,7 +184,7 @@ LOG, OLD = Affected.LOG_READERS, Affected.OLD_CONSUMERS
 
 
 @pytest.mark.parametrize(
-    ("changes", "path", "says", "affected"),
+    ("changes", "path", "expected_text", "affected"),
     [
         ({"level": None}, "level", "removed", {LOG, OLD}),
         ({"note": None}, "note", "removed", {LOG}),
@@ -224,10 +224,10 @@ LOG, OLD = Affected.LOG_READERS, Affected.OLD_CONSUMERS
     ],
 )
 def test_check_reports_a_changed_shape_and_whom_it_breaks(
-    changes: dict[str, Any], path: str, says: str, affected: set[Affected]
+    changes: dict[str, Any], path: str, expected_text: str, affected: set[Affected]
 ) -> None:
     findings = check(contracts(), contracts(**changes), {})
-    found = [f for f in findings if f.path == path and says in f.what]
+    found = [f for f in findings if f.path == path and expected_text in f.what]
     assert {f.affected for f in found} == affected, findings
     assert all(V2 in f.remedy and f.why and f.is_break for f in found)
 
@@ -238,7 +238,7 @@ def test_check_of_the_reverse_change_breaks_the_other_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "subject", "says", "affected"),
+    ("change", "subject", "expected_text", "affected"),
     [
         (lambda s: move(s, topic="system.other"), V1, "system.runs became system.other", Affected.ALL_CLIENTS),
         (lambda s: move(s, key_field="name"), V1, "run_id became name", Affected.ALL_CLIENTS),
@@ -271,10 +271,10 @@ def test_check_of_the_reverse_change_breaks_the_other_side() -> None:
     ],
 )
 def test_check_reports_changed_topics_keys_and_retention(
-    change: Callable[[ContractSet], ContractSet], subject: str, says: str, affected: Affected
+    change: Callable[[ContractSet], ContractSet], subject: str, expected_text: str, affected: Affected
 ) -> None:
     findings = check(contracts(), change(contracts()), {})
-    assert [f.affected for f in findings if f.subject == subject and says in f.what] == [affected]
+    assert [f.affected for f in findings if f.subject == subject and expected_text in f.what] == [affected]
 
 
 def move(contract_set: ContractSet, **place: str) -> ContractSet:

@@ -93,7 +93,11 @@ def test_page_names_existing_tests() -> None:
 
 def test_page_names_a_test_for_every_hole() -> None:
     page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
-    holes = [line for line in page.split("## Failure modes", 1)[1].splitlines() if line.startswith("| ") and "---" not in line]
+    holes = [
+        line
+        for line in page.split("## Failure modes", 1)[1].splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
     assert len(holes) > 15
     assert [line for line in holes[1:] if "`tests/" not in line] == []
 

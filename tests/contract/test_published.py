@@ -172,7 +172,7 @@ def test_validate_accepts_saved_records() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "expected_text"),
     [
         ('\\"step\\":40', '\\"step\\":-4', "value.step: -4 is less than the minimum of 0"),
         ("esper.run.ended.v1", "esper.run.gone.v1", "no schema is published"),
@@ -180,10 +180,10 @@ def test_validate_accepts_saved_records() -> None:
         ('"ce_specversion": "1.0"', '"ce_specversion": "2.0"', "headers.ce_specversion"),
     ],
 )
-def test_validate_reports_records_that_do_not_conform(old: str, new: str, says: str) -> None:
+def test_validate_reports_records_that_do_not_conform(old: str, new: str, expected_text: str) -> None:
     ran = CliRunner().invoke(app, ["schema", "validate", "-"], input=lines("esper.run.ended.v1").replace(old, new))
     assert isinstance(ran.exception, ContractError)
-    assert says in str(ran.exception)
+    assert expected_text in str(ran.exception)
 
 
 @pytest.mark.parametrize("arguments", [[], ["-", "--log"], ["--topic", "no.such"]])

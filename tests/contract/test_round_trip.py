@@ -130,7 +130,7 @@ def test_decode_of_a_broken_header_gives_a_short_reason(name: str, text: bytes) 
 
 
 @pytest.mark.parametrize(
-    ("event_type", "old", "new", "says"),
+    ("event_type", "old", "new", "expected_text"),
     [
         ("esper.run.ended.v1", '"step":40', '"step":-4', r"step: .*greater than or equal to 0 \(got -4\)"),
         ("esper.run.ended.v1", '"step":40', '"step":"40"', r"step: .*valid integer \(got '40'\)"),
@@ -147,9 +147,9 @@ def test_decode_of_a_broken_header_gives_a_short_reason(name: str, text: bytes) 
         ("esper.layer-health.measured.v2", '"seed_id":1', '"seed_id":1024', r"signals.1.seed_id: .*1023 \(got 1024\)"),
     ],
 )
-def test_decode_error_names_field_value_and_rule(event_type: str, old: str, new: str, says: str) -> None:
+def test_decode_error_names_field_value_and_rule(event_type: str, old: str, new: str, expected_text: str) -> None:
     record = encode(wrap_event(BY_TYPE[event_type]))
     assert record.value is not None
     broken = record.value.replace(old.encode(), new.encode())
-    with pytest.raises(DecodeError, match=says):
+    with pytest.raises(DecodeError, match=expected_text):
         decode(record.topic, broken, record.headers)
