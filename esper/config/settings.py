@@ -11,7 +11,7 @@ import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -77,27 +77,15 @@ class Settings(SectionModel):
         return settings
 
     def need_kafka(self) -> KafkaSettings:
-        """The Kafka section.
-
-        Raises:
-            ConfigError: no source sets it.
-        """
+        """The Kafka section; raises ConfigError if no source sets it."""
         return _required(self.kafka, "Kafka", ("kafka", "bootstrap_servers"))
 
     def need_postgres(self) -> PostgresSettings:
-        """The Postgres section.
-
-        Raises:
-            ConfigError: no source sets it.
-        """
+        """The Postgres section; raises ConfigError if no source sets it."""
         return _required(self.postgres, "Postgres", ("postgres", "dsn"))
 
     def need_s3(self) -> S3Settings:
-        """The S3 section.
-
-        Raises:
-            ConfigError: no source sets it.
-        """
+        """The S3 section; raises ConfigError if no source sets it."""
         return _required(self.s3, "S3", ("s3", "endpoint_url"))
 
     def section(self, name: str, model: type[_Section]) -> _Section:
@@ -145,16 +133,6 @@ def section_model(name: str) -> type[SectionModel]:
     return model
 
 
-@overload
-def get_service_config(name: Literal["kafka"], settings: Settings | None = None) -> KafkaSettings: ...
-@overload
-def get_service_config(name: Literal["postgres"], settings: Settings | None = None) -> PostgresSettings: ...
-@overload
-def get_service_config(name: Literal["s3"], settings: Settings | None = None) -> S3Settings: ...
-@overload
-def get_service_config(name: Literal["logging"], settings: Settings | None = None) -> LoggingSettings: ...
-@overload
-def get_service_config(name: str, settings: Settings | None = None) -> Any: ...
 def get_service_config(name: str, settings: Settings | None = None) -> Any:
     """One section of the settings, validated.
 

@@ -6,10 +6,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from esper.connection.events.field_reports import AdaptationBook
+from esper.connection.events.field_reports import AdaptationLedger
 from esper.connection.events.telemetry_queue import TelemetryQueue
 from esper.kasmina.model import MorphableModel
-from esper.metrics import Health, Kind, Meter, MetricsServer, ProcessMetrics, client_metrics
+from esper.metrics import Health, Kind, ProcessMetrics
 from esper.oona.outbox.outbox_store import Outbox
 from esper.schemas.enums import SeedStage
 from esper.schemas.lifecycle import STAGES
@@ -35,7 +35,7 @@ class RunParts(NamedTuple):
     outbox: Outbox
     spill: Outbox
     telemetry: TelemetryQueue
-    book: AdaptationBook
+    book: AdaptationLedger
     commands: Counter[str]
     health: Health
 
@@ -49,12 +49,9 @@ class TrainerMetrics(ProcessMetrics):
 
     def __init__(self, parts: RunParts, first_step: int) -> None:
         self._parts, self._first_step = parts, first_step
-        self.meter = Meter()
-        client_metrics.show_build(self.meter, "trainer")
+        super().__init__("trainer", parts.health)
         self._add_run_metrics()
         self._add_event_metrics()
-        self.meter.include(client_metrics.METER)
-        self._server = MetricsServer(self.meter.registry, parts.health)
 
     def _add_run_metrics(self) -> None:
         progress, model, book = self._parts.progress, self._parts.model, self._parts.book
@@ -100,9 +97,9 @@ class TrainerMetrics(ProcessMetrics):
         self._counter(
             "telemetry_lost_total",
             "Telemetry records dropped because queue and disk were full.",
-            lambda: telemetry.num_lost_ever,
+            lambda: telemetry.num_lost_total,
         )
-        self._counter("telemetry_gap_events_total", "Telemetry-lost events sent.", lambda: telemetry.num_gaps_told)
+        self._counter("telemetry_gap_events_total", "Telemetry-lost events sent.", lambda: telemetry.num_gaps_recorded)
 
     def _gauge(self, name: str, help: str, read: Callable[[], float | None]) -> None:
         self.meter.probe(Kind.GAUGE, f"esper_trainer_{name}", help, read)

@@ -34,8 +34,5 @@ def trace_id_of(traceparent: str | None) -> str | None:
 def traced(traceparent: str | None) -> Iterator[None]:
     """Add the ``trace_id`` to all log lines of this block, in this task or thread."""
     trace_id = trace_id_of(traceparent)
-    if trace_id is None:
-        yield
-        return
-    with bound_contextvars(trace_id=trace_id):
+    with bound_contextvars(**({} if trace_id is None else {"trace_id": trace_id})):
         yield

@@ -16,6 +16,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
 from esper.errors import ConfigError
+from esper.metrics import client_metrics
+from esper.metrics.meter import Meter
 from esper.metrics.readiness import Health
 from esper.metrics.settings import MetricsAddress
 
@@ -75,9 +77,19 @@ class MetricsServer:
 
 
 class ProcessMetrics:
-    """Base of each process's metrics. Subclasses set ``_server``, which serves their meter and health."""
+    """Base of each process's metrics: its meter with the metrics that all processes share, and their server.
 
-    _server: MetricsServer
+    Args:
+        process: name of the process, shown by ``esper_build_info``.
+        health: state behind ``/healthz`` and ``/readyz``.
+    """
+
+    def __init__(self, process: str, health: Health) -> None:
+        self.health = health
+        self.meter = Meter()
+        client_metrics.show_build(self.meter, process)
+        self.meter.include(client_metrics.METER)
+        self._server = MetricsServer(self.meter.registry, health)
 
     def serve(self, address: MetricsAddress) -> int:
         """Start serving; returns the port.

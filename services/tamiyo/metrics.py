@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMetrics, client_metrics
+from esper.metrics import Health, Kind, Problem, ProcessMetrics
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
 
@@ -21,13 +21,12 @@ class TamiyoMetrics(ProcessMetrics):
         self._load_problem: str | None = None
         self._num_pending: int | None = None
         self._polled_at: float | None = None
-        self.health = Health(lambda: [Problem(reason) for reason in (self._problem, self._load_problem) if reason])
-        self.meter = self._make_meter()
-        self._server = MetricsServer(self.meter.registry, self.health)
+        health = Health(lambda: [Problem(reason) for reason in (self._problem, self._load_problem) if reason])
+        super().__init__("tamiyo", health)
+        self._create_metrics()
 
-    def _make_meter(self) -> Meter:
-        meter = Meter()
-        client_metrics.show_build(meter, "tamiyo")
+    def _create_metrics(self) -> None:
+        meter = self.meter
         self._decisions = meter.counter(
             "esper_tamiyo_decisions_total",
             "Decisions recorded in Kafka; stale is true if the view was incomplete, which gives WAIT.",
@@ -84,8 +83,6 @@ class TamiyoMetrics(ProcessMetrics):
             "Time since the last successful poll of the projections.",
             self._poll_age_s,
         )
-        meter.include(client_metrics.METER)
-        return meter
 
     def boundaries_found(self, pending: Sequence[object]) -> None:
         """Set the number of undecided boundaries that a poll found."""

@@ -4,25 +4,20 @@ Invariant: the label of a route is its pattern (``/runs/{run_id}``), never a req
 """
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from re import Pattern
-from typing import Any
 
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esper.logging import incoming_trace, traced
-from esper.metrics import Health, Kind, Meter, MetricsServer, Problem, ProcessMetrics, client_metrics
+from esper.metrics import Health, Kind, Problem, ProcessMetrics
 
 NO_ROUTE = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the response
 NOT_READY = "Kafka, Postgres or S3 is away, or the catalogue is not complete yet"
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class UrzaMetrics(ProcessMetrics):
@@ -34,25 +29,19 @@ class UrzaMetrics(ProcessMetrics):
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
         self._num_in_flight = 0
-        self.health = Health(lambda: [] if is_ready() else [Problem(NOT_READY)])
-        self.meter = self._make_meter()
-        self._server = MetricsServer(self.meter.registry, self.health)
-
-    def _make_meter(self) -> Meter:
-        meter = Meter()
-        client_metrics.show_build(meter, "urza")
-        self._requests = meter.histogram(
+        super().__init__("urza", Health(lambda: [] if is_ready() else [Problem(NOT_READY)]))
+        self._requests = self.meter.histogram(
             "esper_urza_request_seconds",
             "Seconds from a request to the last byte of its response.",
             "route",
             "method",
             "status",
         )
-        meter.probe(Kind.GAUGE, "esper_urza_requests_in_flight", "Requests in progress.", lambda: self._num_in_flight)
-        meter.include(client_metrics.METER)
-        return meter
+        self.meter.probe(
+            Kind.GAUGE, "esper_urza_requests_in_flight", "Requests in progress.", lambda: self._num_in_flight
+        )
 
-    def wrap_app(self, app: AsgiApp) -> AsgiApp:
+    def wrap_app(self, app: ASGIApp) -> ASGIApp:
         """The API with each request timed, and its log lines in the trace that the caller named."""
         patterns = cache(lambda: _patterns(app))
 
@@ -62,7 +51,7 @@ class UrzaMetrics(ProcessMetrics):
                 return
             start, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
 
-            async def record_status(message: MutableMapping[str, Any]) -> None:
+            async def record_status(message: Message) -> None:
                 nonlocal status
                 if message["type"] == "http.response.start":
                     status = message["status"]
@@ -91,7 +80,7 @@ def _route(scope: Scope, patterns: Sequence[tuple[Pattern[str], str]]) -> str:
     return next((path for pattern, path in patterns if pattern.match(scope["path"])), NO_ROUTE)
 
 
-def _patterns(app: AsgiApp) -> list[tuple[Pattern[str], str]]:
+def _patterns(app: ASGIApp) -> list[tuple[Pattern[str], str]]:
     """The API's paths, in the order in which routes match: those without parameters first."""
     openapi = getattr(app, "openapi", None)
     paths = sorted(openapi()["paths"], key=lambda path: (path.count("{"), path)) if openapi else []
