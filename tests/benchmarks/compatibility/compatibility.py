@@ -1,7 +1,7 @@
-"""Seeds in models that nobody here wrote: wrap, train, grow, save, load, bake and unwrap each, and print a table.
+"""Compatibility with third-party models: wrap, train, grow, save, load, bake and unwrap each, and print a table.
 
-Each model runs in a process of its own, forked from one that has the catalogue imported, so
-that a crash, a hang or a model too large for memory is one line of the table.
+Each model runs in a process that is forked from one with the catalogue imported, so that a crash, a hang or a model
+that is too large for memory is one line of the table.
 
     python tests/benchmarks/compatibility/compatibility.py --catalogue torchvision --models "resnet*"
 """
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import time
 import warnings
 from collections import Counter
@@ -22,19 +23,21 @@ from pathlib import Path
 
 import psutil
 import torch
-from catalogues import Case, cases
-from model_checks import Unsuited, examine
-from replacement import wrap_by_replacement
 
-MAX_BYTES = 8 * 2**30  # of one model's process, as resident; beyond it the process is ended
-TIMEOUT_S = 400.0  # of one model
+sys.path.insert(0, str(Path(__file__).parents[1] / "kasmina"))
+from model_catalogues import Case, cases
+from model_checks import Unsuited, examine
+from seed_by_replacement import wrap_by_replacement
+
+MAX_BYTES = 8 * 2**30  # resident memory of one model's process, which is killed beyond it
+TIMEOUT_S = 400.0  # for one model
 POLL_S = 0.1
 FACTS = ("parameters", "layers", "reached")
 
 
 @dataclass
 class Result:
-    """How one model fared: ``verdict`` is works, refused, fails or unsuited (it does not run here at all)."""
+    """Result of one model. ``verdict`` is works, refused, fails or unsuited (the plain model does not run here)."""
 
     catalogue: str
     name: str
@@ -51,7 +54,7 @@ def main() -> None:
     if options.read:
         print("\n".join(table(read(options.read))))
         return
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: nothing is downloaded
+    os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it at import; nothing is downloaded
     torch.set_num_threads(1)
     began = time.monotonic()
     results = []
@@ -60,7 +63,7 @@ def main() -> None:
         done = {r.name for r in read([options.json])} if Path(options.json).is_file() else set()
         for case in (c for c in chosen if c.name not in done):
             if options.seconds and time.monotonic() - began > options.seconds:
-                print(f"out of time: {catalogue} stops before {case.name}")
+                print(f"time limit reached: {catalogue} stops before {case.name}")
                 break
             results.append(run_one(case, options.method))
             print(_line(results[-1]), flush=True)
@@ -73,23 +76,24 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--catalogue", action="append", choices=["torchvision", "transformers", "timm"])
-    parser.add_argument("--models", default="*", help="a pattern of names")
+    parser.add_argument("--models", default="*", help="pattern of model names")
     parser.add_argument(
-        "--limit", type=int, default=0, help="so many of each catalogue, drawn evenly over its families"
+        "--limit", type=int, default=0, help="number of models of each catalogue, drawn evenly from its families"
     )
-    parser.add_argument("--seconds", type=float, default=0.0, help="no model is started after this long")
+    parser.add_argument("--seconds", type=float, default=0.0, help="start no model after this time")
     parser.add_argument("--method", choices=["swap", "replacement"], default="swap")
+    parser.add_argument("--json", default="", help="file to append results to; models in it are not run again")
     parser.add_argument(
-        "--json", default="", help="a file to which each result is appended; a model that is in it is not run again"
-    )
-    parser.add_argument(
-        "--read", nargs="+", default=[], help="run nothing: the table of such files, the last result counts"
+        "--read",
+        nargs="+",
+        default=[],
+        help="print the table of these files and run nothing; the last result of a model counts",
     )
     return parser.parse_args()
 
 
 def read(paths: Sequence[str]) -> list[Result]:
-    """Results of earlier runs, the last of each model."""
+    """Results of earlier runs; the last result of each model."""
     lines = [json.loads(line) for path in paths for line in Path(path).read_text().splitlines()]
     return list({(line["catalogue"], line["name"]): Result(**line) for line in lines}.values())
 
@@ -112,7 +116,7 @@ def _chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
 
 
 def run_one(case: Case, method: str) -> Result:
-    """Examine one model in a process of its own."""
+    """Check one model in a separate process."""
     result = Result(case.catalogue, case.name, case.family)
     began = time.monotonic()
     context = multiprocessing.get_context("fork")
@@ -142,7 +146,7 @@ def _judge(result: Result, ended: str) -> None:
     if failed or ended:
         result.reason = "; ".join([*(f"{n}: {v}" for n, v in failed.items()), *([ended] if ended else [])])
         if ended and "forward" not in result.checks and not failed:
-            result.verdict = "unsuited"  # it did not get as far as being wrapped
+            result.verdict = "unsuited"  # it failed before it was wrapped
     elif "refused" in result.checks:
         result.verdict = "refused"
     else:
@@ -158,12 +162,12 @@ def _received(here: Connection, process: multiprocessing.Process, began: float) 
             except EOFError:
                 process.join()
                 if process.exitcode:
-                    yield "ended", "", f"ended with {process.exitcode}"
+                    yield "ended", "", f"process exited with {process.exitcode}"
                 return
         try:
             resident = psutil.Process(process.pid).memory_info().rss
         except psutil.NoSuchProcess:
-            continue  # its last words are read first
+            continue  # read its last message first
         too = "much memory" if resident > MAX_BYTES else "long" if time.monotonic() - began > TIMEOUT_S else ""
         if too:
             process.kill()
@@ -181,7 +185,7 @@ def _child(case: Case, method: str, there: Connection) -> None:
             there.send(("check", name, value))
     except Unsuited as error:
         there.send(("unsuited", "", str(error)))
-    except Exception as error:  # wrap() itself failed: a line of the table
+    except Exception as error:  # wrap() itself failed: one line of the table
         there.send(("check", "wrap", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
     there.close()
 
@@ -198,7 +202,7 @@ def table(results: Sequence[Result]) -> list[str]:
     """Counts by catalogue and family, in Markdown; then each failure with its reason."""
     verdicts = ("works", "refused", "fails", "unsuited")
     rows = [
-        "| catalogue | family | models | works | refused, as it must | fails | does not run here |",
+        "| catalogue | family | models | works | refused as expected | fails | plain model does not run |",
         "|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str], Counter[str]] = {}

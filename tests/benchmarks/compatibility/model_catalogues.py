@@ -1,7 +1,7 @@
-"""Models that nobody here wrote, each with inputs that it takes: torchvision, timm, transformers.
+"""Third-party models of torchvision, timm and transformers, each with small inputs.
 
-Owns how a model of each catalogue is built from random weights, and small inputs for it.
-Nothing is downloaded. Where one input does not suit a model, the next candidate is tried.
+Owns how a model of each catalogue is built with random weights, and its inputs. Nothing is downloaded. If a model
+rejects one input, the next candidate is tried.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-BATCH = 2  # batch norm over 1x1 maps needs more than one
+BATCH = 2  # batch norm over 1x1 maps needs more than one sample
 
 
 MAX_TIMM_PARAMETERS = 60_000_000
-"""Larger ones of timm are scaled from smaller ones, and take minutes each: they are not run."""
+"""Larger models of timm are scaled versions of smaller ones and take minutes each; they are not run."""
 
 
 class TooLarge(Exception):
-    """A model that is left out for its size."""
+    """A model that is skipped for its size."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model: each of ``builds`` may make it, ``inputs`` gives calls that may suit it, cheapest first."""
+    """One model. ``builds`` are ways to build it, ``inputs`` returns candidate calls, cheapest first."""
 
     catalogue: str
     name: str
@@ -46,7 +46,7 @@ def cases(catalogue: str) -> list[Case]:
 
 
 def torchvision_cases() -> list[Case]:
-    """The 121 names; the quantized ones a second time as the float models that they are made from."""
+    """All 121 models; the quantized ones also as the float models that they derive from."""
     from torchvision.models import list_models
 
     found = []
@@ -81,7 +81,7 @@ def _torchvision_case(name: str, family: str, *, quantize: bool | None) -> Case:
         if family == "classification" and name.startswith("vit_"):
             options["image_size"] = 56 if "14" in name else 64
         if family == "detection" and not name.startswith("ssd"):
-            options |= {"min_size": 96, "max_size": 160}  # else they scale every image up to 800
+            options |= {"min_size": 96, "max_size": 160}  # otherwise they scale every image up to 800 pixels
         if quantize is not None:
             options["quantize"] = quantize
         if name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3"):
@@ -134,7 +134,7 @@ def _timm_case(name: str, family: str) -> Case:
         with (
             contextlib.suppress(NotImplementedError, RuntimeError),
             torch.device("meta"),
-        ):  # some read values as they build
+        ):  # some read values while they are built
             count = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
             if count > MAX_TIMM_PARAMETERS:
                 raise TooLarge(f"{count:,} parameters")
@@ -152,7 +152,7 @@ def _timm_case(name: str, family: str) -> Case:
 
 
 def transformers_cases() -> list[Case]:
-    """Every architecture that AutoModel knows, built from a small random config."""
+    """Every architecture of AutoModel, built from a small random config."""
     import transformers.modeling_utils  # noqa: F401  # here once, not in the process of every model
     from tiny_configs import inputs_by_name, tiny_models
     from transformers import MODEL_MAPPING, logging

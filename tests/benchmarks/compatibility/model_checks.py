@@ -1,7 +1,7 @@
-"""What is checked of one foreign model: that seeds change nothing until they should, and then leave again.
+"""Checks of one third-party model: seeds change nothing before they grow, and can be removed again.
 
-Owns the list of checks. A check passes, or says why not; what the plain model cannot do
-either (be pickled, be differentiated) is not held against its wrapped form.
+Owns the list of checks. A check passes or returns the reason why not. What the plain model cannot do either (be
+pickled, be differentiated) is no failure of its wrapped form.
 """
 
 import copy
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalogues import Case, Inputs
+from model_catalogues import Case, Inputs
 from torch import Tensor, nn
 
 import esper
@@ -31,20 +31,20 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import SeedStage
 
 ALL_STAGES_ONE_BOUNDARY = StageSchedule(germinated=1, training=1, grafting=1, stabilizing=1, evaluating=9, embargo=1)
-MAX_COPIED_PARAMETERS = 120_000_000  # a larger model is neither copied nor pickled here: memory
+MAX_COPIED_PARAMETERS = 120_000_000  # parameters; larger models are neither copied nor pickled, to save memory
 
 
 def is_host(_name: str, module: nn.Module) -> bool:
-    """A target: every layer of a type that can hold seeds."""
+    """Whether a layer has a type that can hold seeds."""
     return host_type(module) is not None
 
 
 class Unsuited(Exception):
-    """The catalogue's model does not run here, wrapped or not."""
+    """The plain model does not run on this machine."""
 
 
 def examine(case: Case, wrap: Callable[..., Any] = esper.wrap) -> Iterator[tuple[str, str]]:
-    """(check, verdict) one by one: "ok", "plain too" where the plain model cannot either, or what went wrong.
+    """Yield (check, verdict): "ok", "plain too" if the plain model fails too, or the reason of the failure.
 
     Raises:
         Unsuited: the model could not be built or fed.
@@ -63,7 +63,7 @@ def _refusal(case: Case, wrap: Callable[..., Any]) -> str:
     try:
         wrap(model, target_layers=is_host)
     except (EsperError, TypeError) as error:
-        return "ok" if "quantized" in str(error) else f"the refusal does not say why: {error}"
+        return "ok" if "quantized" in str(error) else f"the error of the refusal gives no reason: {error}"
     return "a quantized model was not refused"
 
 
@@ -73,7 +73,7 @@ def _running_model(case: Case) -> tuple[nn.Module, Inputs]:
         try:
             torch.manual_seed(0)
             model = build()
-        except Exception as error:  # whatever foreign code raises
+        except Exception as error:  # third-party code may raise anything
             reasons.append(f"build: {_short(error)}")
             continue
         torch.manual_seed(1)
@@ -85,11 +85,11 @@ def _running_model(case: Case) -> tuple[nn.Module, Inputs]:
                     return model, inputs
             except Exception as error:  # likewise
                 reasons.append(f"{type(error).__name__}: {_short(error)}")
-    raise Unsuited(reasons[0] if reasons else "no input is known for it")
+    raise Unsuited(reasons[0] if reasons else "no known input fits")
 
 
 class Subject:
-    """A foreign model with inputs that it takes, and what it computed before anyone touched it."""
+    """A third-party model with its inputs, and its outputs before it is wrapped."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = model, inputs
@@ -98,15 +98,15 @@ class Subject:
         self.keys = list(model.state_dict())
         self.classes = [type(m) for m in model.modules()]
         self.called = _called(model, inputs)
-        self.plain = self._run(model)  # some models set attributes in forward: what counts is what comes after
+        self.plain = self._run(model)  # some models set attributes in forward; compare what later calls return
         self.attributes = [set(vars(m)) for m in model.modules()]
         self.is_deterministic = _same(self.plain, self._run(model)) == "ok"
-        self.now = self.plain  # what the model is known to compute
+        self.now = self.plain  # the expected outputs
 
     def checks(self, wrap: Callable[..., Any]) -> Iterator[tuple[str, str]]:
         """See ``examine``."""
         model = wrap(self.model, target_layers=is_host)
-        if not isinstance(model, MorphableModel):  # by replacement: it is compared while dormant
+        if not isinstance(model, MorphableModel):  # wrapped by replacement: compared while dormant
             yield from self._while_dormant(model)
             return
         yield "layers", str(len(model.layers))
@@ -144,7 +144,7 @@ class Subject:
     def _interchange(self, model: nn.Module) -> str:
         saved = model.state_dict()
         if list(saved) != self.keys:
-            return "other keys than the plain model's"
+            return "keys differ from those of the plain model"
         self.model.load_state_dict(saved)
         model.load_state_dict(self.model.state_dict())
         return "ok"
@@ -152,7 +152,7 @@ class Subject:
     def _copied(self, model: nn.Module, copied: Callable[[Any], Any]) -> str:
         try:
             copied(self.model)
-        except Exception:  # then nothing can be asked of its wrapped form
+        except Exception:  # then the wrapped form is not checked
             return "plain too"
         twin = copied(model)
         shared = {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
@@ -161,16 +161,16 @@ class Subject:
         return _same(self.now, self._run(twin), self.is_deterministic)
 
     def _recorded(self, model: MorphableModel, reached: Sequence[str]) -> str:
-        """A run on the inputs shows which layers are called, and no flow that tracing, where it works, does not."""
+        """Recording on the inputs finds the called layers, and no data flow that tracing does not find, where tracing works."""
         layers = {n: h.module for n, h in model.layers.items()}
         traced = topology_of(model.host, layers)
         _seed(7)
         flow = record_flow(model.host, layers, _as_example(model.host, copy.deepcopy(self.inputs)))
         if flow.reached != set(reached):
-            return f"other layers are called: {sorted(flow.reached ^ set(reached))[:3]}"
+            return f"called layers differ: {sorted(flow.reached ^ set(reached))[:3]}"
         beyond = {(a, b) for a, b in flow.edges if a != b} - {(e.source, e.target) for e in traced.edges}
         if beyond and not traced.chained:
-            return f"edges that tracing does not see: {sorted(beyond)[:3]}"
+            return f"edges that tracing does not find: {sorted(beyond)[:3]}"
         return _same(self.plain, self._run(model), self.is_deterministic)
 
     def _measured(self, model: MorphableModel, reached: Sequence[str]) -> str:
@@ -179,7 +179,7 @@ class Subject:
         model.probe.collect(1, 0)
         ((_step, _epoch, signals),) = model.probe.drain()
         missing = set(reached) - set(signals)
-        return f"no signal of {sorted(missing)[:3]}" if missing else "ok"
+        return f"no health signal of {sorted(missing)[:3]}" if missing else "ok"
 
     def _isolated(self, model: MorphableModel, layer_id: str) -> str:
         self._germinate(model, layer_id)
@@ -208,7 +208,7 @@ class Subject:
         if optimizer is not None:
             optimizer.step()
         self.now = self._run(model)
-        return "ok" if list(model.state_dict()) == self.keys else "other keys when grown"
+        return "ok" if list(model.state_dict()) == self.keys else "keys differ when grown"
 
     def _resumed(self, model: MorphableModel, layer_id: str) -> str:
         saved = io.BytesIO()
@@ -221,7 +221,7 @@ class Subject:
             return f"after culling: {dormant}"
         model.load_seed_state(torch.load(saved, weights_only=True))
         if model.seed(layer_id, 0) != stage:
-            return "the seed did not come back as it was"
+            return "the restored seed differs"
         return _same(self.now, self._run(model), self.is_deterministic)
 
     def _baked(self, model: MorphableModel, layer_id: str) -> str:
@@ -236,43 +236,43 @@ class Subject:
             return "ok"
         baked = esper.bake(copy.deepcopy(model))
         if any("kasmina.layer" in c.__module__ for m in baked.modules() for c in type(m).__mro__):
-            return "a Kasmina class is left"
+            return "a Kasmina class remains"
         found = self._run(baked)
         found["gradients"] = {n: g for n, g in found["gradients"].items() if ".grown." not in f".{n}"}
         return _same(self.now, found, self.is_deterministic)
 
     def _unwrapped(self, model: MorphableModel) -> str:
-        for seed in model.seeds_not_dormant():  # bake() was asked of a copy: here they are forgotten
+        for seed in model.seeds_not_dormant():  # bake() ran on a copy; here they are dropped
             model.state.load_lists(SeedArrays(*model.state.stage.shape).to_lists())
             model.follow_state(model.layers[seed.layer_id], seed.seed_id)
         plain = esper.unwrap(model)
         if plain is not self.model:
-            return "another model came back"
+            return "unwrap() returned another object"
         if [type(m) for m in plain.modules()] != self.classes:
-            return "classes are left"
+            return "Kasmina classes remain"
         left = [set(vars(m)) - had for m, had in zip(plain.modules(), self.attributes, strict=True)]
         if any(left):
-            return f"attributes are left: {set().union(*left)}"
+            return f"attributes remain: {set().union(*left)}"
         return _same(self.plain, self._run(plain), self.is_deterministic)
 
     def _one_that_matters(self, model: MorphableModel, reached: Sequence[str]) -> str:
-        """A layer from the middle that the outputs depend on: some parts of random models are dead."""
+        """A middle layer that the outputs depend on, since parts of random models are dead."""
         moved = {n.rpartition(".")[0] for n, g in self.plain["gradients"].items() if bool(g.count_nonzero())}
         places = {id(m): n for n, m in model.host.named_modules()}
         alive = [n for n in reached if any(m.startswith(places[id(model.layers[n].module)]) for m in moved)]
         found = alive or reached
         return found[len(found) // 2]
 
-    # -- how they go about it -----------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------
 
     def _attempt(self, check: Callable[..., str], *args: Any) -> str:
         try:
             return check(*args)
-        except Exception as error:  # a failed check is a line in the table, whatever it raised
+        except Exception as error:  # a failed check is a line of the table, whatever it raised
             return f"{type(error).__name__}: {_short(error)}"
 
     def _run(self, model: nn.Module) -> dict[str, Any]:
-        with torch.no_grad():  # parameters never change here; buffers do, in training
+        with torch.no_grad():  # parameters do not change here; buffers do, in training mode
             for name, buffer in model.named_buffers():
                 start = self.buffers.get(_plain(name))
                 if start is not None and start.shape == buffer.shape:
@@ -310,7 +310,7 @@ class Subject:
 
 
 def small_kernel(handle: Any) -> LoadedKernel:
-    """A small kernel with biases, so that it acts on a layer that gives nothing but zeros, too."""
+    """A small kernel with biases, so that it also affects a layer that returns only zeros."""
     spec = BlueprintSpec(module="bottleneck", parameters={"expansion": 0.02}, targets=(handle.kind,))
     data = build_kernel("bottleneck-2", spec, handle.kind, handle.num_features)
     return load_kernel(data, hashlib.sha256(data).hexdigest())
@@ -323,7 +323,7 @@ def _as_example(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's outputs; the inputs are cloned, since some models write into them."""
+    """Outputs of the model. The inputs are cloned, since some models write into them."""
     args, kwargs = copy.deepcopy(inputs)
     return model(*args, **kwargs)
 
@@ -347,7 +347,7 @@ def _same(before: Mapping[str, Any], after: Mapping[str, Any], to_the_bit: bool 
             return f"{part}: {len(others)} tensors, not {len(values)}"
         for name, a, b in pairs or [(str(n), a, b) for n, (a, b) in enumerate(zip(values, others, strict=True))]:
             if b is None or a.shape != b.shape or a.dtype != b.dtype:
-                return f"{part}: {name} is of another form"
+                return f"{part}: {name} has another shape or type"
             is_same = torch.equal(a, b) if to_the_bit else torch.allclose(a, b, 1e-3, 1e-3, equal_nan=True)
             if not is_same and not (
                 a.is_floating_point()
@@ -360,16 +360,16 @@ def _same(before: Mapping[str, Any], after: Mapping[str, Any], to_the_bit: bool 
 
 def _seed(number: int) -> None:
     torch.manual_seed(number)
-    np.random.seed(number)  # the generator that foreign models draw from
+    np.random.seed(number)  # the random generator of third-party models
     random.seed(number)
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("host.").replace(".host.", ".")  # by replacement, layers lie one deeper
+    return name.removeprefix("host.").replace(".host.", ".")  # wrapped by replacement, layers are one level deeper
 
 
 def _digest(values: Tensor) -> Tensor:
-    """Stands for a large tensor: two alike are almost surely equal to the bit."""
+    """Digest of a large tensor: tensors with equal digests are almost surely equal bit by bit."""
     bits = values.detach().float().contiguous().view(torch.int32).flatten().long()
     return torch.stack((bits.sum(), (bits * torch.arange(1, bits.numel() + 1)).sum()))
 
@@ -378,7 +378,7 @@ def _called(model: nn.Module, inputs: Inputs) -> dict[int, int]:
     counts: dict[int, int] = {}
 
     def count(module: nn.Module, _args: Any, output: Any) -> None:
-        if any(t.numel() for t in tensors_in(output)):  # an expert may be called with no token at all
+        if any(t.numel() for t in tensors_in(output)):  # an expert may get no token
             counts[id(module)] = counts.get(id(module), 0) + 1
 
     hooks = [m.register_forward_hook(count) for m in model.modules()]

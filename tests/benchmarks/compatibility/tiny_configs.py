@@ -1,7 +1,7 @@
-"""Small random models of transformers' architectures, from nothing but their config classes.
+"""Small random models of the architectures of transformers, made from their config classes.
 
-Owns the shrinking of a config whose fields nobody here knows: numbers are made small by what
-their names say, nested configs likewise. Several ways are tried until one builds.
+Owns the shrinking of configs with unknown fields: it reduces numbers by the names of their fields, in nested configs
+too, and tries several ways until one builds.
 """
 
 import inspect
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-MAX_PARAMETERS = 120_000_000  # as built for the check; beyond it a way of shrinking counts as failed
+MAX_PARAMETERS = 120_000_000  # parameters; a way of shrinking fails if the model has more
 
 HIDDEN, HEADS, KV_HEADS, INNER, VOCABULARY, POSITIONS, IMAGE, PATCH, LAYERS = 64, 4, 2, 96, 160, 256, 64, 8, 2
 
 WAYS = ("all", "all, each head its own keys", "no widths", "layers")
-"""How a config is made small, most thoroughly first. Some architectures hold for some numbers only."""
+"""Ways to shrink a config, the smallest result first. Some architectures accept some numbers only."""
 
-# What a name says, first match wins. Names of widths that must agree get one and the same number.
+# Numbers by pattern of the field name; the first match wins. Widths that must agree get the same number.
 _RULES: tuple[tuple[str, int], ...] = (
     (r"token_id$|_token_index$|^pad|_id$|num_labels|num_channels|in_chans|type_vocab_size|_index$", -1),
     (r"num_(key_value|kv)_heads|num_key_value|n_head_kv|num_kv", KV_HEADS),
@@ -42,7 +42,7 @@ _RULES: tuple[tuple[str, int], ...] = (
 
 
 def tiny_models(config_class: Any) -> tuple[Callable[[], nn.Module], ...]:
-    """Ways to build a small model of this architecture, the smallest first; each raises where it does not work."""
+    """Functions that build a small model of this architecture, smallest first; each raises if it fails."""
     return tuple(partial(_build, config_class, thoroughness) for thoroughness in WAYS)
 
 
@@ -57,7 +57,7 @@ def _build(config_class: Any, thoroughness: str) -> nn.Module:
 
 
 def shrunk(config_class: Any, thoroughness: str) -> Any:
-    """A config of this class made small."""
+    """A small config of this class."""
     return config_class(**_fields(config_class(), thoroughness))
 
 
@@ -81,10 +81,10 @@ def _smaller(name: str, value: Any, config: Any, thoroughness: str) -> Any:
     depth = getattr(config, "num_hidden_layers", None)
     if isinstance(value, list | tuple) and value and depth == len(value) and depth > LAYERS:
         others = [v for v in value if v != value[0]]
-        return [value[0], (others or value)[-1]]  # of layers of two sorts, one each
+        return [value[0], (others or value)[-1]]  # one layer of each of two kinds
     if isinstance(value, list | tuple) and re.search(r"depths|num_layers|layers$", name):
         return type(value)(min(1, v) if isinstance(v, int) else v for v in value)
-    if isinstance(value, dict) and "mrope_section" in value:  # shares of half a head's width
+    if isinstance(value, dict) and "mrope_section" in value:  # shares of half the width of a head
         sections = [s * HIDDEN // HEADS // 2 // sum(value["mrope_section"]) for s in value["mrope_section"]]
         return {**value, "mrope_section": sections} if thoroughness.startswith("all") else value
     if isinstance(value, bool) or not isinstance(value, int):
@@ -94,7 +94,7 @@ def _smaller(name: str, value: Any, config: Any, thoroughness: str) -> Any:
             if small == KV_HEADS and thoroughness == WAYS[1] and "kv" in pattern:
                 return min(value, HEADS)
             if small < 0:
-                return value if value < VOCABULARY else KV_HEADS  # an id of a token must stay within the vocabulary
+                return value if value < VOCABULARY else KV_HEADS  # token ids must be within the vocabulary
             if thoroughness == "layers" and small not in (LAYERS, VOCABULARY):
                 return value
             if thoroughness == "no widths" and small in (HIDDEN, INNER, HEADS, KV_HEADS, IMAGE, PATCH):
@@ -104,7 +104,7 @@ def _smaller(name: str, value: Any, config: Any, thoroughness: str) -> Any:
 
 
 def inputs_by_name(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Calls that may suit a model of transformers, from the names of what its forward takes."""
+    """Candidate calls of a model of transformers, by the parameter names of its forward."""
     takes = inspect.signature(model.forward).parameters
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

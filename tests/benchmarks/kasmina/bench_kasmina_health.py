@@ -21,7 +21,7 @@ from esper.kasmina.model import MorphableModel
 from esper.schemas.operational import HealthSignal
 
 BATCH, LAYERS, SECONDS = 32, 8, 2.0
-EVERY_STEPS = int(LinkOptions.model_validate({}).health_every_steps)
+EVERY_STEPS = int(LinkOptions.model_validate({}).health_interval_steps)
 LINEAR, CONV = (64, 256, 1024, 4096), ((16, 32), (64, 32), (128, 16), (256, 8), (512, 4))
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from replacement import wrap_by_replacement
+from seed_by_replacement import wrap_by_replacement
 from torch import nn
 
 import esper

@@ -1,7 +1,7 @@
-"""How long settings take: the C loader beside PyYAML's own, each file that ships, one section by name.
+"""Duration of loading settings: PyYAML's C loader against its Python loader, each shipped file, one section.
 
-Medians of interleaved rounds in one run, in milliseconds. Loading means all sources: the file,
-the environment as it is, the running stack's file where there is one.
+Medians of interleaved rounds of one run, in milliseconds. Loading reads all sources: the file, the environment, and
+the file of a running stack if there is one.
 """
 
 import os
@@ -50,7 +50,7 @@ def main() -> None:
     files = sorted(CONFIGS.glob("*.yaml"))
     production = CONFIGS / "production.yaml"
     text = production.read_text()
-    for name in SECTIONS:  # the models' modules, once
+    for name in SECTIONS:  # import the modules of the models once
         get_service_config(name, load_settings(production, environment))
     show(
         f"production.yaml ({len(text.splitlines())} lines), read",
@@ -71,7 +71,9 @@ def main() -> None:
         {f"get_service_config({name!r})": lambda n=name: get_service_config(n, settings) for name in named_sections(settings)},
     )  # fmt: skip
     os.environ.update(ADDRESSES, ESPER_CONFIG=str(production))
-    show("one section, all sources read again", {"get_service_config('tamiyo')": lambda: get_service_config("tamiyo")})
+    show(
+        "one section, reading all sources again", {"get_service_config('tamiyo')": lambda: get_service_config("tamiyo")}
+    )
 
 
 if __name__ == "__main__":

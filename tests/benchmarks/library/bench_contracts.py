@@ -1,7 +1,7 @@
-"""What a contract costs: one health signal and a layer's report of 64, beside msgspec and plain pydantic.
+"""Cost of contracts against msgspec and plain pydantic: one health signal, and a report of 64 signals.
 
-"plain pydantic" has the same fields without a single rule, "msgspec" the same fields as Structs. All
-three read and write the same bytes in turn, so that a noisy machine is noisy for all of them.
+"plain pydantic" has the same fields without validation rules, "msgspec" the same fields as Structs. All three read and
+write the same bytes in turns, so that noise of the machine affects all of them.
 """
 
 import random
@@ -76,7 +76,7 @@ class StructReport(msgspec.Struct):
 
 
 def report() -> LayerHealthMeasured:
-    """64 signals with statistics as torch gives them: float32, widened to 17 digits."""
+    """A report of 64 signals with statistics as torch returns them: float32 widened to 17 digits."""
     rng = random.Random(0)
 
     def single() -> float:
@@ -96,7 +96,7 @@ def report() -> LayerHealthMeasured:
 
 
 def measure(ways: dict[str, Callable[[], object]], calls: int) -> dict[str, list[float]]:
-    """Microseconds a call, each way in turn, ``ROUNDS`` times."""
+    """Microseconds per call, all variants in turns, ``ROUNDS`` times."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _round in range(ROUNDS):
         for name, way in ways.items():
@@ -108,7 +108,7 @@ def measure(ways: dict[str, Callable[[], object]], calls: int) -> dict[str, list
 
 
 def compare(event: Any, plain_type: Any, struct_type: Any, calls: int) -> dict[str, dict[str, list[float]]]:
-    """Direction -> way -> microseconds a call."""
+    """Microseconds per call by direction and variant."""
     value = event.model_dump_json().encode()
     plain, packed = plain_type.model_validate_json(value), msgspec.json.decode(value, type=struct_type)
     encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(struct_type)
@@ -133,16 +133,16 @@ def compare(event: Any, plain_type: Any, struct_type: Any, calls: int) -> dict[s
 
 
 def main() -> None:
-    table = Table("microseconds a call, median (best)", "esper", "plain pydantic", "msgspec", "esper / plain", "aim")
+    table = Table("microseconds per call, median (best)", "esper", "plain pydantic", "msgspec", "esper / plain", "aim")
     whole = report()
     for payload, event, plain, packed, calls, aim in (
-        ("one HealthSignal", whole.signals[0], PlainSignal, StructSignal, 400, "10 us both ways"),
-        ("report of 64 signals", whole, PlainReport, StructReport, 20, "100 us each way"),
+        ("one HealthSignal", whole.signals[0], PlainSignal, StructSignal, 400, "10 us both directions"),
+        ("report of 64 signals", whole, PlainReport, StructReport, 20, "100 us each direction"),
     ):
         for direction, taken in compare(event, plain, packed, calls).items():
-            told = [f"{statistics.median(t):.1f} ({min(t):.1f})" for t in taken.values()]
+            cells = [f"{statistics.median(t):.1f} ({min(t):.1f})" for t in taken.values()]
             ratio = statistics.median(taken["esper"]) / statistics.median(taken["plain"])
-            table.add_row(f"{payload}, {direction}", *told, f"{ratio:.2f}", aim)
+            table.add_row(f"{payload}, {direction}", *cells, f"{ratio:.2f}", aim)
     sent = OonaMessage.of(whole, id=uuid.uuid4(), source="bench")
     record = encode(sent)
     for direction, way in {

@@ -1,7 +1,7 @@
-"""What a log call costs the thread that makes it, and how many lines a second get written.
+"""Cost of a log call on the calling thread, and lines written per second.
 
-One run, interleaved rounds: Esper into a file, Esper into nothing, and stock structlog that makes
-JSON and writes it on the caller's thread. Calls are paced in bursts that fit the queue.
+Interleaved rounds of one run: Esper to a file, Esper to a null handler, and structlog that renders JSON and writes it
+on the calling thread. Calls come in bursts that fit the queue.
 """
 
 import gc
@@ -70,7 +70,7 @@ def stock(path: Path) -> Any:
 
 
 def burst_us(call: Callable[[Any], None], log: Any, _flush: Callable[[], object]) -> float:
-    """Microseconds a call on this thread, one right after another: the writer wants the interpreter as well."""
+    """Microseconds per call on this thread, back to back: the writer thread competes for the interpreter."""
     gc.collect()
     began = time.perf_counter()
     for _n in range(CALLS):
@@ -79,7 +79,7 @@ def burst_us(call: Callable[[Any], None], log: Any, _flush: Callable[[], object]
 
 
 def paced_us(call: Callable[[Any], None], log: Any, _flush: Callable[[], object]) -> float:
-    """Median microseconds of a call on this thread, between pieces of other work: as in a training loop."""
+    """Median microseconds of a call on this thread, between other work, as in a training loop."""
     taken = []
     for _n in range(CALLS // 4):
         until = time.perf_counter() + WORK_S
@@ -92,7 +92,7 @@ def paced_us(call: Callable[[Any], None], log: Any, _flush: Callable[[], object]
 
 
 def lines_per_s(call: Callable[[Any], None], log: Any, flush: Callable[[], object]) -> float:
-    """Lines a second from the first call to the last byte, in bursts that lose nothing."""
+    """Lines per second from the first call to the last byte, in bursts that lose no line."""
     began = time.perf_counter()
     for _burst in range(10):
         for _n in range(1_000):
@@ -122,7 +122,7 @@ def main() -> None:
                         flush()
                 print(f"{call.__name__:30}" + "".join(f"{statistics.median(t):22.1f}" for t in taken.values()))
             print()
-        print(f"{'lines a second, to the last byte':30}")
+        print(f"{'lines/s, to the last byte':30}")
         for call in (scalars, nested):
             rates = []
             for start, flush, logger in variants.values():

@@ -1,12 +1,12 @@
-"""Oona beside raw aiokafka and confluent-kafka, on one broker, in one run: `make bench-bus`.
+"""Throughput and latency of Oona against aiokafka and confluent-kafka on one broker: `make bench-bus`.
 
     bench_bus.py                    throughput and latency
-    bench_bus.py --hold 300         and 10,000 messages a second for so many seconds
+    bench_bus.py --hold 300         also 10,000 messages per second for 300 seconds
 
-Throughput: the same records (key, value, nine headers as Oona writes them) sent and read by all three,
-in turns, each with its best settings found (batches of 512 KiB); medians of the rounds. Latency: from
-before the send call to the event in the reader's hands, in another process; every event of the control
-topics goes out at once. What is slower than 5 ms is traced to the part where the time went.
+Throughput: all three send and read the same records (key, value and nine headers as Oona writes them) in turns, each
+with its best known settings (batches of 512 KiB); medians of the rounds. Latency: from the send call to the handler of
+a reader in another process; events of the control topics are sent at once. For events over 5 ms it prints where the
+time was spent.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from esper.oona.records import Record, partition_for
 from esper.oona.renewable_producer import BATCH_BYTES
 from esper.schemas.topics import TopicSpec
 
-SIZES = {200: 40_000, 20_000: 2_000}  # bytes of a value -> records of a round
+SIZES = {200: 40_000, 20_000: 2_000}  # bytes of a value -> records per round
 PARTITIONS = (1, 4)
 ROUNDS = 3
 HEADERS = tuple((f"ce_header{n}", b"a header as long as most") for n in range(9))
@@ -43,12 +43,12 @@ Round = Callable[[], Awaitable[float]]
 
 
 def records(topic: TopicSpec, size: int, count: int) -> list[Record]:
-    """Records of 97 keys; the value is what differs in size."""
+    """Records with 97 keys and values of one size."""
     return [Record(topic.name, f"run-{n % 97}".encode(), b"v" * size, HEADERS, 1_700_000_000_000) for n in range(count)]
 
 
 async def oona_send(kafka: KafkaSettings, batch: Sequence[Record]) -> float:
-    """Seconds for all of them, acknowledged."""
+    """Seconds until all records are acknowledged."""
     async with OonaProducer(kafka) as producer:
         await producer.send_records(batch[:1])
         began = time.perf_counter()
@@ -57,7 +57,7 @@ async def oona_send(kafka: KafkaSettings, batch: Sequence[Record]) -> float:
 
 
 async def aiokafka_send(kafka: KafkaSettings, batch: Sequence[Record], num_partitions: int) -> float:
-    """The same through aiokafka's own batches."""
+    """``oona_send`` with batches of aiokafka."""
     producer = AIOKafkaProducer(
         bootstrap_servers=kafka.bootstrap_servers,
         acks="all",
@@ -89,7 +89,7 @@ async def aiokafka_send(kafka: KafkaSettings, batch: Sequence[Record], num_parti
 
 
 async def confluent_send(kafka: KafkaSettings, batch: Sequence[Record]) -> float:
-    """The same through librdkafka, which has threads of its own."""
+    """``oona_send`` with librdkafka, which sends in its own threads."""
     producer = Producer(
         {
             "bootstrap.servers": kafka.bootstrap_servers,
@@ -111,7 +111,7 @@ async def confluent_send(kafka: KafkaSettings, batch: Sequence[Record]) -> float
 
 
 async def oona_read(kafka: KafkaSettings, topic: TopicSpec) -> tuple[int, float]:
-    """Records and seconds of a whole topic, as Oona reads a range."""
+    """Number of records and seconds to read a topic with Oona's range reader."""
     began, count = time.perf_counter(), 0
     async for _record in read_range(kafka, topic):
         count += 1
@@ -119,7 +119,7 @@ async def oona_read(kafka: KafkaSettings, topic: TopicSpec) -> tuple[int, float]
 
 
 async def aiokafka_read(kafka: KafkaSettings, topic: TopicSpec, count: int) -> tuple[int, float]:
-    """The same by getmany."""
+    """``oona_read`` with aiokafka's getmany."""
     began, seen = time.perf_counter(), 0
     consumer = AIOKafkaConsumer(
         topic.name, bootstrap_servers=kafka.bootstrap_servers, auto_offset_reset="earliest", enable_auto_commit=False
@@ -135,7 +135,7 @@ async def aiokafka_read(kafka: KafkaSettings, topic: TopicSpec, count: int) -> t
 
 
 async def confluent_read(kafka: KafkaSettings, topic: TopicSpec, count: int) -> tuple[int, float]:
-    """The same by librdkafka's consume."""
+    """``oona_read`` with librdkafka's consume."""
     began, seen = time.perf_counter(), 0
     consumer = Consumer(
         {"bootstrap.servers": kafka.bootstrap_servers, "group.id": f"g{began}", "auto.offset.reset": "earliest"}
@@ -148,7 +148,7 @@ async def confluent_read(kafka: KafkaSettings, topic: TopicSpec, count: int) -> 
 
 
 async def throughput(console: Console, kafka: KafkaSettings) -> None:
-    """Send and read in turns, and print medians with Oona's ratio to aiokafka."""
+    """Send and read in turns; print medians and the ratio of Oona to aiokafka."""
     sent, read = Table(title="sent, records/s"), Table(title="read, records/s")
     for table in (sent, read):
         for column in ("value", "partitions", "aiokafka", "confluent", "Oona", "Oona / aiokafka"):
@@ -197,17 +197,19 @@ def _add_row(table: Table, size: int, num_partitions: int, rates: dict[str, list
 
 
 async def make_topics(kafka: KafkaSettings) -> None:
-    """Esper's own, and one for what is no event of Esper's."""
+    """Create Esper's topics and one for records that are not Esper's events."""
     await apply_topics(kafka)
     async with admin_client(kafka) as client:
         await client.create_topics([NewTopic(RAW.name, RAW.num_partitions, 1)])
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hold", type=float, default=0.0, help="seconds of 10,000 messages a second")
-    parser.add_argument("--latency", type=float, default=20.0, help="seconds of each latency measurement")
+    parser.add_argument(
+        "--hold", type=float, default=0.0, help="duration of the test with 10,000 messages/s, in seconds"
+    )
+    parser.add_argument("--latency", type=float, default=20.0, help="duration of each latency measurement, in seconds")
     parser.add_argument("--no-throughput", action="store_true")
     options = parser.parse_args()
     console = Console(width=110)

@@ -1,4 +1,4 @@
-"""Which codec for telemetry: bytes and time of a batch of 100 layer reports, as aiokafka makes it."""
+"""Compression codecs for telemetry: bytes and time of a batch of 100 layer reports, as aiokafka builds it."""
 
 import random
 import time
@@ -25,8 +25,8 @@ CODECS = {
 def main() -> None:
     """Print a table for small and large reports."""
     rng = random.Random(0)
-    table = Table(title=f"a batch of {BATCH} layer reports")
-    for column in ("seeds a layer", "codec", "bytes an event", "of plain", "write us an event", "read us an event"):
+    table = Table(title=f"batch of {BATCH} layer reports")
+    for column in ("seeds a layer", "codec", "bytes/event", "of plain", "write us/event", "read us/event"):
         table.add_column(column, justify="right")
     for num_seeds in (4, 64):
         records = [encode(health_event(n, num_seeds, rng)) for n in range(BATCH)]
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measured(records: list, codec: int) -> tuple[float, float, float]:  # type: ignore[type-arg]
-    """Bytes, and microseconds to write and to read, an event; medians."""
+    """Bytes, and microseconds to write and to read, per event; medians."""
     writes, reads, size = [], [], 0
     for _n in range(REPEATS):
         builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, -1, 2**24)

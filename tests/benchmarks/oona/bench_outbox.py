@@ -1,4 +1,4 @@
-"""What a trainer's outbox costs an event: appended (full sync), read and removed; alone and in groups."""
+"""Cost of an event in a trainer's outbox: append (full sync), read and remove, one by one and in groups."""
 
 import sqlite3
 import statistics
@@ -13,11 +13,11 @@ from rich.table import Table
 from esper.oona.cloudevents import encode
 from esper.oona.outbox.outbox_store import Outbox
 
-GROUPS = {1: 300, 10: 60, 100: 20, 1_000: 5}  # events of one append -> appends measured
+GROUPS = {1: 300, 10: 60, 100: 20, 1_000: 5}  # events per append -> number of appends
 
 
 def plain_append_us(path: Path, num_events: int, value: bytes) -> float:
-    """The same bytes into a table of SQLite that does not wait for the disk: what the syncs cost on top."""
+    """Append the same bytes to an SQLite table without a sync, as the baseline for the cost of syncs."""
     database = sqlite3.connect(path, isolation_level=None)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=OFF")
@@ -35,8 +35,8 @@ def plain_append_us(path: Path, num_events: int, value: bytes) -> float:
 def main() -> None:
     """Print a table."""
     record = encode(health_event(0))
-    table = Table(title=f"outbox, an event of {record.size_bytes} bytes")
-    for column in ("events an append", "ms an append (p50)", "us an event", "plain SQLite, no sync: us", "ratio"):
+    table = Table(title=f"outbox, events of {record.size_bytes} bytes")
+    for column in ("events/append", "ms an append (p50)", "us an event", "plain SQLite, no sync: us", "ratio"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory(prefix="esper-bench-", dir="/var/tmp") as folder:
         outbox = Outbox(Path(folder) / "outbox.sqlite")
@@ -58,7 +58,7 @@ def main() -> None:
         outbox.close()
     console = Console(width=110)
     console.print(table)
-    console.print(f"read and removed, 500 at a time: {read_us:.0f} us an event ({total:,} of them)")
+    console.print(f"read and removed, 500 at a time: {read_us:.0f} us/event ({total:,} events)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What being let in costs: the knock before a start, a start, and events a second, in the clear and secured.
+"""Cost of security: preflight check, start of a producer, and events per second, in plain text and with SASL and TLS.
 
 Run: python tests/benchmarks/oona/bench_security.py
 """
@@ -24,13 +24,13 @@ from esper.oona.producer import OonaProducer
 from esper.schemas.events import RunEnded
 from esper.schemas.messages import OonaMessage
 
-logging.getLogger("aiokafka").setLevel(logging.ERROR)  # topics that were made just now have no leader yet
+logging.getLogger("aiokafka").setLevel(logging.ERROR)  # new topics have no leader yet
 
 KNOCKS, STARTS, EVENTS = 20, 5, 20_000
 
 
 async def seconds(times: int, work: Callable[[], Awaitable[object]]) -> float:
-    """The mean of so many goes."""
+    """Mean duration of several calls."""
     before = time.perf_counter()
     for _n in range(times):
         await work()
@@ -38,7 +38,7 @@ async def seconds(times: int, work: Callable[[], Awaitable[object]]) -> float:
 
 
 async def figures(kafka: KafkaSettings) -> tuple[float, float, float]:
-    """Seconds for a knock and for a producer's start and end; events a second."""
+    """Seconds of a preflight check and of a producer's start and stop; events per second."""
     await apply_topics(kafka)
 
     async def start() -> None:
@@ -69,9 +69,9 @@ def main() -> None:
         with secure_kafka(Path(folder) / "secure", super_users=("bench",)) as kafka:
             kafka.add_users("bench")
             secured = asyncio.run(figures(kafka.settings("bench")))
-    print(f"{'':24}{'in the clear':>14}{'SCRAM and TLS':>16}")
+    print(f"{'':24}{'plain text':>14}{'SCRAM and TLS':>16}")
     print(f"{'knock':24}{clear[0] * 1e3:>11.1f} ms{secured[0] * 1e3:>13.1f} ms")
-    print(f"{'producer, start and end':24}{clear[1] * 1e3:>11.1f} ms{secured[1] * 1e3:>13.1f} ms")
+    print(f"{'producer start and stop':24}{clear[1] * 1e3:>11.1f} ms{secured[1] * 1e3:>13.1f} ms")
     print(f"{'events a second':24}{clear[2]:>14,.0f}{secured[2]:>16,.0f}")
 
 

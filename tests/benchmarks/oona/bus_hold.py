@@ -1,4 +1,4 @@
-"""More than 10,000 health events a second, encoded, sent, read and decoded, for as long as asked: is everything there?"""
+"""More than 10,000 health events per second, encoded, sent, read and decoded for a given time; counts what arrives."""
 
 import asyncio
 import multiprocessing
@@ -20,12 +20,12 @@ from esper.schemas.operational import HealthSignal
 from esper.schemas.topics import TELEMETRY
 
 PER_SECOND = 10_500
-BATCH = 100  # DESIGN's batch of telemetry
-TOLD_EVERY_S = 30.0
+BATCH = 100  # events, as in a batch of telemetry
+PRINT_INTERVAL_S = 30.0
 
 
 def health_event(number: int, num_seeds: int = 1, rng: random.Random | None = None) -> OonaMessage:
-    """A layer's report; with ``rng`` its statistics have all their digits, as real ones do."""
+    """A layer's report. With ``rng`` its statistics have all digits, as real ones do."""
     draw = rng.random if rng else lambda: 0.25
     signals = tuple(
         HealthSignal(
@@ -68,9 +68,9 @@ def _read(servers: str, pipe: Connection) -> None:
             running = asyncio.create_task(own.run())
             pipe.send("ready")
             while True:
-                asked = await asyncio.to_thread(pipe.recv)
+                request = await asyncio.to_thread(pipe.recv)
                 pipe.send((counts[0], len(seen), psutil.Process().memory_info().rss))
-                if asked == "stop":
+                if request == "stop":
                     own.stop()
                     await running
                     return
@@ -79,21 +79,21 @@ def _read(servers: str, pipe: Connection) -> None:
 
 
 async def _send(console: Console, servers: str, seconds: float, pipe: Connection) -> tuple[int, float]:
-    sent, began, told = 0, time.monotonic(), time.monotonic()
+    sent, began, printed_at = 0, time.monotonic(), time.monotonic()
     async with OonaProducer(KafkaSettings(bootstrap_servers=servers)) as producer:
-        under_way: set[asyncio.Task[object]] = set()
+        pending: set[asyncio.Task[object]] = set()
         while (now := time.monotonic()) - began < seconds:
             due = int((now - began) * PER_SECOND)
             while sent + BATCH <= due:
                 batch = [health_event(n) for n in range(sent, sent + BATCH)]
                 task = asyncio.create_task(producer.send_batch(batch))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
+                pending.add(task)
+                task.add_done_callback(pending.discard)
                 sent += BATCH
                 await asyncio.sleep(0)
-            if now - told > TOLD_EVERY_S:
-                told = now
-                pipe.send("how far")
+            if now - printed_at > PRINT_INTERVAL_S:
+                printed_at = now
+                pipe.send("count")
                 read, _distinct, rss = await asyncio.to_thread(pipe.recv)
                 console.print(
                     f"  {now - began:4.0f} s: sent {sent:,} ({sent / (now - began):,.0f}/s), read {read:,}, "
@@ -101,13 +101,13 @@ async def _send(console: Console, servers: str, seconds: float, pipe: Connection
                 )
             await asyncio.sleep(0.005)
         taken = time.monotonic() - began
-        await asyncio.gather(*under_way)
+        await asyncio.gather(*pending)
     return sent, sent / taken
 
 
 def hold(console: Console, kafka: KafkaSettings, seconds: float) -> None:
-    """Print how it goes every half minute, and at the end whether every event arrived."""
-    console.print(f"holding {PER_SECOND:,} events a second for {seconds:.0f} s")
+    """Print the progress every half minute, and at the end how many events arrived."""
+    console.print(f"sending {PER_SECOND:,} events/s for {seconds:.0f} s")
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     reader = context.Process(target=_read, args=(kafka.bootstrap_servers, there), daemon=True)
@@ -116,7 +116,7 @@ def hold(console: Console, kafka: KafkaSettings, seconds: float) -> None:
     sent, rate = asyncio.run(_send(console, kafka.bootstrap_servers, seconds, here))
     read, distinct, deadline = 0, 0, time.monotonic() + 60
     while distinct < sent and time.monotonic() < deadline:
-        here.send("how far")
+        here.send("count")
         read, distinct, _rss = here.recv()
         time.sleep(0.2)
     here.send("stop")

@@ -1,8 +1,8 @@
-"""Latency of control events, from the send call to the reader's hands in another process; with a trace.
+"""Latency of control events, from the send call to the handler of a reader in another process.
 
-The clocks of two processes are one here (CLOCK_MONOTONIC). Three clients send the same event at the
-same rate, one after the other. For what takes longer than ``SLOW_MS`` the trace says whether the
-sender's loop stood still, the broker took its time to acknowledge, or the reader's loop stood still.
+Both processes use one clock (CLOCK_MONOTONIC). Three clients send the same event at the same rate, one after the
+other. For events over ``SLOW_MS`` it prints whether the sender's loop was blocked, the broker acknowledged late, or the
+reader's loop was blocked.
 """
 
 import asyncio
@@ -29,18 +29,20 @@ from esper.schemas.events import EpochCompleted
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import RUNS, TopicSpec
 
-RAW = TopicSpec("bench-control", RUNS.num_partitions)  # where the other clients write what is no event of Esper's
-RATES = (100, 500)  # events a second
+RAW = TopicSpec(
+    "bench-control", RUNS.num_partitions
+)  # topic of the other clients, for records that are not Esper's events
+RATES = (100, 500)  # events/s
 SLOW_MS = 5.0
-LOOP_TICK_S = 0.001  # how often a loop is asked whether it still turns
-WARM_UP_S = 2.0  # not counted
+LOOP_TICK_S = 0.001  # interval of the check that a loop is not blocked
+WARM_UP_S = 2.0  # left out of the figures
 
 Times = dict[int, float]
-"""Number of an event -> monotonic seconds."""
+"""Monotonic seconds by number of the event."""
 
 
 class LoopWatch:
-    """When an event loop stood still for longer than two ticks: (from, to), with garbage collections beside."""
+    """Intervals (begin, end) in which an event loop was blocked for more than two ticks, and of garbage collections."""
 
     def __init__(self) -> None:
         self.stops: list[tuple[float, float]] = []
@@ -48,7 +50,7 @@ class LoopWatch:
         self._began = 0.0
 
     async def watch(self) -> None:
-        """Runs until it is cancelled."""
+        """Watch the loop until cancelled."""
         gc.callbacks.append(self._collected)
         while True:
             before = time.monotonic()
@@ -75,7 +77,7 @@ def _value(number: int) -> bytes:
     return event(number).data.model_dump_json().encode()
 
 
-# -- readers: each in a process of its own, until the pipe says stop -----------------------------
+# -- readers: each runs in a process until the pipe sends "stop" ---------------------------------
 
 
 def read_with_oona(servers: str, pipe: Connection) -> None:
@@ -114,7 +116,7 @@ def read_with_aiokafka(servers: str, pipe: Connection) -> None:
             metadata_max_age_ms=500,
         )
         await consumer.start()
-        while len(consumer.assignment()) < RAW.num_partitions:  # a topic that was just made
+        while len(consumer.assignment()) < RAW.num_partitions:  # a new topic
             await consumer.getmany(timeout_ms=100)
         watching, stopping = asyncio.create_task(watch.watch()), asyncio.create_task(asyncio.to_thread(pipe.recv))
         pipe.send("ready")
@@ -151,7 +153,7 @@ def read_with_confluent(servers: str, pipe: Connection) -> None:
 
 
 async def paced(first: int, rate: float, seconds: float, send: Callable[[int], Any]) -> tuple[Times, Times, LoopWatch]:
-    """Call ``send(number)`` at a steady rate; when each was called, and when it was acknowledged."""
+    """Call ``send(number)`` at a steady rate. Returns the times of the calls and of the acknowledgements."""
     called, acknowledged, watch = Times(), Times(), LoopWatch()
     watching, sends = asyncio.create_task(watch.watch()), set[asyncio.Task[None]]()
 
@@ -225,11 +227,11 @@ CLIENTS: dict[str, tuple[Any, Any]] = {
 
 
 def measure_latency(console: Console, kafka: KafkaSettings, seconds: float) -> None:
-    """Print percentiles of each client at each rate, and for Oona where the slow ones spent their time."""
-    table = Table(title="latency of control events, ms: send call to reader")
+    """Print percentiles of each client at each rate, and where slow events of Oona spent their time."""
+    table = Table(title="latency of control events in ms, from send call to reader")
     for column in ("events/s", "client", "p50", "p99", "p99.9", "worst", "acknowledged p99", f"over {SLOW_MS:g} ms"):
         table.add_column(column, justify="right")
-    traces, firsts = [], count(step=10**6)  # no number twice: readers begin at the beginning of the log
+    traces, firsts = [], count(step=10**6)  # unique numbers, since readers start at the beginning of the log
     for rate in RATES:
         for name, (send, read) in CLIENTS.items():
             context = multiprocessing.get_context("spawn")
@@ -249,20 +251,20 @@ def measure_latency(console: Console, kafka: KafkaSettings, seconds: float) -> N
             missing = [n for n in warm if n not in arrived]
             assert not missing, f"{name} lost {len(missing)} events"
             taken = sorted(1000 * (arrived[n] - called[n]) for n in warm)
-            told = sorted(1000 * (acknowledged[n] - called[n]) for n in warm)
+            acks = sorted(1000 * (acknowledged[n] - called[n]) for n in warm)
             slow = [n for n in warm if 1000 * (arrived[n] - called[n]) > SLOW_MS]
             table.add_row(
                 str(rate),
                 name,
                 *(f"{_percentile(taken, p):.1f}" for p in (50, 99, 99.9, 100)),
-                f"{_percentile(told, 99):.1f}",
+                f"{_percentile(acks, 99):.1f}",
                 f"{len(slow)} of {len(warm):,}",
             )
             if name == "Oona":
                 traces.append((rate, _trace(slow, called, acknowledged, arrived, watch, stops, collections)))
     console.print(table)
     for rate, trace in traces:
-        console.print(f"Oona at {rate}/s, where what was over {SLOW_MS:g} ms spent its time: {trace or 'nothing was'}")
+        console.print(f"Oona at {rate} events/s, causes of latencies over {SLOW_MS:g} ms: {trace or 'none'}")
 
 
 def _trace(
@@ -280,9 +282,9 @@ def _trace(
         if _touches(span, sender.collections, 0.002) or _touches(span, reader_collections, 0.002):
             where = "Python's garbage collection"
         elif _touches(span, sender.stops):
-            where = "sender's loop stood still"
+            where = "sender's event loop blocked"
         elif _touches(span, reader_stops):
-            where = "reader's loop stood still"
+            where = "reader's event loop blocked"
         elif acknowledged[n] - called[n] > 0.8 * (span[1] - span[0]):
             where = "broker: late acknowledgement"
         else:

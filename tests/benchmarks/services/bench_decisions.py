@@ -1,9 +1,9 @@
-"""Decisions a second, and how long one takes from its boundary's rows to its acknowledged decision, for 1 to 128 runs.
+"""Decisions per second, and the latency from a boundary's rows to the acknowledged decision, for 1 to 128 runs.
 
-In batches against one by one (``max_batch`` of 1), in turn in the same run: the same service, policy, rows and broker. Rows
-are made by SQL (``view_tables``) for runs that are over; then their status becomes `running`, all in one
-statement, and the clock starts. A look begins at once: of ``tamiyo.poll_s`` nothing is in the figures. Each decision's
-view is recorded before it, in a batch's or its own write; commands come after it and are left out of its time.
+Compares batches with single decisions (``max_batch`` of 1) in turns, with the same service, policy, rows and broker. SQL
+creates the rows (``view_tables``) for ended runs; one statement then sets their status to `running`, and the clock
+starts. A poll begins at once, so the figures do not include ``tamiyo.poll_s``. The view of a decision is recorded before
+it; commands follow it and are not included.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NUM_BLUEPRINTS = 100
 
 @dataclass
 class Times:
-    """Of one way and size: seconds from rows to decision, and of whole looks."""
+    """Durations of one variant and size in seconds: from rows to decision, and of whole polls."""
 
     decisions_s: list[float] = field(default_factory=list)
     looks_s: list[float] = field(default_factory=list)
@@ -45,12 +45,12 @@ class Times:
 
 
 def percentile(times_s: Sequence[float], share: float) -> float:
-    """In milliseconds, by the nearest rank."""
+    """Percentile in milliseconds, by the nearest rank."""
     return 1000 * sorted(times_s)[min(len(times_s) - 1, int(share * len(times_s)))]
 
 
 async def look(service: DecisionService, connection: Any, runs: Runs, times: Times) -> None:
-    """Fill runs, let them be seen, and note when each is decided."""
+    """Create runs, make them visible, and record when each is decided."""
     room: Any = service._room
     await fill_runs(connection, runs)
     decided = room.decided
@@ -86,10 +86,12 @@ async def measure(settings: Settings, given: argparse.Namespace) -> None:
         found = {(name, size): Times() for size in sizes for name in MODES}
         for number in range(rounds + 1):
             turns = list(found.items())
-            for (name, size), times in turns if number % 2 else reversed(turns):  # who comes after whom costs, too
+            for (name, size), times in (
+                turns if number % 2 else reversed(turns)
+            ):  # the order of the variants matters too
                 service._tamiyo = settings_of[name]
                 runs = Runs(f"{name[0]}{size}x{number}", size, "completed", BOUNDARIES, given.layers)
-                await look(service, connection, runs, times if number else Times())  # the first round warms
+                await look(service, connection, runs, times if number else Times())  # the first round is the warm-up
                 if number == 0:
                     await analyzed(connection)
         show(found, sizes)
@@ -97,7 +99,7 @@ async def measure(settings: Settings, given: argparse.Namespace) -> None:
 
 def show(found: dict[tuple[str, int], Times], sizes: Sequence[int]) -> None:
     heads = ("decisions/s", "p50 ms", "p95 ms", "look p50 ms", "decisions")
-    print(f"{'runs at once':>12s} {'':12s}" + "".join(f"{head:>13s}" for head in heads))
+    print(f"{'runs':>12s} {'':12s}" + "".join(f"{head:>13s}" for head in heads))
     for size in sizes:
         for name in MODES:
             times = found[name, size]
@@ -111,12 +113,14 @@ def show(found: dict[tuple[str, int], Times], sizes: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 8, 32, 128], help="runs at a boundary at once")
     parser.add_argument(
-        "--rounds", type=int, default=6, help="of each, after one that warms; every other one backwards"
+        "--runs", type=int, nargs="+", default=[1, 8, 32, 128], help="numbers of runs that are at a boundary"
     )
-    parser.add_argument("--layers", type=int, default=10, help="of each run, with 2 seeds each")
-    parser.add_argument("--policy", default="heuristic", help="which decides")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="rounds after the warm-up; every other round is in reverse order"
+    )
+    parser.add_argument("--layers", type=int, default=10, help="layers of each run, with 2 seeds each")
+    parser.add_argument("--policy", default="heuristic", help="policy that decides")
     parser.add_argument("--batch", type=int, default=TamiyoSettings.model_fields["max_batch"].default, help="at most")
     given = parser.parse_args()
     print(f"{given.layers} layers, 2 seeds each, {given.policy}; batches of {given.batch}; {given.rounds} rounds")

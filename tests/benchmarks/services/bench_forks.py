@@ -1,7 +1,7 @@
-"""What forks cost: the snapshot in a step, the run's own speed beside a branch, labelled germinations a minute.
+"""Cost of forks: the snapshot in a step, the speed of the run beside a branch, forks per minute.
 
-``python tests/benchmarks/services/bench_forks.py [--rounds 6]``: rounds with and without a branch beside the run alternate, so that
-whatever else the machine does falls on both.
+``python tests/benchmarks/services/bench_forks.py [--rounds 6]``: rounds with and without a branch alternate, so that noise of
+the machine affects both.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import esper
-from esper.connection.checkpoints.training_state import Training
+from esper.connection.checkpoints.training_state import TrainingState
 from esper.kasmina.kernels import build_kernel, load_kernel
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import Action, LayerKind
@@ -32,13 +32,13 @@ WIDTHS = (64, 512, 2048)
 
 
 def trainer_of(epochs: int) -> TrainerSettings:
-    """The demo's network on the digits."""
+    """Settings of the demo's network on digits."""
     fields = {"epochs": epochs, "copies": 2, "threads": 1, "link": {"boundary_steps": 42}}
     return TrainerSettings.model_validate(fields)
 
 
 def job_of(trainer: TrainerSettings, end_of_epoch: int) -> ForkJob:
-    """A germination at the first boundary, at its horizon."""
+    """The fork of a germination at the first boundary."""
     import hashlib
 
     spec = BlueprintSpec(module="mlp", parameters={"width": 64}, targets=(LayerKind.LINEAR,))
@@ -57,13 +57,13 @@ def job_of(trainer: TrainerSettings, end_of_epoch: int) -> ForkJob:
 
 
 def snapshots() -> None:
-    """How long the step with a snapshot is held up, by size of the model."""
+    """Measure how long a snapshot delays a step, by size of the model."""
     for width in WIDTHS:
         model = esper.wrap(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)))
         optimizer = torch.optim.AdamW(model.parameters())
         model(torch.ones(1, width)).sum().backward()
         optimizer.step()
-        training, times = Training(model, optimizer), []
+        training, times = TrainingState(model, optimizer), []
         for _round in range(7):
             began = time.perf_counter()
             snapshot = snapshot_of(training, step=1, epoch=0, step_in_epoch=1)
@@ -74,12 +74,12 @@ def snapshots() -> None:
 
 
 def epochs(rounds: int) -> None:
-    """The run's epochs alone, and while another process trains a branch."""
+    """Measure epochs of the run alone, and while another process trains a branch."""
     trainer = trainer_of(40)
     job = pack_job(job_of(trainer, 12))
     own: dict[bool, list[float]] = {False: [], True: []}
     with multiprocessing.get_context("spawn").Pool(1, _initialize_worker) as pool:
-        pool.apply(measure_packed, (trainer, job))  # warm
+        pool.apply(measure_packed, (trainer, job))  # warm-up
         for number in range(2 * rounds):
             is_beside = number % 2 == 1
             running: Any = pool.apply_async(measure_packed, (trainer, job)) if is_beside else None
@@ -88,22 +88,22 @@ def epochs(rounds: int) -> None:
             line.train(0, replay_commands([]))
             own[is_beside].append((time.perf_counter() - began) / line.step)
             if running is not None:
-                print(f"  the branch {'ended first' if running.ready() else 'ran all the while'}")
+                print(f"  the branch {'ended before the run' if running.ready() else 'ran throughout'}")
                 running.get()
     alone, beside = (1e3 * statistics.median(own[key]) for key in (False, True))
     print(f"a step of the run: {alone:.3f} ms alone, {beside:.3f} ms beside a branch: {beside / alone:.3f} times "
-          f"(medians of {rounds} rounds each, in turn)")  # fmt: skip
+          f"(medians of {rounds} rounds each, in turns)")  # fmt: skip
 
 
 def labels() -> None:
-    """Forks without a bus, in this process."""
+    """Measure forks in this process, without a bus."""
     trainer = trainer_of(5)
     job = job_of(trainer, 3)
     began, count = time.perf_counter(), 3
     for _n in range(count):
         measured = measure(trainer, job)
     took = (time.perf_counter() - began) / count
-    print(f"a fork over {measured.fork.horizon_steps} steps takes {took:.2f} s: {60 / took:.0f} a minute and core")
+    print(f"a fork over {measured.fork.horizon_steps} steps takes {took:.2f} s: {60 / took:.0f} per minute and core")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Blueprints and kernels: how fast Urza examines, builds and stores them, beside the same work one after the other.
+"""How fast Urza certifies blueprints and builds kernels, against the same work one by one.
 
-1. From an empty log to ready: `esper serve urza` until all that is shipped is certified.
-2. Examinations a second in the warm sandbox, and in one that is started anew for each blueprint.
-3. Kernels a second: Urza's kernel builder, and each kernel built, stored, read back and registered before the next; with S3
-   beside it, and with S3 ``--away`` milliseconds away (a wait before each call). In turns, on wanted kernels of the same
-   blueprints at widths of their own.
-Broker, Postgres, S3, worker and Urza share this machine: look at the ratios.
+1. Start: `esper serve urza` on an empty log, until all shipped blueprints are certified.
+2. Examinations per second in a warm sandbox, and in a new sandbox for each blueprint.
+3. Kernels per second: Urza's kernel builder, and each kernel built, stored, read back and registered before the next;
+   with a local S3, and with one that is ``--away`` milliseconds away (a delay before each call). In turns, with the same
+   blueprints at different widths.
+
+Broker, Postgres, S3, worker and Urza share one machine: compare the ratios.
 """
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -39,19 +39,20 @@ from esper.services.urza.certification.sandbox_jobs import ExamineJob
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
+from esper.services.urza.library_queries import wanted_kernels
+from esper.services.urza.projection_reader import ProjectionReader
 from esper.services.urza.settings import UrzaSettings
 from esper.services.urza.urza_service import sandbox_limits
 from esper.storage.blobs import BlobStore
 from esper.storage.s3_client import S3Client
 from esper.streams.database.connections import connect_pool
-from esper.streams.database.sql_queries import queries
 
 DEADLINE_S = 120.0
 OWN = UrzaSettings()
 
 
 class DistantClient(S3Client):
-    """S3 at the other end of a line: every request waits first."""
+    """A client of a distant S3: every request is delayed."""
 
     wait_s = 0.0
 
@@ -61,7 +62,7 @@ class DistantClient(S3Client):
 
 
 class DistantStore(BlobStore):
-    """Blobs in it."""
+    """A blob store in a distant S3."""
 
     def __init__(self, s3: S3Settings) -> None:
         super().__init__(s3)
@@ -69,18 +70,17 @@ class DistantStore(BlobStore):
 
 
 class Parts:
-    """What both ways work with."""
+    """Objects that both variants use."""
 
-    def __init__(self, pool: Any, producer: OonaProducer, blobs: DistantStore, sandbox: Sandbox) -> None:
-        self.pool, self.producer, self.blobs, self.sandbox = pool, producer, blobs, sandbox
+    def __init__(self, reader: ProjectionReader, producer: OonaProducer, blobs: DistantStore, sandbox: Sandbox) -> None:
+        self.reader, self.producer, self.blobs, self.sandbox = reader, producer, blobs, sandbox
 
     async def wanted(self) -> list[Any]:
-        """The kernels that are wanted now."""
-        async with self.pool.acquire() as connection:
-            return [r async for r in queries("library").wanted_kernels(connection, limit=5000)]
+        """The kernels that are requested now."""
+        return await wanted_kernels(self.reader, limit=5000)
 
     async def until_wanted(self, condition: Callable[[int], bool]) -> list[Any]:
-        """Wait for as many."""
+        """Wait until that many kernels are requested."""
         rows: list[Any] = []
 
         async def is_it() -> bool:
@@ -91,7 +91,7 @@ class Parts:
         return rows
 
     async def start_run(self, widths: Sequence[int]) -> None:
-        """A run with a linear layer of each width."""
+        """Start a run with a linear layer of each width."""
         run_id = f"bench-{uuid.uuid4().hex[:8]}"
         layers = tuple(
             LayerNode(layer_id=f"fc{n}", kind="linear", num_features=n, num_parameters=n, num_seeds=1) for n in widths
@@ -104,9 +104,9 @@ class Parts:
 
 
 async def one_by_one(parts: Parts, rows: Sequence[Any]) -> int:
-    """Each kernel through all its round trips before the next is begun."""
+    """Build each kernel with all its round trips before the next."""
     for row in rows:
-        spec = BlueprintSpec.model_validate(json.loads(row["spec"]))
+        spec = BlueprintSpec.model_validate(row["spec"])
         kind, width = LayerKind(row["kind"]), row["num_features"]
         data = build_kernel(row["blueprint_id"], spec, kind, width, seed=OWN.kernel_rng_seed)
         digest = await parts.blobs.put(data)
@@ -121,7 +121,7 @@ async def one_by_one(parts: Parts, rows: Sequence[Any]) -> int:
 
 
 async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequence[float]) -> None:
-    """Both ways in turns."""
+    """Measure both variants in turns."""
     first = 8
     for wait_s in away_s:
         taken = {"one by one": 0.0, "Urza": 0.0}
@@ -145,11 +145,11 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
         rates = {name: count[name] / taken[name] for name in taken}
         for name, rate in rates.items():
             print(f"S3 {1000 * wait_s:>3.0f} ms away, {name:<10} {count[name]:>5} kernels: {rate:>7,.0f} kernels/s")
-        print(f"S3 {1000 * wait_s:>3.0f} ms away: {rates['Urza'] / rates['one by one']:.1f} times", flush=True)
+        print(f"S3 {1000 * wait_s:>3.0f} ms away: {rates['Urza'] / rates['one by one']:.1f} times as fast", flush=True)
 
 
 async def bench_examinations(rounds: int, cold: int) -> None:
-    """The shipped blueprints in one sandbox, and a few in a sandbox each."""
+    """Measure examinations of the shipped blueprints in one sandbox, and of a few in new sandboxes."""
     jobs = [
         ExamineJob(blueprint_id=i, spec=s, widths=OWN.certify_widths, kernel_rng_seed=0) for i, s in SHIPPED.items()
     ]
@@ -166,12 +166,12 @@ async def bench_examinations(rounds: int, cold: int) -> None:
         async with Sandbox(sandbox_limits(OWN)) as sandbox:
             await sandbox.examine(job)
     cold_s = (time.monotonic() - begin) / cold
-    print(f"examining: the first {start_s:.1f} s after the start, then {1000 * warm_s:.0f} ms for each blueprint")
-    print(f"examining in a sandbox of its own: {cold_s:.1f} s, {cold_s / warm_s:.0f} times as long", flush=True)
+    print(f"examinations: first {start_s:.1f} s after the start, then {1000 * warm_s:.0f} ms per blueprint")
+    print(f"examination in a new sandbox: {cold_s:.1f} s, {cold_s / warm_s:.0f} times as long", flush=True)
 
 
 async def bench_start(stack: EmbeddedStack, folder: Path) -> None:
-    """From nothing in the log to everything certified, as a user starts it."""
+    """Measure the start of Urza on an empty log, until all shipped blueprints are certified."""
     child = process(stack, folder, "urza", str(SCRIPTS / "esper"), "serve", "urza")
     begin = time.monotonic()
     with running(child, "urza.ready"):
@@ -182,8 +182,8 @@ async def bench_start(stack: EmbeddedStack, folder: Path) -> None:
         ready_s = time.monotonic() - begin
         await wait_until_async(is_complete, DEADLINE_S, "the catalogue")
         complete_s = time.monotonic() - begin
-    told = f"it answers after {ready_s:.1f} s, all {len(SHIPPED)} shipped are certified after {complete_s:.1f} s"
-    print(f"esper serve urza, from an empty log: {told}", flush=True)
+    durations = f"ready after {ready_s:.1f} s, all {len(SHIPPED)} shipped blueprints certified after {complete_s:.1f} s"
+    print(f"esper serve urza, from an empty log: {durations}", flush=True)
 
 
 async def bench(stack: EmbeddedStack, folder: Path, arguments: argparse.Namespace) -> None:
@@ -197,17 +197,19 @@ async def bench(stack: EmbeddedStack, folder: Path, arguments: argparse.Namespac
         blobs = await exits.enter_async_context(DistantStore(settings.need_s3()))
         await sandbox.examine(
             ExamineJob(blueprint_id="warm", spec=SHIPPED["affine"], widths=(8,), kernel_rng_seed=0)
-        )  # what starts it is not timed
-        parts = Parts(pool, producer, blobs, sandbox)
+        )  # the start of the sandbox is not measured
+        parts = Parts(ProjectionReader(pool, settings.need_postgres()), producer, blobs, sandbox)
         await bench_kernels(parts, arguments.widths, arguments.rounds, [0.0, arguments.away / 1000])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", type=int, default=40, help="of a turn; seven shipped blueprints fit linear layers")
+    parser.add_argument(
+        "--widths", type=int, default=40, help="kernels per turn; seven shipped blueprints fit linear layers"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--cold", type=int, default=3, help="blueprints that get a sandbox of their own")
-    parser.add_argument("--away", type=float, default=10.0, help="how far S3 is, in milliseconds")
+    parser.add_argument("--cold", type=int, default=3, help="blueprints to examine in new sandboxes")
+    parser.add_argument("--away", type=float, default=10.0, help="delay of the distant S3 in milliseconds")
     arguments = parser.parse_args()
     with running_stack() as stack, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

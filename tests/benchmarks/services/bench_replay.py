@@ -1,8 +1,8 @@
-"""How fast a log becomes experiences: read from the real Kafka, joined, opened again, and judged.
+"""Decisions per second of a replay: read from Kafka, joined into experiences, views decoded, policies evaluated.
 
-One table, by layers of the views (4 seeds a layer): decisions a second of each part, in one run. Views are as Tamiyo
-records them; every second decision germinates and has a fork's report, and there are as many views of rivals as of
-decisions, so that half of what is read is not needed.
+The table has one row for each number of layers (4 seeds per layer), measured in one run. Views are as Tamiyo records
+them. Every second decision germinates and has the report of a fork. Half of the views belong to no decision, so that
+half of the records are read in vain.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TAMIYO = TamiyoSettings.model_validate({})
 
 
 def views(run_id: str, num_layers: int, num: int, rng: random.Random) -> Iterator[GraphView]:
-    """A run's views, with health as measured."""
+    """Views of a run with health signals."""
 
     def health() -> dict[str, float | None]:
         return {name: rng.random() for name in FIELDS}
@@ -56,8 +56,8 @@ def views(run_id: str, num_layers: int, num: int, rng: random.Random) -> Iterato
         yield GraphView(run_id, 1, boundary, boundary * 10, boundary, layers, edges, seeds, epochs, KERNELS)
 
 
-def told(num_layers: int, num_decisions: int, rng: random.Random) -> Story:
-    """Runs that were decided on."""
+def decided_runs(num_layers: int, num_decisions: int, rng: random.Random) -> Story:
+    """Events of runs with decisions."""
     story = Story()
     for n in range(NUM_RUNS):
         for view in views(f"bench-{num_layers}-{n}", num_layers, num_decisions // NUM_RUNS, rng):
@@ -75,7 +75,7 @@ def told(num_layers: int, num_decisions: int, rng: random.Random) -> Story:
 
 
 def timed(num: int, act: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and decisions a second."""
+    """Result of a call, and decisions per second."""
     began = time.perf_counter()
     found = act()
     return found, num / (time.perf_counter() - began)
@@ -89,26 +89,26 @@ async def send(kafka: KafkaSettings, story: Story) -> None:
 
 
 def measure(kafka: KafkaSettings, num_layers: int, num_decisions: int) -> None:
-    asyncio.run(send(kafka, told(num_layers, num_decisions, random.Random(num_layers))))
-    asked = ReplayRange(runs=(f"bench-{num_layers}-*",))
+    asyncio.run(send(kafka, decided_runs(num_layers, num_decisions, random.Random(num_layers))))
+    log_range = ReplayRange(runs=(f"bench-{num_layers}-*",))
     phases: dict[str, float] = {}
 
-    def tell(what: Any) -> None:
+    def on_progress(what: Any) -> None:
         phases.setdefault(what.phase.split(":")[0], time.perf_counter())
 
     began = time.perf_counter()
-    found = asyncio.run(replay(kafka, asked, fork_rewards(TAMIYO.rent), tell=tell))
+    found = asyncio.run(replay(kafka, log_range, fork_rewards(TAMIYO.rent), on_progress=on_progress))
     ended = time.perf_counter()
     joining = phases["joining decisions"]
     experiences = found.joined.experiences
     assert len(experiences) == found.joined.num_decisions
-    _opened, opening = timed(len(experiences), lambda: [one.view for one in experiences])
-    _judged, evaluation_settings = timed(
+    _views, decoding = timed(len(experiences), lambda: [one.view for one in experiences])
+    _evaluated, evaluation = timed(
         len(experiences), lambda: evaluate(experiences, baselines(TAMIYO), epsilon=0.05, measured={})
     )
     size = sum(len(e.view_zstd) for e in experiences.stored) / len(experiences)
     rates = (num_decisions / (joining - began), num_decisions / (ended - joining), num_decisions / (ended - began))
-    figures = "".join(f"{rate:>12,.0f}" for rate in (*rates, opening, evaluation_settings))
+    figures = "".join(f"{rate:>12,.0f}" for rate in (*rates, decoding, evaluation))
     print(f"{num_layers:>6}{len(experiences):>11,}{size:>11,.0f}{figures}", flush=True)
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[5, 20, 100])
     parser.add_argument("--decisions", type=int, default=4_000)
     arguments = parser.parse_args()
-    heads = ("read/s", "joined/s", "replayed/s", "opened/s", "judged by 4/s")
+    heads = ("read/s", "joined/s", "replayed/s", "decoded/s", "evaluated/s")
     print(f"{'layers':>6}{'decisions':>11}{'view bytes':>11}" + "".join(f"{head:>12}" for head in heads))
     with running_stack() as stack:
         for num_layers in arguments.layers:

@@ -1,10 +1,9 @@
-"""What the learnt policy costs: by size of the model, by runs in one pass, by what pools.
+"""Cost of the GNN policy: by size of the model, by number of runs in a batch, and by pooling library.
 
-Layers have 4 seeds or 1, and the kernels of 15 blueprints; the network has the shape of the shipped one. Both layers
-and seeds are nodes of the graph: 200 layers with 4 seeds each, or 500 with 1, are 1,000 nodes.
-"read" is from a view (whose bytes are made already: a decision records them) to arrays, "batch" to tensors,
-"forward" the network's pass, "decide" all of it with the choice by chance. CPU is this process's, at p50. Both ways
-of pooling take turns in one run.
+Layers have 4 seeds or 1, and the kernels of 15 blueprints; the network has the size of the shipped one. Layers and
+seeds are nodes of the graph: 200 layers with 4 seeds each, or 500 with 1, are 1,000 nodes. "read" converts a view to
+arrays, "batch" converts them to tensors, "forward" runs the network, "decide" does all and draws the choice. CPU is the
+p50 of this process. Both pooling libraries take turns in one run.
 
     python tests/benchmarks/services/bench_tamiyo.py --layers 10 200 1000 10000
 """
@@ -27,7 +26,7 @@ from support.data.random_views import drawn_view
 
 from esper.graph.graph_view import GraphView
 from esper.services.tamiyo.control.legal_choices import legal_choices
-from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.gnn_policy import BlueprintVocabulary, GnnPolicy
 from esper.services.tamiyo.gnn.graph_batch import GraphBatch
 from esper.services.tamiyo.gnn.network import NetworkShape, PolicyNetwork
 from esper.services.tamiyo.gnn.pooling import Reduce, Scatter, Wanted, find_scatter, has_torch_scatter
@@ -60,11 +59,11 @@ def policy(way: Wanted) -> GnnPolicy:
     torch.manual_seed(0)
     names = tuple(f"blueprint-{n}" for n in range(NUM_BLUEPRINTS))
     network = PolicyNetwork(NetworkShape(num_blueprints=len(names)))
-    return GnnPolicy(network, KnownBlueprints(names), temperature=0.01, options=NetworkSettings(scatter=way))
+    return GnnPolicy(network, BlueprintVocabulary(names), temperature=0.01, options=NetworkSettings(scatter=way))
 
 
 def wide_view(seed: int, num_layers: int, num_seeds: int = 4) -> GraphView:
-    """A view of ``num_layers`` layers with ``num_seeds`` each, all of them measured, as it comes from its bytes."""
+    """A view of ``num_layers`` layers with ``num_seeds`` each, all with health signals, decoded from bytes."""
     drawn = drawn_view(
         random.Random(seed), num_layers, seeds_per_layer=num_seeds, num_blueprints=NUM_BLUEPRINTS, run_id=f"run-{seed}",
         unknown=(),
@@ -95,10 +94,8 @@ def by_size(sizes: Sequence[int], seeds: Sequence[int], rounds: int) -> None:
 
 
 def by_runs(numbers: Sequence[int], rounds: int) -> None:
-    """Runs of 10 layers each, in one pass beside one after the other, in turns."""
-    print(
-        f"\n{'runs':>8}  {'together ms':>12}{'one by one ms':>15}{'ratio':>8}{'decisions/s':>13}   (p50, forward and all)"
-    )
+    """Compare runs of 10 layers each in one batch with one by one, in turns."""
+    print(f"\n{'runs':>8}  {'batch ms':>12}{'one by one ms':>15}{'ratio':>8}{'decisions/s':>13}   (p50 of decide)")
     gnn = policy("auto")
     for number in numbers:
         views = [wide_view(n, 10) for n in range(number)]
@@ -114,7 +111,7 @@ def by_runs(numbers: Sequence[int], rounds: int) -> None:
 
 
 def pooling(sizes: Sequence[int], rounds: int) -> None:
-    """Seeds to layers, 32 wide, by each library alone: the policy takes torch-geometric's maximum on the CPU."""
+    """Compare the pooling of seeds into layers, 32 features wide, by each library."""
     print(f"\n{'layers':>8}  {'pool':6}" + "".join(f"{way + ' ms':>20}" for way in WAYS) + f"{'ratio':>8}")
     for size in sizes:
         values, segment = torch.randn(4 * size, 32), torch.arange(size).repeat_interleave(4)
@@ -143,7 +140,7 @@ def _alone(way: Wanted) -> Scatter:
 
 
 def timed(act: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
-    """p50, p95 and the CPU's p50, in milliseconds."""
+    """p50, p95 and CPU p50 in milliseconds."""
     wall, cpu = [], []
     for _round in range(WARM + rounds):
         began, used = time.perf_counter(), time.process_time()

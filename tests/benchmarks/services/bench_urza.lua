@@ -1,5 +1,5 @@
--- For wrk: asks for the paths that are given, one after the other, and prints what it saw as one line of JSON.
--- The first argument is how long a connection pauses before it asks again, in ms, on average; 0 for not at all.
+-- Script for wrk: requests the given paths in turn and prints the measurements as one line of JSON.
+-- The first argument is the mean pause of a connection between two requests in ms; 0 for no pause.
 local paths, at = {}, 0
 
 function init(args)

@@ -1,9 +1,9 @@
-"""Urza's API under wrk: latency, rate and errors of each route, and of each query.
+"""Urza's API under wrk: latency, rate and errors of each route, and latency of each query.
 
-Three loads: few connections that ask without a pause, 1,000 that ask once a second each (so many clients at a
-time), and 1,000 without a pause, more than the machine can answer: those wait for 1,000 others each time.
-Two servers in turn on the same rows: one that keeps answers, and one that keeps none (``urza.cache_mib`` 0), so
-that what keeping is worth is a ratio of one run. wrk, server, worker, Postgres and broker share this machine.
+Three loads: a few connections without pauses, 1,000 connections with one request per second each, and 1,000 without
+pauses, more than the machine can serve. Measures two servers on the same rows: with the response cache and without it
+(``urza.cache_mib`` 0), so that the benefit of the cache is a ratio of one run. wrk, server, worker, Postgres and broker
+share one machine.
 """
 
 import argparse
@@ -40,11 +40,11 @@ WARM_S = 1
 FEW = 8
 PAUSE_MS = 1000
 QUIET_PERCENT = 15.0  # of one core
-DIFFERENT = 300  # paths of a route that is asked for another run each time
+NUM_PATHS = 300  # distinct paths of a route that reads another run each time
 
 
 class Load(NamedTuple):
-    """Clients at once, and how long each pauses between two questions, on average."""
+    """Concurrent connections, and the mean pause between two requests of each."""
 
     connections: int
     pause_ms: int
@@ -54,27 +54,27 @@ class Load(NamedTuple):
 
 
 Found = dict[tuple[str, Load], dict[str, Any]]
-"""What wrk saw, by route and load."""
+"""Measurements of wrk, by route and load."""
 
 
-def generator() -> str:
-    """Where wrk is.
+def find_wrk() -> str:
+    """Path of wrk.
 
     Raises:
-        ConfigError: nowhere.
+        ConfigError: wrk is not installed.
     """
     found = os.environ.get("ESPER_LOAD_GENERATOR") or shutil.which("wrk")
     if not found:
         raise ConfigError(
-            "no wrk on PATH: install it (Debian, Ubuntu: apt-get install wrk), or name it in ESPER_LOAD_GENERATOR"
+            "wrk is not on PATH; install it (Debian, Ubuntu: apt-get install wrk) or set ESPER_LOAD_GENERATOR to its path"
         )
     return found
 
 
 def routes(url: str) -> dict[str, list[str]]:
-    """What is asked for: name -> paths, in turn."""
+    """Paths of each route, requested in turn."""
     kernel = httpx.get(f"{url}/kernels", params={"blueprint_id": "affine"}).json()["items"][0]["kernel_sha256"]
-    runs = [f"run-{n:06d}" for n in range(DIFFERENT)]
+    runs = [f"run-{n:06d}" for n in range(NUM_PATHS)]
     return {
         "blueprints": ["/blueprints"],
         "blueprint": ["/blueprints/affine"],
@@ -82,15 +82,15 @@ def routes(url: str) -> dict[str, list[str]]:
         "living seeds": ["/blueprints/bp-0100/seeds"],
         "kernel": [f"/kernels/{kernel}"],
         "runs": ["/runs?limit=50"],
-        "run, each another": [f"/runs/{r}" for r in runs],
-        "decisions, each another": [f"/runs/{r}/decisions" for r in runs],
-        "causes, each another": [f"/runs/{r}/causes?layer_id=block3.conv&seed_id=1" for r in runs],
+        "run (all different)": [f"/runs/{r}" for r in runs],
+        "decisions (all different)": [f"/runs/{r}/decisions" for r in runs],
+        "causes (all different)": [f"/runs/{r}/causes?layer_id=block3.conv&seed_id=1" for r in runs],
         "live": ["/health/live"],
     }
 
 
 def load(wrk: str, url: str, paths: list[str], how: Load, seconds: int) -> dict[str, Any]:
-    """One run of wrk."""
+    """Run wrk once."""
     command = [
         wrk,
         "-t2",
@@ -111,9 +111,9 @@ def load(wrk: str, url: str, paths: list[str], how: Load, seconds: int) -> dict[
 
 
 def measure(stack: EmbeddedStack, folder: Path, wrk: str, seconds: int, loads: list[Load], **env: str) -> Found:
-    """All routes on one server."""
+    """Measure all routes on one server."""
     found: Found = {}
-    own = {"ESPER_URZA__POLL_S": "5", **env}  # the certifier's look is no part of this
+    own = {"ESPER_URZA__POLL_S": "5", **env}  # so that the certifier hardly polls
     child = process(
         stack, folder, f"urza-{len(list(folder.iterdir()))}", str(SCRIPTS / "esper"), "serve", "urza", **own
     )
@@ -129,12 +129,12 @@ def measure(stack: EmbeddedStack, folder: Path, wrk: str, seconds: int, loads: l
                 seen = load(wrk, url, paths, how, seconds)
                 seen["cpu"] = (sum(server.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
                 found[name, how] = seen
-                _tell(name, how, seen)
-                wait_until(lambda: server.cpu_percent(0.2) < QUIET_PERCENT, READY_S, "what is left of the load")
+                _print_row(name, how, seen)
+                wait_until(lambda: server.cpu_percent(0.2) < QUIET_PERCENT, READY_S, "the end of the load")
     return found
 
 
-def _tell(name: str, how: Load, seen: dict[str, Any]) -> None:
+def _print_row(name: str, how: Load, seen: dict[str, Any]) -> None:
     print(
         f"{name:26s}{how!s:>12s}{seen['requests'] / seen['duration_us'] * 1e6:10,.0f}"
         + "".join(f"{seen[p] / 1000:9.1f}" for p in ("p50_us", "p95_us", "p99_us"))
@@ -144,7 +144,7 @@ def _tell(name: str, how: Load, seen: dict[str, Any]) -> None:
 
 
 async def time_queries(dsn: str, schema: str, at_once: int, rounds: int) -> None:
-    """Each statement on its own, prepared, ``at_once`` connections side by side."""
+    """Measure each prepared statement on ``at_once`` concurrent connections."""
     async with asyncpg.create_pool(
         dsn, min_size=at_once, max_size=at_once, server_settings={"search_path": schema}
     ) as pool:
@@ -153,10 +153,10 @@ async def time_queries(dsn: str, schema: str, at_once: int, rounds: int) -> None
             for n, t in (("event_id", "decisions"), ("event_ids", "blueprint_changes"))
         }
         values = {**OF_A_PAGE, **LATER, **known, "event_ids": [known["event_ids"]]}
-        for room, name in [("urza", n) for n in queries("urza").available_queries if not n.endswith("_cursor")] + [
+        for sql_file, name in [("urza", n) for n in queries("urza").available_queries if not n.endswith("_cursor")] + [
             ("causes", "of_seed")
         ]:
-            found = queries(room)
+            found = queries(sql_file)
             arguments = [values[p] for p in found.driver_adapter.var_sorted[name]]
             took = await _took(pool, getattr(found, name).sql, arguments, at_once, rounds)
             print(
@@ -168,26 +168,28 @@ async def time_queries(dsn: str, schema: str, at_once: int, rounds: int) -> None
 async def _took(pool: Any, statement: str, arguments: list[Any], at_once: int, rounds: int) -> list[float]:
     took: list[float] = []
 
-    async def ask() -> None:
+    async def query() -> None:
         async with pool.acquire() as connection:
             for n in range(rounds):
                 began = time.perf_counter()
                 await connection.fetch(statement, *arguments)
-                if n >= rounds // 10:  # the first ones prepare
+                if n >= rounds // 10:  # the first executions prepare the statement
                     took.append(time.perf_counter() - began)
 
-    await asyncio.gather(*(ask() for _ in range(at_once)))
+    await asyncio.gather(*(query() for _ in range(at_once)))
     return sorted(took)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=1000, help="runs with all their rows; ten times as many without")
-    parser.add_argument("--seconds", type=int, default=5, help="of load on each route")
-    parser.add_argument("--connections", type=int, default=1000, help="at once, besides few")
+    parser.add_argument(
+        "--runs", type=int, default=1000, help="number of runs with rows in all tables; ten times as many have none"
+    )
+    parser.add_argument("--seconds", type=int, default=5, help="duration of the load on each route")
+    parser.add_argument("--connections", type=int, default=1000, help="connections of the large loads")
     given = parser.parse_args()
     try:
-        wrk = generator()
+        wrk = find_wrk()
     except ConfigError as error:
         sys.exit(str(error))
     with ExitStack() as exits:
@@ -196,24 +198,24 @@ def main() -> None:
         postgres = stack.settings().need_postgres()
         with psycopg.connect(stack.postgres.dsn) as connection:
             fill(connection, postgres.schema_name, given.runs)
-        print(f"{'query (ms), 4 at once':26s}{'p50':>9s}{'p95':>9s}{'p99':>9s}")
+        print(f"{'query (ms), 4 parallel':26s}{'p50':>9s}{'p95':>9s}{'p99':>9s}")
         asyncio.run(time_queries(stack.postgres.dsn, postgres.schema_name, at_once=4, rounds=100))
         exits.enter_context(running(worker(stack, folder), "worker.ready"))
         few, many = Load(FEW, 0), given.connections
-        kept = [few, Load(many, PAUSE_MS), Load(many, 0)]
+        all_loads = [few, Load(many, PAUSE_MS), Load(many, 0)]
         found = {}
-        for told, loads, env in (
-            ("answers kept", kept, {}),
-            ("none kept", [few], {"ESPER_URZA__CACHE_MIB": "0"}),
+        for title, loads, env in (
+            ("with cache", all_loads, {}),
+            ("without cache", [few], {"ESPER_URZA__CACHE_MIB": "0"}),
         ):
             print(
-                f"\n{told:26s}{'clients':>12s}{'rate/s':>10s}{'p50 ms':>9s}{'p95':>9s}{'p99':>9s}"
+                f"\n{title:26s}{'clients':>12s}{'rate/s':>10s}{'p50 ms':>9s}{'p95':>9s}{'p99':>9s}"
                 f"{'refused':>8s}{'broken':>8s}{'CPU':>8s}"
             )
-            found[told] = measure(stack, folder, wrk, given.seconds, loads, **env)
-        print(f"\np95, none kept / kept, {few}")
-        for (name, how), seen in found["none kept"].items():
-            print(f"{name:26s}{seen['p95_us'] / found['answers kept'][name, how]['p95_us']:9.1f}")
+            found[title] = measure(stack, folder, wrk, given.seconds, loads, **env)
+        print(f"\np95 without cache / with cache, {few} connections")
+        for (name, how), seen in found["without cache"].items():
+            print(f"{name:26s}{seen['p95_us'] / found['with cache'][name, how]['p95_us']:9.1f}")
 
 
 if __name__ == "__main__":
