@@ -1,0 +1,1 @@
+"""The `esper` command line: one module for each command or group of commands."""
