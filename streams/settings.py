@@ -18,48 +18,31 @@ class StreamsSettings(MetricsEndpointSettings):
         None,
         ge=0,
         lt=256,
-        description="Number of the worker's static group membership on its host. If not set, the worker takes the "
-        "first free number.",
+        description="Number of the worker's static group membership; default: the host's first free one.",
     )
     max_batch_records: int = Field(
-        5_000,
-        ge=1,
-        description="Maximum number of records in one transaction. Small batches lower the throughput; large ones "
-        "delay the first rows and hold locks longer.",
+        5_000, ge=1, description="Maximum records per transaction; more hold locks longer, fewer lower the throughput."
     )
     buffered_batches: int = Field(
         8, ge=1, description="Maximum number of batches per topic that wait in memory; more need more memory."
     )
     concurrent_batches: int = Field(
-        4,
-        ge=1,
-        description="Number of batches projected at the same time, each of a different partition and on its own "
-        "Postgres connection. Keep it at or below `postgres.pool_size`.",
+        4, ge=1, description="Batches projected at once, each on its own connection; at most `postgres.pool_size`."
     )
     session_timeout_s: float = Field(
-        10.0,
-        gt=0,
-        description="Seconds without a heartbeat after which Kafka gives the worker's partitions to another one. "
-        "Too small: a busy worker loses its partitions. Too large: a dead worker holds them longer.",
+        10.0, gt=0, description="Seconds without heartbeat until Kafka reassigns partitions; too few drop busy workers."
     )
     retry_max_delay_s: float = Field(
         5.0, gt=0, description="Longest pause between two attempts while Postgres or Kafka is unavailable, in seconds."
     )
     transaction_timeout_s: float = Field(
-        120.0,
-        gt=0,
-        description="Seconds after which Postgres aborts a batch's transaction. This bounds how long a stopped worker "
-        "or a lost host can block its partition; too small a value aborts large batches.",
+        120.0, gt=0, description="Seconds until Postgres aborts a batch; until then a lost host blocks its partition."
     )
     stalled_after_s: float = Field(
-        30.0,
-        gt=0,
-        description="Seconds without progress after which a partition that has unprocessed records is reported as "
-        "stalled.",
+        30.0, gt=0, description="Seconds without progress until a partition with unread records counts as stalled."
     )
     window_retention_h: float = Field(
         TELEMETRY_RETENTION.total_seconds() / 3600,
         gt=0,
-        description="Hours for which health windows are kept, rounded up to whole days. A rebuild cannot restore "
-        "windows older than `kafka.telemetry_retention_h`, because Kafka no longer has their records.",
+        description="Hours to keep health windows, in whole days; a rebuild cannot restore what Kafka has deleted.",
     )

@@ -73,23 +73,16 @@ class KafkaSettings(SectionModel):
     """The Kafka cluster. Production should set `replication_factor` to 3 and `min_insync_replicas` to 2."""
 
     bootstrap_servers: str = Field(
-        description="Brokers for the first connection, as `host:port`, separated by commas. Name several, so that "
-        "one may be down."
+        description="Brokers for the first connection, as `host:port`, comma-separated; name more than one."
     )
     security: KafkaSecurity = Field(
         KafkaSecurity.model_validate({}), description="Encryption and authentication of the connection."
     )
     replication_factor: int = Field(
-        1,
-        ge=1,
-        description="Number of copies of each partition that `esper topics apply` requests. With 1, a lost broker "
-        "means lost records.",
+        1, ge=1, description="Copies of each partition that `esper topics apply` requests; 1 survives no loss."
     )
     min_insync_replicas: int = Field(
-        1,
-        ge=1,
-        description="Number of copies that must hold a record before Kafka acknowledges it. If it equals "
-        "`replication_factor`, one broker down stops all writes.",
+        1, ge=1, description="Copies needed before a write is acknowledged; all of them: one broker down stops writes."
     )
     telemetry_retention_h: float = Field(
         72.0, gt=0, description="Hours for which Kafka keeps health signals; a rebuild cannot restore older ones."
@@ -104,10 +97,7 @@ class PostgresSettings(SectionModel):
         "esper", pattern=r"^[a-z_][a-z0-9_]{0,40}$", description="Schema that holds the live projections."
     )
     pool_size: int = Field(
-        8,
-        ge=1,
-        description="Maximum number of connections per process. The sum over all processes must fit the server's "
-        "`max_connections`.",
+        8, ge=1, description="Maximum connections per process; all processes share the server's `max_connections`."
     )
 
 
@@ -121,16 +111,10 @@ class S3Settings(SectionModel):
     secret_key: SecretStr = Field(description="Secret access key.")
     pool_size: int = Field(50, ge=1, description="Maximum number of connections per process.")
     read_timeout_s: float = Field(
-        10.0,
-        gt=0,
-        description="Seconds without a byte after which a request is sent again. Too small: a slow store receives "
-        "requests several times.",
+        10.0, gt=0, description="Seconds without a byte until a request is retried; too few overload a slow store."
     )
     deadline_s: float = Field(
-        30.0,
-        gt=0,
-        description="Seconds without progress, over all retries, after which an operation fails. Make it several times "
-        "`read_timeout_s`.",
+        30.0, gt=0, description="Seconds without progress, over all retries, until an operation fails."
     )
 
 

@@ -1,12 +1,13 @@
-"""RunLink: what a training loop holds. Every call returns at once, whatever the bus does.
+"""RunLink: the run handle of rank 0, or of a run's only process.
 
-The trainer's thread records events in the outbox and reads the inbox; ``LinkThread`` talks to
-the network. A forked process (a DataLoader's worker) that calls it does nothing.
+Owns the run's counters, its beginning and its end. The training thread writes events to the outbox and reads commands
+from the inbox; ``LinkThread`` talks to the network. Invariant: between entering and leaving, no call waits for the
+network, and a call in a forked process (a DataLoader worker) does nothing.
 """
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +15,12 @@ from typing import Any, Self
 from uuid import UUID
 
 from esper.config import Settings
-from esper.connection.boundary_work import BoundaryWork, CommandObserver
+from esper.connection.boundary_processor import BoundaryProcessor, CommandObserver
 from esper.connection.checkpoints.access_history import access_history_path
 from esper.connection.checkpoints.checkpoint_store import CheckpointStore
-from esper.connection.checkpoints.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
+from esper.connection.checkpoints.training_state import TrainingState, from_bytes, load_rank_state, rank_state, to_bytes
 from esper.connection.commands import CommandInbox
-from esper.connection.events.field_reports import AdaptationBook
+from esper.connection.events.field_reports import AdaptationLedger
 from esper.connection.events.health_reporter import HealthReporter
 from esper.connection.events.journal import Cause, Journal
 from esper.connection.link_thread import LinkThread
@@ -35,17 +36,17 @@ from esper.schemas.assets import TrainingResults
 from esper.schemas.base import Scalar
 from esper.schemas.enums import RunStatus
 
-TELEMETRY_MARK = "telemetry_safe"  # kept in the outbox: incarnation, and how many records need no memory any more
+TELEMETRY_METADATA = "telemetry_safe"  # in the outbox: the incarnation, and its number of settled telemetry records
 
 _log = get_logger(__name__)
 
 
 class RunLink:
-    """One incarnation of one run. ``restored`` is the ``extra`` of the checkpoint it resumed from."""
+    """A ``RunHandle`` that talks to Kafka and S3; its methods and attributes are documented there."""
 
     def __init__(
         self,
-        training: Training,
+        training: TrainingState,
         replicas: Replicas | None,
         *,
         run_id: str,
@@ -71,20 +72,20 @@ class RunLink:
         self._link = LinkThread(
             settings, run_id, self._outbox, self._spill, options, self._model.kernel_cache, access_history
         )
-        self._book = AdaptationBook(options.metric)
+        self._ledger = AdaptationLedger(options.metric)
         self._metrics: TrainerMetrics | None = None
         self._lifecycle_offset = 0
         self._gap_from = 0
 
     @property
     def incarnation(self) -> int:
-        """Which go at the run this is."""
+        """The number of this attempt at the run: 1 in a new run, one more after each resume."""
         return self._journal.incarnation
 
     @property
     def num_adaptations(self) -> int:
-        """Seeds germinated so far."""
-        return self._book.num_adaptations
+        """Seeds that have germinated in the run so far."""
+        return self._ledger.num_adaptations
 
     def __enter__(self) -> Self:
         try:
@@ -96,18 +97,18 @@ class RunLink:
             incarnation = self._store.claim_incarnation(is_resumed=self._is_resumed)
             self._journal = Journal(self.run_id, incarnation, self._outbox)
             self._health = HealthReporter(
-                self._model, self._journal, self._link.telemetry, self._options.health_every_steps
+                self._model, self._journal, self._link.telemetry, self._options.health_interval_steps
             )
             if saved is None:
                 self._begin()
             else:
                 self._resume(saved)
             self._serve_metrics()
-            self._tell_beginning(saved)
+            self._broadcast_start(saved)
         except BaseException as error:
             self._stop_metrics()
             if self._replicas is not None:
-                self._replicas.tell({"failed": _told(error)})
+                self._replicas.broadcast({"failed": _error_text(error)})
             self._link.abandon()
             self._outbox.close()
             self._spill.close()
@@ -123,7 +124,7 @@ class RunLink:
         status = RunStatus.COMPLETED
         if kind is not None:
             status = RunStatus.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else RunStatus.FAILED
-        self._work.release_pins()
+        self._boundaries.release_pins()
         self._health.stop()
         self._account_for_telemetry(self.step_number)
         self._journal.try_record(
@@ -131,7 +132,7 @@ class RunLink:
             step=self.step_number,
             status=status,
             results=self.results,
-            detail=_told(value),
+            detail=_error_text(value),
         )
         if not self._link.stop():
             _log.error(
@@ -146,7 +147,7 @@ class RunLink:
         self._spill.close()
 
     def step(self) -> None:
-        """Call it after each optimizer step, before gradients are cleared."""
+        """Count an optimizer step. Call it after each ``optimizer.step()``, before the gradients are cleared."""
         if os.getpid() != self._pid:
             return
         with self._timed():
@@ -161,42 +162,44 @@ class RunLink:
             self._health.begin_step(step + 1)
 
     def epoch_completed(self, metrics: Mapping[str, float]) -> None:
-        """Call it at the end of each epoch, with its metrics (the option ``metric`` among them)."""
+        """Count an epoch and record its metrics, which should include the option ``metric``."""
         if os.getpid() != self._pid:
             return
         with self._timed():
             finite = {k: float(v) if abs(v) < float("inf") else None for k, v in metrics.items()}
-            self._book.last_value = finite.get(self._options.metric, self._book.last_value)
+            self._ledger.last_value = finite.get(self._options.metric, self._ledger.last_value)
             self._journal.try_record(events.EpochCompleted, step=self.step_number, epoch=self.epoch, metrics=finite)
             self.epoch += 1
 
     def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
-        """Save everything that training needs to go on. False where the disk did not take it.
+        """Save what a resumed run needs; False if the disk is full.
 
         Args:
-            extra: the loop's own state (plain values and tensors); comes back in ``restored``.
+            extra: the training loop's own state: plain values and tensors. A resumed run has it in ``restored``.
         """
         if os.getpid() != self._pid:
             return False
         with self._timed():
-            self._health.tell_rest()
-            own = own_state(extra)
+            self._health.report_pending()
+            own = rank_state(extra)
             if self._replicas is None:
                 return self._save([own])
             is_saved = self._save([from_bytes(data) for data in self._replicas.gather(to_bytes(own))])
-            self._replicas.tell({"is_saved": is_saved})
+            self._replicas.broadcast({"is_saved": is_saved})
             return is_saved
 
     def observe(self, observer: CommandObserver) -> None:
-        """Let somebody see what commands do; inside the ``with`` block, before the first step."""
-        self._work.observers.append(observer)
+        """Add an observer of the commands. Call it inside the ``with`` block, before the first step."""
+        self._boundaries.observers.append(observer)
 
     def report(self, cause: Cause, **fields: Any) -> bool:
-        """Tell a field report that came to be known between boundaries; False where the disk is full."""
-        told = self._journal.try_record(events.FieldReported, cause, step=self.step_number, **fields)
-        return told is not None
+        """Record a field report between boundaries; False if the disk is full.
 
-    # -- inside -----------------------------------------------------------------------------
+        Args:
+            cause: the transition that the report is about.
+            fields: of the event ``FieldReported``.
+        """
+        return self._journal.try_record(events.FieldReported, cause, step=self.step_number, **fields) is not None
 
     def _save(self, ranks: list[dict[str, Any]]) -> bool:
         offset, applied = self._inbox.checkpoint()
@@ -216,11 +219,11 @@ class RunLink:
         )
         return True
 
-    def _tell_beginning(self, saved: Mapping[str, Any] | None) -> None:
-        """Let the other ranks begin where this one stands."""
+    def _broadcast_start(self, saved: Mapping[str, Any] | None) -> None:
+        """Send the other ranks the state that they begin with."""
         if self._replicas is None:
             return
-        told = {
+        message = {
             "run_id": self.run_id,
             "incarnation": self.incarnation,
             "step": self.step_number,
@@ -228,7 +231,7 @@ class RunLink:
             "num_adaptations": self.num_adaptations,
             "boundary_steps": self._options.boundary_steps,
         }
-        self._replicas.tell(told, [] if saved is None else [to_bytes(saved)])
+        self._replicas.broadcast(message, [] if saved is None else [to_bytes(saved)])
         self._replicas.follow_growth()
 
     def _begin(self) -> None:
@@ -236,7 +239,7 @@ class RunLink:
         self._lifecycle_offset = self._link.end_of_lifecycle()
         self._prepare(CommandInbox(offset))
         layers, edges = self._model.graph()
-        _tell_of_guesses(self._model)
+        _warn_of_approximate_graph(self._model)
         self._journal.record(
             events.RunStarted,
             step=0,
@@ -251,12 +254,12 @@ class RunLink:
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         if not self._link.drain(self._options.flush_timeout_s):
-            raise UnavailableError("the outbox of the earlier incarnation could not be sent: is Kafka up?")
+            raise UnavailableError("the events of the earlier incarnation cannot be sent: start Kafka, then resume again")
         self._restore(saved)
         offset = int(saved["command_offset"])
         replay = self._link.read_replay(self._journal.incarnation, self.step_number, self._lifecycle_offset)
         self._prepare(CommandInbox(offset, (UUID(i) for i in saved["applied"])))
-        self._work.load_causes(saved.get("causes", ()))
+        self._boundaries.load_causes(saved.get("causes", ()))
         self._journal.record(
             events.RunResumed,
             step=self.step_number,
@@ -265,28 +268,28 @@ class RunLink:
             seeds=self._model.seeds_not_dormant(),
             command_offset=offset,
         )
-        self._tell_what_died(*saved.get("telemetry", (0, 0)))
+        self._record_crash_losses(*saved.get("telemetry", (0, 0)))
         self._link.receive(self._inbox, offset, replay)
-        self._await_replayed(replay.applied_at)
+        self._wait_until_received(replay.applied_at)
 
-    def _await_replayed(self, applied_at: Mapping[UUID, int]) -> None:
-        """What was applied before must be here before the first step: it is due at an exact one."""
+    def _wait_until_received(self, commands: Iterable[UUID]) -> None:
+        """Wait for the commands that are to be applied again, each at its exact step, before the first step."""
         deadline = time.monotonic() + self._options.flush_timeout_s
-        while not self._inbox.has_seen(applied_at):
+        while not self._inbox.has_seen(commands):
             if time.monotonic() > deadline:
-                raise UnavailableError("commands that were applied before the crash could not be read again")
+                raise UnavailableError("commands that were applied before the crash cannot be read from Kafka: resume again")
             time.sleep(0.01)
 
     def _pass_boundary(self, step: int) -> None:
         if self._replicas is not None:
             self._replicas.share_breakers()
-        moves = self._work.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
+        moves = self._boundaries.pass_boundary(step // self._options.boundary_steps, step, self.epoch)
         if self._replicas is not None:
             self._replicas.share_moves(step, moves)
 
     def _prepare(self, inbox: CommandInbox) -> None:
         self._inbox = inbox
-        self._work = BoundaryWork(self._model, self._training.optimizer, self._journal, inbox, self._book)
+        self._boundaries = BoundaryProcessor(self._model, self._training.optimizer, self._journal, inbox, self._ledger)
 
     def _state(self, offset: int, applied: list[str], ranks: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -297,45 +300,46 @@ class RunLink:
             "command_offset": offset,
             "lifecycle_offset": self._lifecycle_offset,
             "applied": applied,
-            "telemetry": [self._journal.incarnation, self._health.num_told],
-            "book": self._book.to_dict(),
-            "causes": self._work.causes(),
+            "telemetry": [self._journal.incarnation, self._health.num_reported],
+            "book": self._ledger.to_dict(),
+            "causes": self._boundaries.causes(),
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         self._training.load_dict(saved)
         self.step_number, self.epoch = saved["step"], saved["epoch"]
         self._lifecycle_offset = saved["lifecycle_offset"]
-        self._book.load_dict(saved["book"])
-        self.restored = load_own_state(saved["ranks"][0])
+        self._ledger.load_dict(saved["book"])
+        self.restored = load_rank_state(saved["ranks"][0])
 
     def _account_for_telemetry(self, step: int) -> None:
-        """Tell what was lost. The mark comes first: what it counts as safe because it was lost is told with it."""
-        self._mark_telemetry()
+        """Record lost telemetry. The metadata comes first: it counts lost records as settled, and this records them."""
+        self._note_settled_telemetry()
         lost = self._link.telemetry.take_lost()
         if lost:
-            told = self._journal.try_record(events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost)
-            if told is None:
-                self._link.telemetry.keep_lost(lost)
+            gap = self._journal.try_record(events.TelemetryGap, step=step, from_step=self._gap_from, num_lost=lost)
+            if gap is None:
+                self._link.telemetry.restore_lost(lost)
                 return
-            self._link.telemetry.num_gaps_told += 1
+            self._link.telemetry.num_gaps_recorded += 1
         self._gap_from = step
 
-    def _mark_telemetry(self) -> None:
-        self._journal.set_metadata(TELEMETRY_MARK, f"{self._journal.incarnation} {self._link.telemetry.num_safe}")
+    def _note_settled_telemetry(self) -> None:
+        num_settled = self._link.telemetry.num_settled
+        self._journal.set_metadata(TELEMETRY_METADATA, f"{self._journal.incarnation} {num_settled}")
 
     def _serve_metrics(self) -> None:
         address = self._options.metrics_address
         if address is None:
             return
         parts = RunParts(
-            progress=self,
+            run=self,
             model=self._model,
             outbox=self._outbox,
             spill=self._spill,
             telemetry=self._link.telemetry,
-            book=self._book,
-            commands=self._work.num_commands,
+            ledger=self._ledger,
+            commands=self._boundaries.num_commands,
             health=self._link.health,
         )
         self._metrics = TrainerMetrics(parts, self.step_number)
@@ -345,16 +349,16 @@ class RunLink:
         if self._metrics is not None:
             self._metrics.stop()
 
-    def _tell_what_died(self, incarnation: int, num_made: int) -> None:
-        """Telemetry of before the checkpoint that was in the memory of a killed process: at most so much."""
-        marked, num_safe = (int(n) for n in self._outbox.metadata().get(TELEMETRY_MARK, "0 0").split())
-        if marked > incarnation:  # an incarnation between resumed from the same checkpoint, and told it
+    def _record_crash_losses(self, incarnation: int, num_made: int) -> None:
+        """Record the telemetry from before the checkpoint that a crash lost from memory; the number is an upper bound."""
+        settled_incarnation, num_settled = (int(n) for n in self._outbox.metadata().get(TELEMETRY_METADATA, "0 0").split())
+        if settled_incarnation > incarnation:  # a later one resumed from this checkpoint too, and recorded the loss
             return
-        num_lost = num_made - (num_safe if marked == incarnation else 0)
+        num_lost = num_made - (num_settled if settled_incarnation == incarnation else 0)
         if num_lost > 0:
             num_samples = -(-num_lost // max(1, len(self._model.layers)))
-            from_step = max(0, self.step_number - num_samples * self._options.health_every_steps)
-            self._mark_telemetry()
+            from_step = max(0, self.step_number - num_samples * self._options.health_interval_steps)
+            self._note_settled_telemetry()
             self._journal.try_record(events.TelemetryGap, step=self.step_number, from_step=from_step, num_lost=num_lost)
 
     @contextmanager
@@ -364,8 +368,8 @@ class RunLink:
         self.overhead_s += time.perf_counter() - started
 
 
-def _told(error: BaseException | None) -> str:
-    """An exception as the log can hold it; one whose own text cannot be had does not hide what went wrong."""
+def _error_text(error: BaseException | None) -> str:
+    """An exception as text that an event can hold; falls back to its class where its ``repr`` fails."""
     if error is None:
         return ""
     try:
@@ -375,8 +379,8 @@ def _told(error: BaseException | None) -> str:
     return text.encode(errors="backslashreplace").decode().replace("\x00", "\\0")[:2000]
 
 
-def _tell_of_guesses(model: MorphableModel) -> None:
-    """Log where Tamiyo does not see how data flows."""
+def _warn_of_approximate_graph(model: MorphableModel) -> None:
+    """Log the layers whose data flow is unknown to Tamiyo."""
     topology = model.topology
     if topology is not None and topology.chained:
         _log.warning(

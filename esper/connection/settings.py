@@ -14,37 +14,25 @@ class LinkOptions(SectionModel):
     """Options of ``esper.connect``."""
 
     boundary_steps: int = Field(
-        50,
-        ge=1,
-        description="Number of optimizer steps between two boundaries, where commands are applied and stages advance. "
-        "Too small: the outbox costs time in each step. Too large: growth is slow.",
+        50, ge=1, description="Optimizer steps between boundaries, where commands apply; each boundary costs disk I/O."
     )
-    health_every_steps: int = Field(
-        10,
-        ge=1,
-        description="Number of optimizer steps between two health measurements. Small values slow training; large ones "
-        "leave few samples per boundary.",
+    health_interval_steps: int = Field(
+        10, ge=1, description="Optimizer steps between two health measurements; small values slow training."
     )
     metric: str = Field(
         "val_accuracy", description="Metric of `epoch_completed` that field reports compare; higher is better."
     )
     folder: Path = Field(Path("runs"), description="Folder for the outbox, checkpoints and local state of each run.")
     max_queued_telemetry: int = Field(
-        10_000,
-        ge=1,
-        description="Maximum number of telemetry records in memory; beyond it, new records are dropped and counted.",
+        10_000, ge=1, description="Maximum telemetry records in memory; further ones are dropped and counted."
     )
     max_spilled_telemetry: int = Field(
         100_000,
         ge=0,
-        description="Maximum number of telemetry records on disk while Kafka is unavailable; beyond it, new records "
-        "are dropped and counted.",
+        description="Maximum telemetry records on disk while Kafka is unavailable; further ones are dropped.",
     )
     flush_timeout_s: float = Field(
-        30.0,
-        ge=0,
-        description="Seconds for which the end of a run waits for Kafka. Unsent events stay in the outbox; the next "
-        "incarnation or `esper outbox send` sends them.",
+        30.0, ge=0, description="Seconds that the end of a run waits for Kafka; unsent events stay in the outbox."
     )
     metrics_host: str = Field("127.0.0.1", description=HOST_DESCRIPTION)
     metrics_port: int | None = Field(
@@ -54,9 +42,7 @@ class LinkOptions(SectionModel):
         description=f"{PORT_DESCRIPTION} If not set, a training script opens no port; `esper train` takes a free one.",
     )
     outbox_max_pages: int | None = Field(
-        None,
-        ge=16,
-        description="Maximum size of the outbox, in SQLite pages of 4 KiB. If not set, the disk is the limit.",
+        None, ge=16, description="Maximum size of the outbox in SQLite pages of 4 KiB; default: the disk's size."
     )
 
     @property

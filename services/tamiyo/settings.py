@@ -14,25 +14,16 @@ class HeuristicSettings(SectionModel):
 
     metric: str = Field("val_accuracy", description="Name of the run metric that the policy watches; higher is better.")
     patience: int = Field(
-        3,
-        ge=1,
-        description="Number of recent epochs whose best metric is compared with the best before them. Too small: noise "
-        "looks like a plateau. Too large: growth comes late.",
+        3, ge=1, description="Recent epochs compared with the best before them; too few mistake noise for a plateau."
     )
     min_gain: float = Field(
-        0.02,
-        ge=0,
-        description="Smallest improvement of the metric that counts as progress; with less, a seed germinates.",
+        0.02, ge=0, description="Smallest improvement of the metric that is progress; with less, a seed germinates."
     )
     tolerance: float = Field(
-        0.02,
-        ge=0,
-        description="Largest loss of the metric with which a seed is fossilized; above it, it is culled.",
+        0.02, ge=0, description="Largest loss of the metric with which a seed is fossilized; above it, it is culled."
     )
     max_active: int = Field(
-        1,
-        ge=1,
-        description="Maximum number of active seeds per run. With more than 1, their effects mix.",
+        1, ge=1, description="Maximum number of active seeds per run. With more than 1, their effects mix."
     )
     cooldown_epochs: int = Field(1, ge=0, description="Minimum number of epochs between two germinations.")
     max_growth: float = Field(
@@ -61,11 +52,7 @@ class GuardSettings(SectionModel):
         10, ge=5, description="Minimum number of runs with forked decisions before the guard can roll a version back."
     )
     confidence: float = Field(
-        0.95,
-        gt=0.5,
-        lt=1,
-        description="Probability, over all checks together, with which a version must be worse than waiting before it "
-        "is rolled back.",
+        0.95, gt=0.5, lt=1, description="Confidence, over all checks, that a version is worse than waiting."
     )
 
 
@@ -75,38 +62,24 @@ class TamiyoSettings(MetricsEndpointSettings):
     metrics_port_variable: ClassVar[str] = "ESPER_TAMIYO__METRICS_PORT"
 
     policy: Literal["heuristic", "wait", "random", "schedule", "active"] = Field(
-        "heuristic",
-        description="Policy that decides; `active` follows the version set by `esper tamiyo activate`.",
+        "heuristic", description="Policy that decides; `active` uses the version set by `esper tamiyo activate`."
     )
     policy_version: int = Field(
         1, ge=1, description="Version number recorded in decisions; ignored when `policy` is `active`."
     )
     epsilon: float = Field(
-        0.05,
-        ge=0.05,
-        le=1.0,
-        description="Fraction of decisions drawn at random from all legal choices. Learning from the log needs some; "
-        "large values make the runs grow at random.",
+        0.05, ge=0.05, le=1.0, description="Fraction of random decisions among the legal choices; learning needs some."
     )
     rng_seed: int = Field(0, description="Seed of the random number generator of the policy.")
     poll_s: float = Field(
-        0.05,
-        gt=0,
-        description="Seconds between two queries for complete boundaries. Small values load Postgres; large ones delay "
-        "decisions.",
+        0.05, gt=0, description="Seconds between two queries for complete boundaries; small values load Postgres."
     )
     max_batch: int = Field(32, ge=1, le=4096, description="Maximum number of boundaries decided in one batch.")
     stale_after_s: float = Field(
-        5.0,
-        gt=0,
-        description="Seconds to wait for the complete view of a boundary; then the decision is WAIT. Keep it above the "
-        "worker's usual lag.",
+        5.0, gt=0, description="Seconds to wait for a boundary's full view, then WAIT; keep it above the workers' lag."
     )
     expiry_boundaries: int = Field(
-        6,
-        ge=1,
-        description="Number of boundaries for which a command stays valid. Too small: a late command is rejected as "
-        "expired. Too large: a command is applied to a model that has changed since.",
+        6, ge=1, description="Boundaries for which a command stays valid; with too few, late ones are rejected."
     )
     schedule_every_epochs: int = Field(
         4, ge=1, description="Number of epochs between two germinations of the `schedule` policy."
@@ -115,11 +88,7 @@ class TamiyoSettings(MetricsEndpointSettings):
         HeuristicSettings.model_validate({}), description="Thresholds of the heuristic policy."
     )
     random_wait_probability: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="Probability of WAIT under the `random` policy when other choices exist. If not set, all choices "
-        "are equally likely.",
+        None, ge=0, lt=1, description="Probability of WAIT under the `random` policy; default: that of other choices."
     )
     rent: RentSettings = Field(RentSettings.model_validate({}), description="Cost of added size in a reward.")
     guard: GuardSettings = Field(

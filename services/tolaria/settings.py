@@ -42,24 +42,16 @@ class ForkSettings(SectionModel):
         0.0, ge=0, le=1, description="Fraction of applied culls and fossilizations that are forked; 0 disables it."
     )
     horizon_epochs: Positive = Field(
-        3,
-        description="Number of epoch ends from the decision to the comparison of the branches, not counting the end of "
-        "the decision's own epoch.",
+        3, description="Epoch ends after the decision's own epoch until the branches are compared."
     )
     num_batch_orders: Positive = Field(
-        1,
-        description="Number of batch orders over which a fork is averaged. The first is the run's own and needs one "
-        "extra branch; each further one needs two.",
+        1, description="Batch orders that a fork averages over; the first adds one branch, others two."
     )
     max_parallel: int = Field(
-        1,
-        ge=0,
-        description="Number of processes that train branches at the same time; 0 trains them in the run's own process "
-        "after the run.",
+        1, ge=0, description="Processes that train branches at once; 0 trains them in the run's process after the run."
     )
     max_pending: Positive = Field(
-        16,
-        description="Maximum number of forks whose snapshots are kept in memory; further decisions are not forked.",
+        16, description="Maximum forks with a snapshot in memory; further decisions are not forked."
     )
     finish_timeout_s: float = Field(
         300.0, ge=0, description="Seconds for which the end of a run waits for its forks; the rest are dropped."
@@ -78,8 +70,7 @@ class TrainerSettings(SectionModel):
     )
     network: Literal["digits", "mlp", "cnn"] = Field(
         "digits",
-        description="Network to train: `digits` has two convolutions and two linear layers; `mlp` and `cnn` have "
-        "`depth` hidden layers and a head.",
+        description="Network: `digits` (two convolutions, two linear layers), or `mlp` or `cnn` of `depth` layers.",
     )
     depth: Positive = Field(2, description="Number of hidden layers of `mlp`, or of convolutions of `cnn`.")
     epochs: Positive = Field(20, description="Number of epochs.")
@@ -100,10 +91,7 @@ class TrainerSettings(SectionModel):
         ScheduleSettings.model_validate({}), description="How long a seed stays in each stage."
     )
     min_boundary_interval_s: float = Field(
-        0.0,
-        ge=0,
-        description="Minimum number of seconds between two boundaries. It slows very short runs down so that decisions "
-        "can reach them; 0 never waits.",
+        0.0, ge=0, description="Minimum seconds between boundaries, so that decisions reach very short runs."
     )
     fork: ForkSettings = Field(ForkSettings.model_validate({}), description="Forks, which measure a decision's effect.")
     link: LinkOptions = Field(LinkOptions.model_validate({}), description="Connection of the run to Kafka and S3.")

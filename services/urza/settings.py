@@ -21,16 +21,13 @@ class UrzaSettings(MetricsEndpointSettings):
     host: str = Field("127.0.0.1", description="Address on which the API listens; other than loopback it needs tokens.")
     port: int = Field(0, ge=0, le=65535, description="Port of the API; 0 takes a free port, which the log names.")
     reader_tokens_sha256: str = Field(
-        "",
-        description="SHA-256 digests of the tokens that may read, comma-separated; `esper roles token` creates one.",
+        "", description="SHA-256 of each token that may read, comma-separated; see `esper roles token`."
     )
     writer_tokens_sha256: str = Field(
-        "",
-        description="SHA-256 digests of the tokens that may read and request changes, comma-separated.",
+        "", description="SHA-256 of each token that may read and request changes, comma-separated."
     )
     allow_anonymous: bool = Field(
-        False,
-        description="Serve other hosts without a token; set it only behind a proxy that authenticates callers.",
+        False, description="Serve other hosts without a token; only behind a proxy that authenticates callers."
     )
     cache_mib: float = Field(
         64.0, ge=0, description="Memory for cached responses and kernels, in MiB; 0 caches nothing."
@@ -40,31 +37,20 @@ class UrzaSettings(MetricsEndpointSettings):
         (16, 64),
         min_length=1,
         max_length=8,
-        description="Layer widths (output features) at which a blueprint is examined before it is certified; each one "
-        "takes a sandbox job.",
+        description="Layer widths at which a blueprint is examined before its certification.",
     )
     sandbox_wall_s: float = Field(
-        30.0,
-        gt=0,
-        description="Maximum wall time of one sandbox job (a blueprint or a batch of kernels), in seconds. If it is "
-        "too small for the machine, sound blueprints are rejected.",
+        30.0, gt=0, description="Maximum wall time of a sandbox job, in seconds; too few reject sound blueprints."
     )
     sandbox_cpu_s: int = Field(20, ge=1, description="Maximum CPU time of one sandbox job, in seconds.")
     sandbox_memory_mib: int = Field(
-        2048,
-        ge=256,
-        description="Maximum address space of one sandbox job, in MiB; the largest kernel needs 1024.",
+        2048, ge=256, description="Maximum address space of a sandbox job, in MiB; the largest kernel needs 1024."
     )
     poll_s: float = Field(
-        0.2,
-        gt=0,
-        description="Seconds between two reads of the projections. Small values load Postgres; large ones delay "
-        "certification.",
+        0.2, gt=0, description="Seconds between two reads of the projections; small values load Postgres."
     )
     change_timeout_s: float = Field(
-        5.0,
-        gt=0,
-        description="Seconds for which a change request waits for Kafka (then 503), and for its projection (then 202).",
+        5.0, gt=0, description="Seconds that a change waits for Kafka (then 503) and its projection (then 202)."
     )
 
     @property

@@ -13,14 +13,11 @@ class NetworkSettings(SectionModel):
     """How the trained graph network is executed."""
 
     scatter: Literal["auto", "torch-scatter", "torch-geometric"] = Field(
-        "auto",
-        description="Library that pools node features; `auto` prefers torch-scatter if it is installed.",
+        "auto", description="Library that pools node features; `auto` prefers torch-scatter if it is installed."
     )
     device: str = Field("auto", description="torch device of the network; `auto` is CUDA if available, else the CPU.")
     threads: Positive = Field(
-        1,
-        description="Number of torch threads on the CPU. The network is small: more threads compete with trainers for "
-        "cores and do not make it faster.",
+        1, description="Number of torch threads; the network is small, and more than 1 compete with trainers."
     )
     autocast: bool = Field(True, description="Compute in bfloat16 on CUDA; has no effect on the CPU.")
     compile_encoders: Literal["auto", "on", "off"] = Field(
@@ -33,10 +30,7 @@ class TrainingSettings(SectionModel):
 
     metric: str = Field("val_accuracy", description="Name of the run metric whose history is an input of the network.")
     temperature: float = Field(
-        0.002,
-        gt=0,
-        description="Softmax temperature, in units of the reward. Smaller values prefer the best choice more strongly; "
-        "larger ones explore more.",
+        0.002, gt=0, description="Softmax temperature in units of the reward; small values favour the best choice."
     )
     width: int = Field(16, ge=1, le=1024, description="Width of the network's hidden layers.")
     rounds: int = Field(1, ge=0, le=16, description="Number of message-passing rounds between the layers of a model.")
@@ -46,11 +40,7 @@ class TrainingSettings(SectionModel):
     batch_size: Positive = Field(
         256, description="Number of experiences per weight update; a multiple of `mini_batch_size`."
     )
-    mini_batch_size: Positive = Field(
-        32,
-        description="Number of experiences per forward pass. Gradients are accumulated over a batch, so this affects "
-        "memory and speed only.",
-    )
+    mini_batch_size: Positive = Field(32, description="Experiences per forward pass; affects memory and speed only.")
     num_batches: Positive = Field(200, description="Maximum number of weight updates.")
     eval_every: Positive = Field(10, description="Number of updates between two evaluations on the validation runs.")
     patience: Positive = Field(
@@ -60,23 +50,15 @@ class TrainingSettings(SectionModel):
     weight_decay: float = Field(1.0, ge=0, description="Weight decay of AdamW.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout probability of inputs and node codes in training.")
     weight_average_decay: float = Field(
-        0.9,
-        ge=0,
-        lt=1,
-        description="Decay per update of the moving average of the weights; the average is kept.",
+        0.9, ge=0, lt=1, description="Decay per update of the moving average of the weights; the average is kept."
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     value_loss_weight: float = Field(0.5, ge=0, description="Weight of the value loss; the gain loss has weight 1.")
     anonymous_blueprint_share: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Fraction of training examples whose blueprint name is hidden, so that the network can rate "
-        "blueprints it has never seen.",
+        0.1, ge=0, lt=1, description="Fraction of examples with hidden blueprint name, to rate unknown ones."
     )
     threads: Positive = Field(
-        1,
-        description="Number of torch threads in training; a different number can change the last bits.",
+        1, description="Number of torch threads in training; a different number can change the last bits."
     )
     rng_seed: int = Field(0, description="Seed of the random number generators of training.")
 

@@ -132,7 +132,7 @@ def draw_plan(corpus: CorpusSettings, number: int) -> RunPlan:
         },
         "link": {
             "boundary_steps": max(MIN_BOUNDARY_STEPS, steps_per_epoch // BOUNDARIES_PER_EPOCH),
-            "health_every_steps": 4,
+            "health_interval_steps": 4,
             "folder": corpus.folder,
         },
     }

@@ -73,7 +73,7 @@ def training(stack: EmbeddedStack, folder: Path, run_id: str, **options: Any) ->
     torch.manual_seed(0)
     model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    link = LinkOptions.model_validate({"boundary_steps": 5, "health_every_steps": 1, "folder": folder, **options})
+    link = LinkOptions.model_validate({"boundary_steps": 5, "health_interval_steps": 1, "folder": folder, **options})
     run = esper.connect(model, optimizer, run_id=run_id, settings=stack.settings(), options=link)
 
     def one_step() -> None:

@@ -206,7 +206,7 @@ def train(services: Services, folder: Path, run_id: str, scrapes: dict[str, Any]
     model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     port = free_port()
-    options = LinkOptions(boundary_steps=5, health_every_steps=1, folder=folder, metrics_port=port)
+    options = LinkOptions(boundary_steps=5, health_interval_steps=1, folder=folder, metrics_port=port)
     settings = services.stack.settings()
     with esper.connect(model, optimizer, run_id=run_id, settings=settings, options=options) as run:
         for _n in range(10):

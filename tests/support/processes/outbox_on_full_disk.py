@@ -102,7 +102,7 @@ def train(folder: Path, run_id: str, signals: Path) -> None:
 
     model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    options = LinkOptions.model_validate({"boundary_steps": 5, "health_every_steps": 1, "folder": folder})
+    options = LinkOptions.model_validate({"boundary_steps": 5, "health_interval_steps": 1, "folder": folder})
     with esper.connect(model, optimizer, run_id=run_id, options=options) as run:
 
         def steps(count: int) -> float:

@@ -28,7 +28,7 @@ def main() -> None:
     model.schedule = StageSchedule(germinated=1, training=1, grafting=2, stabilizing=1, evaluating=2, embargo=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.9)
-    options = LinkOptions(boundary_steps=5, health_every_steps=2, folder=Path(folder))
+    options = LinkOptions(boundary_steps=5, health_interval_steps=2, folder=Path(folder))
     with esper.connect(
         model, optimizer, run_id=run_id, options=options, scheduler=scheduler, is_resumed=mode == "resumed"
     ) as run:

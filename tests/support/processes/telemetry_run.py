@@ -23,7 +23,7 @@ def main() -> None:
     mode, run_id, folder, go = sys.argv[1:]
     model = esper.wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seeds_per_layer=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    options = LinkOptions(boundary_steps=5, health_every_steps=1, folder=Path(folder))
+    options = LinkOptions(boundary_steps=5, health_interval_steps=1, folder=Path(folder))
     with esper.connect(model, optimizer, run_id=run_id, options=options, is_resumed=mode != "first") as run:
         print("connected", flush=True)
         wait_until(Path(go).exists, 60, "the file that starts training")

@@ -41,7 +41,7 @@ def train(
     replica = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(replica.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.9)
-    options = LinkOptions(boundary_steps=BOUNDARY_STEPS, health_every_steps=2, folder=folder)
+    options = LinkOptions(boundary_steps=BOUNDARY_STEPS, health_interval_steps=2, folder=folder)
     link = esper.connect(
         replica,
         optimizer,
