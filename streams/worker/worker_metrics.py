@@ -70,23 +70,25 @@ class WorkerMetrics(ProcessMetrics):
             "esper_worker_retries_total", "Batch attempts that failed and are retried, by cause.", by_topic, "cause"
         )
 
-        def probe(name: str, help: str, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
-            meter.probe(Kind.GAUGE, name, help, read, *by_partition)
+        def gauge(name: str, help: str, value: Callable[[TopicPartition, _Partition], float | None]) -> None:
+            meter.probe(Kind.GAUGE, name, help, lambda: self._by_partition(value), *by_partition)
 
-        probe("esper_worker_lag_records", "Records in the log that are not projected yet.", self._lag_records)
-        probe(
+        gauge("esper_worker_lag_records", "Records in the log that are not projected yet.", lambda _tp, p: p.lag)
+        gauge(
             "esper_worker_lag_seconds",
             "Upper bound of the age of the oldest record that is not projected yet.",
-            self._lag_seconds,
+            lambda _tp, p: self._lag_s(p),
         )
-        probe("esper_worker_next_offset", "The next offset to project.", self._positions)
-        probe(
-            "esper_worker_partition_stopped", "1 if the partition stopped: an operator has to act.", self._stopped_flags
+        gauge("esper_worker_next_offset", "The next offset to project.", lambda _tp, p: p.position)
+        gauge(
+            "esper_worker_partition_stopped",
+            "1 if the partition stopped: an operator has to act.",
+            lambda tp, _p: tp in self._stopped,
         )
-        probe(
+        gauge(
             "esper_worker_partition_stalled",
             "1 if the partition has records left and makes no progress.",
-            self._stalled,
+            lambda _tp, p: p.is_stalled,
         )
         meter.probe(
             Kind.GAUGE, "esper_worker_partitions", "Partitions assigned to this worker.", lambda: len(self._partitions)
@@ -149,24 +151,6 @@ class WorkerMetrics(ProcessMetrics):
         found += [Problem(str(s), s.topic, s.partition) for s in self._stalls if (s.topic, s.partition) not in stopped]
         return found if self._partitions else [*found, Problem(NOT_ASSIGNED)]
 
-    def _lag_records(self) -> dict[tuple[str, ...], float]:
-        return self._by_partition(lambda p: p.lag)
-
-    def _lag_seconds(self) -> dict[tuple[str, ...], float]:
-        return self._by_partition(self._lag_s)
-
-    def _positions(self) -> dict[tuple[str, ...], float]:
-        return self._by_partition(lambda p: p.position)
-
-    def _stopped_flags(self) -> dict[tuple[str, ...], float]:
-        found: dict[tuple[str, ...], float] = {}
-        for topic, number in list(self._partitions):
-            found[topic, str(number)] = float((topic, number) in self._stopped)
-        return found
-
-    def _stalled(self) -> dict[tuple[str, ...], float]:
-        return self._by_partition(lambda p: float(p.is_stalled))
-
     def _lag_s(self, partition: _Partition) -> float | None:
         if not partition.lag:
             return partition.lag
@@ -177,10 +161,8 @@ class WorkerMetrics(ProcessMetrics):
             bounds.append(self._clock() - partition.empty_at)
         return max(0.0, min(bounds)) if bounds else None
 
-    def _by_partition(self, value: Callable[[_Partition], float | None]) -> dict[tuple[str, ...], float]:
-        found: dict[tuple[str, ...], float] = {}
-        for (topic, number), partition in list(self._partitions.items()):
-            read = value(partition)
-            if read is not None:
-                found[topic, str(number)] = float(read)
-        return found
+    def _by_partition(
+        self, value: Callable[[TopicPartition, _Partition], float | None]
+    ) -> dict[tuple[str, ...], float]:
+        values = {tp: value(tp, partition) for tp, partition in list(self._partitions.items())}
+        return {(topic, str(number)): float(v) for (topic, number), v in values.items() if v is not None}
