@@ -1,10 +1,11 @@
-"""Esper: neural networks that grow while they train, run as an event-sourced system on Kafka.
+"""Esper: neural networks that grow while they train, event-sourced on Kafka.
 
 model = esper.wrap(net, target_layers=[nn.Conv2d, nn.Linear])
 with esper.connect(model, optimizer) as run:
-    ...                      # your loop; run.step() after each optimizer step
+    ...                      # the training loop; run.step() after each optimizer step
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,18 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["bake", "connect", "unwrap", "wrap"]
 
+_MODULES = {"bake": "kasmina.baking", "connect": "connection", "unwrap": "kasmina.baking", "wrap": "wrapper"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "wrap":
-        from esper.wrapper import wrap
-
-        return wrap
-    if name in ("bake", "unwrap"):
-        from esper.kasmina import baking
-
-        return getattr(baking, name)
-    if name == "connect":
-        from esper.connection import connect
-
-        return connect
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"esper.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,32 +1,32 @@
-"""The errors of Esper, split by what the caller can do about them.
+"""The errors of Esper, by what the caller can do about them.
 
 EsperError
-├── ConfigError            fix the named setting
-├── ContractError          the data breaks a contract; resending it will not help
-│   ├── DecodeError        a record that cannot be decoded: it goes to the dead letters
-│   ├── NewerVersionError  a newer contract than this program reads: upgrade it
-│   ├── MissingBlobError   the object store has no such blob
-│   └── KernelError        a kernel that is corrupt, too large or does not fit
-│       └── AlteredBlobError  a blob whose bytes are not those of its name
-├── NotSupportedError      what was asked cannot be done with seeds in the model
-├── ConflictError          somebody else was first: read again, then decide
-├── UnavailableError       a service is away: retry later
-├── NotAllowedError        a service refuses who asks: fix the credentials or the rights
-├── OutboxFullError        no room on disk: free some
-└── InvariantError         Esper's own promise is broken: stop, and report it
-    └── PositionError      the log and the projections do not fit together
+├── ConfigError               fix the setting that the message names
+├── ContractError             the data breaks a contract; a retry does not help
+│   ├── DecodeError           a record cannot be decoded; it goes to the dead letters
+│   ├── NewerVersionError     a record is newer than this program: upgrade the program
+│   ├── MissingBlobError      the bucket has no such blob
+│   └── KernelError           a kernel is corrupt, too large or does not fit
+│       └── AlteredBlobError  the bytes of a blob do not match its SHA-256
+├── NotSupportedError         the operation is not possible for a model with seeds
+├── ConflictError             another process was first: read the state again, then decide
+├── UnavailableError          a service does not answer: retry later
+├── NotAllowedError           a service refuses the client: fix credentials or rights
+├── OutboxFullError           the disk is full: free space
+└── InvariantError            a bug in Esper: stop, and report it
+    └── PositionError         the log and the projections do not match
 """
 
 MAX_DETAIL_CHARS = 500
-"""How much of a broken record a reason may show: it ends up in logs, headers and tables."""
+"""The most characters of an undecodable record that a message shows; messages go to logs, headers and tables."""
 
 
 class EsperError(Exception):
-    """Base of all errors that Esper raises on purpose. The message says what to do."""
+    """Base of all errors that Esper raises deliberately. The message names the thing, the cause and the remedy."""
 
 
 class ConfigError(EsperError):
-    """A setting is missing, unknown or wrong."""
+    """A setting is missing, unknown or invalid."""
 
 
 class ContractError(EsperError):
@@ -34,9 +34,11 @@ class ContractError(EsperError):
 
 
 class DecodeError(ContractError):
-    """A record that cannot be decoded. ``reason`` is a short, stable word for the dead letter.
+    """A record cannot be decoded.
 
-    ``detail`` is made one printable line of at most ``MAX_DETAIL_CHARS``: it quotes what somebody else wrote.
+    Args:
+        reason: a short, stable word for the dead letter, such as ``bad_json``.
+        detail: may quote the record; it is reduced to one printable line of at most ``MAX_DETAIL_CHARS``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -49,44 +51,44 @@ class DecodeError(ContractError):
 
 
 class NewerVersionError(ContractError):
-    """A newer version of a known event type. Consumers upgrade before producers."""
+    """A record has a newer version of a known event type. Upgrade consumers before producers."""
 
 
 class KernelError(ContractError):
-    """A kernel that is corrupt, too large or does not fit its layer."""
+    """A kernel is corrupt, too large or does not fit its layer."""
 
 
 class MissingBlobError(ContractError):
-    """The object store answers, and has no such blob."""
+    """The object store answers, and the bucket has no such blob."""
 
 
 class AlteredBlobError(KernelError):
-    """A blob whose bytes are not those of its name, read twice: somebody changed or damaged it."""
+    """The bytes of a blob do not match its SHA-256, in two reads: it was changed or damaged."""
 
 
 class NotSupportedError(EsperError):
-    """What was asked cannot be done with seeds in the model; the message says what can."""
+    """The operation is not possible for a model with seeds. The message names an alternative."""
 
 
 class ConflictError(EsperError):
-    """Somebody else was first."""
+    """Another process changed the state first."""
 
 
 class UnavailableError(EsperError):
-    """A service did not answer. Trying again later may help."""
+    """A service does not answer. A later retry may help."""
 
 
 class NotAllowedError(EsperError):
-    """A service answers, and refuses who asks. Trying again helps once credentials or rights are mended."""
+    """A service answers and refuses the client. A retry helps once credentials or rights are fixed."""
 
 
 class OutboxFullError(EsperError):
-    """The outbox cannot be written, as a rule because its disk is full. Growth is refused until it can."""
+    """The outbox cannot be written, usually because the disk is full. Nothing grows until it can."""
 
 
 class InvariantError(EsperError):
-    """A promise that Esper makes to itself is broken."""
+    """An invariant of Esper does not hold."""
 
 
 class PositionError(InvariantError):
-    """The log and the projections do not fit together (a wiped broker, a lost range, a gap)."""
+    """The log and the projections do not match: a wiped broker, a lost range or a gap."""

@@ -1,6 +1,6 @@
-"""The trainer's link: what connects a training loop with Oona, and never makes it wait.
+"""Connects a training loop with Oona, without ever making it wait for the network.
 
-Importing the package loads nothing heavy: its settings are read by programs that train nothing.
+Importing the package loads nothing heavy: programs that do not train read its settings.
 """
 
 import importlib
@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esper.connection.connector import connect
     from esper.connection.follower_link import FollowerLink
+    from esper.connection.run_handle import RunHandle
     from esper.connection.run_link import RunLink
 
-__all__ = ["FollowerLink", "RunLink", "connect"]
+__all__ = ["FollowerLink", "RunHandle", "RunLink", "connect"]
 
-_MODULES = {"FollowerLink": "follower_link", "RunLink": "run_link", "connect": "connector"}
+_MODULES = {
+    "FollowerLink": "follower_link",
+    "RunHandle": "run_handle",
+    "RunLink": "run_link",
+    "connect": "connector",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""connect(): gives a training loop its link. Rank 0 of a run, or its only process, gets the one that talks to Kafka."""
+"""connect(): gives a training loop the handle of its run."""
 
 import uuid
 from collections.abc import Mapping
@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.config import Settings, load_settings
-from esper.connection.checkpoints.training_state import Training
+from esper.connection.checkpoints.training_state import TrainingState
 from esper.connection.follower_link import FollowerLink
+from esper.connection.run_handle import RunHandle
 from esper.connection.run_link import RunLink
 from esper.connection.settings import LinkOptions
 from esper.kasmina.distributed import ranks_of
@@ -28,28 +29,29 @@ def connect(
     scaler: Any = None,
     hyperparameters: Mapping[str, Scalar] | None = None,
     is_resumed: bool = False,
-) -> RunLink | FollowerLink:
-    """Link a training loop with Oona. Use it as a context manager.
+) -> RunHandle:
+    """Connect a training loop with Esper. Returns a context manager; nothing connects before it is entered.
 
-    Where several ranks train one DistributedDataParallel model, all of them call it: rank 0 talks to
-    Kafka, the others follow what it does.
+    With several ranks of a DistributedDataParallel model, every rank calls this: rank 0 talks to Kafka, the others
+    repeat what it does.
 
     Args:
-        model: from ``esper.wrap``, or the DistributedDataParallel module around it.
-        optimizer: any torch.optim optimizer, or what wraps one; grown parameters join it.
-        run_id: names the run; a new name where it is None.
-        settings: where everything is; from the environment where it is None.
-        scheduler: an lr scheduler (or anything with state_dict), kept in checkpoints.
-        scaler: the AMP GradScaler that scales the loss, likewise.
-        hyperparameters: told with ``run started``.
-        is_resumed: go on from the newest checkpoint of ``run_id``.
+        model: a model from ``esper.wrap``, or the DistributedDataParallel module around it.
+        optimizer: a torch.optim optimizer, or a wrapper around one; the parameters of seeds are added to it.
+        run_id: the name of the run; a new unique one if None. Required to resume.
+        settings: addresses and credentials of Kafka and S3; from the environment if None.
+        options: boundaries, sampling and limits; the defaults if None.
+        scheduler: a learning rate scheduler, or anything with ``state_dict``; saved in checkpoints.
+        scaler: the ``torch.amp.GradScaler`` that scales the loss; saved in checkpoints.
+        hyperparameters: recorded with the run.
+        is_resumed: continue the run from its newest checkpoint.
 
     Raises:
-        ContractError: the model holds no seeds, or is one rank's of several and not in DDP.
-        NotSupportedError: nothing can grow beside this optimizer.
+        ContractError: the model has no seeds, or it is one of several ranks and not in DistributedDataParallel.
+        NotSupportedError: the optimizer cannot take new parameters.
     """
     morphable, replicas = ranks_of(model)
-    training = Training(morphable, plain_optimizer(optimizer), scheduler, scaler)
+    training = TrainingState(morphable, plain_optimizer(optimizer), scheduler, scaler)
     if replicas is not None and replicas.rank > 0:
         return FollowerLink(replicas, training)
     return RunLink(

@@ -1,7 +1,7 @@
-"""FollowerLink: what the ranks above 0 of a run hold. It has RunLink's face, and follows rank 0.
+"""FollowerLink: the run handle of the ranks above 0. It repeats what rank 0 does.
 
-It never talks to Kafka. Entering, boundaries and checkpoints are collectives: every rank calls
-``step`` as often as rank 0 does, and ``checkpoint`` where it does.
+Never talks to Kafka. Entering, boundaries and checkpoints are collectives: every rank must call ``step`` as often as
+rank 0, and ``checkpoint`` at the same steps.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from esper.connection.checkpoints.training_state import Training, from_bytes, load_own_state, own_state, to_bytes
+from esper.connection.checkpoints.training_state import TrainingState, from_bytes, load_rank_state, rank_state, to_bytes
 from esper.errors import UnavailableError
 from esper.kasmina.distributed import Replicas
 from esper.logging import get_logger
@@ -22,9 +22,9 @@ _log = get_logger(__name__)
 
 
 class FollowerLink:
-    """One rank's go at a run. Numbers and names are rank 0's; ``restored`` is this rank's own ``extra``."""
+    """A ``RunHandle`` for a rank above 0. The run's name and counters are rank 0's; ``restored`` is this rank's own."""
 
-    def __init__(self, replicas: Replicas, training: Training) -> None:
+    def __init__(self, replicas: Replicas, training: TrainingState) -> None:
         self.run_id = ""
         self.incarnation = 0
         self.step_number = 0
@@ -39,23 +39,28 @@ class FollowerLink:
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
-        told, blobs = self._replicas.hear()
-        if "failed" in told:
-            raise UnavailableError(f"rank 0 could not begin: {told['failed']}")
-        self.run_id, self.incarnation = told["run_id"], told["incarnation"]
-        self.step_number, self.epoch = told["step"], told["epoch"]
-        self.num_adaptations = told["num_adaptations"]
-        self._boundary_steps = self._replicas.model.boundary_steps = told["boundary_steps"]
+        """Wait until rank 0 has begun or resumed the run, and take over its state.
+
+        Raises:
+            UnavailableError: rank 0 failed to begin.
+        """
+        message, blobs = self._replicas.receive()
+        if "failed" in message:
+            raise UnavailableError(f"rank 0 could not begin the run: {message['failed']}")
+        self.run_id, self.incarnation = message["run_id"], message["incarnation"]
+        self.step_number, self.epoch = message["step"], message["epoch"]
+        self.num_adaptations = message["num_adaptations"]
+        self._boundary_steps = self._replicas.model.boundary_steps = message["boundary_steps"]
         if blobs:
             self._restore(from_bytes(blobs[0]))
         self._replicas.follow_growth()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Nothing is open here."""
+        """Does nothing: this rank holds no connection."""
 
     def step(self) -> None:
-        """Call it after each optimizer step, on every rank; at a boundary it does what rank 0 did."""
+        """Count an optimizer step; at a boundary, make the changes that rank 0 has made."""
         if os.getpid() != self._pid:
             return
         self.step_number += 1
@@ -67,26 +72,26 @@ class FollowerLink:
             self.num_adaptations += sum(plan.to_stage is SeedStage.GERMINATED for plan in plans)
 
     def epoch_completed(self, metrics: Mapping[str, float]) -> None:
-        """Counts the epoch; the metrics that are told are rank 0's."""
+        """Count an epoch. The metrics of rank 0 are recorded, not these."""
         self.epoch += 1
 
     def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
-        """Give rank 0 what this rank has for itself; whether rank 0 saved it all."""
+        """Send this rank's state to rank 0, which saves the checkpoint; whether it was saved."""
         if os.getpid() != self._pid:
             return False
-        self._replicas.gather(to_bytes(own_state(extra)))
-        told, _blobs = self._replicas.hear()
-        return bool(told["is_saved"])
+        self._replicas.gather(to_bytes(rank_state(extra)))
+        message, _blobs = self._replicas.receive()
+        return bool(message["is_saved"])
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         self._training.load_dict(saved)
-        self.restored = restore_rank(saved, self._replicas.rank)
+        self.restored = _restore_rank(saved, self._replicas.rank)
 
 
-def restore_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """Load what a rank had for itself, and give its ``extra``; a rank that was not there gets rank 0's."""
+def _restore_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """Load a rank's own state and return its ``extra``. A rank that the checkpoint does not have gets rank 0's."""
     if rank < len(saved["ranks"]):
-        return load_own_state(saved["ranks"][rank])
+        return load_rank_state(saved["ranks"][rank])
     _log.warning("rank.added", rank=rank, ranks_before=len(saved["ranks"]), seed=torch.initial_seed())
     extra: dict[str, Any] = saved["ranks"][0]["extra"]
     return extra

@@ -1,7 +1,7 @@
-"""The link's thread: sends what the trainer recorded, fetches what it was asked to do.
+"""LinkThread: the thread that sends a trainer's events and receives its commands.
 
-Owns every network connection of a training process. The trainer's thread only appends to the
-outbox and to bounded queues and reads the inbox: it never waits on anything here.
+Owns every network connection of a training process. Invariant: after the start, the training thread only appends to the
+outbox and to bounded queues, and reads the inbox; it never waits for this thread.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from esper.connection.commands import CommandInbox, ReceivedCommand
 from esper.connection.events.telemetry_queue import TelemetryQueue
 from esper.connection.kernel_fetcher import KernelFetcher
 from esper.connection.settings import LinkOptions
-from esper.errors import ContractError, NotAllowedError, OutboxFullError
+from esper.errors import ContractError, OutboxFullError
 from esper.kasmina.cache import KernelCache
 from esper.logging import get_logger
 from esper.metrics import Health, Problem
@@ -32,13 +32,14 @@ from esper.oona.log_reader import assigned_consumer, partition_of, read_range, t
 from esper.oona.outbox.outbox_sender import send_oldest
 from esper.oona.outbox.outbox_store import Outbox
 from esper.oona.producer import OonaProducer
+from esper.retry import Backoff
 from esper.schemas.events import CommandRejected, SeedCommand, SeedTransitioned
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, LIFECYCLE
 from esper.storage.blobs import BlobStore
 
-IDLE_S = 0.02  # how long a finished event may lie in the outbox before it is looked for
-RETRY_S = (0.2, 2.0)  # after the broker refused, and after something broke
+IDLE_S = 0.02  # between two looks at an empty outbox
+RETRY_S = (0.2, 2.0)  # first and longest wait after a failure
 START_TIMEOUT_S = 30.0
 
 _log = get_logger(__name__)
@@ -46,14 +47,19 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What an earlier incarnation did after the checkpoint: command id -> step, and the refused ones."""
+    """What earlier incarnations did after the checkpoint.
+
+    Args:
+        applied_at: command id -> the step at which it was applied.
+        rejected: ids of the commands that were rejected.
+    """
 
     applied_at: dict[UUID, int]
     rejected: frozenset[UUID]
 
 
 class LinkThread:
-    """One thread with an event loop. ``start`` it, then feed it; ``stop`` flushes."""
+    """A daemon thread with an event loop. Call ``start``, then ``receive``; ``stop`` or ``abandon`` ends it."""
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class LinkThread:
         self._outbox = outbox
         self._options = options
         self._cache = cache
-        self._habits = access_history
+        self._access_history = access_history
         self.telemetry = TelemetryQueue(spill, options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="esper-link", daemon=True)
@@ -80,51 +86,54 @@ class LinkThread:
         self._producer: OonaProducer | None = None
         self._kernels: KernelFetcher | None = None
         self.health = Health(self._problems)
-        self._waits_for: str | None = None  # why events stay in the outbox, while they do
+        self._send_problem: str | None = None  # why events stay in the outbox, while they do
 
-    # -- the trainer's side -----------------------------------------------------------------
+    # -- called by the training thread ------------------------------------------------------
 
     def start(self) -> None:
-        """Connect. The only wait on the network, before training begins.
+        """Start the thread and connect.
 
         Raises:
-            NotAllowedError: the broker refuses this user.
+            NotAllowedError: the broker refuses this client.
             UnavailableError: no broker answers.
         """
         self._thread.start()
         self._wait(self._open(), START_TIMEOUT_S)
 
     def end_of_commands(self) -> int:
-        """The position after the newest command of the run's partition."""
+        """The end offset of the run's partition of commands."""
         return int(self._wait(self._end_of(COMMANDS.name), START_TIMEOUT_S))
 
     def end_of_lifecycle(self) -> int:
-        """The same for lifecycle events."""
+        """The end offset of the run's partition of lifecycle events."""
         return int(self._wait(self._end_of(LIFECYCLE.name), START_TIMEOUT_S))
 
     def drain(self, timeout_s: float) -> bool:
-        """Send all that waits; False where some is left after ``timeout_s``."""
+        """Send everything that waits; False if some is left after ``timeout_s``."""
         return bool(self._wait(self._drain(timeout_s), timeout_s + START_TIMEOUT_S))
 
     def read_replay(self, incarnation: int, step: int, lifecycle_offset: int) -> Replay:
-        """What incarnations before ``incarnation`` did with commands after ``step``."""
-        reading = self._read_replay(incarnation, step, lifecycle_offset)
-        found: Replay = self._wait(reading, None)
-        return found
+        """What incarnations before ``incarnation`` did with commands after ``step``.
+
+        Args:
+            lifecycle_offset: where the run begins in its partition of lifecycle events.
+        """
+        replay: Replay = self._wait(self._read_replay(incarnation, step, lifecycle_offset), None)
+        return replay
 
     def receive(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
-        """Begin to fill the inbox, from this offset."""
+        """Start sending, and receiving commands from the inbox's offset on."""
         self._wait(self._start_tasks(inbox, offset, replay), START_TIMEOUT_S)
 
     def stop(self) -> bool:
-        """Flush within the option's time and end the thread; False where something is left."""
+        """Send what waits, for at most ``flush_timeout_s``, and end the thread; False if something is left on disk."""
         is_flushed = self.drain(self._options.flush_timeout_s)
         self.abandon()
         self.telemetry.save_rest()
         return is_flushed
 
     def abandon(self) -> None:
-        """End the thread without a flush: for a run that did not begin."""
+        """End the thread without sending: for a run that did not begin."""
         if not self._thread.is_alive():
             return
         self._wait(self._close(), START_TIMEOUT_S)
@@ -132,7 +141,7 @@ class LinkThread:
         self._thread.join()
         self._loop.close()
 
-    # -- the thread's side ------------------------------------------------------------------
+    # -- runs in this thread -----------------------------------------------------------------
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -151,7 +160,7 @@ class LinkThread:
             self._consumer = await exits.enter_async_context(assigned_consumer(kafka, pairs))
             s3 = self._settings.s3
             blobs = await exits.enter_async_context(BlobStore(s3)) if s3 is not None else None
-            fetcher = KernelFetcher(self._cache, blobs, self._habits)
+            fetcher = KernelFetcher(self._cache, blobs, self._access_history)
             self._kernels = await exits.enter_async_context(fetcher)
             self._exits = exits.pop_all()
 
@@ -162,74 +171,78 @@ class LinkThread:
         await self._exits.aclose()
 
     async def _end_of(self, topic: str) -> int:
-        place = TopicPartition(topic, self._partition)
-        return int((await self._consumer.end_offsets([place]))[place])
+        tp = TopicPartition(topic, self._partition)
+        return int((await self._consumer.end_offsets([tp]))[tp])
 
     async def _start_tasks(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
         self._consumer.pause(TopicPartition(LIFECYCLE.name, self._partition))
-        producer = self._needed_producer()
-        works: dict[str, Callable[[], Awaitable[None]]] = {
+        producer = self._require_producer()
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
             "outbox": self._keep_sending,
             "telemetry": lambda: self.telemetry.keep_sending(producer),
             "spill": lambda: self.telemetry.keep_emptying_spill(producer),
             "commands": lambda: self._keep_receiving(inbox, replay),
-            "prefetch": self._needed_kernels().keep_prefetching,
+            "prefetch": self._require_kernels().keep_prefetching,
             "beat": self.health.keep_beating,
         }
-        self._tasks = [asyncio.create_task(_for_ever(n, w), name=f"link-{n}") for n, w in works.items()]
+        self._tasks = [asyncio.create_task(_run_forever(n, loop), name=f"link-{n}") for n, loop in loops.items()]
 
-    def _needed_producer(self) -> OonaProducer:
+    def _require_producer(self) -> OonaProducer:
         assert self._producer is not None
         return self._producer
 
-    def _needed_kernels(self) -> KernelFetcher:
+    def _require_kernels(self) -> KernelFetcher:
         assert self._kernels is not None
         return self._kernels
 
     async def _keep_sending(self) -> None:
+        backoff = Backoff(*RETRY_S)
         while True:
             try:
-                is_idle = not await send_oldest(self._outbox, self._needed_producer())
-                self._waits_for = None
+                is_idle = not await send_oldest(self._outbox, self._require_producer())
+                self._send_problem = None
+                backoff.reset()
                 if is_idle:
                     await asyncio.sleep(IDLE_S)
             except (*TRANSIENT_ERRORS, OutboxFullError) as error:
-                self._waits_for = str(error)
+                self._send_problem = str(error)
                 _log.warning("outbox.delayed", events=len(self._outbox), error=str(error))
-                await asyncio.sleep(RETRY_S[isinstance(error, NotAllowedError)])
+                await backoff.wait()
 
     def _problems(self) -> list[Problem]:
-        told = self._waits_for
-        return [] if told is None else [Problem(f"events wait on this disk, and Kafka does not take them: {told}")]
+        problem = self._send_problem
+        return [] if problem is None else [Problem(f"Kafka does not accept the events in the outbox: {problem}")]
 
     async def _keep_receiving(self, inbox: CommandInbox, replay: Replay | None) -> None:
-        # begun again after a break: what was fetched and not received is read once more
+        # after a failure this starts again: commands that were fetched and not received are read once more
+        backoff = Backoff(*RETRY_S)
         self._consumer.seek(TopicPartition(COMMANDS.name, self._partition), inbox.next_offset)
         while True:
             try:
                 fetched = await self._consumer.getmany(timeout_ms=200)
             except KafkaError as error:
-                explained = kafka_error(error, self._settings.need_kafka())
-                _log.warning("commands.delayed", error=str(explained), retry_s=RETRY_S[1])
-                await asyncio.sleep(RETRY_S[1])
+                _log.warning("commands.delayed", error=str(kafka_error(error, self._settings.need_kafka())))
+                await backoff.wait()
                 continue
+            backoff.reset()
             for records in fetched.values():
                 await self._receive(records, inbox, replay)
 
     async def _receive(self, records: list[Any], inbox: CommandInbox, replay: Replay | None) -> None:
-        """Fetch the kernels of all these commands at once; put them in, in the order of the log."""
-        kernels = self._needed_kernels()
-        async with asyncio.TaskGroup() as answers:
-            mine = [(r.offset, m) for r in records if (m := self._mine(r, replay)) is not None]
-            begun = [(offset, m, c, answers.create_task(kernels.answer(c))) for offset, (m, c) in mine]
-            for offset, message, command, answer in begun:
-                kernel, problem = await answer
+        """Fetch the kernels of these commands concurrently; add the commands to the inbox in the order of the log."""
+        kernels = self._require_kernels()
+        async with asyncio.TaskGroup() as tasks:
+            commands = [(r.offset, found) for r in records if (found := self._command_in(r, replay)) is not None]
+            fetches = [(offset, m, c, tasks.create_task(kernels.fetch_for(c))) for offset, (m, c) in commands]
+            for offset, message, command, fetch in fetches:
+                kernel, problem = await fetch
                 at_step = replay.applied_at.get(message.id) if replay is not None else None
                 inbox.put(ReceivedCommand(message, command, offset, kernel, problem, at_step))
-                inbox.passed(offset + 1)
-        inbox.passed(records[-1].offset + 1)
+                inbox.advance(offset + 1)
+        inbox.advance(records[-1].offset + 1)
 
-    def _mine(self, record: Any, replay: Replay | None) -> tuple[OonaMessage, SeedCommand] | None:
+    def _command_in(self, record: Any, replay: Replay | None) -> tuple[OonaMessage, SeedCommand] | None:
+        """The command in a record; None for another run's, and for one that was rejected before the resume."""
         try:
             message = to_stored_record(record).decode()
         except ContractError as error:
@@ -246,7 +259,7 @@ class LinkThread:
         try:
             async with asyncio.timeout(timeout_s):
                 if not self._tasks:
-                    while await send_oldest(self._outbox, self._needed_producer()):
+                    while await send_oldest(self._outbox, self._require_producer()):
                         pass
                 while len(self._outbox) or (self._tasks and not self.telemetry.is_empty):
                     await asyncio.sleep(IDLE_S)
@@ -274,11 +287,12 @@ class LinkThread:
         return Replay(applied, frozenset(rejected - applied.keys()))
 
 
-async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do a piece of work that never ends; what breaks it is told, and it begins again."""
+async def _run_forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop that never returns; log an exception that ends it, and start it again."""
+    backoff = Backoff(*RETRY_S)
     while True:
         try:
-            await work()
+            await loop()
         except Exception:
             _log.exception("link.failed", task=name)
-            await asyncio.sleep(RETRY_S[1])
+            await backoff.wait()

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from esper.connection.events.field_reports import AdaptationLedger
 from esper.connection.events.telemetry_queue import TelemetryQueue
+from esper.connection.run_handle import RunHandle
 from esper.kasmina.model import MorphableModel
 from esper.metrics import Health, Kind, ProcessMetrics
 from esper.oona.outbox.outbox_store import Outbox
@@ -15,27 +16,15 @@ from esper.schemas.enums import SeedStage
 from esper.schemas.lifecycle import STAGES
 
 
-class RunProgress(Protocol):
-    """The progress of a run."""
-
-    run_id: str
-    step_number: int
-    epoch: int
-    overhead_s: float
-
-    @property
-    def incarnation(self) -> int: ...
-
-
 class RunParts(NamedTuple):
     """The parts of a run that metrics read; all may be read from another thread."""
 
-    progress: RunProgress
+    run: RunHandle
     model: MorphableModel
     outbox: Outbox
     spill: Outbox
     telemetry: TelemetryQueue
-    book: AdaptationLedger
+    ledger: AdaptationLedger
     commands: Counter[str]
     health: Health
 
@@ -54,24 +43,20 @@ class TrainerMetrics(ProcessMetrics):
         self._add_event_metrics()
 
     def _add_run_metrics(self) -> None:
-        progress, model, book = self._parts.progress, self._parts.model, self._parts.book
+        run, model, ledger = self._parts.run, self._parts.model, self._parts.ledger
         self.meter.probe(
             Kind.GAUGE,
             "esper_trainer_run_info",
             "Always 1; the labels name the run and its incarnation.",
-            lambda: {(progress.run_id, str(progress.incarnation)): 1.0},
+            lambda: {(run.run_id, str(run.incarnation)): 1.0},
             "run",
             "incarnation",
         )
-        self._counter(
-            "steps_total", "Optimizer steps of this process.", lambda: progress.step_number - self._first_step
-        )
-        self._gauge("step", "Current optimizer step of the run.", lambda: progress.step_number)
-        self._gauge("epoch", "Completed epochs of the run.", lambda: progress.epoch)
-        self._counter(
-            "overhead_seconds_total", "Time that Esper used in the training loop.", lambda: progress.overhead_s
-        )
-        self._gauge("adaptations", "Germinations since the run began.", lambda: book.num_adaptations)
+        self._counter("steps_total", "Optimizer steps of this process.", lambda: run.step_number - self._first_step)
+        self._gauge("step", "Current optimizer step of the run.", lambda: run.step_number)
+        self._gauge("epoch", "Completed epochs of the run.", lambda: run.epoch)
+        self._counter("overhead_seconds_total", "Time that Esper used in the training loop.", lambda: run.overhead_s)
+        self._gauge("adaptations", "Germinations since the run began.", lambda: ledger.num_adaptations)
         self._gauge("grown_parameters", "Parameters of all active and fossilized seeds.", lambda: _grown(model))
         self._gauge_by("seeds", "Seeds by stage.", "stage", lambda: _stages(model))
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from esper.config import Settings
-from esper.connection.boundary_processor import BoundaryProcessor, CommandObserver
+from esper.connection.boundary_processor import MAX_DETAIL_CHARS, BoundaryProcessor, CommandObserver
 from esper.connection.checkpoints.access_history import access_history_path
 from esper.connection.checkpoints.checkpoint_store import CheckpointStore
 from esper.connection.checkpoints.training_state import TrainingState, from_bytes, load_rank_state, rank_state, to_bytes
@@ -254,7 +254,7 @@ class RunLink:
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         if not self._link.drain(self._options.flush_timeout_s):
-            raise UnavailableError("the events of the earlier incarnation cannot be sent: start Kafka, then resume again")
+            raise UnavailableError("events of the earlier incarnation cannot be sent: start Kafka, then resume again")
         self._restore(saved)
         offset = int(saved["command_offset"])
         replay = self._link.read_replay(self._journal.incarnation, self.step_number, self._lifecycle_offset)
@@ -277,7 +277,7 @@ class RunLink:
         deadline = time.monotonic() + self._options.flush_timeout_s
         while not self._inbox.has_seen(commands):
             if time.monotonic() > deadline:
-                raise UnavailableError("commands that were applied before the crash cannot be read from Kafka: resume again")
+                raise UnavailableError("commands from before the crash cannot be read from Kafka: resume again")
             time.sleep(0.01)
 
     def _pass_boundary(self, step: int) -> None:
@@ -350,8 +350,9 @@ class RunLink:
             self._metrics.stop()
 
     def _record_crash_losses(self, incarnation: int, num_made: int) -> None:
-        """Record the telemetry from before the checkpoint that a crash lost from memory; the number is an upper bound."""
-        settled_incarnation, num_settled = (int(n) for n in self._outbox.metadata().get(TELEMETRY_METADATA, "0 0").split())
+        """Record how much telemetry from before the checkpoint a crash may have lost from memory, at most."""
+        metadata = self._outbox.metadata().get(TELEMETRY_METADATA, "0 0")
+        settled_incarnation, num_settled = (int(n) for n in metadata.split())
         if settled_incarnation > incarnation:  # a later one resumed from this checkpoint too, and recorded the loss
             return
         num_lost = num_made - (num_settled if settled_incarnation == incarnation else 0)
@@ -376,7 +377,7 @@ def _error_text(error: BaseException | None) -> str:
         text = repr(error)
     except Exception:
         text = type(error).__name__
-    return text.encode(errors="backslashreplace").decode().replace("\x00", "\\0")[:2000]
+    return text.encode(errors="backslashreplace").decode().replace("\x00", "\\0")[:MAX_DETAIL_CHARS]
 
 
 def _warn_of_approximate_graph(model: MorphableModel) -> None:
@@ -386,8 +387,8 @@ def _warn_of_approximate_graph(model: MorphableModel) -> None:
         _log.warning(
             "graph.approximated",
             modules=[name or type(model.host).__name__ for name in topology.chained],
-            hint="torch.fx cannot trace these: their layers count as a chain; give esper.wrap(example_inputs=...)",
+            hint="torch.fx cannot trace these, so their layers count as a chain: pass example_inputs to esper.wrap",
         )
     if topology is not None and topology.unreached:
-        hint = "the example inputs do not reach these layers: they have no edges"
+        hint = "the example inputs do not reach these layers, so they have no edges: pass inputs that do"
         _log.warning("graph.layers_unreached", layers=list(topology.unreached), hint=hint)

@@ -77,7 +77,7 @@ class Replicas:
             "moves": [asdict(move.plan) for move in moves],
             "arrays": None if is_dormant else self.model.state.to_lists(),
         }
-        self.tell(message, [pack_kernel(m.kernel, m.kernel.weights) for m in moves if m.kernel is not None])
+        self.broadcast(message, [pack_kernel(m.kernel, m.kernel.weights) for m in moves if m.kernel is not None])
         if moves:
             self.follow_growth()
 
@@ -87,7 +87,7 @@ class Replicas:
         Raises:
             InvariantError: rank 0 is at another step, or its seeds stand otherwise: the ranks have parted.
         """
-        message, blobs = self.hear()
+        message, blobs = self.receive()
         if message["step"] != step:
             raise InvariantError(f"rank {self.rank} is at step {step}, rank 0 at {message['step']}: they have parted")
         kernels = iter(blobs)
@@ -115,14 +115,14 @@ class Replicas:
 
     # -- messages ---------------------------------------------------------------------------
 
-    def tell(self, message: Mapping[str, Any], blobs: Blobs = ()) -> None:
+    def broadcast(self, message: Mapping[str, Any], blobs: Blobs = ()) -> None:
         """Rank 0: send JSON, and uint8 tensors beside it."""
         head = json.dumps({"message": message, "sizes": [b.numel() for b in blobs]}).encode()
         data = torch.cat([torch.frombuffer(bytearray(head), dtype=torch.uint8), *blobs]).to(self._device)
         self._broadcast(torch.tensor([len(head), data.numel()], device=self._device))
         self._broadcast(data)
 
-    def hear(self) -> tuple[dict[str, Any], list[Tensor]]:
+    def receive(self) -> tuple[dict[str, Any], list[Tensor]]:
         """The other ranks: what rank 0 tells, the tensors on the CPU."""
         sizes = torch.zeros(2, dtype=torch.int64, device=self._device)
         self._broadcast(sizes)

@@ -1,1 +1,1 @@
-"""Checkpoints on the local disk, what they contain, and the kernel access history beside them."""
+"""Checkpoints of a run on the local disk, their content, and the kernel access history."""

@@ -1,8 +1,8 @@
 """Checkpoints on the local disk, and the incarnations of a run.
 
-Invariant: a checkpoint is complete or not there. It is written beside, synced, renamed; its
-SHA-256 is in its name and checked on load. An incarnation is claimed by making a file that
-must not exist: two processes never get the same one.
+Invariant: a checkpoint is complete or absent. It is written to a temporary file, synced and renamed; its SHA-256 is in
+its name and verified on load. An incarnation is claimed by creating a file that must not exist, so that two processes
+never get the same one.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ import torch
 
 from esper.errors import ConflictError, ContractError, UnavailableError
 
-KEEP = 2  # the newest, and one to fall back on when it is damaged
+NUM_KEPT = 2  # the newest, and one to fall back on if it is damaged
 
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """What ``CheckpointSaved`` tells."""
+    """A checkpoint that was saved, as the event ``CheckpointSaved`` records it."""
 
     path: Path
     sha256: str
@@ -34,10 +34,10 @@ class CheckpointStore:
         self._folder = folder
 
     def claim_incarnation(self, *, is_resumed: bool) -> int:
-        """The next incarnation, by compare-and-set: 1 for a new run.
+        """Claim the next incarnation of the run, by compare-and-set: 1 for a new run.
 
         Raises:
-            ConflictError: a new run's folder holds a run already, or another process was first.
+            ConflictError: the folder of a new run holds a run already, or another process claimed it first.
         """
         folder = self._folder / "incarnations"
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,14 +47,15 @@ class CheckpointStore:
         try:
             os.close(os.open(folder / str(last + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError as error:
-            raise ConflictError(f"another process took incarnation {last + 1} of {self._folder}") from error
+            problem = f"{self._folder}: another process claimed incarnation {last + 1}; resume a run only once"
+            raise ConflictError(problem) from error
         return last + 1
 
     def save(self, state: dict[str, Any], step: int) -> SavedCheckpoint:
-        """Write a checkpoint that survives a power cut once this returns.
+        """Write a checkpoint, which survives a power cut once this returns, and delete all but the newest ones.
 
         Raises:
-            UnavailableError: the disk did not take it; the older ones are untouched.
+            UnavailableError: the disk is full or fails; older checkpoints are intact.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / "checkpoint.partial"
@@ -70,13 +71,14 @@ class CheckpointStore:
             _sync_folder(self._folder)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            raise UnavailableError(f"the checkpoint could not be written to {self._folder}: {error}") from error
-        for old in self._saved()[:-KEEP]:
+            problem = f"the checkpoint cannot be written to {self._folder}: {error}; free disk space"
+            raise UnavailableError(problem) from error
+        for old in self._saved()[:-NUM_KEPT]:
             old.unlink(missing_ok=True)
         return SavedCheckpoint(path, digest, len(data))
 
     def load_newest(self) -> dict[str, Any]:
-        """The newest checkpoint that is whole.
+        """The newest intact checkpoint.
 
         Raises:
             ContractError: there is none.
@@ -85,7 +87,7 @@ class CheckpointStore:
             if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.rsplit("-", 1)[1]:
                 loaded: dict[str, Any] = torch.load(path, weights_only=True)
                 return loaded
-        raise ContractError(f"{self._folder} has no whole checkpoint to resume from: start a new run")
+        raise ContractError(f"{self._folder} has no intact checkpoint to resume from: start a new run")
 
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("checkpoint-*.pt"))

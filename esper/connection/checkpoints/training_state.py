@@ -1,8 +1,8 @@
-"""What a training process holds, in a checkpoint: all that must come back for it to go on to the bit.
+"""The content of a checkpoint: everything that a resumed run needs to continue bit for bit.
 
-``Training`` is what all ranks share: the model, its seeds, optimizer, scheduler and scaler.
-``own_state`` is what each rank has for itself: random numbers, and the loop's own state.
-Invariant: plain values and tensors only, so that it loads with ``weights_only=True``.
+``TrainingState`` is the part that all ranks share: model, seeds, optimizer, scheduler and scaler. ``rank_state`` is the
+part of each rank: random states, and the loop's own state. Invariant: plain values and tensors only, so that a
+checkpoint loads with ``weights_only=True``.
 """
 
 import ast
@@ -20,12 +20,12 @@ from esper.errors import ContractError
 from esper.kasmina.model import MorphableModel
 
 FORMAT = 2
-"""Of a checkpoint. The first format had no number, and one rank."""
+"""The format of a checkpoint. Format 1 had no number, and one rank."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Training:
-    """The parts that a step changes; ``scheduler`` and ``scaler`` may be anything with a state_dict."""
+class TrainingState:
+    """What an optimizer step changes. ``scheduler`` and ``scaler`` are None or have ``state_dict``."""
 
     model: MorphableModel
     optimizer: Optimizer
@@ -37,7 +37,7 @@ class Training:
         self.model.join_awake(self.optimizer)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state, for a checkpoint."""
         return {
             "format": FORMAT,
             "model": dict(self.model.state_dict()),
@@ -51,13 +51,13 @@ class Training:
         """The inverse of ``to_dict``.
 
         Raises:
-            ContractError: another format, another model, or a part that was saved and is missing now.
+            ContractError: the checkpoint has another format or another model, or was saved with other parts.
         """
         verify_format(saved)
         for name, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if (saved[name] is None) != (part is None):
-                was = "without" if saved[name] is None else "with"
-                raise ContractError(f"the checkpoint was saved {was} a {name}: give connect() the same parts")
+                saved_with = "without" if saved[name] is None else "with"
+                raise ContractError(f"the checkpoint was saved {saved_with} a {name}: pass the same parts to connect()")
         self.model.load_state_dict(saved["model"])
         self.model.load_seed_state(saved["seeds"], self.optimizer)
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -68,20 +68,24 @@ class Training:
 
 
 def verify_format(saved: Mapping[str, Any]) -> None:
-    """See that a checkpoint can be read.
+    """Check the format of a checkpoint.
 
     Raises:
-        ContractError: it is of another format.
+        ContractError: this version cannot read it.
     """
     if saved.get("format") != FORMAT:
         raise ContractError(
-            f"a checkpoint of format {saved.get('format', 1)}, and this Esper reads format {FORMAT}: "
-            "end the run with the version that began it, or start a new one"
+            f"the checkpoint has format {saved.get('format', 1)}, and this version of Esper reads format {FORMAT}: "
+            "finish the run with the version that began it, or start a new run"
         )
 
 
-def own_state(extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What this process has for itself; ``extra`` is the loop's own."""
+def rank_state(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The state of this rank: random states of PyTorch, CUDA and Python.
+
+    Args:
+        extra: the training loop's own state.
+    """
     return {
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -90,8 +94,8 @@ def own_state(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def load_own_state(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw on as the saved process would have; gives its ``extra``."""
+def load_rank_state(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Restore a rank's random states; returns its ``extra``."""
     torch.set_rng_state(saved["rng"])
     if saved["cuda_rng"]:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
@@ -101,13 +105,13 @@ def load_own_state(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_bytes(state: Mapping[str, Any]) -> Tensor:
-    """Plain values and tensors as one uint8 tensor, to be sent to another rank."""
+    """Serialize plain values and tensors into one uint8 tensor, for another rank."""
     file = io.BytesIO()
     torch.save(dict(state), file)
     return torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
 
 
 def from_bytes(data: Tensor) -> dict[str, Any]:
-    """The inverse of ``to_bytes``; unpickles no code."""
+    """The inverse of ``to_bytes``. Loads no code."""
     loaded: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)
     return loaded

@@ -1,1 +1,1 @@
-"""Events that a trainer writes: their sequence numbers, health reports, field reports, the telemetry queue."""
+"""Events that a trainer writes: sequence numbers, health reports, field reports and the telemetry queue."""

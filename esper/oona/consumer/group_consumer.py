@@ -274,7 +274,7 @@ class GroupConsumer:
     def _report_failure(self, tp: KafkaTopicPartition, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._watch.stop(tp, f"its reader failed: {error!r:.200}")
-            _log.error("consumer.reader_failed", topic=tp.topic, partition=tp.partition, exc_info=error)
+            _log.error("consumer.failed", topic=tp.topic, partition=tp.partition, exc_info=error)
 
     async def _find_start(self, tp: KafkaTopicPartition) -> tuple[int, int, int]:
         """The offset to start at, the first offset in the log, and the end of the log; retried without limit."""
@@ -302,7 +302,7 @@ class GroupConsumer:
         try:
             first = (await self._consumer.beginning_offsets([tp]))[tp]
         except KafkaError as error:
-            _log.warning("consumer.fetch_repeated", topic=tp.topic, partition=tp.partition, error=repr(error))
+            _log.warning("consumer.fetch_retried", topic=tp.topic, partition=tp.partition, error=repr(error))
             if self._readers.get(tp) is reader:
                 self._consumer.seek(tp, offset)
             return

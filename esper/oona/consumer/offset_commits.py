@@ -58,7 +58,7 @@ class OffsetCommits:
             self._pending = {**pending, **self._pending}
             if self._failing_since is None:
                 self._failing_since = time.monotonic()
-                _log.warning("commit.failed", group=self._group, partitions=len(pending), error=repr(error))
+                _log.warning("commit.delayed", group=self._group, partitions=len(pending), error=repr(error))
 
     async def revoke(self, partitions: Iterable[TopicPartition]) -> None:
         """Commit once more, and drop the offsets of partitions that another member reads from now on."""

@@ -35,6 +35,6 @@ async def send_oldest(outbox: Outbox, producer: OonaProducer) -> int:
     for (record_id, record), delivery in pairs:
         if delivery.error is not None:
             outbox.copy_to_refused(record_id, str(delivery.error))
-            _log.error("outbox.refused", topic=record.topic, error=str(delivery.error))
+            _log.error("outbox.record_refused", topic=record.topic, error=str(delivery.error))
     outbox.remove_up_to(waiting[-1][0])
     return len(waiting)

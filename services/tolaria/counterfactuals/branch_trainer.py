@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from esper.connection.checkpoints.training_state import Training, load_own_state, own_state
+from esper.connection.checkpoints.training_state import TrainingState, load_rank_state, rank_state
 from esper.errors import ContractError
 from esper.kasmina.kernels import LoadedKernel
 from esper.kasmina.lifecycle import Transition
@@ -86,7 +86,7 @@ class BranchTrainer:
         prepare_torch(trainer)
         self.data = load_images(trainer)
         self.model = make_model(trainer, self.data.image_shape)
-        self.training = Training(self.model, make_optimizer(trainer, self.model))
+        self.training = TrainingState(self.model, make_optimizer(trainer, self.model))
         self.step = self.epoch = self.step_in_epoch = 0
         self.metrics: dict[int, float] = {}
         self.moves: list[tuple[int, Transition]] = []
@@ -99,7 +99,7 @@ class BranchTrainer:
         """Continue from ``snapshot_of``, which is taken at a boundary, before its commands."""
         branch, saved = cls(trainer, draw=draw), copy.deepcopy(dict(snapshot))  # the optimizer updates what it loads
         branch.training.load_dict(saved)
-        load_own_state(saved["own"])
+        load_rank_state(saved["own"])
         if draw:
             torch.manual_seed(torch.initial_seed() + draw)
         branch.step, branch.epoch, branch.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
@@ -186,7 +186,7 @@ class BranchTrainer:
         self.moves.append((self.step, plan))
 
 
-def snapshot_of(training: Training, *, step: int, epoch: int, step_in_epoch: int) -> Snapshot:
+def snapshot_of(training: TrainingState, *, step: int, epoch: int, step_in_epoch: int) -> Snapshot:
     """The state of a run at this moment. It costs a copy of the model and the optimizer's state."""
     position = {"step": step, "epoch": epoch, "step_in_epoch": step_in_epoch}
-    return {**copy.deepcopy(training.to_dict()), **position, "own": own_state(None)}
+    return {**copy.deepcopy(training.to_dict()), **position, "own": rank_state(None)}

@@ -11,8 +11,9 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import AsyncResult, Pool, ThreadPool
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ from uuid import UUID
 
 import torch
 
-from esper.connection.checkpoints.training_state import Training
+from esper.connection.checkpoints.training_state import TrainingState
 from esper.connection.commands import ReceivedCommand
 from esper.connection.events.journal import Cause
 from esper.connection.run_link import RunLink
@@ -70,7 +71,7 @@ class Forks:
         counts: forks by state: started, reported, failed, dropped, skipped.
     """
 
-    def __init__(self, trainer: TrainerSettings, run: RunLink, training: Training) -> None:
+    def __init__(self, trainer: TrainerSettings, run: RunLink, training: TrainingState) -> None:
         self.snapshot_s = 0.0
         self.counts: Counter[str] = Counter()
         # another number of threads changes the bits of the results
@@ -123,7 +124,7 @@ class Forks:
                 decided = AppliedCommand(step, _action_of(command), *_seed_of(command), command.kernel)
                 self._selected[command.message.id] = ForkJob(snapshot, decided, kernel, end_of_epoch)
 
-    def applied(self, command: ReceivedCommand, moved: Cause, step: int) -> None:
+    def applied(self, command: ReceivedCommand, transition: Cause, step: int) -> None:
         """Record a command for all open forks, and start its own fork if it was selected."""
         seed, job = _seed_of(command), self._selected.get(command.message.id)
         applied = job.decided if job else AppliedCommand(step, _action_of(command), *seed, command.kernel)
@@ -136,7 +137,7 @@ class Forks:
             job.commands = list(self._applied_now)
             germinated_at = self._germinated_at.get(seed, step)
             ids = command.command.decision_id, command.message.id
-            self._pending.append(PendingFork(job, *ids, moved, germinated_at))
+            self._pending.append(PendingFork(job, *ids, transition, germinated_at))
             self.counts["started"] += 1
 
     def boundary_passed(self, moves: Sequence[Move]) -> None:
@@ -173,7 +174,8 @@ class Forks:
         deadline = time.monotonic() + self._trainer.fork.finish_timeout_s
         while self._pending and time.monotonic() < deadline:
             if self._pool is None:
-                self._measure_here(self._pending[0])
+                pending = self._pending[0]
+                self._report(pending, partial(measure, self._trainer, pending.job))
             else:
                 self._report_finished()
                 time.sleep(POLL_S)
@@ -233,29 +235,19 @@ class Forks:
         pending.result = self._packers.apply_async(_measure_in_pool, (self._pool, self._trainer, pending.job))
 
     def _report_finished(self) -> None:
-        for pending in [p for p in self._pending if p.result is not None and p.result.ready()]:
-            assert pending.result is not None
-            try:
-                measured = pending.result.get()
-            except (EsperError, RuntimeError, OSError) as error:
-                self._fail(pending, error)
-            else:
-                self._report(pending, measured)
+        for pending in list(self._pending):
+            if pending.result is not None and pending.result.ready():
+                self._report(pending, pending.result.get)
 
-    def _measure_here(self, pending: PendingFork) -> None:
-        try:
-            measured = measure(self._trainer, pending.job)
-        except EsperError as error:
-            self._fail(pending, error)
-        else:
-            self._report(pending, measured)
-
-    def _fail(self, pending: PendingFork, error: BaseException) -> None:
+    def _report(self, pending: PendingFork, measurement: Callable[[], ForkMeasurement]) -> None:
+        """Report a fork; one whose measurement raises has failed."""
         self._pending.remove(pending)
-        self.counts["failed"] += 1
-        _log.warning("fork.failed", run=self._run.run_id, decision=str(pending.decision_id), error=str(error))
-
-    def _report(self, pending: PendingFork, measured: ForkMeasurement) -> None:
+        try:
+            measured = measurement()
+        except (EsperError, RuntimeError, OSError) as error:
+            self.counts["failed"] += 1
+            _log.warning("fork.failed", run=self._run.run_id, decision=str(pending.decision_id), error=str(error))
+            return
         job = pending.job
         is_recorded = self._run.report(
             pending.cause,
@@ -273,7 +265,6 @@ class Forks:
             num_parameters=job.kernel.num_parameters,
             fork=measured.fork,
         )
-        self._pending.remove(pending)
         self.counts["reported" if is_recorded else "dropped"] += 1
 
 

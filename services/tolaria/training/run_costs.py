@@ -94,7 +94,7 @@ class CostLedger:
     def before_commands(self, commands: Sequence[ReceivedCommand], step: int) -> None:
         """Counts nothing."""
 
-    def applied(self, command: ReceivedCommand, moved: Cause, step: int) -> None:
+    def applied(self, command: ReceivedCommand, transition: Cause, step: int) -> None:
         """Counts nothing: ``boundary_passed`` has the transition."""
 
     def boundary_passed(self, moves: Sequence[Move]) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from esper.config import Settings
-from esper.connection.boundary_work import CommandObserver
-from esper.connection.checkpoints.training_state import Training
+from esper.connection.boundary_processor import CommandObserver
+from esper.connection.checkpoints.training_state import TrainingState
 from esper.connection.connector import connect
-from esper.connection.follower_link import FollowerLink
+from esper.connection.run_handle import RunHandle
 from esper.connection.run_link import RunLink
 from esper.kasmina.model import MorphableModel
 from esper.schemas.assets import TrainingResults
@@ -78,7 +78,7 @@ def train(
         hyperparameters={k: v for k, v in trainer.model_dump().items() if isinstance(v, (int, float, str))},
         is_resumed=is_resumed,
     )
-    with linked as run, _forks_of(trainer, run, Training(model, optimizer)) as forks:
+    with linked as run, _forks_of(trainer, run, TrainingState(model, optimizer)) as forks:
         if observer is not None and isinstance(run, RunLink):
             run.observe(observer)
         started = time.perf_counter()
@@ -134,7 +134,7 @@ def train_baseline(
 class _RunHooks:
     """What a run does after each step and each epoch."""
 
-    def __init__(self, run: RunLink | FollowerLink, forks: Forks | None, trainer: TrainerSettings) -> None:
+    def __init__(self, run: RunHandle, forks: Forks | None, trainer: TrainerSettings) -> None:
         self.run, self.forks, self.trainer = run, forks, trainer
         self._passed_boundary_at = time.monotonic()
 
@@ -160,7 +160,7 @@ class _RunHooks:
 
 
 @contextmanager
-def _forks_of(trainer: TrainerSettings, run: RunLink | FollowerLink, training: Training) -> Iterator[Forks | None]:
+def _forks_of(trainer: TrainerSettings, run: RunHandle, training: TrainingState) -> Iterator[Forks | None]:
     """The forks of a run, where the settings ask for some; a rank of several has none."""
     if not (trainer.fork.germination_share or trainer.fork.verdict_share) or not isinstance(run, RunLink):
         yield None

@@ -56,7 +56,7 @@ async def test_one_broken_run_holds_up_no_other(stack: EmbeddedStack, tmp_path: 
             connect_pool(settings.need_postgres()) as pool,
             DecisionService(settings, tamiyo) as service,
         ):
-            service._follower.acting.policy.policy = Picky(hated)
+            service._follower.active.policy.policy = Picky(hated)
             await producer.send_batch([m for r in run_ids for m in (run_started(r), epoch_completed(r, 1))])
 
             async def are_there() -> bool:

@@ -319,20 +319,20 @@ async def test_many_commands_for_one_kernel_are_one_fetch_and_predictions_give_w
     ]  # fmt: skip
     cache, access_history = KernelCache(), tmp_path / "habits.json"
     async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(cache, blobs, access_history) as fetcher:
-        waiters = [asyncio.create_task(fetcher.answer(commands[0])) for _n in range(32)]
+        waiters = [asyncio.create_task(fetcher.fetch_for(commands[0])) for _n in range(32)]
         await asyncio.sleep(0)
         waiters[0].cancel()  # the one that leads
         answers = await asyncio.gather(*waiters[1:])
         assert {kernel.kernel_sha256 for kernel, _problem in answers} == {kernels[0][0]}
         assert cache.stats.fetches == 2, "the cancelled one, and one for all others"
         for command in (*commands[1:], *commands):
-            assert (await fetcher.answer(command))[1] is None
+            assert (await fetcher.fetch_for(command))[1] is None
     later = KernelCache()
     async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(later, blobs, access_history) as fetcher:
         early = asyncio.create_task(fetcher.keep_prefetching())
         await wait_until_async(lambda: _is(later.stats.prefetched == 3))
         for command in commands:
-            assert (await fetcher.answer(command))[1] is None
+            assert (await fetcher.fetch_for(command))[1] is None
         early.cancel()
         await asyncio.gather(early, return_exceptions=True)
     assert (later.stats.fetches, later.stats.misses, later.stats.prefetched_used) == (0, 0, 3)

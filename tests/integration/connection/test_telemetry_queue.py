@@ -96,7 +96,7 @@ async def test_a_broker_that_is_away_fills_the_spill_in_order_and_what_is_beyond
             for start, end in ((10, 40), (40, 80)):
                 for n in range(start, end):
                     assert pipe.put(health(run_id, n))
-                await wait_until_async(lambda e=end: is_true(pipe.num_safe == e), 20, "the spill")
+                await wait_until_async(lambda e=end: is_true(pipe.num_settled == e), 20, "the spill")
             assert len(spill) == 50
             assert pipe.take_lost() == 20, "exactly what did not fit"
             assert pipe.take_lost() == 0
@@ -123,7 +123,7 @@ async def test_what_is_under_way_at_the_end_is_kept_for_the_next_process(
     broker.resume()
     pipe.save_rest()
     assert [r.key for _id, r in spill.oldest(2_000)] == [run_id.encode()] * 1_500
-    assert pipe.num_safe == 1_500
+    assert pipe.num_settled == 1_500
     async with sending(TelemetryQueue(spill, LinkOptions()), kafka):
         await wait_until_async(lambda: is_true(not len(spill)), 20, "the spill to be empty")
     assert await arrived(kafka, run_id) == list(range(1_500))
@@ -134,7 +134,7 @@ def test_a_full_queue_takes_nothing_and_counts_it(spill: Outbox) -> None:
     assert [pipe.put(health("run", n)) for n in range(5)] == [True] * 3 + [False] * 2
     assert pipe.take_lost() == 2
     pipe.save_rest()
-    assert len(spill) == pipe.num_safe == 3
+    assert len(spill) == pipe.num_settled == 3
     assert pipe.put(health("run", 5))
 
 

@@ -17,8 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import esper
 from esper.config import Settings
-from esper.connection.follower_link import FollowerLink
-from esper.connection.run_link import RunLink
+from esper.connection.run_handle import RunHandle
 from esper.connection.settings import LinkOptions
 from esper.kasmina.lifecycle import StageSchedule
 
@@ -27,7 +26,7 @@ PATIENCE = timedelta(seconds=60)
 BOUNDARY_STEPS = 5
 COMMAND_STEP, CHECKPOINT_STEP, LAST_STEP = 8, 20, 45
 
-Wait = Callable[[RunLink | FollowerLink], None]
+Wait = Callable[[RunHandle], None]
 
 
 def train(

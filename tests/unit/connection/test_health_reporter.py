@@ -53,7 +53,7 @@ def test_late_signals_are_told_before_the_boundary_that_reads_their_window(
     assert training.to(60) == [10, 20, 30, 40, 50, 60]
     is_done = False
     training.to(71)
-    training.reporter.tell_rest()
+    training.reporter.report_pending()
     assert training.told[-1] == 70
     assert [message.data.sequence for message in training.pipe._queue] == list(range(7))
 

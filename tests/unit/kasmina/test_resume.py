@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import esper
 from esper.connection.checkpoints.checkpoint_store import CheckpointStore
-from esper.connection.checkpoints.training_state import Training, load_own_state, own_state
+from esper.connection.checkpoints.training_state import TrainingState, load_rank_state, rank_state
 from esper.errors import ContractError
 from esper.kasmina.ema import GrowingAverage
 from esper.kasmina.lifecycle import AlphaCurve, StageSchedule
@@ -83,7 +83,7 @@ class Run:
         self.optimizer = OPTIMIZERS[optimizer](self.model)
         self.scheduler = SCHEDULERS[scheduler](self.optimizer)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3) if is_scaled else None
-        self.training = Training(self.model, self.optimizer, self.scheduler, self.scaler)
+        self.training = TrainingState(self.model, self.optimizer, self.scheduler, self.scaler)
         self.average = GrowingAverage(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
         torch.manual_seed(5)
 
@@ -140,7 +140,7 @@ class Run:
 
     def saved(self) -> dict[str, Any]:
         file = io.BytesIO()
-        own = own_state({"average": self.average.state_dict(), "step": self.step})
+        own = rank_state({"average": self.average.state_dict(), "step": self.step})
         torch.save({**self.training.to_dict(), "ranks": [own]}, file)
         file.seek(0)
         loaded: dict[str, Any] = torch.load(file, weights_only=True)
@@ -148,7 +148,7 @@ class Run:
 
     def load(self, saved: dict[str, Any]) -> None:
         self.training.load_dict(saved)
-        extra = load_own_state(saved["ranks"][0])
+        extra = load_rank_state(saved["ranks"][0])
         self.average.load_state_dict(extra["average"])
         self.step = extra["step"]
 

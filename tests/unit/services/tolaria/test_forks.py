@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.models.growing_model import loaded_kernel
 
-from esper.connection.checkpoints.training_state import Training, from_bytes, to_bytes
+from esper.connection.checkpoints.training_state import TrainingState, from_bytes, to_bytes
 from esper.connection.commands import ReceivedCommand
 from esper.connection.events.journal import Cause
 from esper.kasmina.distributed import Move
@@ -190,7 +190,9 @@ def test_pending_forks_survive_a_checkpoint(saved_after: int) -> None:
     with broken.forks:
         broken.train(0, saved_after)
         saved = from_bytes(to_bytes({"forks": broken.forks.to_dict()}))  # plain values and tensors
-        resumed = Forks(broken.trainer, broken.run, Training(broken.branch.model, broken.branch.training.optimizer))  # type: ignore[arg-type]
+        resumed = Forks(
+            broken.trainer, broken.run, TrainingState(broken.branch.model, broken.branch.training.optimizer)
+        )  # type: ignore[arg-type]
     with resumed:
         resumed.load_dict(saved["forks"])
         broken.forks = resumed
