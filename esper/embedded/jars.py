@@ -51,17 +51,13 @@ def kafka_jars(report: Callable[[str], None]) -> list[Path]:
         return [_checked(folder / name, digest) for name, digest in sorted(sums.items())]
 
 
-def resolve(workspace: Path) -> list[Path]:
-    """Download all jars of the broker into ``workspace``.
-
-    Raises:
-        UnavailableError: the Maven repository is not reachable.
-    """
+def _download(folder: Path) -> None:
     os.environ["JAVA_HOME"] = str(java_home())  # otherwise jgo downloads a Java runtime
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import jgo
 
+    workspace = folder / "jgo"
     try:
         with contextlib.redirect_stderr(None):  # it warns about a missing `jar` tool, which is not needed
             environment = jgo.build(ENDPOINT, cache_dir=workspace)
@@ -70,12 +66,7 @@ def resolve(workspace: Path) -> list[Path]:
             f"cannot download Apache Kafka {KAFKA_VERSION}: {error}; "
             "check the network, or set ESPER_KAFKA__BOOTSTRAP_SERVERS to a running broker"
         ) from error
-    return sorted(Path(environment.path).rglob("*.jar"))
-
-
-def _download(folder: Path) -> None:
-    workspace = folder / "jgo"
-    for jar in resolve(workspace):
+    for jar in Path(environment.path).rglob("*.jar"):
         partial = folder / f".{jar.name}"
         shutil.copyfile(jar, partial)
         partial.replace(folder / jar.name)

@@ -6,14 +6,11 @@ calls S3 has no S3 series. They are updated once per call, not per record.
 
 import time
 from collections.abc import Mapping
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
 from esper.metrics.meter import Kind, Meter
-
-ABSENT_VERSION = "unknown"
 
 METER = Meter()
 """The meter of this process. Its metrics outlive the clients that update them."""
@@ -44,7 +41,7 @@ _s3_retries = METER.counter("esper_s3_retries_total", "Requests to S3 that were 
 
 def show_build(meter: Meter, process: str) -> None:
     """Add ``esper_build_info``, which names the process, its version and its Python."""
-    labels = (process, esper_version(), python_version())
+    labels = (process, version("esper"), python_version())
     meter.probe(
         Kind.GAUGE,
         "esper_build_info",
@@ -54,15 +51,6 @@ def show_build(meter: Meter, process: str) -> None:
         "version",
         "python",
     )
-
-
-@lru_cache(1)
-def esper_version() -> str:
-    """The installed version of Esper."""
-    try:
-        return version("esper")
-    except PackageNotFoundError:
-        return ABSENT_VERSION
 
 
 def count_send(counts: Mapping[tuple[str, str], int], seconds: float) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from esper.errors import InvariantError
@@ -46,13 +46,6 @@ class MetricSpec:
     help: str
     labels: tuple[str, ...] = ()
 
-    @property
-    def series(self) -> tuple[str, ...]:
-        """The names of its samples."""
-        if self.kind is Kind.HISTOGRAM:
-            return (f"{self.name}_bucket", f"{self.name}_sum", f"{self.name}_count")
-        return (self.name,)
-
 
 class Meter:
     """The metrics of one process, or of one package that several processes use."""
@@ -70,13 +63,6 @@ class Meter:
         """A count that only grows. With labels, a series is absent until its first increment."""
         self._register_spec(name, Kind.COUNTER, help, labels)
         return Counter(name.removesuffix("_total"), help, labels, registry=self.registry)
-
-    def gauge(self, name: str, help: str, *labels: str) -> Gauge:
-        """A value that is set. It needs labels: without, it would be 0 before it is set; use ``probe``."""
-        self._register_spec(name, Kind.GAUGE, help, labels)
-        if not labels:
-            raise InvariantError(f"{name}: a gauge without labels is 0 before it has a value; make it a probe")
-        return Gauge(name, help, labels, registry=self.registry)
 
     def histogram(self, name: str, help: str, *labels: str, buckets: Sequence[float] = LATENCY_S) -> Histogram:
         """A distribution, of seconds unless its name has another unit."""

@@ -19,7 +19,13 @@ from esper.metrics import Kind, MetricSpec
 
 PROMETHEUS, GRAFANA = ROOT / "infra" / "prometheus", ROOT / "infra" / "grafana"
 DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
-SERIES: dict[str, MetricSpec] = {s: spec for specs in catalogue().values() for spec in specs for s in spec.series}
+SUFFIXES = {Kind.HISTOGRAM: ("_bucket", "_sum", "_count")}
+SERIES: dict[str, MetricSpec] = {
+    f"{spec.name}{suffix}": spec
+    for specs in catalogue().values()
+    for spec in specs
+    for suffix in SUFFIXES.get(spec.kind, ("",))
+}
 FROM_PROMETHEUS = {"job", "instance"}
 FOREIGN = {"up": set[str](), "process_resident_memory_bytes": set[str](), "process_cpu_seconds_total": set[str]()}
 
