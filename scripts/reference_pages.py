@@ -43,8 +43,8 @@ def events_page(_current: str = "") -> str:
         "# Events",
         "`python scripts/reference_pages.py` writes this page from the code; a test keeps it up to date.",
         "",
-        "Every record is a CloudEvent in Kafka's binary mode: `ce_` headers, and a JSON value. Records with one key are",
-        "in one partition, in order. The fields of each type are in `schemas/json/TYPE.json`.",
+        "Every record is a CloudEvent in Kafka's binary mode: `ce_` headers, and a JSON value. Records with one key",
+        "are in one partition, in order. The fields of each type are in `schemas/json/TYPE.json`.",
         "[Contracts](../api/contracts.md) has the rules of change, [consuming events](../guides/consuming-events.md)",
         "shows how to read them.",
     ]
@@ -58,6 +58,8 @@ def events_page(_current: str = "") -> str:
 def monitoring_page(current: str) -> str:
     """The monitoring page with the metrics as the code declares them."""
     before, heading, _old = current.partition(METRICS_HEADING)
+    if not heading:
+        raise ValueError(f"the monitoring page has no heading {METRICS_HEADING!r}; restore it from git")
     return (
         f"{before}{heading}\n`esper metrics docs` prints these tables; a test keeps them up to date. The label `le` of "
         f"histograms is omitted.\n\n{metrics_markdown(catalogue())}"

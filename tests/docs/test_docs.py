@@ -63,6 +63,11 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, line, found["language"], found["mark"] or "", found["text"])
 
 
+def current_text(page: Path) -> str:
+    """The text of a page, without the table of earlier names."""
+    return page.read_text(encoding="utf-8").partition("\n## Renamed\n")[0]
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of the headings, as GitHub and Python-Markdown make them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
@@ -205,7 +210,7 @@ def test_command_lines_parse(block: Block, words: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_the_text_exist(page: Path) -> None:
-    for text in INLINE_COMMAND.findall(page.read_text(encoding="utf-8")):
+    for text in INLINE_COMMAND.findall(current_text(page)):
         command: Any = typer.main.get_command(app)
         for word in text.split():
             if not hasattr(command, "commands") or not re.fullmatch(r"[a-z][a-z-]*", word):
@@ -217,7 +222,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_names_in_the_text_exist(page: Path) -> None:
     """Files, make targets, settings, variables and metrics: a rename that misses the documentation fails here."""
-    text = page.read_text(encoding="utf-8")
+    text = current_text(page)
     code = "\n".join(CODE.findall(text))
     paths = re.findall(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w/.-]+\w)(?![\w/*{{<])", code)
     assert [path for path in paths if not exists(path)] == []
