@@ -1,7 +1,7 @@
-"""The decision service: finds complete boundaries, decides them in batches, sends again what was left undone.
+"""The decision service: polls for complete boundaries, decides them in batches, and sends missing commands again.
 
-Invariant: a decision is in the log before its command. What dies in between is found again: a
-decision that no command followed gets its command, with the same id.
+Invariant: a decision is in the log before its command. If the service stops in between, a later poll finds the decision
+without a command and sends it, with the same id.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ from esper.oona.admin.topics import verify_topics
 from esper.oona.producer import OonaProducer
 from esper.retry import Backoff
 from esper.schemas.topics import DECISIONS
-from esper.services.tamiyo.control import decision_events
-from esper.services.tamiyo.control.batch_decider import TRANSIENT, BatchDecider
+from esper.services.tamiyo.control.batch_decider import TRANSIENT_ERRORS, BatchDecider
 from esper.services.tamiyo.control.decision_arbiter import DecisionArbiter
+from esper.services.tamiyo.control.decision_events import SOURCE, STALE_REASON, command_message
+from esper.services.tamiyo.control.legal_choices import legal_choices
 from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundaryQueue
-from esper.services.tamiyo.control.recorded_view import seen_view
+from esper.services.tamiyo.control.recorded_view import read_recorded_view
 from esper.services.tamiyo.evaluation.policy_guard import PolicyGuard
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
@@ -40,37 +41,37 @@ from esper.streams.read_models.pending_boundaries import (
 )
 from esper.streams.read_models.policy_versions import active_policy, policy_changes
 
-RETRY_S = (0.2, 5.0)
+RETRY_S = (0.2, 5.0)  # first and longest wait after a failed poll
 
 _log = get_logger(__name__)
 
 
 class DecisionService:
-    """Async context manager; ``run`` until it is cancelled.
+    """Async context manager; ``run`` decides until it is cancelled.
 
     Args:
-        kinds: kind -> where its policies come from; Esper's own where none are given.
+        sources: the source of each kind of policy; by default those that Esper has.
     """
 
     def __init__(
-        self, settings: Settings, tamiyo: TamiyoSettings, kinds: Mapping[str, PolicySource] | None = None
+        self, settings: Settings, tamiyo: TamiyoSettings, sources: Mapping[str, PolicySource] | None = None
     ) -> None:
         self._settings = settings
         self._tamiyo = tamiyo
-        own = configured_version(tamiyo)
-        self.metrics = TamiyoMetrics(own.policy_id, own.version)
+        configured = configured_version(tamiyo)
+        self.metrics = TamiyoMetrics(configured.policy_id, configured.version)
         self._follower = PolicyFollower(
-            ActivePolicy(own, self._soften(make_policy(tamiyo))),
-            sources_by_kind(settings, tamiyo) if kinds is None else kinds,
+            ActivePolicy(configured, self._soften(make_policy(tamiyo))),
+            sources_by_kind(settings, tamiyo) if sources is None else sources,
             self._soften,
             self.metrics,
         )
-        self._guard = PolicyGuard(tamiyo.guard, tamiyo.rent, decision_events.SOURCE)
-        self._room = PendingBoundaryQueue(tamiyo.stale_after_s)
+        self._guard = PolicyGuard(tamiyo.guard, tamiyo.rent, SOURCE)
+        self._queue = PendingBoundaryQueue(tamiyo.stale_after_s)
         self._exits = AsyncExitStack()
         self._pool: Pool
         self._producer: Any = None
-        self._first: Any = None
+        self._arbiter: Any = None
         self._decider: Any = None
 
     async def __aenter__(self) -> Self:
@@ -84,13 +85,13 @@ class DecisionService:
             self._pool = await exits.enter_async_context(connect_pool(self._settings.need_postgres()))
             self._producer = await exits.enter_async_context(OonaProducer(kafka, client_id="tamiyo"))
             async with self._pool.acquire() as connection:
-                folded = await stored_positions(connection)
-            start = {partition: offset for (topic, partition), offset in folded.items() if topic == DECISIONS.name}
-            self._first = await exits.enter_async_context(DecisionArbiter(kafka, start))
-            parts = (self._pool, self._producer, self._first, self._room, self.metrics)
+                positions = await stored_positions(connection)
+            start = {partition: offset for (topic, partition), offset in positions.items() if topic == DECISIONS.name}
+            self._arbiter = await exits.enter_async_context(DecisionArbiter(kafka, start))
+            parts = (self._pool, self._producer, self._arbiter, self._queue, self.metrics)
             self._decider = BatchDecider(*parts, expiry_boundaries=self._tamiyo.expiry_boundaries)
             exits.push_async_callback(self._follower.aclose)
-            await self._begin()
+            await self._load_active_policy()
             _log.info("tamiyo.metrics_served", port=port)
             self._exits = exits.pop_all()
         return self
@@ -101,7 +102,7 @@ class DecisionService:
         await self._exits.aclose()
 
     async def run(self) -> None:
-        """Decide until cancelled; keep trying while Kafka or Postgres is away."""
+        """Poll until cancelled; retry while Kafka or Postgres is away."""
         _log.info("tamiyo.ready", policy=self._tamiyo.policy, epsilon=self._tamiyo.epsilon)
         backoff = Backoff(*RETRY_S)
         while True:
@@ -110,54 +111,62 @@ class DecisionService:
                 self.metrics.poll_succeeded()
                 backoff.reset()
                 await asyncio.sleep(self._tamiyo.poll_s)
-            except TRANSIENT as error:
+            except TRANSIENT_ERRORS as error:
                 self.metrics.poll_failed(error)
                 _log.warning("tamiyo.delayed", error=str(error))
                 await backoff.wait()
 
     async def tick(self) -> None:
-        """Look once: decide what can be decided, batch by batch, and send again what was left undone."""
+        """Poll once: decide the boundaries that are ready, batch by batch, and send missing commands again."""
         async with self._pool.acquire() as connection:
-            active = await active_policy(connection) if self._is_following else None
+            change = await active_policy(connection) if self._is_following else None
             pending = await pending_boundaries(connection)
-            undone = await decisions_without_command(connection)
-            gone_back = await self._guard.look(connection, active)
-        if gone_back is not None:
-            await self._producer.send(gone_back)
-        waiting = [p for p in self._room.look(pending) if not self._is_decided(p)]
-        self.metrics.boundaries_found(waiting)
+            uncommanded = await decisions_without_command(connection)
+            rollback = await self._guard.check(connection, change)
+        if rollback is not None:
+            await self._producer.send(rollback)
+        undecided = [p for p in self._queue.update(pending) if not self._is_decided(p)]
+        self.metrics.boundaries_found(undecided)
         if self._is_following:
-            self._follower.look(active)
-        due, size = self._room.due(waiting), self._tamiyo.max_batch
-        for batch in (due.complete[n : n + size] for n in range(0, len(due.complete), size)):
+            self._follower.update(change)
+        ready, size = self._queue.ready(undecided), self._tamiyo.max_batch
+        for batch in (ready.complete[n : n + size] for n in range(0, len(ready.complete), size)):
             await self._decider.decide(batch, self._follower.active)
-        if due.stale:
-            reason = decision_events.STALE_REASON.format(self._tamiyo.stale_after_s)
-            await self._decider.decide_blindly(due.stale, self._follower.active, reason)
-        for decision in self._room.left_undone(undone):
+        if ready.stale:
+            reason = STALE_REASON.format(self._tamiyo.stale_after_s)
+            await self._decider.decide_without_views(ready.stale, self._follower.active, reason)
+        for decision in self._queue.due_commands(uncommanded):
             with traced(decision.traceparent):
-                await self._carry_out(decision)
+                await self._resend_command(decision)
 
     def _is_decided(self, pending: PendingBoundary) -> bool:
-        """Whether the log has a decision for it that is not folded yet: as a rule another controller's."""
-        return bool(self._first.is_decided(pending.run_id, pending.incarnation, pending.boundary))
+        """Return whether the log has a decision that the projections do not show yet, usually another controller's."""
+        return bool(self._arbiter.is_decided(pending.run_id, pending.incarnation, pending.boundary))
 
-    async def _carry_out(self, undone: UncommandedDecision) -> None:
-        """Send the command of a decision that was made before; it names what the decision saw."""
-        view = await seen_view(self._settings.need_kafka(), undone)
-        unsent = None if view is None else decision_events.unsent_again(undone, view)
-        if unsent is None:
-            self._room.given_up(undone.event_id)  # the log will not say more of it
+    async def _resend_command(self, decision: UncommandedDecision) -> None:
+        """Send the command of a decision in the log, with kernel and stage from the view that the decision names."""
+        view = await read_recorded_view(self._settings.need_kafka(), decision)
+        choices = None if view is None else legal_choices(view)
+        index = None if choices is None else choices.find(decision)
+        if choices is None or index is None:
+            self._queue.abandon_command(decision.event_id)
             _log.warning(
                 "decision.view_missing",
-                run=undone.run_id,
-                boundary=undone.boundary,
-                digest=undone.view_digest,
-                detail="no command is sent: the log does not hold what this decision saw",
+                run=decision.run_id,
+                boundary=decision.boundary,
+                digest=decision.view_digest,
+                detail="no command is sent: the log does not hold the view of this decision",
             )
             return
-        await self._producer.send(decision_events.command_for(unsent, self._tamiyo.expiry_boundaries))
-        self._room.commanded(undone.event_id)
+        command = command_message(
+            decision,
+            choices[index],
+            self._tamiyo.expiry_boundaries,
+            decision_id=decision.event_id,
+            traceparent=decision.traceparent,
+        )
+        await self._producer.send(command)
+        self._queue.mark_commanded(decision.event_id)
         self.metrics.command_recorded(is_resent=True)
 
     @property
@@ -167,14 +176,12 @@ class DecisionService:
     def _soften(self, policy: Policy) -> EpsilonSoft:
         return EpsilonSoft(policy, self._tamiyo.epsilon, self._tamiyo.rng_seed)
 
-    async def _begin(self) -> None:
-        """Load who decides, and say who does, unless the log says so already."""
+    async def _load_active_policy(self) -> None:
+        """Load the policy that decides, and announce it unless the log names it already."""
         async with self._pool.acquire() as connection:
             changes = await policy_changes(connection, include_by_settings=not self._is_following)
         if self._is_following:
             await self._follower.start(changes[0] if changes else None)
-        told = announcement(
-            configured_version(self._tamiyo), changes, decision_events.SOURCE, is_fixed=not self._is_following
-        )
-        if told is not None:
-            await self._producer.send(told)
+        message = announcement(configured_version(self._tamiyo), changes, SOURCE, is_fixed=not self._is_following)
+        if message is not None:
+            await self._producer.send(message)

@@ -129,9 +129,10 @@ async def _count_events(settings: Settings, run_ids: Sequence[str]) -> Counter[s
 
 def _print_summary(trained: Sequence["TrainedRun"], counts: Counter[str], duration_s: float) -> None:
     num_runs = max(1, len(trained))
-    table = new_table("event", numbers=("number", "per run", "per minute"))
-    for name, count in [("runs", len(trained)), *sorted(counts.items())]:
-        table.add_row(name, str(count), f"{count / num_runs:.1f}", f"{60 * count / duration_s:.1f}")
-    print_table(table)
+    rows = [
+        (name, str(count), f"{count / num_runs:.1f}", f"{60 * count / duration_s:.1f}")
+        for name, count in [("runs", len(trained)), *sorted(counts.items())]
+    ]
+    print_table(new_table("event", numbers=("number", "per run", "per minute"), rows=rows))
     mean_s, cpu_s = sum(t.duration_s for t in trained) / num_runs, sum(t.cpu_s for t in trained) / num_runs
     print_line(f"mean duration of a run: {mean_s:.1f} s, {cpu_s:.1f} s of CPU time in its own process, forks included")

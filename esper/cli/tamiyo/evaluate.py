@@ -88,10 +88,10 @@ def evaluate_policies(
             policies,
             epsilon=tamiyo_settings().epsilon,
             measured=measured,
-            evaluation_settings=EvaluationSettings(rng_seed=seed),
+            settings=EvaluationSettings(rng_seed=seed),
             candidate=candidate,
             reward_model=reward_model,
-            tell=lambda n: on_progress(ReplayProgress("evaluating", n, len(held_out))),
+            on_progress=lambda n: on_progress(ReplayProgress("evaluating", n, len(held_out))),
         )
     print_evaluation(comparison)
     return comparison

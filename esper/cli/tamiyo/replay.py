@@ -57,7 +57,7 @@ def replay(
     """
     if again is not None and (list(since) != [EARLIEST] or until or runs):
         raise ConfigError("--again reads the range of its folder; leave out --from, --until and --runs")
-    log_range = ReplayRange.parse(since, until, runs) if again is None else read_origin(again).asked
+    log_range = ReplayRange.parse(since, until, runs) if again is None else read_origin(again).log_range
     check_new_folder(into)
     settings = load_settings()
     found = _read(settings, log_range, again, quiet)
@@ -120,7 +120,7 @@ def _read(settings: Settings, log_range: ReplayRange, again: Path | None, quiet:
     kafka, rewards = settings.need_kafka(), fork_rewards(_rent(again))
     bounds = None if again is None else read_origin(again).bounds
     with replay_progress(quiet=quiet) as on_progress:
-        return run_or_exit(lambda: read_log(kafka, log_range, rewards, bounds=bounds, tell=on_progress))
+        return run_or_exit(lambda: read_log(kafka, log_range, rewards, bounds=bounds, on_progress=on_progress))
 
 
 def _compare_digests(found: Experiences, folder: Path) -> bool:

@@ -24,10 +24,8 @@ def print_replay(replay: Replay, num_shown: int) -> None:
         f"({replay.num_records:,} records read)"
     )
     if joined.measured:
-        table = new_table("action", numbers=("decisions", "with a reward"))
-        for action, (num_rewarded, num_eligible) in joined.measured.items():
-            table.add_row(str(action), f"{num_eligible:,}", f"{num_rewarded:,}")
-        print_table(table)
+        rows = [(str(action), f"{num:,}", f"{rewarded:,}") for action, (rewarded, num) in joined.measured.items()]
+        print_table(new_table("action", numbers=("decisions", "with a reward"), rows=rows))
     for (topic, n), offset in sorted(replay.bounds.lost.items()):
         print_line(f"[red]{topic}[{n}] begins at offset {offset:,}: earlier records are lost[/red]")
     print_exclusions(replay.exclusions, num_shown)
@@ -85,8 +83,8 @@ def print_verification(verification: ViewVerification, num_views: int) -> None:
 def print_evaluation(comparison: Comparison) -> None:
     """Print a row for each policy, the reasons of refusals, and how the candidate compares with each other policy."""
     print_line(f"{comparison.num_decisions:,} held-out decisions of {comparison.num_runs:,} runs")
-    print_table(_estimates_table(comparison.judged))
-    for name, estimate in comparison.judged.items():
+    print_table(_estimates_table(comparison.estimates))
+    for name, estimate in comparison.estimates.items():
         for refusal in estimate.refusals:
             print_line(f"[red]{escape(name)} cannot be evaluated: {refusal}[/red]")
     for d in comparison.differences:
@@ -122,7 +120,7 @@ def _estimates_table(estimates: Mapping[str, PolicyEstimate]) -> Table:
 def _format_exclusion(one: Exclusion) -> str:
     where = _format_key((one.run_id, one.incarnation, one.boundary)) if one.boundary else (one.run_id or "no run")
     detail = f": {one.detail}" if one.detail else ""
-    return f"    {where}: {one.reason}{detail} ({one.place})"
+    return f"    {where}: {one.reason}{detail} ({one.location})"
 
 
 def _format_key(key: Key) -> str:

@@ -158,13 +158,13 @@ def _evaluations_table(found: Sequence[Evaluation]) -> Table:
 
 
 def _changes_table(changes: Sequence[PolicyChange]) -> Table:
-    table = new_table("since", "version", "how", "reason", title="Active versions, newest first")
+    rows = []
     for one in changes:
         how = "settings of one Tamiyo" if one.by_settings else "activated"
         if one.rolled_back_from is not None:
             how = escape("rolled back from {} v{}".format(*one.rolled_back_from))
-        table.add_row(format_time(one.since), escape(str(one.version)), how, escape(one.reason))
-    return table
+        rows.append((format_time(one.since), escape(str(one.version)), how, escape(one.reason)))
+    return new_table("since", "version", "how", "reason", title="Active versions, newest first", rows=rows)
 
 
 def _format(value: object) -> str:

@@ -1,1 +1,1 @@
-"""The decision loop: from pending boundaries to views, decisions and commands in the log."""
+"""The control loop: from pending boundaries to views, decisions and commands in the log."""

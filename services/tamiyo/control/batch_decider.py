@@ -1,14 +1,14 @@
-"""A batch of boundaries, from their rows to their decisions in the log.
+"""Decides a batch of boundaries: from their rows to decisions and commands in the log.
 
-The order is the design:
-1. the rows of all boundaries are read, in as many parts side by side as the pool has connections, each part in one
-   REPEATABLE READ transaction and with one question a table; then the views are assembled;
-2. the policy is asked once, for all of them; one version decides the whole batch;
-3. the views go into the log together, and are acknowledged;
-4. then the decisions: none is in the log without the view that it saw, or its command could not be sent again;
-5. then the commands of those decisions that count, which are the first in the log for their boundary.
-Invariant: one boundary's trouble is its own. One whose view cannot be made is tried again and then gets WAIT with the
-reason; one on whose view the policy fails gets it at once; the others go on.
+The order of the steps is the design:
+1. Read the rows of all boundaries, in as many parallel parts as the pool has connections, each part in one
+   REPEATABLE READ transaction with one query per table. Then assemble the views.
+2. Call the policy once for all views. One policy version decides the whole batch.
+3. Write the views to the log, and wait for the acknowledgement.
+4. Write the decisions. No decision is in the log without its view: its command could not be sent again.
+5. Write the commands of the decisions that count: the first in the log for their boundary.
+Invariant: a failure of one boundary affects no other. If its view cannot be made, the boundary is retried and then gets
+WAIT with the reason; if the policy fails on its view, it gets WAIT at once.
 """
 
 import asyncio
@@ -24,11 +24,17 @@ from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
 from esper.oona.cloudevents import encode
 from esper.oona.producer import OonaProducer
 from esper.oona.records import Position
+from esper.schemas.enums import Action
 from esper.schemas.events import DecisionMade
 from esper.schemas.messages import OonaMessage
-from esper.services.tamiyo.control import decision_events
 from esper.services.tamiyo.control.decision_arbiter import DecisionArbiter
-from esper.services.tamiyo.control.decision_events import DecisionWithoutCommand
+from esper.services.tamiyo.control.decision_events import (
+    FAILED_VIEW_REASON,
+    command_message,
+    decision_message,
+    view_message,
+    wait_without_view,
+)
 from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundaryQueue
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import SampledChoice
@@ -39,177 +45,187 @@ from esper.streams.database.postgres_errors import DRIVER_ERRORS as POSTGRES_DRI
 from esper.streams.read_models.pending_boundaries import PendingBoundary
 from esper.streams.read_models.view_row_reader import read_many_view_rows
 
-TRANSIENT = (*KAFKA_TRANSIENT_ERRORS, OSError, *POSTGRES_DRIVER_ERRORS)
-"""What time can mend: Kafka, Postgres or the way to them is away."""
+TRANSIENT_ERRORS = (*KAFKA_TRANSIENT_ERRORS, OSError, *POSTGRES_DRIVER_ERRORS)
+"""Errors that a later poll can succeed after: Kafka, Postgres or the network is away."""
 
 MIN_PART = 8
-"""Boundaries that are read together at least, before another connection is taken for some of them."""
+"""Least number of boundaries per connection: a smaller part costs more queries than it saves time."""
 
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """One boundary's decision on its way into the log. ``view`` is None where there was none to see."""
+class _Decision:
+    """A decision on its way to the log. ``view`` is None if none could be made, ``command`` is None for WAIT."""
 
     pending: PendingBoundary
-    decision: OonaMessage
+    message: OonaMessage
     view: GraphView | None = None
-    unsent: DecisionWithoutCommand | None = None
+    command: OonaMessage | None = None
 
 
 class BatchDecider:
-    """Decides batches; what it needs is opened and closed by who makes it."""
+    """Decides batches. The caller opens and closes the clients that it is given."""
 
     def __init__(
         self,
         pool: Pool,
         producer: OonaProducer,
-        first: DecisionArbiter,
-        room: PendingBoundaryQueue,
+        arbiter: DecisionArbiter,
+        queue: PendingBoundaryQueue,
         metrics: TamiyoMetrics,
         *,
         expiry_boundaries: int,
     ) -> None:
-        self._pool, self._producer, self._first = pool, producer, first
-        self._room, self._metrics, self._expiry_boundaries = room, metrics, expiry_boundaries
+        self._pool, self._producer, self._arbiter = pool, producer, arbiter
+        self._queue, self._metrics, self._expiry_boundaries = queue, metrics, expiry_boundaries
 
     async def decide(self, batch: Sequence[PendingBoundary], active: ActivePolicy) -> None:
-        """Decide for boundaries that are complete.
+        """Decide boundaries whose rows are complete.
 
         Raises:
-            one of TRANSIENT: Postgres or Kafka is away; what is not in the log comes again.
+            one of TRANSIENT_ERRORS: Postgres or Kafka is away. A later poll finds what is not in the log.
         """
-        views = await self._read_views(batch)
-        seen = [(pending, view) for pending, view in zip(batch, views, strict=True) if isinstance(view, GraphView)]
-        chosen = await asyncio.to_thread(active.policy.choose_all, [view for _pending, view in seen]) if seen else []
-        made = [self._made(pending, view, one, active) for (pending, view), one in zip(seen, chosen, strict=True)]
-        broken = [(p, view) for p, view in zip(batch, views, strict=True) if not isinstance(view, GraphView)]
-        made += [m for pending, error in broken if (m := self._given_up(pending, error, active)) is not None]
-        await self._write(made, active)
+        results = list(zip(batch, await self._read_views(batch), strict=True))
+        viewed = [(pending, view) for pending, view in results if isinstance(view, GraphView)]
+        sampled = await asyncio.to_thread(active.policy.choose_all, [view for _p, view in viewed]) if viewed else []
+        decisions = [self._decision(*one, active) for one in zip(viewed, sampled, strict=True)]
+        for pending, error in results:
+            if isinstance(error, BaseException) and self._is_abandoned(pending, error):
+                reason = FAILED_VIEW_REASON.format(_describe(error))
+                decisions.append(_Decision(pending, wait_without_view(pending, active, reason)))
+        await self._write(decisions, active)
 
-    async def decide_blindly(self, batch: Sequence[PendingBoundary], active: ActivePolicy, reason: str) -> None:
-        """WAIT for boundaries whose rows did not come.
+    async def decide_without_views(self, batch: Sequence[PendingBoundary], active: ActivePolicy, reason: str) -> None:
+        """Decide WAIT for boundaries whose rows did not arrive.
 
         Raises:
             UnavailableError, NotAllowedError: as ``decide``.
         """
-        await self._write([_Made(p, decision_events.wait_without_view(p, active, reason)) for p in batch], active)
+        await self._write([_Decision(p, wait_without_view(p, active, reason)) for p in batch], active)
 
     async def _read_views(self, batch: Sequence[PendingBoundary]) -> list[GraphView | BaseException]:
-        """The view of each, or what kept it from being made."""
+        """Return the view of each boundary, or the error that prevented it."""
         num_parts = min(self._pool.get_max_size(), -(-len(batch) // MIN_PART))
         size = -(-len(batch) // num_parts)
         parts = [batch[n : n + size] for n in range(0, len(batch), size)]
-        found = await asyncio.gather(*map(self._read_part, parts))
-        views = [view for part in found for view in part]
-        errors = [view for view in views if isinstance(view, TRANSIENT)]
+        views = [view for part in await asyncio.gather(*map(self._read_part, parts)) for view in part]
+        errors = [view for view in views if isinstance(view, TRANSIENT_ERRORS)]
         if errors and len(errors) == len(views):
             raise errors[0]
         return views
 
     async def _read_part(self, part: Sequence[PendingBoundary]) -> list[GraphView | BaseException]:
-        """Read together, or one by one where that fails, so that the one that breaks is known."""
+        """Read boundaries together; if that fails, one by one, to find which of them fails."""
         try:
             rows = await self._read_rows(part)
         except Exception as error:
             if len(part) == 1 or isinstance(error, CONNECTION_LOST_ERRORS):
                 return [error] * len(part)
             return [view for pending in part for view in await self._read_part([pending])]
-        return [_assembled(pending, one) for pending, one in zip(part, rows, strict=True)]
+        return [_assemble(pending, one) for pending, one in zip(part, rows, strict=True)]
 
     async def _read_rows(self, part: Sequence[PendingBoundary]) -> list[ViewRows | None]:
-        names = [(pending.run_id, pending.incarnation, pending.boundary) for pending in part]
+        keys = [(pending.run_id, pending.incarnation, pending.boundary) for pending in part]
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            return await read_many_view_rows(connection, names)
+            return await read_many_view_rows(connection, keys)
 
-    def _made(self, pending: PendingBoundary, view: GraphView, chosen: SampledChoice, active: ActivePolicy) -> _Made:
-        if chosen.error is not None:
+    def _decision(
+        self, viewed: tuple[PendingBoundary, GraphView], sampled: SampledChoice, active: ActivePolicy
+    ) -> _Decision:
+        pending, view = viewed
+        if sampled.error is not None:
             self._metrics.decision_failed("policy")
             with traced(pending.traceparent):
-                _log.error("policy.failed", run=view.run_id, boundary=view.boundary, error=chosen.error)
-        decision = decision_events.decision_message(view, chosen, pending, active)
-        return _Made(pending, decision, view, decision_events.unsent_of(decision, chosen))
-
-    def _given_up(
-        self, pending: PendingBoundary, error: GraphView | BaseException, active: ActivePolicy
-    ) -> _Made | None:
-        """WAIT for a boundary whose view cannot be made, if it was tried for long enough."""
-        told = f"{type(error).__name__}: {error}"
-        self._metrics.decision_failed("view")
-        is_over = self._room.broke(pending)
-        with traced(pending.traceparent):
-            tell = _log.error if is_over else _log.warning
-            tell("view.build_failed", run=pending.run_id, boundary=pending.boundary, error=told, is_given_up=is_over)
-        if not is_over:
-            return None
-        return _Made(
-            pending, decision_events.wait_without_view(pending, active, decision_events.BROKEN_REASON.format(told))
+                _log.error("policy.failed", run=view.run_id, boundary=view.boundary, error=sampled.error)
+        message = decision_message(view, sampled, pending, active)
+        if sampled.choice.action is Action.WAIT:
+            return _Decision(pending, message, view)
+        assert isinstance(message.data, DecisionMade)
+        command = command_message(
+            message.data,
+            sampled.choice,
+            self._expiry_boundaries,
+            decision_id=message.id,
+            traceparent=message.traceparent,
         )
+        return _Decision(pending, message, view, command)
 
-    async def _write(self, made: Sequence[_Made], active: ActivePolicy) -> None:
+    def _is_abandoned(self, pending: PendingBoundary, error: BaseException) -> bool:
+        """Report a boundary whose view cannot be made, and schedule a retry; True if it was tried for long enough."""
+        self._metrics.decision_failed("view")
+        is_over = self._queue.view_failed(pending)
+        with traced(pending.traceparent):
+            log = _log.error if is_over else _log.warning
+            fields = {"run": pending.run_id, "boundary": pending.boundary, "is_given_up": is_over}
+            log("view.build_failed", error=_describe(error), **fields)
+        return is_over
+
+    async def _write(self, decisions: Sequence[_Decision], active: ActivePolicy) -> None:
         errors: list[EsperError] = []
-        written = await self._write_views(made, active, errors)
-        places = await self._deliver([m.decision for m in written], errors)
-        told = [(m, place) for m, place in zip(written, places, strict=True) if isinstance(place, Position)]
-        for one, _place in told:
-            self._note(one)
-        await self._command([(m, place) for m, place in told if m.unsent is not None], errors)
+        ready = await self._write_views(decisions, active, errors)
+        results = await self._deliver([d.message for d in ready], errors)
+        written = [(d, result) for d, result in zip(ready, results, strict=True) if isinstance(result, Position)]
+        for decision, _position in written:
+            self._report(decision)
+        await self._write_commands([(d, position) for d, position in written if d.command is not None], errors)
         for error in errors:
             raise error
 
-    async def _write_views(self, made: Sequence[_Made], active: ActivePolicy, errors: list[EsperError]) -> list[_Made]:
-        """Those whose decision may follow; one whose view no broker takes (too large) waits, and says so."""
-        seeing = [m for m in made if m.view is not None]
-        places = await self._deliver(
-            [decision_events.recorded_view(m.view, m.pending) for m in seeing if m.view], errors
-        )
-        written = [m for m in made if m.view is None]
-        for one, place in zip(seeing, places, strict=True):
-            if isinstance(place, Position):
-                written.append(one)
-            elif not isinstance(place, KAFKA_TRANSIENT_ERRORS):
+    async def _write_views(
+        self, decisions: Sequence[_Decision], active: ActivePolicy, errors: list[EsperError]
+    ) -> list[_Decision]:
+        """Return the decisions that may be written. If the broker refuses a view (too large), the decision is WAIT."""
+        ready = [d for d in decisions if d.view is None]
+        viewed = [(d, d.view) for d in decisions if d.view is not None]
+        results = await self._deliver([view_message(view, d.pending) for d, view in viewed], errors)
+        for (decision, _view), result in zip(viewed, results, strict=True):
+            pending = decision.pending
+            if isinstance(result, Position):
+                ready.append(decision)
+            elif not isinstance(result, KAFKA_TRANSIENT_ERRORS):
                 self._metrics.decision_failed("record")
-                _log.error("view.refused", run=one.pending.run_id, boundary=one.pending.boundary, error=str(place))
-                reason = decision_events.BROKEN_REASON.format(f"the log does not take it: {place}")
-                written.append(_Made(one.pending, decision_events.wait_without_view(one.pending, active, reason)))
-        return written
+                _log.error("view.refused", run=pending.run_id, boundary=pending.boundary, error=str(result))
+                reason = FAILED_VIEW_REASON.format(f"Kafka refuses it: {result}")
+                ready.append(_Decision(pending, wait_without_view(pending, active, reason)))
+        return ready
 
-    async def _command(self, told: Sequence[tuple[_Made, Position]], errors: list[EsperError]) -> None:
-        """Send the commands of the decisions that count. What is left out is found again in the projections."""
-        if not told:
+    async def _write_commands(self, written: Sequence[tuple[_Decision, Position]], errors: list[EsperError]) -> None:
+        """Write the commands of the decisions that count. A later poll finds the others in the projections."""
+        if not written:
             return
-        are_first = await self._first.are_first([(one.decision, place) for one, place in told])
-        unsent = [
-            one.unsent for (one, _place), is_first in zip(told, are_first, strict=True) if is_first and one.unsent
-        ]
-        self._metrics.decisions_superseded(len(told) - len(unsent))
-        places = await self._deliver([decision_events.command_for(u, self._expiry_boundaries) for u in unsent], errors)
-        for one, place in zip(unsent, places, strict=True):
-            if isinstance(place, Position):
-                self._room.commanded(one.event_id)
+        are_first = await self._arbiter.are_first([(d.message, position) for d, position in written])
+        commands = [d.command for (d, _p), is_first in zip(written, are_first, strict=True) if is_first and d.command]
+        self._metrics.decisions_superseded(len(written) - len(commands))
+        for command, result in zip(commands, await self._deliver(commands, errors), strict=True):
+            if isinstance(result, Position):
+                assert command.causation_id is not None
+                self._queue.mark_commanded(command.causation_id)
                 self._metrics.command_recorded(is_resent=False)
 
     async def _deliver(
         self, messages: Sequence[OonaMessage], errors: list[EsperError]
     ) -> list[Position | EsperError | None]:
-        """Write them together: the place of each, or what kept it from the log; what is away is noted in ``errors``."""
+        """Return the position of each message, or the error that kept it out of the log.
+
+        Transient errors are also added to ``errors``.
+        """
         if not messages:
             return []
         found = await self._producer.deliver([encode(m) for m in messages])
         errors += [d.error for d in found if isinstance(d.error, KAFKA_TRANSIENT_ERRORS)]
         return [d.position if d.error is None else d.error for d in found]
 
-    def _note(self, one: _Made) -> None:
-        event = one.decision.data
+    def _report(self, decision: _Decision) -> None:
+        event = decision.message.data
         assert isinstance(event, DecisionMade)
-        self._metrics.decision_recorded(one.decision, self._room.decided(one.pending))
-        if one.unsent is None:
+        self._metrics.decision_recorded(decision.message, self._queue.mark_decided(decision.pending))
+        if decision.command is None:
             return
-        with traced(one.pending.traceparent):
+        with traced(decision.pending.traceparent):
             _log.info(
                 "decision.made",
                 run=event.run_id,
@@ -222,12 +238,16 @@ class BatchDecider:
             )
 
 
-def _assembled(pending: PendingBoundary, rows: ViewRows | None) -> GraphView | BaseException:
+def _assemble(pending: PendingBoundary, rows: ViewRows | None) -> GraphView | BaseException:
     if rows is None:
-        return UnavailableError(f"boundary {pending.boundary} of {pending.run_id} is not in the projections any more")
+        return UnavailableError(f"boundary {pending.boundary} of {pending.run_id} is no longer in the projections")
     try:
         view = assemble(rows)
-        view.digest  # noqa: B018 - encodes it: whatever is wrong with a view shows here, where it is this boundary's alone
+        view.digest  # noqa: B018 - encodes the view here, so that an error affects this boundary alone
     except Exception as error:
         return error
     return view
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

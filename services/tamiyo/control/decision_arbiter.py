@@ -1,12 +1,12 @@
-"""Whose decision counts: the first in the log for its boundary, read from the log itself.
+"""Arbitrates between controllers: the first decision in the log for a boundary counts.
 
-Two controllers may decide for one boundary, with one id and not always alike: they act by different versions for a
-moment, or one was stopped and writes late. The command has the decision's id, and a trainer applies the first that it
-gets; so only he may send it whose decision counts. What the projections hold is folded already; this follows
-control.tamiyo.decisions from there on, and answers a few milliseconds after a decision was acknowledged.
+Two controllers can decide the same boundary under one id and differ: they run different policy versions for a moment,
+or one was paused and writes late. The command has the decision's id and a trainer applies the first one it gets, so
+only the controller whose decision counts may send it. The projections hold the older decisions. The arbiter follows
+control.tamiyo.decisions from there, and answers a few milliseconds after a decision was acknowledged.
 
-Invariant: "yes" is said only of a decision before which the log has no other for its boundary. Everything else,
-doubt too, is "no": then the command is sent once the projections show which decision counts.
+Invariant: "first" is returned only for a decision before which the log has no other one for its boundary. In doubt the
+answer is no; the command is sent once the projections show which decision counts.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import DECISIONS
 
 MAX_RUNS = 10_000
-"""So many runs' newest boundaries are remembered; of another one nothing is known, and "no" is said."""
+"""Number of runs whose newest boundary is remembered. For any other run the answer is no."""
 
-ANSWER_S = 2.0  # a log that does not answer in this time is not waited for
-RETRY_S = (0.2, 2.0)  # first and longest wait before the log is followed again
+ANSWER_TIMEOUT_S = 2.0  # how long to wait for the log; a longer wait delays the next batch
+RETRY_S = (0.2, 2.0)  # first and longest wait before the log is followed again after an error
 
 _log = get_logger(__name__)
 
 
-class _Newest(NamedTuple):
+class _FirstDecision(NamedTuple):
     incarnation: int
     boundary: int
     value: bytes
@@ -48,12 +48,12 @@ class DecisionArbiter:
     def __init__(self, kafka: KafkaSettings, start: Mapping[int, int]) -> None:
         self._kafka = kafka
         self._next = {n: start.get(n, 0) for n in range(DECISIONS.num_partitions)}
-        self._newest: OrderedDict[str, _Newest] = OrderedDict()
-        self._moved = asyncio.Condition()
+        self._newest: OrderedDict[str, _FirstDecision] = OrderedDict()
+        self._advanced = asyncio.Condition()
         self._following: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._following = asyncio.create_task(self._follow(), name="tamiyo-first-decisions")
+        self._following = asyncio.create_task(self._follow(), name="tamiyo-decision-arbiter")
         return self
 
     async def __aexit__(
@@ -65,18 +65,18 @@ class DecisionArbiter:
                 await self._following
 
     def is_decided(self, run_id: str, incarnation: int, boundary: int) -> bool:
-        """Whether a decision for this boundary, or a later one of its run, was read from the log."""
+        """Return whether the log has a decision for this boundary, or for a later one of its run."""
         newest = self._newest.get(run_id)
         return newest is not None and newest[:2] >= (incarnation, boundary)
 
     async def are_first(self, decisions: Sequence[tuple[OonaMessage, Position]]) -> list[bool]:
-        """Whether each, acknowledged at its position, counts for its boundary; False where that is not known."""
+        """Return whether each decision, acknowledged at its position, counts for its boundary; False if unknown."""
         ends: dict[int, int] = {}
         for _decision, position in decisions:
             ends[position.partition] = max(ends.get(position.partition, 0), position.offset + 1)
         with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_S), self._moved:
-                await self._moved.wait_for(lambda: all(self._next[n] >= end for n, end in ends.items()))
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._advanced:
+                await self._advanced.wait_for(lambda: all(self._next[n] >= end for n, end in ends.items()))
         return [self._is_first(decision, position) for decision, position in decisions]
 
     def _is_first(self, decision: OonaMessage, position: Position) -> bool:
@@ -84,7 +84,7 @@ class DecisionArbiter:
         assert isinstance(event, DecisionMade)
         if not 0 <= position.offset < self._next[position.partition]:
             return False
-        # by value, not by place: a resend of the same decision may lie before this one
+        # compares values, not positions: an equal decision that was sent twice may have an earlier position
         return self._newest.get(event.run_id) == (event.incarnation, event.boundary, encode(decision).value)
 
     async def _follow(self) -> None:
@@ -95,8 +95,8 @@ class DecisionArbiter:
                     async for record in records:
                         self._read(record)
                         backoff.reset()
-                        async with self._moved:
-                            self._moved.notify_all()
+                        async with self._advanced:
+                            self._advanced.notify_all()
             except (EsperError, OSError) as error:
                 _log.warning("decision_log.read_failed", error=str(error))
             await backoff.wait()
@@ -106,12 +106,12 @@ class DecisionArbiter:
         try:
             event = record.decode().data
         except ContractError:
-            return  # the projections set it aside: it counts for nobody
+            return  # a dead letter in the projections: it counts for no boundary
         if not isinstance(event, DecisionMade):
             return
         newest = self._newest.get(event.run_id)
         if newest is None or newest[:2] < (event.incarnation, event.boundary):
-            self._newest[event.run_id] = _Newest(event.incarnation, event.boundary, record.value or b"")
+            self._newest[event.run_id] = _FirstDecision(event.incarnation, event.boundary, record.value or b"")
         self._newest.move_to_end(event.run_id)
         if len(self._newest) > MAX_RUNS:
             self._newest.popitem(last=False)

@@ -1,18 +1,14 @@
-"""From a choice to events: the view that was seen, the decision, the command that carries it out.
+"""Events of a decision: the view it is based on, the decision, and the command that carries it out.
 
-Pure: ids follow from (run, incarnation, boundary), so that saying it twice says the same thing.
+Pure. Ids follow from (run, incarnation, boundary), so a repeated decision for a boundary has the same id.
 """
 
-import base64
-from dataclasses import dataclass
 from uuid import UUID
 
-import zstandard
-
 from esper.graph.features import VIEW_VERSION
-from esper.graph.graph_view import GraphView, KernelView, SeedView
+from esper.graph.graph_view import GraphView
 from esper.schemas import ids
-from esper.schemas.enums import Action, SeedStage
+from esper.schemas.enums import Action
 from esper.schemas.events import (
     AnyCommand,
     CullSeed,
@@ -23,74 +19,56 @@ from esper.schemas.events import (
     ViewRecorded,
 )
 from esper.schemas.messages import OonaMessage
+from esper.services.tamiyo.control.legal_choices import Choice
+from esper.services.tamiyo.control.recorded_view import pack_view
 from esper.services.tamiyo.policies import SampledChoice
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
 from esper.streams.read_models.pending_boundaries import PendingBoundary, UncommandedDecision
 
 SOURCE = "tamiyo"
-STALE_REASON = "the views did not become complete within {:.1f} s: nothing is decided on half a picture"
-MAX_REASON_CHARS = 2000  # what the contract allows
-BROKEN_REASON = "the view of this boundary cannot be made, so nothing is done: {:.500}"
+MAX_REASON_CHARS = 2000  # the contract's limit
+STALE_REASON = "wait: the view was still incomplete after {:.1f} s"
+FAILED_VIEW_REASON = "wait: the view of this boundary cannot be made ({:.500})"
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionWithoutCommand:
-    """What a command is made of. ``stage`` is the seed's when it was decided."""
-
-    run_id: str
-    incarnation: int
-    boundary: int
-    step: int
-    action: str
-    layer_id: str
-    seed_id: int
-    blueprint_id: str | None
-    event_id: UUID
-    traceparent: str | None
-    blueprint_version: int | None
-    kernel_sha256: str | None
-    size_bytes: int | None
-    stage: SeedStage
-
-
-def recorded_view(view: GraphView, pending: PendingBoundary) -> OonaMessage:
-    """The exact bytes that the decision sees."""
+def view_message(view: GraphView, pending: PendingBoundary) -> OonaMessage:
+    """Return the event with the exact bytes of the view that a decision is based on."""
     event = ViewRecorded(
         run_id=view.run_id,
         incarnation=view.incarnation,
         boundary=view.boundary,
         view_version=VIEW_VERSION,
         digest=view.digest,
-        view_zstd=base64.b64encode(zstandard.compress(view.to_bytes())),
+        view_zstd=pack_view(view),
     )
     return _caused_by_boundary(event, ids.view_id(view.run_id, view.incarnation, view.boundary), pending)
 
 
 def decision_message(
-    view: GraphView, chosen: SampledChoice, pending: PendingBoundary, active: ActivePolicy
+    view: GraphView, sampled: SampledChoice, pending: PendingBoundary, active: ActivePolicy
 ) -> OonaMessage:
-    """The decision for a complete boundary."""
-    seed, kernel = chosen.choice.seed, chosen.choice.kernel
+    """Return the decision for a complete boundary."""
+    seed, kernel = sampled.choice.seed, sampled.choice.kernel
     event = DecisionMade(
         run_id=view.run_id,
         incarnation=view.incarnation,
         boundary=view.boundary,
         step=view.step,
-        action=chosen.choice.action,
+        action=sampled.choice.action,
         layer_id=seed.layer_id if seed else None,
         seed_id=seed.seed_id if seed else None,
         blueprint_id=kernel.blueprint_id if kernel else None,
-        probability=min(1.0, chosen.probability),
-        policy_id=active.policy_id,
-        policy_version=active.version,
-        reason=chosen.reason[:MAX_REASON_CHARS],
+        probability=min(1.0, sampled.probability),
+        policy_id=active.version.policy_id,
+        policy_version=active.version.version,
+        reason=sampled.reason[:MAX_REASON_CHARS],
         view_digest=view.digest,
     )
     return _caused_by_boundary(event, _decision_id(pending), pending)
 
 
 def wait_without_view(pending: PendingBoundary, active: ActivePolicy, reason: str) -> OonaMessage:
-    """WAIT without a view: the rows are behind, or no view can be made of them. ``reason`` says which."""
+    """Return a WAIT for a boundary whose rows are late, or of whose rows no view can be made."""
     event = DecisionMade(
         run_id=pending.run_id,
         incarnation=pending.incarnation,
@@ -98,93 +76,56 @@ def wait_without_view(pending: PendingBoundary, active: ActivePolicy, reason: st
         step=pending.step,
         action=Action.WAIT,
         probability=1.0,
-        policy_id=active.policy_id,
-        policy_version=active.version,
+        policy_id=active.version.policy_id,
+        policy_version=active.version.version,
         reason=reason,
         stale=True,
     )
     return _caused_by_boundary(event, _decision_id(pending), pending)
 
 
-def unsent_of(decision: OonaMessage, chosen: SampledChoice) -> DecisionWithoutCommand | None:
-    """What its command is made of; None for WAIT."""
-    event, seed, kernel = decision.data, chosen.choice.seed, chosen.choice.kernel
-    if not isinstance(event, DecisionMade) or seed is None:
-        return None
-    return _unsent(event, seed, kernel, decision.id, decision.traceparent)
-
-
-def unsent_again(undone: UncommandedDecision, view: GraphView) -> DecisionWithoutCommand | None:
-    """The same of a decision in the log and the view that it saw; None where that does not offer what was decided."""
-    layer = next((one for one in view.layers if one.layer_id == undone.layer_id), None)
-    place = (undone.layer_id, undone.seed_id)
-    seed = next((one for one in view.seeds if (one.layer_id, one.seed_id) == place), None)
-    if layer is None or seed is None:
-        return None
-    fitting = (undone.blueprint_id, layer.kind, layer.num_features)
-    kernel = next((k for k in view.kernels if (k.blueprint_id, k.target, k.num_features) == fitting), None)
-    if undone.action == Action.GERMINATE and kernel is None:
-        return None
-    return _unsent(undone, seed, kernel, undone.event_id, undone.traceparent)
-
-
-def _unsent(
+def command_message(
     decision: DecisionMade | UncommandedDecision,
-    seed: SeedView,
-    kernel: KernelView | None,
-    event_id: UUID,
+    choice: Choice,
+    expiry_boundaries: int,
+    *,
+    decision_id: UUID,
     traceparent: str | None,
-) -> DecisionWithoutCommand:
-    return DecisionWithoutCommand(
-        run_id=decision.run_id,
-        incarnation=decision.incarnation,
-        boundary=decision.boundary,
-        step=decision.step,
-        action=decision.action,
-        layer_id=seed.layer_id,
-        seed_id=seed.seed_id,
-        blueprint_id=decision.blueprint_id,
-        event_id=event_id,
-        traceparent=traceparent,
-        blueprint_version=kernel.blueprint_version if kernel else None,
-        kernel_sha256=kernel.kernel_sha256 if kernel else None,
-        size_bytes=kernel.size_bytes if kernel else None,
-        stage=seed.stage,
-    )
+) -> OonaMessage:
+    """Return the command that carries out a decision.
 
-
-def command_for(decision: DecisionWithoutCommand, expiry_boundaries: int) -> OonaMessage:
-    """The command that carries a decision out."""
+    Args:
+        choice: the decided choice, from the view that the decision names; not WAIT.
+        expiry_boundaries: for how many boundaries the command stays valid.
+    """
+    assert choice.seed is not None
     steps_per_boundary = max(1, decision.step // decision.boundary)
     common = {
         "run_id": decision.run_id,
         "incarnation": decision.incarnation,
         "boundary": decision.boundary,
-        "decision_id": decision.event_id,
-        "layer_id": decision.layer_id,
-        "seed_id": decision.seed_id,
+        "decision_id": decision_id,
+        "layer_id": choice.seed.layer_id,
+        "seed_id": choice.seed.seed_id,
         "expires_at_step": decision.step + expiry_boundaries * steps_per_boundary,
     }
     event: AnyCommand
-    match decision.action:
+    match choice.action:
         case Action.GERMINATE:
+            assert choice.kernel is not None
             kernel = {
-                "blueprint_id": decision.blueprint_id,
-                "blueprint_version": decision.blueprint_version,
-                "kernel_sha256": decision.kernel_sha256,
-                "kernel_size_bytes": decision.size_bytes,
+                "blueprint_id": choice.kernel.blueprint_id,
+                "blueprint_version": choice.kernel.blueprint_version,
+                "kernel_sha256": choice.kernel.kernel_sha256,
+                "kernel_size_bytes": choice.kernel.size_bytes,
             }
             event = GerminateSeed.model_validate({**common, **kernel})
         case Action.FOSSILIZE:
             event = FossilizeSeed.model_validate(common)
         case _:
-            event = CullSeed.model_validate({**common, "expected_stage": decision.stage})
+            event = CullSeed.model_validate({**common, "expected_stage": choice.seed.stage})
     return OonaMessage.of(
-        event,
-        id=ids.command_id(decision.event_id),
-        source=SOURCE,
-        causation_id=decision.event_id,
-        traceparent=decision.traceparent,
+        event, id=ids.command_id(decision_id), source=SOURCE, causation_id=decision_id, traceparent=traceparent
     )
 
 

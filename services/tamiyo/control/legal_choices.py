@@ -1,7 +1,7 @@
-"""What can be chosen at a boundary: WAIT, or one action for one seed.
+"""The legal choices at a boundary: WAIT, or one action for one seed.
 
-A wide model has tens of thousands of choices. So they are kept as columns, and one becomes an object
-when it is looked at.
+A wide model has tens of thousands of choices, so they are kept as columns. A choice becomes an object when it is
+accessed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,21 +14,23 @@ from numpy.typing import NDArray
 from esper.graph.features import Level
 from esper.graph.graph_view import GraphView, KernelView, SeedView
 from esper.schemas.enums import Action, LayerKind, SeedStage
+from esper.schemas.events import DecisionMade
 from esper.schemas.lifecycle import ACTIVE_STAGES
+from esper.streams.read_models.pending_boundaries import UncommandedDecision
 
 Indices = NDArray[np.int64]
 
-_STAGES = {stage: n for n, stage in enumerate(SeedStage)}
-_NUM_ENDS: Indices = np.array([(s in ACTIVE_STAGES) + (s is SeedStage.EVALUATING) for s in SeedStage], dtype=np.int64)
-"""Choices that a seed of each stage has to end: culling what is under way, and making permanent what is judged."""
+ENDING_ACTIONS = (Action.CULL, Action.FOSSILIZE)
+"""The actions for an active seed, in the order of its choices. The second one is legal in EVALUATING alone."""
 
-END_STAGES = (Action.CULL, Action.FOSSILIZE)
-"""What can end what is under way in a seed, in the order of its choices."""
+_STAGES = {stage: n for n, stage in enumerate(SeedStage)}
+_NUM_ENDING: Indices = np.array([(s in ACTIVE_STAGES) + (s is SeedStage.EVALUATING) for s in SeedStage], dtype=np.int64)
+"""By stage, how many of ``ENDING_ACTIONS`` are legal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One thing to do. ``kernel`` goes with GERMINATE alone, ``seed`` with all but WAIT."""
+    """An action and what it acts on. Only GERMINATE has a ``kernel``; all but WAIT have a ``seed``."""
 
     action: Action
     seed: SeedView | None = None
@@ -39,38 +41,41 @@ WAIT = Choice(Action.WAIT)
 
 
 class LegalChoices(Sequence[Choice]):
-    """Everything that the lifecycle and the kernels at hand allow; WAIT is the first.
+    """All choices that the lifecycle and the available kernels allow; WAIT is the first.
 
-    After it come those of each seed, in the view's order: a dormant seed's kernels that fit, in the
-    view's order; of one that is under way its end, and in EVALUATING also its permanence.
+    The choices of each seed follow, in the view's order: for a dormant seed the kernels that fit, in the view's order;
+    for an active seed CULL, and in EVALUATING also FOSSILIZE.
 
-    C: choices, S: seeds, L: layers.
+    C: choices, S: seeds.
 
     Attributes:
-        first: (S,) int64, the place of each seed's first choice.
-        fitting: for each way to fit (kind and width of a layer) the kernels, as indices.
-        fit: (S,) int64, the way of each dormant seed's layer; -1 for other seeds.
+        first_choice: (S,) int64, the index of each seed's first choice.
+        kernels_by_shape: for each layer shape (kind and number of features) the indices of the kernels that fit.
+        seed_shape: (S,) int64, the layer shape of each dormant seed; -1 for other seeds.
         seed_layer: (S,) int64, the layer of each seed.
     """
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
-        layers, seeds, fitted = (view.columns[level] for level in (Level.LAYER, Level.SEED, Level.KERNEL))
-        ways: dict[tuple[LayerKind, int], int] = {}
-        found = [ways.setdefault(way, len(ways)) for way in zip(layers["kind"], layers["num_features"], strict=True)]
-        kernels: list[list[int]] = [[] for _way in ways]
-        for n, fits in enumerate(zip(fitted["target"], fitted["num_features"], strict=True)):
-            if (way := ways.get(fits)) is not None:
-                kernels[way].append(n)
-        self.fitting = tuple(np.array(those, dtype=np.int64) for those in kernels)
-        stages = codes_of(seeds["stage"], _STAGES)
+        layers, seeds, kernels = (view.columns[level] for level in (Level.LAYER, Level.SEED, Level.KERNEL))
+        shapes: dict[tuple[LayerKind, int], int] = {}
+        layer_shapes = zip(layers["kind"], layers["num_features"], strict=True)
+        layer_shape = np.array([shapes.setdefault(shape, len(shapes)) for shape in layer_shapes], dtype=np.int64)
+        fitting: list[list[int]] = [[] for _shape in shapes]
+        for n, target in enumerate(zip(kernels["target"], kernels["num_features"], strict=True)):
+            if (shape := shapes.get(target)) is not None:
+                fitting[shape].append(n)
+        self.kernels_by_shape = tuple(np.array(indices, dtype=np.int64) for indices in fitting)
+        stages = category_codes(seeds["stage"], _STAGES)
         is_dormant = stages == _STAGES[SeedStage.DORMANT]
-        self.seed_layer = codes_of(seeds["layer_id"], view.layer_rows)
-        of_layer = np.array(found, dtype=np.int64)[self.seed_layer]
-        sizes = np.array([len(those) for those in kernels], dtype=np.int64)
-        self.fit: Indices = np.where(is_dormant, of_layer, -1)
-        self._counts: Indices = np.where(is_dormant, sizes[of_layer] if len(sizes) else 0, _NUM_ENDS[stages])
-        self.first: Indices = 1 + np.cumsum(self._counts) - self._counts
+        self.seed_layer = category_codes(seeds["layer_id"], view.layer_rows)
+        shape_of_seed = layer_shape[self.seed_layer]
+        num_fitting = np.array([len(indices) for indices in fitting], dtype=np.int64)
+        self.seed_shape: Indices = np.where(is_dormant, shape_of_seed, -1)
+        self._counts: Indices = np.where(
+            is_dormant, num_fitting[shape_of_seed] if len(num_fitting) else 0, _NUM_ENDING[stages]
+        )
+        self.first_choice: Indices = 1 + np.cumsum(self._counts) - self._counts
 
     def __len__(self) -> int:
         return 1 + int(self._counts.sum())
@@ -90,64 +95,76 @@ class LegalChoices(Sequence[Choice]):
     def __iter__(self) -> Iterator[Choice]:
         kernels = tuple(self._view.kernels)
         yield WAIT
-        for seed, way, count in zip(self._view.seeds, self.fit.tolist(), self._counts.tolist(), strict=True):
-            if way < 0:
-                yield from (Choice(action, seed) for action in END_STAGES[:count])
+        for seed, shape, count in zip(self._view.seeds, self.seed_shape.tolist(), self._counts.tolist(), strict=True):
+            if shape < 0:
+                yield from (Choice(action, seed) for action in ENDING_ACTIONS[:count])
             else:
-                yield from (Choice(Action.GERMINATE, seed, kernels[n]) for n in self.fitting[way].tolist())
+                yield from (Choice(Action.GERMINATE, seed, kernels[n]) for n in self.kernels_by_shape[shape].tolist())
 
     def at(self, index: int) -> tuple[Action, int | None, int | None]:
-        """One choice: its action, the index of its seed and that of its kernel.
+        """Return a choice as its action, the index of its seed and the index of its kernel.
 
         Raises:
-            IndexError: there are fewer.
+            IndexError: there are fewer choices.
         """
         index = range(len(self))[index]
         if index == 0:
             return Action.WAIT, None, None
-        seed = int(self.first.searchsorted(index, side="right")) - 1
-        way, place = self.fit[seed], index - int(self.first[seed])
-        return (END_STAGES[place], seed, None) if way < 0 else (Action.GERMINATE, seed, int(self.fitting[way][place]))
+        seed = int(self.first_choice.searchsorted(index, side="right")) - 1
+        shape, offset = self.seed_shape[seed], index - int(self.first_choice[seed])
+        if shape < 0:
+            return ENDING_ACTIONS[offset], seed, None
+        return Action.GERMINATE, seed, int(self.kernels_by_shape[shape][offset])
 
-    def ends(self, action: Action) -> tuple[Indices, Indices]:
-        """(N,), (N,): the seeds that an end is open to, and the place of that choice."""
-        place = END_STAGES.index(action)
-        seeds = np.flatnonzero((self.fit < 0) & (self._counts > place))
-        return seeds, self.first[seeds] + place
+    def find(self, decision: DecisionMade | UncommandedDecision) -> int | None:
+        """Return the index of the choice that a decision names; None if it is not legal here."""
+        wanted = (decision.action, decision.layer_id, decision.seed_id, decision.blueprint_id)
+        for n, choice in enumerate(self):
+            seed, kernel = choice.seed, choice.kernel
+            place = (seed.layer_id, seed.seed_id) if seed else (None, None)
+            if (choice.action, *place, kernel.blueprint_id if kernel else None) == wanted:
+                return n
+        return None
+
+    def ending(self, action: Action) -> tuple[Indices, Indices]:
+        """Return the seeds for which an ending action is legal, and the indices of these choices, (N,) each."""
+        offset = ENDING_ACTIONS.index(action)
+        seeds = np.flatnonzero((self.seed_shape < 0) & (self._counts > offset))
+        return seeds, self.first_choice[seeds] + offset
 
 
 class SingleChoice:
-    """One of the legal choices, by itself, with the same columns: to learn from what was chosen."""
+    """One of the legal choices with the columns of ``LegalChoices``: training scores the chosen one alone."""
 
     def __init__(self, choices: LegalChoices, index: int) -> None:
         self._action, seed, kernel = choices.at(index)
         self._seeds: Indices = np.array([] if seed is None else [seed], dtype=np.int64)
         self.seed_layer = choices.seed_layer
-        self.fit: Indices = np.full(len(choices.fit), -1, dtype=np.int64)
-        self.first: Indices = np.zeros(len(choices.fit), dtype=np.int64)
-        self.fitting: tuple[Indices, ...] = ()
+        self.seed_shape: Indices = np.full(len(choices.seed_shape), -1, dtype=np.int64)
+        self.first_choice: Indices = np.zeros(len(choices.seed_shape), dtype=np.int64)
+        self.kernels_by_shape: tuple[Indices, ...] = ()
         if kernel is not None:
-            self.fit[seed] = 0
-            self.fitting = (np.array([kernel], dtype=np.int64),)
+            self.seed_shape[seed] = 0
+            self.kernels_by_shape = (np.array([kernel], dtype=np.int64),)
 
     def __len__(self) -> int:
         return 1
 
-    def ends(self, action: Action) -> tuple[Indices, Indices]:
-        """As those of all choices."""
+    def ending(self, action: Action) -> tuple[Indices, Indices]:
+        """Return what ``LegalChoices.ending`` does."""
         seeds = self._seeds if action is self._action else self._seeds[:0]
         return seeds, np.zeros_like(seeds)
 
 
-def codes_of(names: Sequence[Any], codes: Mapping[Any, int]) -> Indices:
-    """(N,): the number of each name. Views have thousands of them, so it takes them without a line of Python each.
+def category_codes(names: Sequence[Any], codes: Mapping[Any, int]) -> Indices:
+    """Return the code of each name, (N,), without a Python loop: views have thousands of names.
 
     Raises:
-        KeyError: one has no number.
+        KeyError: a name has no code.
     """
     return np.fromiter(map(codes.__getitem__, names), dtype=np.int64, count=len(names))
 
 
 def legal_choices(view: GraphView) -> LegalChoices:
-    """All legal choices of a view, always in one order."""
+    """Return all legal choices of a view, always in the same order."""
     return LegalChoices(view)

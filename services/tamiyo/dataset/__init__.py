@@ -1,1 +1,1 @@
-"""From the log to experiences: views, decisions and field reports, joined by causation, the same each time."""
+"""Experiences from the log: views, decisions and field reports joined by causation, reproducibly."""

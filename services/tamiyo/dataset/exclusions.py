@@ -1,4 +1,4 @@
-"""Decisions and reports that no experience can be made of: told one by one with the reason, never averaged over."""
+"""Exclusions: decisions, reports and records that give no experience. Each is listed with its reason."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 
 class Reason(StrEnum):
-    """Why something is set aside. The order is that of the table."""
+    """Why something is excluded; tables list reasons in this order."""
 
     UNDECODABLE = "undecodable"
     NO_VIEW = "no_view"
@@ -30,44 +30,43 @@ class Reason(StrEnum):
 DESCRIPTIONS: Mapping[Reason, str] = MappingProxyType(
     {
         Reason.UNDECODABLE: "a record that cannot be decoded",
-        Reason.NO_VIEW: "the log does not hold the view that the decision saw",
-        Reason.VIEW_DIFFERS: "views of the boundary are there, none with the digest that the decision names",
-        Reason.VIEW_DAMAGED: "the recorded view does not have the bytes that its digest says, or is no view",
-        Reason.WRONG_VIEW: "the view is of another boundary",
-        Reason.NOT_LEGAL: "the view does not offer what was chosen",
-        Reason.WRONG_REPORT: "the report is of another seed or blueprint than the decision",
-        Reason.NO_DECISION: "a report of a decision that the log does not hold",
-        Reason.NO_METRIC: "a fork that could not be measured",
+        Reason.NO_VIEW: "the log does not hold the view of the decision",
+        Reason.VIEW_DIFFERS: "the log holds views of the boundary, but none with the digest of the decision",
+        Reason.VIEW_DAMAGED: "the recorded view does not match its digest, or cannot be decoded",
+        Reason.WRONG_VIEW: "the view belongs to another boundary",
+        Reason.NOT_LEGAL: "the decided choice is not legal in the view",
+        Reason.WRONG_REPORT: "the report names another seed or blueprint than the decision",
+        Reason.NO_DECISION: "a report on a decision that the log does not hold",
+        Reason.NO_METRIC: "a fork without a measured metric",
         Reason.RIVAL: "a later decision for a boundary that has one: the first counts",
-        Reason.STALE: "WAIT because the views were behind: nothing was seen",
-        Reason.NO_CHANCE: "surer than any epsilon-soft policy: nothing was drawn, as where a policy fails",
-        Reason.REFUSED: "the trainer refused the command",
-        Reason.BEFORE_AFTER: "only a before/after report: nothing is trained on that",
+        Reason.STALE: "WAIT because the view was incomplete: the decision has no view",
+        Reason.NO_CHANCE: "too certain for an epsilon-soft policy, for example WAIT after the policy failed",
+        Reason.REFUSED: "the trainer rejected the command",
+        Reason.BEFORE_AFTER: "only a before/after report, which is not used for training",
         Reason.NO_REPORT: "no report (yet)",
     }
 )
-"""What each says to people."""
 
 FAULTS = frozenset(list(Reason)[: list(Reason).index(Reason.RIVAL)])
-"""The log is truncated, damaged or inconsistent. The others happen in a whole log too."""
+"""Reasons that show a truncated, damaged or inconsistent log. The others occur in an intact log too."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Exclusion:
-    """One decision, report or record that is left out.
+    """A decision, report or record that is left out.
 
-    ``place`` is where it lies, ``TOPIC[PARTITION]@OFFSET``. Incarnation and boundary are 0 where they are not known.
+    ``location`` is ``TOPIC[PARTITION]@OFFSET``. Incarnation and boundary are 0 if unknown.
     """
 
     run_id: str
     incarnation: int
     boundary: int
     reason: Reason
-    place: str
+    location: str
     detail: str = ""
 
 
 def count_by_reason(exclusions: Iterable[Exclusion]) -> dict[Reason, int]:
-    """How many of each reason, in the order of the reasons; those that do not occur are left out."""
-    found = Counter(one.reason for one in exclusions)
-    return {reason: found[reason] for reason in Reason if found[reason]}
+    """Return the number of exclusions of each reason that occurs, in the order of the reasons."""
+    counts = Counter(one.reason for one in exclusions)
+    return {reason: counts[reason] for reason in Reason if counts[reason]}

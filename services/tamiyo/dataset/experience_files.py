@@ -1,6 +1,6 @@
-"""Experiences in a folder: numbers and views as safetensors, the rest as JSON. Nothing in it is ever unpickled.
+"""Experiences in a folder: numbers and views as safetensors, a manifest as JSON. Nothing is ever unpickled.
 
-Invariant: what is read has the digest that the manifest names.
+Invariant: experiences that are read have the digest that the manifest names.
 """
 
 import json
@@ -27,17 +27,17 @@ METHODS: tuple[ReportMethod | None, ...] = (None, *ReportMethod)
 Arrays = dict[str, NDArray[Any]]
 
 
-def write_experiences(folder: Path, experiences: Experiences, told: Mapping[str, Any]) -> None:
-    """Write a new folder, whole or not at all.
+def write_experiences(folder: Path, experiences: Experiences, origin: Mapping[str, Any]) -> None:
+    """Write a new folder atomically.
 
     Args:
-        told: goes into the manifest, as it is: where the experiences come from.
+        origin: further entries of the manifest, from ``describe_origin``.
 
     Raises:
-        ConflictError: there is something in the folder already.
+        ConflictError: the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConflictError(f"{folder} is there already: name a new folder, or remove it")
+        raise ConflictError(f"{folder} already exists; name a new folder, or remove it")
     runs, policies = _names(experiences)
     manifest = {
         "format": FORMAT,
@@ -46,7 +46,7 @@ def write_experiences(folder: Path, experiences: Experiences, told: Mapping[str,
         "runs": runs,
         "policies": policies,
         "methods": [method or "none" for method in METHODS],
-        **told,
+        **origin,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
@@ -58,10 +58,10 @@ def write_experiences(folder: Path, experiences: Experiences, told: Mapping[str,
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a folder says of itself.
+    """Read the manifest of a folder.
 
     Raises:
-        ContractError: it holds no experiences, or those of a newer program.
+        ContractError: the folder holds no experiences, or has another format.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -76,10 +76,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_experiences(folder: Path) -> Experiences:
-    """What ``write_experiences`` wrote.
+    """Read what ``write_experiences`` wrote.
 
     Raises:
-        ContractError: it is not whole, or was altered.
+        ContractError: it is damaged, or was altered.
     """
     manifest = read_manifest(folder)
     try:

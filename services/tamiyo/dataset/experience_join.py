@@ -1,6 +1,7 @@
-"""Joins what was gathered into experiences: decision -> view by digest, decision -> report by id. Pure.
+"""Joins indexed records into experiences: decision to view by digest, decision to report by id. Pure.
 
-Every decision gives one experience, or one ``Exclusion`` that says why not; so does every report that fits none.
+Invariant: every decision gives one experience, or one ``Exclusion`` with the reason; so does every report that belongs
+to no decision.
 """
 
 import math
@@ -9,43 +10,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import zstandard
-
 from esper.errors import ContractError, NewerVersionError
-from esper.graph.graph_view import GraphView, digest_of
+from esper.graph.graph_view import GraphView
 from esper.oona.records import Position
 from esper.schemas import ids
 from esper.schemas.enums import Action
 from esper.schemas.events import CommandRejected, DecisionMade, FieldReported, ViewRecorded
 from esper.services.tamiyo.control.legal_choices import Choice, legal_choices
+from esper.services.tamiyo.control.recorded_view import unpack_view
 from esper.services.tamiyo.dataset.exclusions import Exclusion, Reason
 from esper.services.tamiyo.dataset.experiences import Experiences, Key, StoredExperience
 from esper.services.tamiyo.dataset.record_index import RecordIndex, SourcedEvent
 from esper.services.tamiyo.dataset.report_rewards import Reward, RewardFunction
 from esper.services.tamiyo.policies import MIN_EPSILON
 
-MAX_VIEW_BYTES = 256 * 1024 * 1024
-"""A recorded view that claims to be larger is not opened: it is no view of Esper's."""
-
 ROUNDING = 1e-9
-"""By so much a probability may be above what epsilon allows."""
-
-NOTHING = Reward(0.0, None)
+"""By how much rounding may lift a probability above the largest one of an epsilon-soft policy."""
 
 UNMEASURED = frozenset({Reason.NO_METRIC, Reason.BEFORE_AFTER, Reason.NO_REPORT})
-"""The decision was carried out, as far as is known, and no fork told what it was worth."""
+"""The decision was carried out as far as is known, and no fork measured its effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExperienceJoin:
-    """What a log comes to.
+    """The experiences of a range of the log, and what was excluded.
 
     Attributes:
-        num_decisions: that count, in the range: each is an experience, or among ``asides``.
-        measured: by action, how many decisions became experiences, of how many whose outcome could have been
-            measured. Which ones were is chance (forks are sampled), so that evaluation has to weigh it.
-        views: the view of every decision in the range that could be read, whatever became of the decision:
-            its digest and the offsets of innovation.blueprints that it names.
+        num_decisions: decisions in the range that count; each is an experience or among ``exclusions``.
+        measured: by action, how many decisions became experiences, and how many could have if all had been measured.
+            Forks are sampled, so evaluation weights experiences by this ratio.
+        views: the view of every decision in the range whose view can be read, whether or not it is an experience.
         placebos: run and difference (metric with less metric without) of every placebo among the experiences.
     """
 
@@ -59,7 +53,7 @@ class ExperienceJoin:
 
 @dataclass(frozen=True, slots=True)
 class ViewReference:
-    """What names a recorded view. ``view_version`` is that of its bytes."""
+    """Digest and version of a recorded view, and the offsets of innovation.blueprints that it names."""
 
     digest: str
     view_version: int
@@ -67,129 +61,135 @@ class ViewReference:
 
 
 class _ExcludedError(Exception):
-    """A decision is set aside. The join's own, never seen outside."""
+    """A decision gives no experience. Never leaves this module."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason)
         self.reason, self.detail = reason, detail
 
 
-def join(
-    gathered: RecordIndex,
-    rewarding: RewardFunction,
+def join_experiences(
+    index: RecordIndex,
+    reward_function: RewardFunction,
     is_in_range: Callable[[Position], bool] = lambda _position: True,
-    tell: Callable[[int], None] = lambda _num: None,
+    on_progress: Callable[[int], None] = lambda _num: None,
 ) -> ExperienceJoin:
-    """Make every experience that the log holds.
+    """Make every experience of an index.
 
     Args:
-        rewarding: what a report is worth.
-        is_in_range: which decisions are asked for, by where they lie. Decisions outside still count for what they
-            are: the first for their boundary, and what a report may be of.
-        tell: is called with the number of decisions that are done.
+        is_in_range: selects decisions by position. Those outside still count as the first decision for their boundary,
+            and as the decision of a report.
+        on_progress: is called with the number of decisions that are done.
 
     Raises:
-        NewerVersionError: a view is of a version that a newer program wrote.
+        NewerVersionError: a newer program wrote a view.
     """
-    join_one = _Joiner(gathered, rewarding)
-    done = 0
-    for key, decision, rivals in gathered.counting_decisions():
-        join_one.name(decision, rivals)
+    joiner = _Joiner(index, reward_function)
+    num_decisions = 0
+    for key, decision, rivals in index.counting_decisions():
+        joiner.register(decision, rivals)
         if not is_in_range(decision.position):
             continue
-        join_one.add(key, decision, rivals)
-        done += 1
-        tell(done)
-    exclusions = [*join_one.exclusions, *join_one.orphans(), *gathered.broken]
-    measured = {action: join_one.measured(action) for action in Action if join_one.eligible[action]}
-    return ExperienceJoin(
-        Experiences(join_one.made), tuple(sorted(exclusions)), done, measured, join_one.views, join_one.placebos()
-    )
+        joiner.add(key, decision, rivals)
+        num_decisions += 1
+        on_progress(num_decisions)
+    exclusions = sorted([*joiner.exclusions, *joiner.orphans(), *index.undecodable])
+    measured = {action: joiner.measured(action) for action in Action if joiner.num_eligible[action]}
+    experiences = Experiences(joiner.experiences)
+    return ExperienceJoin(experiences, tuple(exclusions), num_decisions, measured, joiner.views, joiner.placebos())
 
 
 class _Joiner:
-    def __init__(self, gathered: RecordIndex, rewarding: RewardFunction) -> None:
-        self.made: list[StoredExperience] = []
+    def __init__(self, index: RecordIndex, reward_function: RewardFunction) -> None:
+        self.experiences: list[StoredExperience] = []
         self.exclusions: list[Exclusion] = []
         self.views: dict[Key, ViewReference] = {}
-        self.eligible = Counter[Action]()
-        self._rewarded = Counter[Action]()
-        self._gathered, self._rewarding = gathered, rewarding
-        self._named = set[object]()
+        self.num_eligible = Counter[Action]()
+        self._num_rewarded = Counter[Action]()
+        self._index, self._reward_function = index, reward_function
+        self._decision_ids = set[UUID]()
 
-    def name(self, decision: SourcedEvent, rivals: Sequence[SourcedEvent]) -> None:
-        """These are in the log: their reports have a decision."""
-        self._named.update(one.message.id for one in (decision, *rivals))
+    def register(self, decision: SourcedEvent, rivals: Sequence[SourcedEvent]) -> None:
+        """Note decisions that the log holds, so that reports on them are no orphans."""
+        self._decision_ids.update(one.message.id for one in (decision, *rivals))
 
     def add(self, key: Key, decision: SourcedEvent, rivals: Sequence[SourcedEvent]) -> None:
-        """One boundary."""
+        """Join the decision that counts for one boundary."""
         for rival in rivals:
             event = rival.message.data
             assert isinstance(event, DecisionMade)
-            self._set_aside(key, rival, Reason.RIVAL, f"{event.policy_id} {event.policy_version} said {_told(event)}")
+            decided = f"{event.policy_id} {event.policy_version} decided {_describe_decision(event)}"
+            self._exclude(key, rival, Reason.RIVAL, decided)
         try:
-            self.made.append(self._experience(key, decision))
-        except _ExcludedError as exclusion:
-            self._set_aside(key, decision, exclusion.reason, exclusion.detail)
+            self.experiences.append(self._experience(key, decision))
+        except _ExcludedError as excluded:
+            self._exclude(key, decision, excluded.reason, excluded.detail)
 
     def measured(self, action: Action) -> tuple[int, int]:
-        """Decisions to do this that became experiences, and those that could have."""
-        return self._rewarded[action], self.eligible[action]
+        """Return how many decisions for an action became experiences, and how many could have."""
+        return self._num_rewarded[action], self.num_eligible[action]
 
     def orphans(self) -> Iterator[Exclusion]:
-        """Reports of decisions that the log does not hold."""
-        for decision_id, heard_by_id in self._gathered.reports.items():
-            if decision_id in self._named:
+        """Yield the reports on decisions that the log does not hold."""
+        for decision_id, reports in self._index.reports.items():
+            if decision_id in self._decision_ids:
                 continue
-            for heard in heard_by_id.values():
-                event = heard.message.data
+            for sourced in reports.values():
+                event = sourced.message.data
                 assert isinstance(event, FieldReported)
-                told = f"{event.layer_id}:{event.seed_id}, decision {decision_id}"
-                yield Exclusion(event.run_id, event.incarnation, 0, Reason.NO_DECISION, heard.place, told)
+                detail = f"{event.layer_id}:{event.seed_id}, decision {decision_id}"
+                yield Exclusion(event.run_id, event.incarnation, 0, Reason.NO_DECISION, sourced.location, detail)
 
     def placebos(self) -> tuple[tuple[str, float], ...]:
-        """The differences of placebos, one a decision: the first in the log.
+        """Return the differences of placebos, one for each decision: that of the first report in the log.
 
-        A mean of n draws spreads as one draw does, divided by sqrt(n): all are given as if one had been drawn.
+        The standard deviation of a mean of n draws is that of one draw divided by sqrt(n). Differences are multiplied
+        by sqrt(n), so that all spread as a single draw does.
         """
         found = []
-        for one in self.made:
-            for _heard, report in self._reports_of(one.decision_id):
+        for one in self.experiences:
+            for _sourced, report in self._reports_on(one.decision_id):
                 fork = report.fork
                 if fork and fork.is_placebo and report.before is not None and report.after is not None:
                     found.append((one.run_id, (report.after - report.before) * math.sqrt(fork.num_draws)))
                     break
         return tuple(found)
 
-    def _reports_of(self, decision_id: UUID) -> list[tuple[SourcedEvent, FieldReported]]:
-        """In the order of the log."""
+    def _reports_on(self, decision_id: UUID) -> list[tuple[SourcedEvent, FieldReported]]:
+        """Return the reports on a decision in the order of the log."""
         found = []
-        for heard in sorted(self._gathered.reports.get(decision_id, {}).values(), key=lambda h: h.position):
-            report = heard.message.data
+        for sourced in sorted(self._index.reports.get(decision_id, {}).values(), key=lambda s: s.position):
+            report = sourced.message.data
             assert isinstance(report, FieldReported)
-            found.append((heard, report))
+            found.append((sourced, report))
         return found
 
-    def _set_aside(self, key: Key, heard: SourcedEvent, reason: Reason, detail: str) -> None:
-        self.exclusions.append(Exclusion(*key, reason, heard.place, detail))
+    def _exclude(self, key: Key, sourced: SourcedEvent, reason: Reason, detail: str) -> None:
+        self.exclusions.append(Exclusion(*key, reason, sourced.location, detail))
 
-    def _experience(self, key: Key, heard: SourcedEvent) -> StoredExperience:
-        event = heard.message.data
+    def _experience(self, key: Key, decision: SourcedEvent) -> StoredExperience:
+        event = decision.message.data
         assert isinstance(event, DecisionMade)
         recorded, view = self._view(key, event)
         choices = legal_choices(view)
-        chosen = _index(choices, event)
+        chosen = choices.find(event)
+        if chosen is None:
+            described = _describe_decision(event)
+            raise _ExcludedError(Reason.NOT_LEGAL, f"{described}; the view has {len(choices)} legal choices")
         if event.probability > 1.0 - MIN_EPSILON * (1.0 - 1.0 / len(choices)) + ROUNDING:
             raise _ExcludedError(Reason.NO_CHANCE, f"probability {event.probability:g} among {len(choices)} choices")
         try:
-            reward, report = self._reward(key, heard, choices[chosen])
-        except _ExcludedError as exclusion:
-            self.eligible[event.action] += exclusion.reason in UNMEASURED
+            reward, report = self._reward(key, decision, choices[chosen])
+        except _ExcludedError as excluded:
+            self.num_eligible[event.action] += excluded.reason in UNMEASURED
             raise
-        self.eligible[event.action] += 1
-        self._rewarded[event.action] += 1
+        self.num_eligible[event.action] += 1
+        self._num_rewarded[event.action] += 1
+        run_id, incarnation, boundary = key
         return StoredExperience(
-            *key,
+            run_id=run_id,
+            incarnation=incarnation,
+            boundary=boundary,
             step=event.step,
             chosen=chosen,
             probability=event.probability,
@@ -198,110 +198,77 @@ class _Joiner:
             reward=reward.value,
             reward_variance=reward.variance,
             method=report.method if report else None,
-            decision_id=heard.message.id,
+            decision_id=decision.message.id,
             view_digest=recorded.digest,
             view_zstd=recorded.view_zstd,
-            is_placebo=report is not None and _is_placebo(report),
+            is_placebo=report is not None and report.fork is not None and report.fork.is_placebo,
         )
 
     def _view(self, key: Key, event: DecisionMade) -> tuple[ViewRecorded, GraphView]:
         if event.view_digest is None:
             raise _ExcludedError(Reason.STALE)
-        views = self._gathered.views.get(key, {})
+        views = self._index.views.get(key, {})
         found = views.get(event.view_digest)
         if found is None:
-            recorded = f"the decision saw {event.view_digest[:12]}"
+            expected = f"the decision names {event.view_digest[:12]}"
             if not views:
-                raise _ExcludedError(Reason.NO_VIEW, recorded)
-            raise _ExcludedError(
-                Reason.VIEW_DIFFERS, f"{recorded}, recorded: {', '.join(sorted(d[:12] for d in views))}"
-            )
+                raise _ExcludedError(Reason.NO_VIEW, expected)
+            recorded = ", ".join(sorted(digest[:12] for digest in views))
+            raise _ExcludedError(Reason.VIEW_DIFFERS, f"{expected}, recorded: {recorded}")
         body = found.message.data
         assert isinstance(body, ViewRecorded)
-        view = _opened(body)
+        try:
+            view = unpack_view(body.view_zstd, body.digest)
+        except NewerVersionError:
+            raise
+        except ContractError as error:
+            raise _ExcludedError(Reason.VIEW_DAMAGED, str(error)) from None
         if (view.run_id, view.incarnation, view.boundary, view.step) != (*key, event.step):
-            seen = f"{view.run_id}, incarnation {view.incarnation}, boundary {view.boundary}, step {view.step}"
-            raise _ExcludedError(Reason.WRONG_VIEW, f"it is of {seen}")
+            actual = f"{view.run_id}, incarnation {view.incarnation}, boundary {view.boundary}, step {view.step}"
+            raise _ExcludedError(Reason.WRONG_VIEW, f"it is of {actual}")
         self.views[key] = ViewReference(body.digest, body.view_version, view.blueprint_offsets)
         return body, view
 
     def _reward(self, key: Key, decision: SourcedEvent, choice: Choice) -> tuple[Reward, FieldReported | None]:
-        """The first report in the log that says something counts; those of other seeds are told of."""
+        """Return the reward of the first report that has one. Reports on other seeds are excluded."""
         fitting: list[FieldReported] = []
-        reports = self._reports_of(decision.message.id)
-        for heard, report in reports:
-            if _is_of(report, choice):
+        reports = self._reports_on(decision.message.id)
+        decided = _decided_seed(choice)
+        for sourced, report in reports:
+            reported = (report.layer_id, report.seed_id, report.blueprint_id)
+            if reported == decided:
                 fitting.append(report)
             else:
-                told = f"{report.layer_id}:{report.seed_id} {report.blueprint_id}, decided was {_named(choice)}"
-                self._set_aside(key, heard, Reason.WRONG_REPORT, told)
+                detail = f"{_describe('report on', *reported)}, decided was {_describe(choice.action, *decided)}"
+                self._exclude(key, sourced, Reason.WRONG_REPORT, detail)
         if choice.action is Action.WAIT:
-            return NOTHING, None
-        found = [(self._rewarding(report, choice.action), report) for report in fitting]
-        for reward, report in found:
+            return Reward(0.0, None), None
+        rewards = [(self._reward_function(report, choice.action), report) for report in fitting]
+        for reward, report in rewards:
             if isinstance(reward, Reward):
                 return reward, report
-        if found:
-            raise _ExcludedError(min((r for r, _report in found if isinstance(r, Reason)), key=list(Reason).index))
-        self._tell_no_report(decision)
-        raise _ExcludedError(Reason.NO_REPORT, "but for one of another seed" if reports else "")
-
-    def _tell_no_report(self, decision: SourcedEvent) -> None:
-        rejected = self._gathered.rejections.get(ids.command_id(decision.message.id))
+        if rewards:
+            raise _ExcludedError(min((r for r, _report in rewards if isinstance(r, Reason)), key=list(Reason).index))
+        rejected = self._index.rejections.get(ids.command_id(decision.message.id))
         if rejected is not None:
-            event = rejected.message.data
-            assert isinstance(event, CommandRejected)
-            raise _ExcludedError(Reason.REFUSED, event.reason)
+            assert isinstance(rejected.message.data, CommandRejected)
+            raise _ExcludedError(Reason.REFUSED, rejected.message.data.reason)
+        raise _ExcludedError(Reason.NO_REPORT, "only on another seed" if reports else "")
 
 
-def _is_placebo(report: FieldReported) -> bool:
-    return report.fork is not None and report.fork.is_placebo
-
-
-def _opened(recorded: ViewRecorded) -> GraphView:
-    try:
-        size = zstandard.get_frame_parameters(recorded.view_zstd).content_size
-        if size > MAX_VIEW_BYTES:
-            raise _ExcludedError(Reason.VIEW_DAMAGED, f"it claims to have {size:,} bytes")
-        data = zstandard.decompress(recorded.view_zstd)
-        if digest_of(data) != recorded.digest:
-            raise _ExcludedError(
-                Reason.VIEW_DAMAGED, f"its bytes are {digest_of(data)[:12]}, named {recorded.digest[:12]}"
-            )
-        return GraphView.from_bytes(data)
-    except NewerVersionError:
-        raise
-    except (zstandard.ZstdError, ContractError, ValueError) as error:
-        raise _ExcludedError(Reason.VIEW_DAMAGED, f"{error}"[:200]) from None
-
-
-def _index(choices: Sequence[Choice], event: DecisionMade) -> int:
-    wanted = (event.action, event.layer_id, event.seed_id, event.blueprint_id)
-    for n, choice in enumerate(choices):
-        seed, kernel = choice.seed, choice.kernel
-        place = (seed.layer_id, seed.seed_id) if seed else (None, None)
-        if (choice.action, *place, kernel.blueprint_id if kernel else None) == wanted:
-            return n
-    raise _ExcludedError(Reason.NOT_LEGAL, f"{_told(event)}; the view offers {len(choices)} choices")
-
-
-def _is_of(report: FieldReported, choice: Choice) -> bool:
+def _decided_seed(choice: Choice) -> tuple[str | None, int | None, str | None]:
+    """Return layer, seed and blueprint that a report on this choice must name; Nones for WAIT."""
     if choice.seed is None:
-        return False
+        return None, None, None
     blueprint_id = choice.kernel.blueprint_id if choice.kernel else choice.seed.blueprint_id
-    told = (report.layer_id, report.seed_id, report.blueprint_id)
-    return told == (choice.seed.layer_id, choice.seed.seed_id, blueprint_id)
+    return choice.seed.layer_id, choice.seed.seed_id, blueprint_id
 
 
-def _told(event: DecisionMade) -> str:
-    if event.layer_id is None:
-        return event.action
-    blueprint = f" {event.blueprint_id}" if event.blueprint_id else ""
-    return f"{event.action} {event.layer_id}:{event.seed_id}{blueprint}"
+def _describe_decision(event: DecisionMade) -> str:
+    return _describe(event.action, event.layer_id, event.seed_id, event.blueprint_id)
 
 
-def _named(choice: Choice) -> str:
-    if choice.seed is None:
-        return choice.action
-    blueprint_id = choice.kernel.blueprint_id if choice.kernel else choice.seed.blueprint_id
-    return f"{choice.action} {choice.seed.layer_id}:{choice.seed.seed_id} {blueprint_id}"
+def _describe(what: str, layer_id: str | None, seed_id: int | None, blueprint_id: str | None) -> str:
+    if layer_id is None:
+        return what
+    return f"{what} {layer_id}:{seed_id}" + (f" {blueprint_id}" if blueprint_id else "")

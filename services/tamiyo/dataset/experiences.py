@@ -1,7 +1,7 @@
-"""Experiences: what a decision saw, what it chose with which probability, and what came of it.
+"""Experiences: the view of a decision, the choice with its probability, and the reward.
 
-Owns their form, their order and their digest; ``esper.services.tamiyo.replaying`` makes them from the log. Invariant:
-the order is that of (run, incarnation, boundary), never that of the log, and the digest depends on nothing else.
+Owns their form, their order and their digest; ``experience_join`` makes them from the log. Invariant: they are ordered
+by (run, incarnation, boundary), never by the log, and the digest depends on nothing else.
 """
 
 import hashlib
@@ -11,34 +11,32 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 from uuid import UUID
 
-import zstandard
-
 from esper.errors import ContractError
-from esper.graph.graph_view import GraphView, digest_of
+from esper.graph.graph_view import GraphView
 from esper.schemas.enums import ReportMethod
+from esper.services.tamiyo.control.recorded_view import unpack_view
 
 Key = tuple[str, int, int]
-"""(run, incarnation, boundary): one boundary, one decision that counts."""
+"""(run, incarnation, boundary): names a boundary, which has one decision that counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """One decision and its reward.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionOutcome:
+    """A decision and its reward, without the view.
 
     Attributes:
         chosen: index among ``legal_choices(view)``.
-        probability: of what was chosen, under the policy that acted, in (0, 1].
-        reward: in units of the metric; 0 by definition where the decision was to wait.
-        reward_variance: of the reward's estimate; None where the report does not tell it, and of WAIT.
+        probability: of the choice under the behaviour policy, in (0, 1].
+        reward: in units of the metric; 0 by definition for WAIT.
+        reward_variance: of the reward's estimate; None for WAIT, and if the report has none.
         method: how the reward was estimated; None for WAIT.
-        is_placebo: nothing was added: the reward is 0 by definition, and that it does not help is known beforehand.
+        is_placebo: a `noop` kernel germinated: the reward is 0 by definition, and it helps never.
     """
 
     run_id: str
     incarnation: int
     boundary: int
     step: int
-    view: GraphView
     chosen: int
     probability: float
     policy_id: str
@@ -51,68 +49,52 @@ class Experience:
 
     @property
     def key(self) -> Key:
-        """Which boundary it was."""
+        """The boundary."""
         return (self.run_id, self.incarnation, self.boundary)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredExperience:
-    """An experience with its view as it lies in the log: a few kilobytes, where the objects of a view take hundreds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience(DecisionOutcome):
+    """A decision with its view."""
 
-    ``view_digest`` is the SHA-256 of the view's bytes, ``view_zstd`` those bytes compressed.
+    view: GraphView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredExperience(DecisionOutcome):
+    """A decision with its view as the log has it: a few kilobytes, where the objects of a view take hundreds.
+
+    ``view_digest`` is the SHA-256 of the view's bytes, ``view_zstd`` the compressed bytes.
     """
 
-    run_id: str
-    incarnation: int
-    boundary: int
-    step: int
-    chosen: int
-    probability: float
-    policy_id: str
-    policy_version: int
-    reward: float
-    reward_variance: float | None
-    method: ReportMethod | None
-    decision_id: UUID
     view_digest: str
     view_zstd: bytes = field(repr=False)
-    is_placebo: bool = False
-
-    @property
-    def key(self) -> Key:
-        """Which boundary it was."""
-        return (self.run_id, self.incarnation, self.boundary)
 
     def canonical(self) -> bytes:
-        """One line of JSON: keys sorted, numbers in their shortest exact form, the view by its digest."""
-        told: dict[str, Any] = {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("view_zstd", "decision_id")
-        }
-        told["decision_id"] = str(self.decision_id)
-        return json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        """Return one line of JSON: sorted keys, numbers in their shortest exact form, the digest for the view."""
+        fields: dict[str, Any] = {n: getattr(self, n) for n in self.__dataclass_fields__ if n != "view_zstd"}
+        fields["decision_id"] = str(self.decision_id)
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
-    def opened(self) -> Experience:
-        """With the view as objects.
+    def to_experience(self) -> Experience:
+        """Unpack the view.
 
         Raises:
-            ContractError: the view's bytes are not those of its digest.
+            ContractError: the view is damaged, or its digest is another one.
         """
         try:
-            data = zstandard.decompress(self.view_zstd)
-        except zstandard.ZstdError as error:
+            view = unpack_view(self.view_zstd, self.view_digest)
+        except ContractError as error:
             raise ContractError(f"the view of boundary {self.key} cannot be read: {error}; replay again") from None
-        if digest_of(data) != self.view_digest:
-            raise ContractError(f"the view of boundary {self.key} was altered: replay again")
-        view = GraphView.from_bytes(data)
-        fields = {n: getattr(self, n) for n in self.__dataclass_fields__ if n not in ("view_digest", "view_zstd")}
+        fields = {n: getattr(self, n) for n in DecisionOutcome.__dataclass_fields__}
         return Experience(view=view, **fields)
 
 
 class Experiences(Sequence[Experience]):
-    """Experiences in their one order. Views are opened as they are asked for, and not kept.
+    """Experiences in their canonical order. Views are unpacked on access and not kept.
 
     Raises:
-        ValueError: two are of one boundary.
+        ValueError: two belong to one boundary.
     """
 
     def __init__(self, stored: Iterable[StoredExperience]) -> None:
@@ -129,24 +111,24 @@ class Experiences(Sequence[Experience]):
     @overload
     def __getitem__(self, index: slice) -> "Experiences": ...
     def __getitem__(self, index: int | slice) -> "Experience | Experiences":
-        return Experiences(self.stored[index]) if isinstance(index, slice) else self.stored[index].opened()
+        return Experiences(self.stored[index]) if isinstance(index, slice) else self.stored[index].to_experience()
 
     def __iter__(self) -> Iterator[Experience]:
-        return (one.opened() for one in self.stored)
+        return (one.to_experience() for one in self.stored)
 
     def of_runs(self, runs: Iterable[str]) -> "Experiences":
-        """Those of some runs."""
+        """Return the experiences of some runs."""
         wanted = set(runs)
         return Experiences(e for e in self.stored if e.run_id in wanted)
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The runs that they are of, in order."""
+        """The ids of the runs, in order."""
         return tuple(dict.fromkeys(e.run_id for e in self.stored))
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the canonical lines in order, each ended by a newline."""
+        """SHA-256 in hex of the canonical lines in order, each followed by a newline."""
         found = hashlib.sha256()
         for one in self.stored:
             found.update(one.canonical() + b"\n")

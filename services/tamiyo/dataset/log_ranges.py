@@ -1,8 +1,7 @@
-"""Which part of the log a replay reads.
+"""The part of the log that a replay reads.
 
-``--from`` chooses decisions; what they saw and what came of them is read wherever it lies. ``--until`` is the present
-of the replay: nothing that lies behind it is seen, on any topic. So the same range gives the same experiences, however
-the log grows.
+``--from`` selects decisions; their views and reports are read wherever they are. ``--until`` is the end of the log for
+this replay, on all topics. So one range gives the same experiences, however the log grows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +15,17 @@ from esper.streams.replay import Cutoff
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 EARLIEST = "EARLIEST"
-READ = (DECISIONS, VIEWS, FIELD_REPORTS, LIFECYCLE)
-"""The topics that experiences are made of."""
+EXPERIENCE_TOPICS = (DECISIONS, VIEWS, FIELD_REPORTS, LIFECYCLE)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayRange:
-    """What was asked for.
+    """A range as an operator gives it.
 
     Attributes:
-        since: where the decisions begin; the log's start where it names neither a time nor an offset.
-        until: what the replay sees of the log.
-        runs: patterns of run ids (``*``, ``?``, ``[...]``); every run where there are none.
+        since: the first decisions; the start of the log if it names neither a time nor an offset.
+        until: the end of the log.
+        runs: patterns of run ids (``*``, ``?``, ``[...]``); all runs if empty.
     """
 
     since: Cutoff = field(default_factory=Cutoff)
@@ -36,61 +34,65 @@ class ReplayRange:
 
     @classmethod
     def parse(cls, since: Sequence[str], until: Sequence[str], runs: Sequence[str]) -> "ReplayRange":
-        """Read what an operator wrote.
+        """Parse the options ``--from``, ``--until`` and ``--runs``.
 
         Raises:
-            ConfigError: it is no range.
+            ConfigError: they are no range.
         """
         if EARLIEST in since and len(since) > 1:
-            raise ConfigError(f"--from {EARLIEST} is the start of the log: leave the others away")
+            raise ConfigError(f"--from {EARLIEST} is the start of the log: omit the other --from options")
         begin = Cutoff() if list(since) == [EARLIEST] else Cutoff.parse(since, "--from")
         for topic, n in begin.offsets:
             if topic != DECISIONS.name:
-                raise ConfigError(f"--from {topic}[{n}]@...: it chooses decisions, write {DECISIONS.name}[{n}]@OFFSET")
+                raise ConfigError(f"--from {topic}[{n}]@...: it selects decisions, use {DECISIONS.name}[{n}]@OFFSET")
         return cls(begin, Cutoff.parse(until), tuple(runs))
 
-    def wants(self, run_id: str) -> bool:
-        """Whether a run is asked for."""
+    def includes_run(self, run_id: str) -> bool:
+        """Return whether a run matches a pattern."""
         return not self.runs or any(fnmatchcase(run_id, pattern) for pattern in self.runs)
 
     async def bounds(self, reader: LogReader) -> "OffsetBounds":
-        """The range as offsets of the log as it is now.
+        """Return the range as offsets of the log as it is now.
 
         Raises:
-            ConfigError: the log does not reach so far.
+            ConfigError: the log ends before the range.
         """
         first, last, ends = await reader.first_offsets(), await reader.end_offsets(), await self.until.ends(reader)
-        letters = [(t.dead_letters.name, n) for t in READ for n in range(t.num_partitions)]
         begins = first if self.since.at is None else await reader.offsets_at(self.since.at)
+        partitions = [(topic, n) for topic in EXPERIENCE_TOPICS for n in range(topic.num_partitions)]
         return OffsetBounds(
-            lost=lost(first),
+            lost=lost_offsets(first),
             begins={(DECISIONS.name, n): begins[DECISIONS.name, n] for n in range(DECISIONS.num_partitions)}
             | dict(self.since.offsets),
-            ends={(t.name, n): ends[t.name, n] for t in READ for n in range(t.num_partitions)}
-            | {place: last[place] for place in letters},
+            ends={(topic.name, n): ends[topic.name, n] for topic, n in partitions}
+            | {(topic.dead_letters.name, n): last[topic.dead_letters.name, n] for topic, n in partitions},
         )
 
 
-def lost(first: Offsets) -> dict[TopicPartition, int]:
-    """Where what was written is gone, by the log's first offsets: these topics are kept for ever."""
-    return {(t.name, n): first[t.name, n] for t in READ for n in range(t.num_partitions) if first[t.name, n]}
+def lost_offsets(first: Offsets) -> dict[TopicPartition, int]:
+    """Return the partitions of ``EXPERIENCE_TOPICS`` that lost records, from the first offsets of the log.
+
+    These topics are kept forever, so an intact partition begins at 0.
+    """
+    names = [(topic.name, n) for topic in EXPERIENCE_TOPICS for n in range(topic.num_partitions)]
+    return {name: first[name] for name in names if first[name]}
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetBounds:
-    """A range as offsets: with them it can be read again, whatever was added since.
+    """A range as offsets, with which it can be read again after the log has grown.
 
     Attributes:
-        lost: where the log does not begin at offset 0: what lay before is gone.
-        begins: partitions of control.tamiyo.decisions -> first decision that is asked for.
-        ends: partitions of all topics that are read -> offset to stop before. What has a dead letter today counts as
-            passed over, so those of dead letters are today's.
+        lost: the first offsets of partitions that do not begin at 0: earlier records are lost.
+        begins: partition of control.tamiyo.decisions -> first decision.
+        ends: partition of each topic -> offset to stop before. Records with a dead letter today are skipped, so the
+            ends of dead-letter topics are those of today.
     """
 
     lost: Mapping[TopicPartition, int]
     begins: Offsets
     ends: Offsets
 
-    def holds(self, decision: Position) -> bool:
-        """Whether a decision is asked for."""
+    def contains(self, decision: Position) -> bool:
+        """Return whether a decision is in the range."""
         return decision.offset >= self.begins[decision.topic, decision.partition]

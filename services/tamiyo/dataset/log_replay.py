@@ -1,7 +1,6 @@
-"""Reads experiences from Kafka: decisions first, then only those views that they name.
+"""Reads experiences from Kafka: decisions first, then only the views that they name.
 
-Nothing is committed and nothing is written. Views are told apart by their id in a header, so that those of other
-decisions are not decoded.
+Commits no offset and writes nothing. A header holds the id of a view, so that views of other decisions are not decoded.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ from esper.oona.records import Position
 from esper.schemas import ids
 from esper.schemas.topics import DECISIONS, FIELD_REPORTS, LIFECYCLE, VIEWS, TopicSpec
 from esper.services.tamiyo.dataset.exclusions import Exclusion
-from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join
-from esper.services.tamiyo.dataset.log_ranges import READ, OffsetBounds, ReplayRange, lost
+from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join_experiences
+from esper.services.tamiyo.dataset.log_ranges import EXPERIENCE_TOPICS, OffsetBounds, ReplayRange, lost_offsets
 from esper.services.tamiyo.dataset.record_index import RecordIndex, is_rejection
 from esper.services.tamiyo.dataset.report_rewards import RewardFunction
 from esper.streams.dead_letters import skipped_record
@@ -26,7 +25,7 @@ from esper.streams.replay.replay_projection import ignore_progress
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What was read, and from where."""
+    """The experiences of a range, and the range as offsets."""
 
     bounds: OffsetBounds
     joined: ExperienceJoin
@@ -34,99 +33,98 @@ class Replay:
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
-        """What no experience could be made of."""
+        """What gave no experience."""
         return self.joined.exclusions
 
 
 async def replay(
     kafka: KafkaSettings,
-    asked: ReplayRange,
-    rewarding: RewardFunction,
+    log_range: ReplayRange,
+    reward_function: RewardFunction,
     *,
     bounds: OffsetBounds | None = None,
-    tell: ProgressCallback = ignore_progress,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> Replay:
     """Read the experiences of a range of the log.
 
     Args:
-        rewarding: what a report is worth.
-        bounds: read these again, whatever ``asked`` says of its ends; its runs count.
+        bounds: read these offsets again; of ``log_range`` the patterns of runs alone are then used.
 
     Raises:
-        ConfigError: the log does not reach so far.
-        NewerVersionError: a newer program wrote to it: upgrade.
+        ConfigError: the log ends before the range.
+        NewerVersionError: a newer program wrote to the log: upgrade.
         NotAllowedError, UnavailableError: as every client of Oona.
     """
-    topics = (*READ, *(t.dead_letters for t in READ))
+    topics = (*EXPERIENCE_TOPICS, *(t.dead_letters for t in EXPERIENCE_TOPICS))
     async with AsyncExitStack() as exits:
         reader = await exits.enter_async_context(open_log(kafka, topics))
         if bounds is None:
-            found = await asked.bounds(reader)
+            found = await log_range.bounds(reader)
         else:
-            found = replace(bounds, lost=lost(await reader.first_offsets()))
-        reading = _Reading(reader, found, asked, tell)
-        await reading.read_all()
-        count = len(reading.gathered.decisions)
-        joined = join(
-            reading.gathered,
-            rewarding,
-            found.holds,
-            lambda n: tell(ReplayProgress("joining decisions", n, max(n, count))),
-        )
-        return Replay(found, joined, reading.num_records)
+            found = replace(bounds, lost=lost_offsets(await reader.first_offsets()))
+        pass_ = _LogPass(reader, found, log_range, on_progress)
+        await pass_.read_all()
+        total = len(pass_.index.decisions)
+
+        def report(num: int) -> None:
+            on_progress(ReplayProgress("joining decisions", num, max(num, total)))
+
+        joined = join_experiences(pass_.index, reward_function, found.contains, report)
+        return Replay(found, joined, pass_.num_records)
 
 
-class _Reading:
+class _LogPass:
     """One pass over the log, topic by topic."""
 
-    def __init__(self, reader: LogReader, bounds: OffsetBounds, asked: ReplayRange, tell: ProgressCallback) -> None:
-        self.gathered = RecordIndex(is_wanted=asked.wants)
+    def __init__(
+        self, reader: LogReader, bounds: OffsetBounds, log_range: ReplayRange, on_progress: ProgressCallback
+    ) -> None:
+        self.index = RecordIndex(is_wanted=log_range.includes_run)
         self.num_records = 0
-        self._reader, self._bounds, self._tell = reader, bounds, tell
+        self._reader, self._bounds, self._on_progress = reader, bounds, on_progress
         self._first: Offsets = {}
         self._last: Offsets = {}
 
     async def read_all(self) -> None:
-        """The order is the design: letters say what to leave out, decisions say which views are needed."""
+        """Read the topics. The order is the design: dead letters name records to skip, decisions name their views."""
         self._first, self._last = await self._reader.first_offsets(), await self._reader.end_offsets()
-        self.gathered.skipped_record = await self._letters()
-        await self._read(DECISIONS, self.gathered.add)
-        wanted = {str(ids.view_id(*key)).encode() for key in self.gathered.decisions}
+        self.index.skipped_records = await self._skipped_records()
+        await self._read(DECISIONS, self.index.add)
+        wanted = {str(ids.view_id(*key)).encode() for key in self.index.decisions}
         await self._read(VIEWS, lambda record: self._add_view(record, wanted))
-        await self._read(FIELD_REPORTS, self.gathered.add)
+        await self._read(FIELD_REPORTS, self.index.add)
         await self._read(LIFECYCLE, self._add_rejection)
 
     def _add_view(self, record: StoredRecord, wanted: set[bytes]) -> None:
-        named = [text for name, text in record.headers if name == "ce_id"]
-        if not named or named[-1] in wanted:  # one without an id is told of, as a record that is no event
-            self.gathered.add(record)
+        view_ids = [text for name, text in record.headers if name == "ce_id"]
+        if not view_ids or view_ids[-1] in wanted:  # a record without an id is no event: the index excludes it
+            self.index.add(record)
 
     def _add_rejection(self, record: StoredRecord) -> None:
         if is_rejection(record):
-            self.gathered.add(record)
+            self.index.add(record)
 
-    async def _letters(self) -> Mapping[Position, str]:
+    async def _skipped_records(self) -> Mapping[Position, str]:
         found: dict[Position, str] = {}
 
-        def learn(record: StoredRecord) -> None:
-            letter = skipped_record(record)
-            if letter is not None:
-                found[letter.origin] = f"{letter.reason}: {letter.detail}"
+        def add(record: StoredRecord) -> None:
+            dead_letter = skipped_record(record)
+            if dead_letter is not None:
+                found[dead_letter.origin] = f"{dead_letter.reason}: {dead_letter.detail}"
 
-        for topic in READ:
-            await self._read(topic.dead_letters, learn)
+        for topic in EXPERIENCE_TOPICS:
+            await self._read(topic.dead_letters, add)
         return found
 
-    async def _read(self, topic: TopicSpec, take: Callable[[StoredRecord], None]) -> None:
-        places = [(topic.name, n) for n in range(topic.num_partitions)]
-        starts = {place: self._first[place] for place in places}
-        ends = {place: min(self._bounds.ends.get(place, self._last[place]), self._last[place]) for place in places}
-        expected, seen = sum(max(0, ends[p] - starts[p]) for p in places), 0
-        phase = f"reading {topic.name}"
+    async def _read(self, topic: TopicSpec, handle: Callable[[StoredRecord], None]) -> None:
+        partitions = [(topic.name, n) for n in range(topic.num_partitions)]
+        starts = {p: self._first[p] for p in partitions}
+        ends = {p: min(self._bounds.ends.get(p, self._last[p]), self._last[p]) for p in partitions}
+        num_expected, num_read = sum(max(0, ends[p] - starts[p]) for p in partitions), 0
         async with aclosing(self._reader.read(starts, ends)) as batches:
             async for batch in batches:
                 for record in batch.records:
-                    take(record)
-                seen += len(batch.records)
-                self._tell(ReplayProgress(phase, seen, expected))
-        self.num_records += seen
+                    handle(record)
+                num_read += len(batch.records)
+                self._on_progress(ReplayProgress(f"reading {topic.name}", num_read, num_expected))
+        self.num_records += num_read

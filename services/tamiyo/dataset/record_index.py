@@ -1,7 +1,7 @@
-"""What a replay needs of the log, sorted by what belongs together. Pure; no order between partitions matters.
+"""An index of the records that experiences are made of. Pure; the order between partitions does not matter.
 
-Invariant: of several records that say the same, the one at the lowest offset of its partition counts. So resends,
-and reading in any order, change nothing.
+Invariant: of several equal records the one at the lowest offset of its partition counts. Duplicates, and the order of
+reading, change nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,100 +25,99 @@ _Key = TypeVar("_Key")
 
 @dataclass(frozen=True, slots=True)
 class SourcedEvent:
-    """A message and where it lies."""
+    """A message and its position in the log."""
 
     position: Position
     message: OonaMessage
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """``TOPIC[PARTITION]@OFFSET``."""
-        return place_of(self.position)
+        return _location(self.position)
 
 
 @dataclass(slots=True)
 class RecordIndex:
-    """Made by ``add``; read by ``esper.services.tamiyo.dataset.experience_join``.
+    """Filled by ``add``; read by ``join_experiences``.
 
     Attributes:
-        is_wanted: whether a run is asked for.
-        passed_over: the records that the stream workers passed over, and why. They are left out here too: of a letter
-            that was redriven its copy counts.
-        decisions: by boundary every decision that says something new.
+        is_wanted: selects runs by id.
+        skipped_records: the records that the stream workers skipped, and why. They are skipped here too; if a dead
+            letter was redriven, its copy counts.
+        decisions: by boundary, every distinct decision.
         views: by boundary and digest.
-        reports: by the decision that they name, each told once.
+        reports: by decision and report id.
         rejections: by command.
     """
 
     is_wanted: Callable[[str], bool] = field(default=lambda _run: True)
-    skipped_record: Mapping[Position, str] = field(default_factory=dict)
+    skipped_records: Mapping[Position, str] = field(default_factory=dict)
     decisions: dict[Key, dict[bytes, SourcedEvent]] = field(default_factory=dict)
     views: dict[Key, dict[str, SourcedEvent]] = field(default_factory=dict)
     reports: dict[UUID, dict[UUID, SourcedEvent]] = field(default_factory=dict)
     rejections: dict[UUID, SourcedEvent] = field(default_factory=dict)
-    _broken: dict[Position, Exclusion] = field(default_factory=dict)
-    _mended: set[Position] = field(default_factory=set)
+    _undecodable: dict[Position, Exclusion] = field(default_factory=dict)
+    _redriven: set[Position] = field(default_factory=set)
 
     def add(self, record: StoredRecord) -> None:
-        """Take in one record of the topics that a replay reads, in any order.
+        """Index one record, in any order.
 
         Raises:
-            NewerVersionError: a newer program wrote it: upgrade, nothing is skipped.
+            NewerVersionError: a newer program wrote it. Upgrade: skipping it would change the result.
         """
         run_id = (record.key or b"").decode(errors="replace")
         if not self.is_wanted(run_id):
             return
-        origin, reason = first_origin(record.headers, record.position), self.skipped_record.get(record.position)
+        origin, problem = first_origin(record.headers, record.position), self.skipped_records.get(record.position)
         try:
-            heard = SourcedEvent(record.position, record.decode()) if reason is None else None
+            sourced = SourcedEvent(record.position, record.decode()) if problem is None else None
         except DecodeError as error:
-            heard, reason = None, f"{error.reason}: {error.detail}"
-        if heard is None:
-            told = Exclusion(run_id, 0, 0, Reason.UNDECODABLE, place_of(origin), reason or "")
-            self._broken.setdefault(origin, told)
+            sourced, problem = None, f"{error.reason}: {error.detail}"
+        if sourced is None:
+            exclusion = Exclusion(run_id, 0, 0, Reason.UNDECODABLE, _location(origin), problem or "")
+            self._undecodable.setdefault(origin, exclusion)
             return
         if origin != record.position:
-            self._mended.add(origin)
-        self._sort(heard)
+            self._redriven.add(origin)
+        self._insert(sourced)
 
     @property
-    def broken(self) -> list[Exclusion]:
-        """Records that are no events, and were not redriven as something better."""
-        return [told for origin, told in sorted(self._broken.items()) if origin not in self._mended]
+    def undecodable(self) -> list[Exclusion]:
+        """Records that cannot be decoded and were not redriven successfully."""
+        return [exclusion for origin, exclusion in sorted(self._undecodable.items()) if origin not in self._redriven]
 
-    def _sort(self, heard: SourcedEvent) -> None:
-        match heard.message.data:
+    def _insert(self, sourced: SourcedEvent) -> None:
+        match sourced.message.data:
             case DecisionMade() as event:
                 key = (event.run_id, event.incarnation, event.boundary)
-                _keep_first(self.decisions.setdefault(key, {}), event.model_dump_json().encode(), heard)
+                _keep_first(self.decisions.setdefault(key, {}), event.model_dump_json().encode(), sourced)
             case ViewRecorded() as event:
                 key = (event.run_id, event.incarnation, event.boundary)
-                _keep_first(self.views.setdefault(key, {}), event.digest, heard)
+                _keep_first(self.views.setdefault(key, {}), event.digest, sourced)
             case FieldReported() as event:
-                _keep_first(self.reports.setdefault(event.decision_id, {}), heard.message.id, heard)
+                _keep_first(self.reports.setdefault(event.decision_id, {}), sourced.message.id, sourced)
             case CommandRejected() as event:
-                _keep_first(self.rejections, event.command_id, heard)
+                _keep_first(self.rejections, event.command_id, sourced)
             case _:
                 pass
 
     def counting_decisions(self) -> Iterator[tuple[Key, SourcedEvent, list[SourcedEvent]]]:
-        """By boundary: the decision that counts, and its rivals, in the order of the log."""
+        """Yield for each boundary the decision that counts, then its rivals in the order of the log."""
         for key in sorted(self.decisions):
-            first, *rivals = sorted(self.decisions[key].values(), key=lambda heard: heard.position)
+            first, *rivals = sorted(self.decisions[key].values(), key=lambda sourced: sourced.position)
             yield key, first, rivals
 
 
 def is_rejection(record: StoredRecord) -> bool:
-    """Whether a record of control.kasmina.lifecycle is a rejection, by its header: transitions are not decoded."""
+    """Return whether a record of control.kasmina.lifecycle is a rejection, by its header alone."""
     return any(name == "ce_type" and (text or b"").startswith(REJECTED_TYPE) for name, text in record.headers)
 
 
-def place_of(position: Position) -> str:
-    """As an operator writes it."""
+def _location(position: Position) -> str:
     return f"{position.topic}[{position.partition}]@{position.offset}"
 
 
-def _keep_first(found: dict[_Key, SourcedEvent], key: _Key, heard: SourcedEvent) -> None:
+def _keep_first(found: dict[_Key, SourcedEvent], key: _Key, sourced: SourcedEvent) -> None:
     known = found.get(key)
-    if known is None or heard.position < known.position:
-        found[key] = heard
+    if known is None or sourced.position < known.position:
+        found[key] = sourced

@@ -1,11 +1,12 @@
-"""Prioritised replay: which experiences a learner looks at next (Schaul et al. 2016, proportional).
+"""Prioritized experience replay: which experiences are sampled next (Schaul et al. 2016, proportional variant).
 
-    p_i  = (|error_i| + MIN_ERROR) ^ alpha         what was never looked at has the highest p so far
-    P(i) = p_i / sum_k p_k                         one draw from each of k equal parts of the sum
+    p_i  = (|error_i| + MIN_ERROR) ^ alpha         a new item has the highest p so far
+    P(i) = p_i / sum_k p_k                         stratified: one draw from each of k equal parts of the sum
     w_i  = (N * P(i)) ^ -beta / max_j (N * P(j)) ^ -beta,  in (0, 1];  beta rises to 1
 
-Owns priorities and chance, not the experiences: it holds their numbers. Invariant: a node of the tree is the sum of its
-two children as floats add, never a running total; so the tree depends on the priorities alone, and nothing drifts.
+Owns priorities and random draws, not the experiences: it holds their indices. Invariant: a node of the tree is the
+float sum of its two children, never a running total. The tree depends on the priorities alone, so rounding errors do
+not accumulate.
 """
 
 import copy
@@ -17,14 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 
 CAPACITY = 100_000
 MIN_ERROR = 1e-6
-"""Added to every error, so that nothing is never looked at again."""
+"""Added to every error, so that every item keeps a probability above 0."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 class SumTree:
-    """``capacity`` numbers of at least 0, their sum, and which of them a point of the sum falls on.
+    """A binary tree over ``capacity`` non-negative numbers: their sum, and the number that a point of the sum falls on.
 
     Raises:
         ValueError: capacity below 1.
@@ -40,16 +41,16 @@ class SumTree:
 
     @property
     def total(self) -> float:
-        """The sum of all."""
+        """The sum of all numbers."""
         return float(self._nodes[1])
 
     @property
     def leaves(self) -> Floats:
-        """The numbers, float64 [capacity]; not to be written to."""
+        """The numbers, float64 (capacity,). Do not write to them."""
         return self._nodes[self._width : self._width + self.capacity]
 
     def set(self, indices: ArrayLike, values: ArrayLike) -> None:
-        """Store numbers; where an index comes twice, the last value counts.
+        """Store numbers; of an index that occurs twice the last value counts.
 
         Raises:
             IndexError: an index outside 0..capacity-1.
@@ -69,9 +70,9 @@ class SumTree:
             self._nodes[changed] = self._nodes[2 * changed] + self._nodes[2 * changed + 1]
 
     def find(self, points: ArrayLike) -> Ints:
-        """For each point of 0..total the number that it falls on: the first whose running sum is above it.
+        """Return for each point of 0..total the index it falls on: the first whose running sum exceeds the point.
 
-        A number that is 0 is never found, however sums round.
+        An index whose number is 0 is never returned, however sums round.
 
         Raises:
             ValueError: all numbers are 0.
@@ -88,13 +89,13 @@ class SumTree:
         return node - self._width
 
 
-class Drawn(NamedTuple):
-    """What to learn from next; one row each.
+class Sample(NamedTuple):
+    """Sampled items, one row each.
 
     Attributes:
-        slots: for ``update``, int64.
-        items: the experiences' numbers, int64.
-        weights: what their errors are multiplied with, in (0, 1], float64.
+        slots: their places in the buffer, for ``update``, int64.
+        items: the indices of the experiences, int64.
+        weights: importance weights of their errors, in (0, 1], float64.
     """
 
     slots: Ints
@@ -103,12 +104,12 @@ class Drawn(NamedTuple):
 
 
 class PrioritizedReplay:
-    """A ring of the last ``capacity`` items. The same seed and calls give the same draws.
+    """A ring buffer of the last ``capacity`` items. Equal seeds and calls give equal draws.
 
     Args:
-        alpha: how much priority counts; 0 draws all alike.
-        beta: how much of the bias is corrected at first; 1 is all.
-        num_annealed: after so many draws (of items) ``beta`` is 1; it rises evenly.
+        alpha: exponent of the priorities; 0 samples uniformly.
+        beta: exponent of the bias correction at the start; 1 corrects it fully.
+        num_annealed: number of drawn items over which ``beta`` rises linearly to 1.
 
     Raises:
         ValueError: a number outside its range.
@@ -137,18 +138,18 @@ class PrioritizedReplay:
 
     @property
     def beta(self) -> float:
-        """As it is now."""
+        """The current exponent of the bias correction."""
         share = min(1.0, self._num_drawn / self.num_annealed)
         return self.first_beta + (1.0 - self.first_beta) * share
 
     @property
     def probabilities(self) -> Floats:
-        """The probability of each slot that is in use, float64 [len]."""
+        """The sampling probability of each slot in use, float64 (len,)."""
         priorities = self._tree.leaves[: self._size]
         return priorities / priorities.sum() if self._size else priorities.copy()
 
     def add(self, items: ArrayLike) -> None:
-        """Put items in, with the highest priority so far; the oldest give way."""
+        """Add items with the highest priority so far; the oldest are overwritten."""
         new = np.atleast_1d(np.asarray(items, np.int64))[-self._tree.capacity :]
         slots = (self._next + np.arange(len(new))) % self._tree.capacity
         self._items[slots] = new
@@ -156,27 +157,27 @@ class PrioritizedReplay:
         self._next = int((self._next + len(new)) % self._tree.capacity)
         self._size = min(self._tree.capacity, self._size + len(new))
 
-    def draw(self, num: int) -> Drawn:
-        """Draw items by priority, with repetition.
+    def draw(self, num: int) -> Sample:
+        """Sample items by priority, with replacement.
 
         Raises:
-            ValueError: there is nothing to draw from, or ``num`` is below 1.
+            ValueError: the buffer is empty, or ``num`` is below 1.
         """
         if num < 1 or not self._size:
             raise ValueError(f"cannot draw {num} of {self._size} items")
         points = (np.arange(num) + self._rng.random(num)) * (self._tree.total / num)
         slots = self._tree.find(points)
         priorities = self._tree.leaves
-        weights = (priorities[slots] / priorities[: self._size].min()) ** -self.beta  # N and the sum cancel out
+        weights = (priorities[slots] / priorities[: self._size].min()) ** -self.beta  # N and the sum cancel
         self._num_drawn += num
-        return Drawn(slots, self._items[slots], weights)
+        return Sample(slots, self._items[slots], weights)
 
     def update(self, slots: ArrayLike, errors: ArrayLike) -> None:
-        """Tell how wrong the learner was about what it drew; where a slot comes twice, the last counts.
+        """Set the priorities of slots from the errors of their items; of a repeated slot the last error counts.
 
         Raises:
-            ValueError: an error that is not finite.
-            IndexError: a slot that holds nothing.
+            ValueError: an error is not finite.
+            IndexError: a slot is empty.
         """
         where, wrong = np.atleast_1d(np.asarray(slots, np.int64)), np.abs(np.asarray(errors, np.float64))
         if where.size and (where.min() < 0 or where.max() >= self._size):
@@ -188,7 +189,7 @@ class PrioritizedReplay:
         self._highest = max(self._highest, float(np.max(priorities, initial=0.0)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next draws depend on: arrays, numbers and the generator's state. A copy."""
+        """Return a copy of everything that later draws depend on: arrays, counters and the generator's state."""
         return {
             "priorities": self._tree.leaves.copy(),
             "items": self._items.copy(),
@@ -200,10 +201,10 @@ class PrioritizedReplay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``: draws go on as they would have.
+        """Restore a state; later draws are those of the buffer that it was taken from.
 
         Raises:
-            ValueError: it is of a buffer of another capacity.
+            ValueError: that buffer has another capacity.
         """
         if len(state["items"]) != self._tree.capacity:
             raise ValueError(f"the state has capacity {len(state['items'])}, this buffer {self._tree.capacity}")

@@ -1,4 +1,4 @@
-"""What a report says that a decision was worth."""
+"""The reward that a field report gives to a decision."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from esper.services.tamiyo.settings import RentSettings
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """An estimate, in units of the metric, and its variance where that is known."""
+    """An estimate in units of the metric, and its variance if known."""
 
     value: float
     variance: float | None
 
 
 RewardFunction = Callable[[FieldReported, Action], Reward | Reason]
-"""Pure; of a report of an action other than WAIT. Gives the reason where it says nothing that may be trained on."""
+"""Pure. Takes a report on an action other than WAIT; returns the reason if the report gives no reward."""
 
 
 def fork_rewards(rent: RentSettings) -> RewardFunction:
-    """What ``esper.services.tamiyo.evaluation.reward`` makes of a fork: the gain less rent."""
+    """Return the reward function that uses forks alone: their gain less rent."""
 
-    def rewarding(report: FieldReported, action: Action) -> Reward | Reason:
+    def reward_function(report: FieldReported, action: Action) -> Reward | Reason:
         if report.method is not ReportMethod.FORK:
             return Reason.BEFORE_AFTER
         found = reward_of(report, action, rent)
         return Reason.NO_METRIC if found is None else Reward(*found)
 
-    return rewarding
+    return reward_function

@@ -1,4 +1,4 @@
-"""Compares recorded views with those that the log gives today, folded anew from telemetry and all else."""
+"""Compares recorded views with the views that the log gives when they are computed again from telemetry."""
 
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -14,14 +14,14 @@ from esper.streams.replay.view_recompute import recompute_views
 
 @dataclass(slots=True)
 class ViewVerification:
-    """How recorded views compare.
+    """The result of a comparison.
 
     Attributes:
-        num_equal: the log gives the same bytes again.
-        different: boundaries whose view the log gives otherwise though it holds everything, in order, with what it
-            gives: a digest, or None where it does not know the boundary.
-        expired: boundaries of which it does not hold everything any more (as a rule telemetry), and gives another view.
-        older: boundaries whose view is of an older version, which cannot be compared byte by byte.
+        num_equal: views that the log gives again, byte for byte.
+        different: boundaries for which the log gives another view although it holds all of its inputs, with the digest
+            of that view; None if the log does not hold the boundary.
+        expired: boundaries for which the log gives another view and no longer holds all inputs (usually telemetry).
+        older: boundaries whose view has an older version, which cannot be compared byte for byte.
     """
 
     num_equal: int = 0
@@ -29,31 +29,26 @@ class ViewVerification:
     expired: list[Key] = field(default_factory=list)
     older: list[Key] = field(default_factory=list)
 
-    @property
-    def num_compared(self) -> int:
-        """Views of which something can be said."""
-        return self.num_equal + len(self.different)
-
 
 async def verify_views(
-    settings: Settings, views: Mapping[Key, ViewReference], tell: ProgressCallback = ignore_progress
+    settings: Settings, views: Mapping[Key, ViewReference], on_progress: ProgressCallback = ignore_progress
 ) -> ViewVerification:
-    """See every view again and compare its digest.
+    """Compute every view again and compare digests.
 
     Raises:
         ConflictError, ConfigError, NewerVersionError, NotAllowedError, UnavailableError: as ``recompute_views``.
     """
-    found = ViewVerification(older=sorted(key for key, seen in views.items() if seen.view_version != VIEW_VERSION))
-    wanted = {key: seen.blueprint_offsets for key, seen in views.items() if seen.view_version == VIEW_VERSION}
+    result = ViewVerification(older=sorted(key for key, view in views.items() if view.view_version != VIEW_VERSION))
+    wanted = {key: view.blueprint_offsets for key, view in views.items() if view.view_version == VIEW_VERSION}
     if not wanted:
-        return found
-    async with aclosing(recompute_views(settings, wanted, tell)) as seen_again:
-        async for again in seen_again:
-            digest = again.view.digest if again.view else None
-            if digest == views[again.key].digest:
-                found.num_equal += 1
-            elif again.is_whole:
-                found.different.append((again.key, digest))
+        return result
+    async with aclosing(recompute_views(settings, wanted, on_progress)) as recomputed_views:
+        async for recomputed in recomputed_views:
+            digest = recomputed.view.digest if recomputed.view else None
+            if digest == views[recomputed.key].digest:
+                result.num_equal += 1
+            elif recomputed.is_whole:
+                result.different.append((recomputed.key, digest))
             else:
-                found.expired.append(again.key)
-    return found
+                result.expired.append(recomputed.key)
+    return result

@@ -1,1 +1,1 @@
-"""How good a policy is: rewards, off-policy evaluation, predicted outcomes, and the guard of the active version."""
+"""Policy evaluation: rewards, off-policy estimates, predicted outcomes, and the guard of the active version."""

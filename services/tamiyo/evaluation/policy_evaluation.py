@@ -1,4 +1,4 @@
-"""Judges policies on experiences: brings both into the form of ``esper.services.tamiyo.evaluation.off_policy``."""
+"""Evaluates policies on experiences with the estimators of ``esper.services.tamiyo.evaluation.off_policy``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -17,34 +17,33 @@ from esper.services.tamiyo.evaluation.off_policy import (
     TargetPolicy,
     compare,
 )
-from esper.services.tamiyo.policies import ActionDistribution, EpsilonSoft, Policy
+from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.baselines import RandomPolicy, SchedulePolicy, WaitPolicy
 from esper.services.tamiyo.policies.heuristic import HeuristicPolicy
 from esper.services.tamiyo.settings import TamiyoSettings
 
 AS_LOGGED = "as logged"
-"""The policies that acted: what really happened."""
-
-Measured = Mapping[str, tuple[int, int]]
-"""Action -> decisions whose outcome was measured, of how many that could have been (``ExperienceJoin.measured``)."""
-
+"""The name of the behaviour policies, whose decisions are in the log."""
 
 BATCH_SIZE = 256
-"""Views that are open at the same time, and that a policy is asked about in one go."""
+"""Views that are unpacked at the same time, and given to a policy in one call."""
+
+Measured = Mapping[str, tuple[int, int]]
+"""Action -> decisions with a measured outcome, and decisions that could have one (``ExperienceJoin.measured``)."""
 
 
 class RewardModel(Protocol):
-    """A model of the reward, for the doubly robust estimate. Fit on other runs than those it is asked about."""
+    """A model of the reward, for doubly robust estimates. Fit it on other runs than those it is evaluated on."""
 
     def __call__(
         self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
-        """Of each view the reward of each of its choices, in units of the metric."""
+        """Return the expected reward of each choice of each view, in units of the metric."""
         ...
 
 
 def baselines(tamiyo: TamiyoSettings) -> dict[str, Policy]:
-    """The policies that a learnt one must beat, as the settings have them."""
+    """Return the policies that a learned one must beat, with the thresholds of the settings."""
     policies: tuple[Policy, ...] = (
         WaitPolicy(),
         RandomPolicy(),
@@ -60,53 +59,50 @@ def evaluate(
     *,
     epsilon: float,
     measured: Measured,
-    evaluation_settings: EvaluationSettings | None = None,
+    settings: EvaluationSettings | None = None,
     candidate: str | None = None,
     reward_model: RewardModel | None = None,
-    tell: Callable[[int], None] = lambda _num: None,
+    on_progress: Callable[[int], None] = lambda _num: None,
 ) -> Comparison:
-    """Judge policies, each made epsilon-soft, on the same held-out experiences, beside what really happened.
+    """Evaluate policies, each made epsilon-soft, and the behaviour policy on the same held-out experiences.
 
     Args:
-        measured: which share of outcomes the log tells; 1 for an action that is not in it.
+        measured: the share of outcomes that are in the log; 1 for an action that is not in it.
         candidate: the policy to compare with each of the others.
-        guesser: gives doubly robust estimates, where there is a model of the reward.
-        tell: is called with the number of experiences that are done.
+        reward_model: adds doubly robust estimates.
+        on_progress: is called with the number of experiences that are done.
     """
-    facing = _Facing(policies, epsilon, measured, reward_model)
+    columns = _Columns(policies, epsilon, measured, reward_model)
     for start in range(0, len(experiences), BATCH_SIZE):
-        some = list(experiences[start : start + BATCH_SIZE])
-        facing.add(some)
-        tell(start + len(some))
-    logged = facing.logged(experiences)
+        batch = list(experiences[start : start + BATCH_SIZE])
+        columns.add(batch)
+        on_progress(start + len(batch))
+    logged = columns.logged(experiences)
     targets = [TargetPolicy(AS_LOGGED, logged.behaviour)]
-    targets += [TargetPolicy.of(name, logged, rows) for name, rows in facing.rows.items()]
-    return compare(
-        logged,
-        targets,
-        evaluation_settings or EvaluationSettings(),
-        facing.predicted_rewards if reward_model else None,
-        candidate,
-    )
+    targets += [TargetPolicy.of(name, logged, rows) for name, rows in columns.probabilities.items()]
+    predicted = columns.predicted_rewards if reward_model else None
+    return compare(logged, targets, settings or EvaluationSettings(), predicted, candidate)
 
 
-def verdict_of(found: Comparison, difference: Difference, held_out_runs: Sequence[str], level: float) -> dict[str, Any]:
-    """What the event of an evaluation says of one difference, but for the names and versions of the policies.
+def verdict_of(
+    comparison: Comparison, difference: Difference, held_out_runs: Sequence[str], level: float
+) -> dict[str, Any]:
+    """Return the fields of ``PolicyEvaluated`` for one difference, without names and versions of the policies.
 
-    Of SNIPS and doubly robust it is the one with the lower low end: the more careful.
+    Of SNIPS and doubly robust it takes the one with the lower bound that is lower: the conservative one.
     """
-    judged = [found.judged[difference.name], found.judged[difference.than]]
-    refusals = [f"{one.name}: {refusal}" for one in judged for refusal in one.refusals]
-    estimates = {"snips": difference.snips, "dr": difference.dr}
-    estimator, interval = min(((n, i) for n, i in estimates.items() if i is not None), key=lambda e: e[1].low)
+    estimates = [comparison.estimates[name] for name in (difference.name, difference.than)]
+    refusals = [f"{one.name}: {refusal}" for one in estimates for refusal in one.refusals]
+    intervals = {"snips": difference.snips, "dr": difference.dr}
+    estimator, interval = min(((n, i) for n, i in intervals.items() if i is not None), key=lambda e: e[1].low)
     verdict = "too_thin" if refusals else "better" if difference.is_better else "not_better"
-    told = {"estimate": interval.value, "low": interval.low, "high": interval.high}
+    numbers = {"estimate": interval.value, "low": interval.low, "high": interval.high}
     return {
         "estimator": estimator,
-        **(told if difference.is_supported else dict.fromkeys(told)),
+        **(numbers if difference.is_supported else dict.fromkeys(numbers)),
         "confidence": level,
-        "effective_sample_size": judged[0].ess,
-        "num_decisions": found.num_decisions,
+        "effective_sample_size": estimates[0].ess,
+        "num_decisions": comparison.num_decisions,
         "held_out_runs": list(held_out_runs),
         "verdict": verdict,
         "reason": "; ".join(refusals)
@@ -114,38 +110,35 @@ def verdict_of(found: Comparison, difference: Difference, held_out_runs: Sequenc
     }
 
 
-class _Facing:
-    """What policies would have done in front of experiences, column by column."""
+class _Columns:
+    """The columns of ``LoggedDecisions`` and ``TargetPolicy``, filled batch by batch."""
 
     def __init__(
         self, policies: Mapping[str, Policy], epsilon: float, measured: Measured, reward_model: RewardModel | None
     ) -> None:
-        self.rows: dict[str, list[Floats]] = {name: [] for name in policies}
+        self.probabilities: dict[str, list[Floats]] = {name: [] for name in policies}
         self.predicted_rewards: list[Floats] = []
         self._kinds: list[list[str]] = []
-        self._shares: list[float] = []
-        self._measured, self._guesser = measured, reward_model
-        self._ahead = {name: _Ahead(policy) for name, policy in policies.items()}
-        self._acting = {name: EpsilonSoft(policy, epsilon, rng_seed=0) for name, policy in self._ahead.items()}
+        self._measured_shares: list[float] = []
+        self._measured, self._reward_model = measured, reward_model
+        self._policies = {name: EpsilonSoft(policy, epsilon, rng_seed=0) for name, policy in policies.items()}
 
-    def add(self, some: Sequence[Experience]) -> None:
-        """Ask every policy about some experiences."""
-        views = [one.view for one in some]
+    def add(self, batch: Sequence[Experience]) -> None:
+        views = [one.view for one in batch]
         choices_per_view = [legal_choices(view) for view in views]
-        for name, ahead in self._ahead.items():
-            ahead.look_at(views, choices_per_view)
-            for view in views:
-                _choices, probabilities, _reason = self._acting[name].probabilities(view)
-                self.rows[name].append(np.asarray(probabilities, np.float64))
-        for one, choices in zip(some, choices_per_view, strict=True):
-            self._kinds.append([kind_of(choice) for choice in choices])
-            told, eligible = self._measured.get(choices[one.chosen].action, (1, 1))
-            self._shares.append(told / eligible)
-        if self._guesser is not None:
-            self.predicted_rewards += [np.asarray(row, np.float64) for row in self._guesser(views, choices_per_view)]
+        for name, soft in self._policies.items():
+            distributions = soft.policy.distributions(views, choices_per_view)
+            for distribution, choices in zip(distributions, choices_per_view, strict=True):
+                self.probabilities[name].append(soft.soften(distribution, len(choices)))
+        for one, choices in zip(batch, choices_per_view, strict=True):
+            self._kinds.append([_kind(choice) for choice in choices])
+            num_measured, num_eligible = self._measured.get(choices[one.chosen].action, (1, 1))
+            self._measured_shares.append(num_measured / num_eligible)
+        if self._reward_model is not None:
+            rows = self._reward_model(views, choices_per_view)
+            self.predicted_rewards += [np.asarray(row, np.float64) for row in rows]
 
     def logged(self, experiences: Experiences) -> LoggedDecisions:
-        """What really happened."""
         stored = experiences.stored
         return LoggedDecisions(
             runs=[e.run_id for e in stored],
@@ -153,29 +146,10 @@ class _Facing:
             behaviour=np.array([e.probability for e in stored], np.float64),
             rewards=np.array([e.reward for e in stored], np.float64),
             kinds=self._kinds,
-            measured=np.array(self._shares, np.float64),
+            measured=np.array(self._measured_shares, np.float64),
         )
 
 
-class _Ahead(Policy):
-    """A policy that is asked about many views in one go."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.kind = policy.kind
-        self._policy = policy
-        self._known: dict[int, ActionDistribution] = {}
-
-    def look_at(self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]) -> None:
-        """Ask about these; ``favour`` knows the answers as long as the views live."""
-        favourites = self._policy.distributions(views, choices_per_view)
-        self._known = {id(view): favourite for view, favourite in zip(views, favourites, strict=True)}
-
-    def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-        """What the policy said, or says now."""
-        known = self._known.get(id(view))
-        return self._policy.distribution(view, choices) if known is None else known
-
-
-def kind_of(choice: Choice) -> str:
-    """What support is counted by: the action, with the blueprint where one is germinated."""
+def _kind(choice: Choice) -> str:
+    """Return the kind by which support is counted: the action, and the blueprint of a germination."""
     return f"{choice.action} {choice.kernel.blueprint_id}" if choice.kernel else str(choice.action)

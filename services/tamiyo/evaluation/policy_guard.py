@@ -1,13 +1,13 @@
-"""A version that does harm is rolled back by itself: what its forked decisions brought is looked at while it acts.
+"""Rolls the active version back automatically if the measured effects of its decisions are worse than waiting.
 
-Runs are the independent units: a run counts by the mean reward of its decisions. A version does harm where the upper
-bound of the mean over runs lies below 0, which is what waiting brings:
+Runs are the independent units: a run counts with the mean reward of its forked decisions. A version is harmful if the
+upper confidence bound of the mean over runs lies below 0, the reward of waiting:
 
     m + t(1 - a_k, n - 1) s / sqrt(n) < 0,    a_k = (1 - confidence) / (k (k + 1)),    k = n - min_runs + 1
 
-n runs with mean m and deviation s. It is looked at again with every run that is added, and all the a_k sum to
-1 - confidence: so is the chance at most, by the union bound and where means over runs are about normal, that a version
-which does no harm is ever rolled back.
+n runs with mean m and standard deviation s. The test is repeated with every run that is added. The a_k sum to
+1 - confidence, which by the union bound limits the probability that a harmless version is ever rolled back, if means
+over runs are approximately normal.
 """
 
 import math
@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from esper.errors import ConflictError
 from esper.logging import get_logger
 from esper.schemas.messages import OonaMessage
-from esper.services.tamiyo.evaluation.reward import reward_of, student_t
+from esper.services.tamiyo.evaluation.reward import reward_of
 from esper.services.tamiyo.settings import GuardSettings, RentSettings
 from esper.services.tamiyo.versions.activation import rollback
 from esper.streams.database.connection_types import Connection
@@ -28,10 +28,10 @@ from esper.streams.read_models.policy_versions import ForkedDecision, PolicyChan
 _log = get_logger(__name__)
 
 
-def mean_rewards(decided: Iterable[ForkedDecision], rent: RentSettings) -> list[float]:
-    """The mean reward of each run's decisions."""
+def mean_rewards(decisions: Iterable[ForkedDecision], rent: RentSettings) -> list[float]:
+    """Return the mean reward of each run's decisions, without placebos."""
     by_run: dict[str, list[float]] = {}
-    for one in decided:
+    for one in decisions:
         found = reward_of(one.report, one.action, rent)
         if found is not None and not one.is_placebo:
             by_run.setdefault(one.report.run_id, []).append(found[0])
@@ -39,47 +39,50 @@ def mean_rewards(decided: Iterable[ForkedDecision], rent: RentSettings) -> list[
 
 
 def harm(rewards: Sequence[float], guard: GuardSettings) -> str | None:
-    """Why a version is not to go on, given the mean reward of each of its runs; None where nothing is against it."""
+    """Return why a version is harmful, from the mean reward of each of its runs; None if that is not shown."""
     num = len(rewards)
     if num < guard.min_runs:
         return None
-    look = num - guard.min_runs + 1
-    level = (1.0 - guard.confidence) / (look * (look + 1))
+    from scipy import stats  # takes a second to import, which a controller without forks need not pay
+
+    test = num - guard.min_runs + 1
+    level = (1.0 - guard.confidence) / (test * (test + 1))
     mean, deviation = fmean(rewards), stdev(rewards)
-    bound = mean + student_t(1.0 - level, num - 1) * deviation / math.sqrt(num)
+    bound = mean + float(stats.t.ppf(1.0 - level, num - 1)) * deviation / math.sqrt(num)
     if bound >= 0.0:
         return None
     return (
-        f"it does harm: over {num} runs its forked decisions brought {mean:+.4f} a run, at most {bound:+.4f} with "
-        f"{100 * (1 - level):.2f} % confidence; waiting brings 0"
+        f"over {num} runs the forked decisions of this version have a mean reward of {mean:+.4f}, at most {bound:+.4f} "
+        f"with {100 * (1 - level):.2f} % confidence; waiting has 0"
     )
 
 
 class PolicyGuard:
-    """Looks at the version that is active, every ``interval_s``, and says whether it has to go."""
+    """Tests the active version every ``interval_s``."""
 
     def __init__(
         self, guard: GuardSettings, rent: RentSettings, source: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._guard, self._rent, self._source, self._clock = guard, rent, source, clock
-        self._looked_at = -math.inf
-        self._done: set[uuid.UUID] = set()
+        self._checked_at = -math.inf
+        self._rolled_back: set[uuid.UUID] = set()
 
-    async def look(self, connection: Connection, active: PolicyChange | None) -> OonaMessage | None:
-        """The event that rolls ``active`` back, if it does harm. Several controllers that find so write one event."""
+    async def check(self, connection: Connection, active: PolicyChange | None) -> OonaMessage | None:
+        """Return the event that rolls ``active`` back, if it is harmful. All controllers return the same event."""
         now = self._clock()
-        if active is None or active.id in self._done or now - self._looked_at < self._guard.interval_s:
+        if active is None or active.id in self._rolled_back or now - self._checked_at < self._guard.interval_s:
             return None
-        self._looked_at = now
+        self._checked_at = now
         reason = harm(mean_rewards(await forked_decisions(connection, active), self._rent), self._guard)
         if reason is None:
             return None
-        self._done.add(active.id)
+        self._rolled_back.add(active.id)
         try:
             event_id = uuid.uuid5(active.id, "guard")
-            back = rollback(await policy_changes(connection), f"by itself: {reason}", self._source, event_id)
+            changes = await policy_changes(connection)
+            message = rollback(changes, f"automatic rollback: {reason}", self._source, event_id)
         except ConflictError as error:
             _log.error("policy.rollback_failed", policy=str(active.version), reason=reason, detail=str(error))
             return None
         _log.warning("policy.rolled_back", policy=str(active.version), reason=reason)
-        return back
+        return message

@@ -1,5 +1,6 @@
-"""The learnt policy: a graph neural network over a run's layers, seeds and kernels.
+"""The learned policy: a graph neural network over the layers, seeds and kernels of a run.
 
-``inputs`` reads views into arrays, ``batch`` lays them side by side, ``network`` scores choices,
-``policy`` acts, ``checkpoint`` keeps weights and card, ``pooling`` finds the fastest scatter.
+``view_arrays`` turns views into arrays, ``graph_batch`` combines them, ``network`` scores choices, ``gnn_policy`` makes
+them a policy, ``policy_trainer`` and ``policy_fit`` train it, ``policy_file`` stores weights and card, ``pooling``
+chooses the fastest scatter.
 """

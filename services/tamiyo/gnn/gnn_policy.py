@@ -1,4 +1,4 @@
-"""GnnPolicy: the network behind the seam of all policies. It prefers what it expects to bring the most."""
+"""GnnPolicy: the network as a policy. It prefers the choice with the highest expected gain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,22 +23,22 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class KnownBlueprints:
-    """The blueprints that a network was trained on, numbered from 1; all others are 0 to it."""
+class BlueprintVocabulary:
+    """The blueprints that a network was trained on, with codes from 1; every other blueprint has code 0."""
 
     names: tuple[str, ...] = ()
-    numbers: dict[str, int] = field(init=False)
+    codes: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", {name: n for n, name in enumerate(self.names, 1)})
+        object.__setattr__(self, "codes", {name: n for n, name in enumerate(self.names, 1)})
 
 
 class GnnPolicy(Policy):
-    """Prefers choices by softmax(gain / temperature + prior). Pure: the same views give the same favourites.
+    """Samples choices by softmax(gain / temperature + prior). Pure: equal views give equal distributions.
 
     Args:
-        temperature: in units of the reward; how much better a choice must look to be preferred e-fold.
-        metric: the one whose course the network reads.
+        temperature: in units of the reward; the advantage that makes a choice e times as likely.
+        metric: the metric whose history the network reads.
     """
 
     kind = "gnn"
@@ -46,7 +46,7 @@ class GnnPolicy(Policy):
     def __init__(
         self,
         network: PolicyNetwork,
-        blueprints: KnownBlueprints,
+        blueprints: BlueprintVocabulary,
         *,
         metric: str = "val_accuracy",
         temperature: float,
@@ -65,7 +65,7 @@ class GnnPolicy(Policy):
 
     @property
     def acceleration_status(self) -> dict[str, str | bool]:
-        """What pools, where it computes, and in which precision."""
+        """Scatter library, device, precision and threads."""
         return {
             "scatter": self.network.scatter_name,
             "device": str(self._device),
@@ -74,27 +74,27 @@ class GnnPolicy(Policy):
         }
 
     def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-        """The weights of all choices at one boundary."""
+        """Return the distribution over all choices of one view."""
         return self.distributions([view], [choices])[0]
 
     def distributions(
         self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
     ) -> Sequence[ActionDistribution]:
-        """The same of several boundaries, in one pass."""
+        """Return the distribution of each view, in one forward pass."""
         found = []
-        for (gain, value), offered in zip(self.gains(views, choices_per_view), choices_per_view, strict=True):
-            weights = softmax(gain / self._temperature + prior(len(gain)))
-            found.append(ActionDistribution(weights, self._reason(gain, value, weights, offered)))
+        for (gain, value), choices in zip(self.gains(views, choices_per_view), choices_per_view, strict=True):
+            probabilities = softmax(gain / self._temperature + prior(len(gain)))
+            found.append(ActionDistribution(probabilities, self._reason(gain, value, probabilities, choices)))
         return found
 
     @torch.inference_mode()
     def gains(
         self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]] | None = None
     ) -> list[tuple[NDArray[np.float64], float]]:
-        """For each view the gain expected of each legal choice, (C,), in units of the reward, and the state's value.
+        """Return for each view the expected gain of each legal choice, (C,), and the state value, in reward units.
 
         Args:
-            choices_per_view: what ``legal_choices`` gives of the views, if it is at hand.
+            choices_per_view: the ``legal_choices`` of the views, if already known.
         """
         batch = self._batch(views, choices_per_view)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
@@ -106,32 +106,33 @@ class GnnPolicy(Policy):
     def predict_rewards(
         self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /
     ) -> Sequence[Sequence[float]]:
-        """Of each view the gain of each choice, in units of the metric."""
+        """Return the expected gain of each choice of each view, in units of the metric."""
         return [gain.tolist() for gain, _value in self.gains(views, choices_per_view)]
 
     def _batch(
         self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]] | None = None
     ) -> GraphBatch:
-        given = choices_per_view if choices_per_view is not None else [None] * len(views)
+        known = choices_per_view if choices_per_view is not None else [None] * len(views)
         arrays = [
             read_view(view, self._metric, choices if isinstance(choices, LegalChoices) else None)
-            for view, choices in zip(views, given, strict=True)
+            for view, choices in zip(views, known, strict=True)
         ]
-        return GraphBatch.of(arrays, self._blueprints.numbers).to(self._device)
+        return GraphBatch.of(arrays, self._blueprints.codes).to(self._device)
 
     def _reason(
-        self, gain: NDArray[np.float64], value: float, weights: NDArray[np.float64], choices: Sequence[Choice]
+        self, gain: NDArray[np.float64], value: float, probabilities: NDArray[np.float64], choices: Sequence[Choice]
     ) -> str:
         best = int(gain.argmax())
-        told = f"{_named(choices[best])} looks best: {self._metric} {gain[best]:+.4f} net of rent"
-        against = "" if best == 0 else f", waiting {gain[0]:+.4f}"
-        return f"{told}{against}, weight {weights[best]:.2f} of {len(choices)} choices; the state's value {value:+.4f}"
+        expected = f"highest expected gain: {_describe(choices[best])}, {self._metric} {gain[best]:+.4f} net of rent"
+        alternative = "" if best == 0 else f" (wait {gain[0]:+.4f})"
+        preferred = f"probability {probabilities[best]:.2f} among {len(choices)} choices"
+        return f"{expected}{alternative}; {preferred}; state value {value:+.4f}"
 
 
 def prior(num_choices: int) -> NDArray[np.float64]:
-    """What is added to the first choice, WAIT, and to the others, so that who expects nothing waits half of the time.
+    """Return the logits, (C,), that give WAIT, the first choice, probability 1/2 if all gains are equal.
 
-    Without it a model of many seeds and kernels would hardly ever wait, whatever they promise.
+    Without them the probability of WAIT would vanish in a model with many seeds and kernels.
     """
     logits = np.zeros(num_choices)
     logits[1:] = -np.log(max(1, num_choices - 1))
@@ -139,28 +140,26 @@ def prior(num_choices: int) -> NDArray[np.float64]:
 
 
 def softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positive weights that sum to 1."""
-    weights = np.exp(values - values.max())
-    found: NDArray[np.float64] = weights / weights.sum()
+    """Return positive numbers that sum to 1."""
+    exponentials = np.exp(values - values.max())
+    found: NDArray[np.float64] = exponentials / exponentials.sum()
     return found
 
 
-def _named(choice: Choice) -> str:
+def _describe(choice: Choice) -> str:
     if choice.action is Action.WAIT or choice.seed is None:
-        return "waiting"
-    with_kernel = f" with {choice.kernel.blueprint_id}" if choice.kernel else ""
-    return f"to {choice.action} {choice.seed.layer_id}:{choice.seed.seed_id}{with_kernel}"
+        return "wait"
+    kernel = f" with {choice.kernel.blueprint_id}" if choice.kernel else ""
+    return f"{choice.action} {choice.seed.layer_id}:{choice.seed.seed_id}{kernel}"
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
-        told = str(error).splitlines()[0]
-        raise ConfigError(
-            f"tamiyo.network.device is '{wanted}', where torch cannot compute ({told}): use auto"
-        ) from None
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        detail = str(error).splitlines()[0]
+        raise ConfigError(f"tamiyo.network.device is '{name}', which torch cannot use ({detail}): use auto") from None
     return device

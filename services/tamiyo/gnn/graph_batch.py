@@ -1,9 +1,9 @@
-"""Views side by side as one graph of several parts: what the network takes in one pass.
+"""Several views as one disconnected graph: the input of one forward pass.
 
-Runs are offered the same kernels as a rule. So kernels that are alike are one row, and all dormant
-seeds that are offered the same ones are scored by one product of two matrices.
+Runs usually have the same kernels. So equal kernels are one row, and all dormant seeds with the same candidate kernels
+are scored by one matrix product.
 
-B: views, L: layers, S: seeds, K: different kernels that are offered, E: edges, C: choices, each of all views together.
+B: views, L: layers, S: seeds, K: distinct kernels, E: edges, C: choices, each of all views together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ from esper.services.tamiyo.control.legal_choices import Indices
 from esper.services.tamiyo.gnn.view_arrays import ViewArrays
 
 UNKNOWN_BLUEPRINT = 0
-"""The number of every blueprint that a network was not trained on."""
+"""The code of every blueprint that a network was not trained on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """Seeds (N,) that are each offered the same kernels (M,): N x M choices."""
+class GerminationGroup:
+    """Seeds (N,) with the same candidate kernels (M,): N x M choices."""
 
     seeds: Tensor
     kernels: Tensor
@@ -32,16 +32,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class GraphBatch:
-    """Tensors of B views. Indices are of the whole batch.
+    """Tensors of B views. Indices are those of the whole batch.
 
     Attributes:
         run (B, F_run), layers (L, F_layer), seeds (S, F_seed), kernels (K, F_kernel): float32.
-        blueprint (K,): number of the kernel's blueprint.
+        blueprint (K,): code of the kernel's blueprint.
         edges (2, E): from row to row of ``layers``.
         seed_layer (S,): the layer of each seed; layer_graph (L,): the view of each layer.
-        first (B,): where each view's choices begin; there is its WAIT.
-        offers, germinate: all germinations, and where each is, offer by offer and row by row.
-        cull, fossilize (2, N): seed, and where the choice is.
+        germinations, germination_choice: all germinations, and the index of each choice, group by group and row by row.
+        cull, fossilize (2, N): seed, and the index of the choice.
         num_choices: of each view, in order.
     """
 
@@ -53,114 +52,114 @@ class GraphBatch:
     edges: Tensor
     seed_layer: Tensor
     layer_graph: Tensor
-    first: Tensor
-    offers: tuple[Offer, ...]
-    germinate: Tensor
+    germinations: tuple[GerminationGroup, ...]
+    germination_choice: Tensor
     cull: Tensor
     fossilize: Tensor
     num_choices: tuple[int, ...]
 
     @classmethod
-    def of(cls, views: Sequence[ViewArrays], blueprints: Mapping[str, int]) -> Self:
-        """Lay views side by side; ``blueprints`` numbers those that are known, from 1."""
-        at_layer = _offsets([len(v.layers) for v in views])
-        at_seed = _offsets([len(v.seeds) for v in views])
+    def of(cls, views: Sequence[ViewArrays], blueprint_codes: Mapping[str, int]) -> Self:
+        """Combine views; ``blueprint_codes`` has the known blueprints, with codes from 1."""
+        layer_offsets = _offsets([len(v.layers) for v in views])
+        seed_offsets = _offsets([len(v.seeds) for v in views])
         num_choices = [len(v.choices) for v in views]
-        at_choice = _offsets(num_choices)
-        shop = _KernelDeduplicator(blueprints)
-        for view, seed, choice in zip(views, at_seed, at_choice, strict=True):
-            shop.take_in(view, seed, choice)
-        offers, germinate = shop.offers()
+        choice_offsets = _offsets(num_choices)
+        kernels = _KernelDeduplicator(blueprint_codes)
+        for offsets in zip(views, seed_offsets, choice_offsets, strict=True):
+            kernels.add(*offsets)
+        germinations, germination_choice = kernels.germinations()
         return cls(
             run=torch.from_numpy(np.concatenate([v.run for v in views])),
             layers=torch.from_numpy(np.concatenate([v.layers for v in views])),
             seeds=torch.from_numpy(np.concatenate([v.seeds for v in views])),
-            kernels=torch.from_numpy(shop.rows(views[0].kernels.shape[1])),
-            blueprint=torch.tensor(shop.blueprints, dtype=torch.int64),
-            edges=_moved([v.edges for v in views], at_layer, axis=1),
-            seed_layer=_moved([v.choices.seed_layer for v in views], at_layer),
+            kernels=torch.from_numpy(kernels.rows(views[0].kernels.shape[1])),
+            blueprint=torch.tensor(kernels.blueprints, dtype=torch.int64),
+            edges=_shifted([v.edges for v in views], layer_offsets, axis=1),
+            seed_layer=_shifted([v.choices.seed_layer for v in views], layer_offsets),
             layer_graph=torch.from_numpy(np.repeat(np.arange(len(views)), [len(v.layers) for v in views])),
-            first=torch.tensor(at_choice),
-            offers=offers,
-            germinate=germinate,
-            cull=_ends(Action.CULL, views, at_seed, at_choice),
-            fossilize=_ends(Action.FOSSILIZE, views, at_seed, at_choice),
+            germinations=germinations,
+            germination_choice=germination_choice,
+            cull=_ending(Action.CULL, views, seed_offsets, choice_offsets),
+            fossilize=_ending(Action.FOSSILIZE, views, seed_offsets, choice_offsets),
             num_choices=tuple(num_choices),
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on a device."""
+        """Move the batch to a device."""
         if self.run.device == torch.device(device):
             return self
-        return self.each(lambda tensor: tensor.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
-    def each(self, moved: Callable[[Tensor], Tensor]) -> Self:
-        """The same with every tensor as ``moved`` makes it."""
-        tensors: dict[str, Any] = {name: moved(getattr(self, name)) for name in _TENSORS}
-        return replace(self, offers=tuple(Offer(moved(o.seeds), moved(o.kernels)) for o in self.offers), **tensors)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every tensor."""
+        tensors: dict[str, Any] = {name: function(getattr(self, name)) for name in _TENSORS}
+        groups = tuple(GerminationGroup(function(g.seeds), function(g.kernels)) for g in self.germinations)
+        return replace(self, germinations=groups, **tensors)
 
 
-_TENSORS = tuple(f.name for f in fields(GraphBatch) if f.name not in ("offers", "num_choices"))
+_TENSORS = tuple(f.name for f in fields(GraphBatch) if f.name not in ("germinations", "num_choices"))
 
 
 class _KernelDeduplicator:
-    """The kernels that are offered, each once, and to which seeds."""
+    """Collects distinct kernels, and the seeds for which each set of kernels is legal."""
 
-    def __init__(self, blueprints: Mapping[str, int]) -> None:
+    def __init__(self, blueprint_codes: Mapping[str, int]) -> None:
         self.blueprints: list[int] = []
-        self._known = blueprints
+        self._blueprint_codes = blueprint_codes
         self._rows: list[np.ndarray] = []
-        self._numbers: dict[tuple[str, bytes], int] = {}
+        self._row_of: dict[tuple[str, bytes], int] = {}
         self._seeds: dict[tuple[int, ...], list[Indices]] = {}
-        self._places: dict[tuple[int, ...], list[Indices]] = {}
+        self._first_choices: dict[tuple[int, ...], list[Indices]] = {}
 
-    def take_in(self, view: ViewArrays, at_seed: int, at_choice: int) -> None:
-        """One view, whose seeds and choices begin there."""
+    def add(self, view: ViewArrays, seed_offset: int, choice_offset: int) -> None:
+        """Add a view, whose first seed and choice have these indices."""
         choices = view.choices
-        kernels = list(zip(view.blueprints, _as_bytes(view.kernels), strict=True))
-        for way, fitting in enumerate(choices.fitting):
-            seeds = np.flatnonzero(choices.fit == way)
+        kernels = list(zip(view.blueprints, _row_bytes(view.kernels), strict=True))
+        for shape, fitting in enumerate(choices.kernels_by_shape):
+            seeds = np.flatnonzero(choices.seed_shape == shape)
             if len(seeds) and len(fitting):
-                offered = tuple([self._number(kernels[n], view, n) for n in fitting.tolist()])
-                self._seeds.setdefault(offered, []).append(seeds + at_seed)
-                self._places.setdefault(offered, []).append(choices.first[seeds] + at_choice)
+                rows = tuple([self._row(kernels[n], view, n) for n in fitting.tolist()])
+                self._seeds.setdefault(rows, []).append(seeds + seed_offset)
+                self._first_choices.setdefault(rows, []).append(choices.first_choice[seeds] + choice_offset)
 
-    def offers(self) -> tuple[tuple[Offer, ...], Tensor]:
-        """All offers, and the places of their choices."""
-        made, places = [], [np.zeros(0, dtype=np.int64)]
-        for offered, seeds in self._seeds.items():
-            made.append(
-                Offer(torch.from_numpy(np.concatenate(seeds)), torch.from_numpy(np.array(offered, dtype=np.int64)))
-            )
-            first = np.concatenate(self._places[offered])
-            places.append((first[:, None] + np.arange(len(offered))).reshape(-1))
-        return tuple(made), torch.from_numpy(np.concatenate(places))
+    def germinations(self) -> tuple[tuple[GerminationGroup, ...], Tensor]:
+        """Return all groups, and the indices of their choices."""
+        groups, indices = [], [np.zeros(0, dtype=np.int64)]
+        for rows, seeds in self._seeds.items():
+            kernels = torch.from_numpy(np.array(rows, dtype=np.int64))
+            groups.append(GerminationGroup(torch.from_numpy(np.concatenate(seeds)), kernels))
+            first = np.concatenate(self._first_choices[rows])
+            indices.append((first[:, None] + np.arange(len(rows))).reshape(-1))
+        return tuple(groups), torch.from_numpy(np.concatenate(indices))
 
     def rows(self, num_features: int) -> np.ndarray:
-        """(K, F_kernel)."""
+        """Return the features of the distinct kernels, (K, F_kernel)."""
         return np.stack(self._rows) if self._rows else np.zeros((0, num_features), dtype=np.float32)
 
-    def _number(self, kernel: tuple[str, bytes], view: ViewArrays, row: int) -> int:
-        number = self._numbers.get(kernel)
-        if number is None:
-            number = self._numbers[kernel] = len(self._rows)
-            self._rows.append(view.kernels[row])
-            self.blueprints.append(self._known.get(kernel[0], UNKNOWN_BLUEPRINT))
-        return number
+    def _row(self, kernel: tuple[str, bytes], view: ViewArrays, index: int) -> int:
+        row = self._row_of.get(kernel)
+        if row is None:
+            row = self._row_of[kernel] = len(self._rows)
+            self._rows.append(view.kernels[index])
+            self.blueprints.append(self._blueprint_codes.get(kernel[0], UNKNOWN_BLUEPRINT))
+        return row
 
 
-def _as_bytes(rows: np.ndarray) -> list[bytes]:
-    """The bytes of each row, (N, F)."""
+def _row_bytes(rows: np.ndarray) -> list[bytes]:
+    """Return the bytes of each row of (N, F)."""
     data, size = rows.tobytes(), rows.shape[1] * rows.itemsize
     return [data[n : n + size] for n in range(0, len(data), size)]
 
 
-def _ends(action: Action, views: Sequence[ViewArrays], at_seed: Sequence[int], at_choice: Sequence[int]) -> Tensor:
-    """(2, N): the seeds that one action is open to, and where that choice is."""
+def _ending(
+    action: Action, views: Sequence[ViewArrays], seed_offsets: Sequence[int], choice_offsets: Sequence[int]
+) -> Tensor:
+    """Return the seeds for which an ending action is legal, and the indices of these choices, (2, N)."""
     found = []
-    for view, seed, choice in zip(views, at_seed, at_choice, strict=True):
-        seeds, places = view.choices.ends(action)
-        found.append(np.stack([seeds + seed, places + choice]))
+    for view, seed_offset, choice_offset in zip(views, seed_offsets, choice_offsets, strict=True):
+        seeds, indices = view.choices.ending(action)
+        found.append(np.stack([seeds + seed_offset, indices + choice_offset]))
     return torch.from_numpy(np.concatenate(found, axis=1))
 
 
@@ -168,5 +167,5 @@ def _offsets(sizes: Sequence[int]) -> list[int]:
     return [0, *np.cumsum(sizes).tolist()][:-1]
 
 
-def _moved(arrays: Sequence[Indices], by: Sequence[int], axis: int = 0) -> Tensor:
-    return torch.from_numpy(np.concatenate([a + n for a, n in zip(arrays, by, strict=True)], axis=axis))
+def _shifted(arrays: Sequence[Indices], offsets: Sequence[int], axis: int = 0) -> Tensor:
+    return torch.from_numpy(np.concatenate([a + n for a, n in zip(arrays, offsets, strict=True)], axis=axis))

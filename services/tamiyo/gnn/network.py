@@ -1,11 +1,12 @@
-"""The network: encoders, message passing over the model's graph, the gain of every legal choice, a value.
+"""The network: encoders, message passing over the layers, the gain of every legal choice, and a state value.
 
-A layer's node takes in what its seeds tell, then hears in each round from the layers that feed it and
-from those that it feeds (means, with weights of their own, as GraphSAGE does: Hamilton et al. 2017),
-and from its whole graph. A germination is scored by a bilinear form of seed and kernel, so that
-thousands of seeds beside dozens of kernels cost one small product each. To each score is added what the inputs of run,
-layer, seed and kernel say linearly (as in wide & deep learning, Cheng et al. 2016): of few runs that part learns most.
-All sizes may vary from view to view.
+A layer's node aggregates its seeds. In each round it receives messages from its predecessors, its successors (means
+with separate weights, as in GraphSAGE: Hamilton et al. 2017) and its whole graph. A germination is scored by a bilinear
+form of seed and kernel, so that thousands of seeds with dozens of kernels cost one small matrix product. A linear model
+of the inputs of run, layer, seed and kernel is added to each score (as in wide & deep learning, Cheng et al. 2016):
+with few training runs this part learns most. All sizes may vary between views.
+
+Attribute names of modules are keys of stored weights, so they are part of the policy file's format.
 
 D: width. B, L, S, K, C as in ``GraphBatch``.
 """
@@ -18,20 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from esper.graph.features import Level
-from esper.services.tamiyo.gnn.graph_batch import UNKNOWN_BLUEPRINT, GraphBatch
+from esper.services.tamiyo.gnn.graph_batch import GraphBatch
 from esper.services.tamiyo.gnn.pooling import Scatter, find_scatter
 from esper.services.tamiyo.gnn.view_arrays import input_names
 
 LEVELS = (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL)
 PLAIN = {Level.RUN: 3, Level.LAYER: 3, Level.SEED: 3, Level.KERNEL: 1}
-"""What inputs say of gains by themselves: of germinating, culling and fossilizing there; of germinating a kernel."""
+"""Outputs of the linear part by level: germinate, cull and fossilize; of a kernel germinate alone."""
 MAX_DEVIATION = 5.0
-"""An input so many standard deviations from what training saw counts as no more."""
+"""Scaled inputs are clipped to this many standard deviations of the training set."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkShape:
-    """How large a network is: its width, its rounds of messages, the blueprints that it knows by name."""
+    """Size of a network: hidden width, rounds of message passing, known blueprints."""
 
     width: int = 16
     rounds: int = 1
@@ -39,9 +40,11 @@ class NetworkShape:
 
 
 class Scores(NamedTuple):
-    """``gain`` (C,): the reward that each choice would bring; 0 of WAIT, which is what all others are compared with.
+    """Scores of all choices, in units of the reward.
 
-    ``value`` (B,): the reward to be expected in the state, under the policy that acted.
+    Attributes:
+        gain: (C,), the expected reward of each choice; 0 for WAIT, with which the others are compared.
+        value: (B,), the expected reward of the state under the behaviour policy.
     """
 
     gain: Tensor
@@ -49,25 +52,27 @@ class Scores(NamedTuple):
 
 
 class Dropout:
-    """Leaves out a share of the numbers at random, and makes the others larger (Srivastava et al. 2014).
+    """Sets a share of the numbers to 0 and scales the others up (Srivastava et al. 2014).
 
-    Args:
-        generator: what its chance comes from.
+    Unlike ``nn.Dropout`` it draws from its own generator, so that training is reproducible.
     """
 
     def __init__(self, share: float, generator: torch.Generator) -> None:
         self._kept, self._generator = 1.0 - share, generator
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Another draw each time."""
+        """Apply a new random mask."""
         return values * ((torch.rand(values.shape, generator=self._generator) < self._kept) / self._kept)
 
 
 class PolicyNetwork(nn.Module):
-    """See the module. ``scatter`` may be exchanged at any time: the numbers stay. ``dropout`` is there while it learns.
+    """Scores the choices of a ``GraphBatch``.
 
-    ``reward_scale`` is the unit that the heads speak in, so that what they learn is near 1; scores are in the reward's.
-    ``calibration`` is what gains are multiplied with, so that they are right on average on runs not learnt from.
+    Attributes:
+        scatter: can be exchanged at any time; the results agree.
+        dropout: set during training only.
+        reward_scale: the unit of the heads, so that their targets are near 1; scores are in units of the reward.
+        calibration: factor of the gains, fitted on validation runs so that gains are unbiased.
     """
 
     reward_scale: Tensor
@@ -103,11 +108,11 @@ class PolicyNetwork(nn.Module):
             nn.init.zeros_(weight)
 
     def use_scatter(self, name: str, scatter: Scatter) -> None:
-        """Pool in another way."""
+        """Exchange the scatter function."""
         self.scatter_name, self.scatter = name, scatter
 
     def forward(self, batch: GraphBatch) -> Scores:
-        """Scores of all choices of all views."""
+        """Return the scores of all choices of all views."""
         num_graphs, num_layers = len(batch.run), len(batch.layers)
         run, plain_run = self._read(Level.RUN, batch.run)
         seeds, plain_seeds = self._read(Level.SEED, batch.seeds)
@@ -121,15 +126,15 @@ class PolicyNetwork(nn.Module):
             nodes = round_(nodes, batch, self.scatter, num_graphs)
         pooled = [self.scatter(nodes, batch.layer_graph, num_graphs, how) for how in ("mean", "max")]
         graph = self.whole(torch.cat([run, *pooled], dim=1))
-        around = self.in_layer(nodes) + self.in_graph(graph)[batch.layer_graph]  # as of a layer: seeds are many more
+        around = self.in_layer(nodes) + self.in_graph(graph)[batch.layer_graph]  # per layer: seeds are many more
         placed = self.in_place(seeds + around[batch.seed_layer])
         plain = plain_seeds + (plain_layers + plain_run[batch.layer_graph])[batch.seed_layer]
         gain = self._gains(batch, placed, kernels, plain, plain_kernels)
-        value = self.value(graph.detach()).squeeze(1)  # of whom WAIT says much, and of gains nothing
+        value = self.value(graph.detach()).squeeze(1)  # detached: WAIT trains the value, but says nothing about gains
         return Scores(gain * self.reward_scale * self.calibration, value * self.reward_scale)
 
     def _read(self, level: Level, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The code of each row, and what its inputs say of gains without any code between."""
+        """Return the code of each row, and the outputs of the linear part."""
         values = self.scales[level](values)
         if self.dropout is not None:
             values = self.dropout(values)
@@ -144,18 +149,18 @@ class PolicyNetwork(nn.Module):
         alone, bias = alone + plain, bias + plain_kernels
         left = left / self.shape.width**0.5
         germinations = [
-            torch.addmm(alone[o.seeds, :1] + bias[o.kernels].T, left[o.seeds], right[o.kernels].T).reshape(-1)
-            for o in batch.offers
+            torch.addmm(alone[g.seeds, :1] + bias[g.kernels].T, left[g.seeds], right[g.kernels].T).reshape(-1)
+            for g in batch.germinations
         ]
         gain: Tensor = alone.new_zeros(sum(batch.num_choices))
         if germinations:
-            gain = gain.index_copy(0, batch.germinate, torch.cat(germinations))
-        for column, (seed, place) in enumerate((batch.cull, batch.fossilize), 1):
-            gain = gain.index_copy(0, place, alone[seed, column])
+            gain = gain.index_copy(0, batch.germination_choice, torch.cat(germinations))
+        for column, (seed, choice) in enumerate((batch.cull, batch.fossilize), 1):
+            gain = gain.index_copy(0, choice, alone[seed, column])
         return gain
 
     def fit_scales(self, arrays: Mapping[Level, Tensor]) -> None:
-        """Take mean and deviation of each input from rows of the training set."""
+        """Set mean and standard deviation of each input from rows of the training set."""
         for level in LEVELS:
             scale = self.scales[level]
             assert isinstance(scale, _Scale)
@@ -163,7 +168,7 @@ class PolicyNetwork(nn.Module):
 
 
 class _Scale(nn.Module):
-    """(x - mean) / deviation, as the training set had them; what never varied there goes in as 0."""
+    """(x - mean) / standard deviation of the training set; an input that is constant there becomes 0."""
 
     mean: Tensor
     inverse: Tensor
@@ -186,7 +191,7 @@ class _Scale(nn.Module):
 
 
 class _Round(nn.Module):
-    """One round of messages, added to what the node knew."""
+    """One round of message passing with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -194,17 +199,14 @@ class _Round(nn.Module):
         self.own, self.before, self.behind, self.all = (nn.Linear(width, width) for _n in range(4))
 
     def forward(self, nodes: Tensor, batch: GraphBatch, scatter: Scatter, num_graphs: int) -> Tensor:
-        said = self.norm(nodes)
+        states = self.norm(nodes)
         source, target = batch.edges
-        before = scatter(said[source], target, len(nodes), "mean")
-        behind = scatter(said[target], source, len(nodes), "mean")
-        whole = scatter(said, batch.layer_graph, num_graphs, "mean")
-        heard = self.own(said) + self.before(before) + self.behind(behind) + self.all(whole)[batch.layer_graph]
-        return nodes + torch.relu(heard)
+        before = scatter(states[source], target, len(nodes), "mean")
+        behind = scatter(states[target], source, len(nodes), "mean")
+        whole = scatter(states, batch.layer_graph, num_graphs, "mean")
+        messages = self.own(states) + self.before(before) + self.behind(behind) + self.all(whole)[batch.layer_graph]
+        return nodes + torch.relu(messages)
 
 
 def _mlp(num_inputs: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(num_inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-
-
-__all__ = ["LEVELS", "UNKNOWN_BLUEPRINT", "NetworkShape", "PolicyNetwork", "Scores"]

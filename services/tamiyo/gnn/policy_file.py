@@ -1,7 +1,7 @@
-"""A policy's file: weights as safetensors, and a card that says what they are. Named by its SHA-256.
+"""The file of a policy: weights as safetensors, with a card that describes them. Its name is its SHA-256.
 
-What is read is checked before a tensor is made (size, card, inputs, names and shapes); nothing is ever
-unpickled. The same policy and card give the same bytes.
+A file is checked before a tensor is made (size, card, inputs, names and shapes); nothing is ever unpickled. Equal
+policies and cards give equal bytes.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from esper.errors import ContractError
 from esper.graph.features import VIEW_VERSION
 from esper.schemas.base import BlueprintId, FrozenContract, Scalar, Sha256, ShortName, Text
-from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.gnn_policy import BlueprintVocabulary, GnnPolicy
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork
 from esper.services.tamiyo.gnn.settings import NetworkSettings
 from esper.services.tamiyo.gnn.view_arrays import input_names
@@ -26,12 +26,12 @@ MAX_CARD_BYTES = 256 * 1024
 
 
 class Training(FrozenContract):
-    """What a policy learnt from, and how far that can be trusted.
+    """The training data of a policy, and its results.
 
     Attributes:
-        experiences_digest: names the set of experiences; the same set, settings and machine give the same weights.
-        figures: what was measured on held-out runs, with intervals, by name.
-        limits: what it was not tried on.
+        experiences_digest: names the experiences; equal experiences, settings and machines give equal weights.
+        figures: results by name.
+        limits: the range of hosts in the training data.
     """
 
     experiences_digest: Sha256 | None = None
@@ -43,7 +43,7 @@ class Training(FrozenContract):
 
 
 class PolicyCard(FrozenContract):
-    """What a policy's file says of itself."""
+    """The card in a policy's file."""
 
     format: Literal["esper-policy-1"] = "esper-policy-1"
     view_version: Annotated[int, Field(ge=1)] = VIEW_VERSION
@@ -57,12 +57,12 @@ class PolicyCard(FrozenContract):
 
     @property
     def shape(self) -> NetworkShape:
-        """The network that the weights are for."""
+        """The shape of the network."""
         return NetworkShape(self.width, self.rounds, len(self.blueprints))
 
 
-def make_card(shape: NetworkShape, blueprints: KnownBlueprints, metric: str, temperature: float) -> PolicyCard:
-    """The card of a network of this program, without what it learnt from."""
+def make_card(shape: NetworkShape, blueprints: BlueprintVocabulary, metric: str, temperature: float) -> PolicyCard:
+    """Return the card of a network, without its training data."""
     return PolicyCard(
         width=shape.width,
         rounds=shape.rounds,
@@ -74,22 +74,22 @@ def make_card(shape: NetworkShape, blueprints: KnownBlueprints, metric: str, tem
 
 
 def pack_policy(network: PolicyNetwork, card: PolicyCard) -> bytes:
-    """The bytes of a policy's file.
+    """Return the bytes of a policy's file.
 
     Raises:
-        ContractError: the card is another network's, or too large to be read again.
+        ContractError: the card belongs to another network, or is too large to be read again.
     """
     if card.shape != network.shape:
-        raise ContractError(f"the card is of {card.shape}, the network of {network.shape}")
+        raise ContractError(f"the card describes {card.shape}, the network is {network.shape}")
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    told = json.dumps(card.model_dump(mode="json"), sort_keys=True)
-    if len(told.encode()) > MAX_CARD_BYTES // 2:  # the header has each tensor's name beside it
-        raise ContractError(f"the card has {len(told):,} bytes, half of {MAX_CARD_BYTES:,} at most: fewer blueprints")
-    return save(weights, {"esper": told})
+    text, limit = json.dumps(card.model_dump(mode="json"), sort_keys=True), MAX_CARD_BYTES // 2
+    if len(text.encode()) > limit:  # the header also holds the names of the tensors
+        raise ContractError(f"the card has {len(text):,} bytes, the limit is {limit:,}: train with fewer blueprints")
+    return save(weights, {"esper": text})
 
 
 def read_card(data: bytes) -> PolicyCard:
-    """What a policy's file says of itself.
+    """Return the card of a policy's file.
 
     Raises:
         ContractError: it is no policy's file.
@@ -98,11 +98,11 @@ def read_card(data: bytes) -> PolicyCard:
 
 
 def load_policy(data: bytes, sha256: str | None = None, options: NetworkSettings | None = None) -> GnnPolicy:
-    """The policy in a file's bytes.
+    """Load a policy from the bytes of its file.
 
     Raises:
-        ContractError: too large, not the bytes of this hash, no policy, or one that this program cannot run: it
-            was trained on other inputs.
+        ContractError: the bytes are too large, have another hash, are no policy, or this program cannot run the
+            policy because it was trained on other inputs.
     """
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise ContractError(f"the bytes are not those of policy {sha256[:12]}: fetch it again")
@@ -124,12 +124,12 @@ def load_policy(data: bytes, sha256: str | None = None, options: NetworkSettings
         raise ContractError("the policy has weights that are not finite: retrain it")
     network = PolicyNetwork(card.shape)
     network.load_state_dict(weights)
-    blueprints = KnownBlueprints(card.blueprints)
+    blueprints = BlueprintVocabulary(card.blueprints)
     return GnnPolicy(network, blueprints, metric=card.metric, temperature=card.temperature, options=options)
 
 
 def _header(data: bytes) -> tuple[PolicyCard, dict[str, tuple[int, ...]]]:
-    """The card, and the shape of each tensor."""
+    """Return the card, and the shape of each tensor."""
     size = int.from_bytes(data[:8], "little")
     if len(data) > MAX_POLICY_BYTES or not 0 < size <= min(MAX_CARD_BYTES, len(data) - 8):
         raise ContractError(f"no policy's file: {len(data)} bytes with a header of {size}")

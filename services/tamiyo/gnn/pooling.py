@@ -1,7 +1,7 @@
-"""Sums, means and maxima over segments: by torch-scatter where it is installed, by torch-geometric otherwise.
+"""Sums, means and maxima over segments, with torch-scatter if it is installed and torch-geometric otherwise.
 
-Both give the same numbers (to 1e-6): a test compares them. On the CPU maxima are torch-geometric's either way:
-torch-scatter's, which also notes where each was, takes 4 to 17 times as long (``bench_tamiyo.py``).
+A test checks that both agree to 1e-6. On the CPU maxima always come from torch-geometric: those of torch-scatter, which
+also returns their indices, take 4 to 17 times as long (``bench_tamiyo.py``).
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ _log = get_logger(__name__)
 
 @cache
 def has_torch_scatter() -> bool:
-    """Whether torch-scatter is installed and loads: one that was compiled for another torch does not."""
+    """Return whether torch-scatter is installed and can be imported; one compiled for another torch cannot."""
     if importlib.util.find_spec("torch_scatter") is None:
         return False
     try:
@@ -40,16 +40,16 @@ def has_torch_scatter() -> bool:
 
 
 def find_scatter(wanted: Wanted = "auto") -> tuple[str, Scatter]:
-    """(its name, ``scatter(values (N, F), segment (N,), num_segments, reduce) -> (num_segments, F)``).
+    """Return a library's name, and ``scatter(values (N, F), segment (N,), num_segments, reduce) -> (num_segments, F)``.
 
     An empty segment gives 0.
 
     Raises:
-        ConfigError: torch-scatter is asked for and cannot be had.
+        ConfigError: torch-scatter is required and not available.
     """
     if wanted == "torch-scatter" and not has_torch_scatter():
         raise ConfigError(
-            "torch-scatter is not installed: pip install 'esper[scatter]', or leave tamiyo.network.scatter at auto"
+            "torch-scatter is not installed: pip install 'esper[scatter]', or set tamiyo.network.scatter to auto"
         )
     if wanted != "torch-geometric" and has_torch_scatter():
         return "torch-scatter", _by_torch_scatter
@@ -73,7 +73,7 @@ def _by_torch_geometric(values: Tensor, segment: Tensor, num_segments: int, redu
 @cache
 def _geometric_scatter() -> Callable[..., Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it uses torch.jit, which newer torch warns of
+        warnings.simplefilter("ignore", FutureWarning)  # torch_geometric uses torch.jit, which newer torch deprecates
         from torch_geometric.utils import scatter
     found: Callable[..., Tensor] = scatter
     return found

@@ -1,24 +1,13 @@
-"""Who decides: a policy under the name and version that its decisions give."""
+"""The policy that makes the decisions, with the version that its decisions name."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from esper.services.tamiyo.policies import EpsilonSoft
 from esper.streams.read_models.policy_versions import PolicyVersion
 
 
-@dataclass(frozen=True, slots=True)
-class ActivePolicy:
-    """One version of a policy, as it acts. A batch of decisions is made by one of these."""
+class ActivePolicy(NamedTuple):
+    """One version of a policy, made epsilon-soft. Every decision of a batch is made by the same one."""
 
-    of: PolicyVersion
+    version: PolicyVersion
     policy: EpsilonSoft
-
-    @property
-    def policy_id(self) -> str:
-        """The name that its decisions give."""
-        return self.of.policy_id
-
-    @property
-    def version(self) -> int:
-        """The version that they give."""
-        return self.of.version

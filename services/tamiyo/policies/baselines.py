@@ -1,4 +1,4 @@
-"""The baselines that a learnt policy must beat: wait, random, schedule."""
+"""The baselines that a learned policy must beat: wait, random, schedule."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from esper.schemas.enums import Action, SeedStage
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.policies import ActionDistribution, Policy, point_mass
 
-CULL, EARLY_CULL = 0.3, 0.03  # the weight of a cull, and of one that nobody has judged yet, where another action has 1
+CULL, EARLY_CULL = 0.3, 0.03  # weight of a cull in EVALUATING and before it, where any other action has 1
 
 
 class WaitPolicy(Policy):
@@ -17,18 +17,18 @@ class WaitPolicy(Policy):
     kind = "wait"
 
     def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-        """WAIT."""
+        """Return WAIT."""
         return point_mass(0, "the wait policy never grows")
 
 
 class RandomPolicy(Policy):
-    """Any legal choice, all alike.
+    """Samples from all legal choices, uniformly by default.
 
     Args:
-        wait_share: the weight of WAIT, where something else can be chosen; the other actions then share the rest
-            evenly, and so do the choices of each, but that culls have less weight, and least before EVALUATING: what
-            is germinated should stand long enough to be measured. Without it a run of many kernels would hardly ever
-            wait, and cull what it germinated at once.
+        wait_share: probability of WAIT where another choice exists. The other actions share the rest evenly, and the
+            choices of an action share its part, except that culls weigh less, and least before EVALUATING: a seed
+            should live long enough to be measured. With a uniform distribution a run with many kernels hardly ever
+            waits, and culls a seed right after its germination.
     """
 
     kind = "random"
@@ -37,20 +37,20 @@ class RandomPolicy(Policy):
         self._wait_share = wait_share
 
     def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-        """The same weight on every choice, or on every choice of an action."""
-        told = "the random policy has no favourite"
+        """Return the uniform distribution over choices, or over actions and their choices."""
+        reason = "the random policy prefers no choice"
         if self._wait_share is None or len(choices) == 1:
-            return ActionDistribution(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), told)
+            return ActionDistribution(dict.fromkeys(range(len(choices)), 1.0 / len(choices)), reason)
         kinds = [(choice.action, _is_early_cull(choice)) for choice in choices[1:]]
-        num_alike = Counter(kinds)
-        total = sum(_weight(kind) for kind in num_alike)
-        shares = [_weight(kind) / num_alike[kind] / total for kind in kinds]
-        rest = 1.0 - self._wait_share
-        return ActionDistribution({0: self._wait_share, **{n: rest * share for n, share in enumerate(shares, 1)}}, told)
+        num_of_kind = Counter(kinds)
+        total = sum(_weight(kind) for kind in num_of_kind)
+        scale = (1.0 - self._wait_share) / total
+        others = {n: scale * _weight(kind) / num_of_kind[kind] for n, kind in enumerate(kinds, 1)}
+        return ActionDistribution({0: self._wait_share, **others}, reason)
 
 
 class SchedulePolicy(Policy):
-    """Germinates every ``every_epochs`` epochs, layer after layer, and fossilizes what is evaluated."""
+    """Germinates every ``every_epochs`` epochs, layer after layer, and fossilizes every seed in EVALUATING."""
 
     kind = "schedule"
 
@@ -58,17 +58,17 @@ class SchedulePolicy(Policy):
         self._every = every_epochs
 
     def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-        """Fossilize first; else germinate when it is time; else wait."""
+        """Fossilize if possible; otherwise germinate if the schedule says so; otherwise wait."""
         for index, choice in enumerate(choices):
             if choice.action is Action.FOSSILIZE:
-                return point_mass(index, "the schedule fossilizes every seed that is evaluated")
-        started = [s for s in view.seeds if s.germinated_at_step is not None]
-        due = view.num_epochs // self._every
+                return point_mass(index, "the schedule fossilizes every evaluated seed")
+        num_germinated = sum(s.germinated_at_step is not None for s in view.seeds)
+        num_scheduled = view.num_epochs // self._every
         options = [n for n, c in enumerate(choices) if c.action is Action.GERMINATE]
-        if len(started) < due and options:
-            reason = f"{view.num_epochs} epochs, one seed every {self._every}: {len(started)} of {due} so far"
-            return point_mass(options[len(started) % len(options)], reason)
-        return point_mass(0, f"the schedule has {due} seeds by now, and {len(started)} germinated")
+        count = f"{num_germinated} of {num_scheduled} scheduled seeds germinated by epoch {view.num_epochs}"
+        if num_germinated < num_scheduled and options:
+            return point_mass(options[num_germinated % len(options)], f"{count}: one every {self._every} epochs")
+        return point_mass(0, count)
 
 
 def _weight(kind: tuple[Action, bool]) -> float:

@@ -1,1 +1,1 @@
-"""Policy versions: retrained, published, activated, rolled back, and followed by the running service."""
+"""Policy versions: retraining, publication, activation and rollback, and the follower of the active version."""

@@ -1,7 +1,7 @@
-"""Which version decides is changed by events alone: the gate before an activation, and the way back.
+"""Activation and rollback of policy versions: the events, and the check before an activation.
 
-Pure. Invariant: a version takes over when its newest evaluation against the one that is active says
-that it is better; or when somebody forces it, and then the event says so, and why.
+Pure. Invariant: a version becomes active if its newest evaluation against the active version calls it better, or if an
+operator forces it; the event then records that, with the reason.
 """
 
 import uuid
@@ -16,8 +16,9 @@ from esper.services.tamiyo.policies.policy_sources import BASELINES, policy_para
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.streams.read_models.policy_versions import Evaluation, PolicyChange, PolicyVersion, TrainedVersion
 
+MAX_REASON_CHARS = 2000  # the contract's limit
 FORCED = "forced"
-"""``parameters[FORCED]`` of an activation that the gate refused."""
+"""``parameters[FORCED]`` marks an activation that the check refused."""
 
 
 def find_version(
@@ -27,51 +28,53 @@ def find_version(
     changes: Iterable[PolicyChange],
     tamiyo: TamiyoSettings,
 ) -> PolicyVersion:
-    """A version by its name: trained, active before, or a baseline of Esper's.
+    """Return a version by its name: one that was trained or active before, or a baseline.
 
     Raises:
-        ConfigError: there is none; the message says which there are.
+        ConfigError: it does not exist; the message lists the versions of this policy.
     """
-    of_policy: dict[int, PolicyVersion] = {}
+    versions: dict[int, PolicyVersion] = {}
     for one in (*(t.version for t in trained), *(c.version for c in changes)):
         if one.policy_id == policy_id:
-            of_policy.setdefault(one.version, one)
-    if version in of_policy:
-        found = of_policy[version]
-        kept = {n: v for n, v in found.parameters.items() if n not in (FORCED, NAMED_BY)}
-        return PolicyVersion(policy_id, version, found.kind, kept, found.weights)
+            versions.setdefault(one.version, one)
+    if version in versions:
+        found = versions[version]
+        parameters = {n: v for n, v in found.parameters.items() if n not in (FORCED, NAMED_BY)}
+        return PolicyVersion(policy_id, version, found.kind, parameters, found.weights)
     if policy_id in BASELINES:
         return PolicyVersion(policy_id, version, policy_id, policy_parameters(policy_id, tamiyo))
-    there = ", ".join(f"v{n}" for n in sorted(of_policy)) or "none"
+    known = ", ".join(f"v{n}" for n in sorted(versions)) or "none"
     raise ConfigError(
-        f"{policy_id} v{version} was never trained (of this policy: {there}): see `esper tamiyo policies`"
+        f"{policy_id} v{version} was never trained (of this policy: {known}): see `esper tamiyo policies`"
     )
 
 
-def refusal_reason(wanted: PolicyVersion, active: PolicyChange | None, found: Iterable[Evaluation]) -> str | None:
-    """Why the gate refuses ``wanted``, or None where it may take over.
+def refusal_reason(
+    candidate: PolicyVersion, active: PolicyChange | None, evaluations: Iterable[Evaluation]
+) -> str | None:
+    """Return why ``candidate`` must not be activated, or None if it may.
 
     Args:
-        found: evaluations; those of one policy in the order of the log.
+        evaluations: those of one policy in the order of the log.
     """
-    of_wanted = [e for e in found if (e.policy_id, e.policy_version) == (wanted.policy_id, wanted.version)]
+    relevant = [e for e in evaluations if (e.policy_id, e.policy_version) == _key(candidate)]
     if active is not None:
-        rival = active.version
-        of_wanted = [
-            e for e in of_wanted if (e.against_policy_id, e.against_version) == (rival.policy_id, rival.version)
-        ]
+        relevant = [e for e in relevant if (e.against_policy_id, e.against_version) == _key(active.version)]
     against = "anything" if active is None else f"{active.version}, which is active"
-    if not of_wanted:
-        return f"{wanted} was not evaluated against {against}"
-    newest = of_wanted[-1]
+    if not relevant:
+        return f"{candidate} was not evaluated against {against}"
+    newest = relevant[-1]
     if newest.verdict is EvaluationVerdict.BETTER:
         return None
-    told = {EvaluationVerdict.NOT_BETTER: "is not better than", EvaluationVerdict.TOO_THIN: "cannot be compared with"}
-    return f"{wanted} {told[newest.verdict]} {against}, says its newest evaluation: {newest.reason}"
+    verdicts = {
+        EvaluationVerdict.NOT_BETTER: "is not better than",
+        EvaluationVerdict.TOO_THIN: "cannot be compared with",
+    }
+    return f"{candidate} {verdicts[newest.verdict]} {against}, by its newest evaluation: {newest.reason}"
 
 
 def activation(
-    wanted: PolicyVersion,
+    candidate: PolicyVersion,
     active: PolicyChange | None,
     reason: str,
     source: str,
@@ -79,31 +82,29 @@ def activation(
     refused: str | None = None,
     is_forced: bool = False,
 ) -> OonaMessage:
-    """The event that has ``wanted`` decide from here on.
+    """Return the event that makes ``candidate`` the active version.
 
     Args:
-        refused: why the gate refuses it.
-        is_forced: whether it is activated all the same.
+        refused: the reason of ``refusal_reason``.
+        is_forced: activate it although it is refused.
 
     Raises:
-        ConflictError: it is active already, or the gate refuses it.
+        ConflictError: it is active already, or refused.
+        ConfigError: the reason is empty.
     """
-    if active is not None and _named(active.version) == _named(wanted):
-        raise ConflictError(f"{wanted} is active already, since {active.since:%Y-%m-%d %H:%M:%S} UTC")
+    if active is not None and _key(active.version) == _key(candidate):
+        raise ConflictError(f"{candidate} is active already, since {active.since:%Y-%m-%d %H:%M:%S} UTC")
     if refused is not None and not is_forced:
-        raise ConflictError(f"{refused}; --force activates it all the same, and its reason is kept in the log")
-    if not reason.strip():
-        raise ConfigError("say why, by --reason: it is kept in the log")
-    forced = {FORCED: True} if refused is not None else {}
-    told = f"{reason} (forced: {refused})" if refused is not None else reason
+        raise ConflictError(f"{refused}; --force activates it anyway and records that in the log")
+    _check_reason(reason)
     event_id = uuid.uuid4()
     event = PolicyActivated(
-        policy_id=wanted.policy_id,
-        policy_version=wanted.version,
-        kind=wanted.kind,
-        parameters={**wanted.parameters, **forced},
+        policy_id=candidate.policy_id,
+        policy_version=candidate.version,
+        kind=candidate.kind,
+        parameters={**candidate.parameters, **({} if refused is None else {FORCED: True})},
         activation_id=event_id,
-        reason=told[:2000],
+        reason=(reason if refused is None else f"{reason} (forced: {refused})")[:MAX_REASON_CHARS],
     )
     return OonaMessage.of(event, id=event_id, source=source, causation_id=active.id if active else None)
 
@@ -111,10 +112,10 @@ def activation(
 def announcement(
     version: PolicyVersion, changes: Sequence[PolicyChange], source: str, *, is_fixed: bool
 ) -> OonaMessage | None:
-    """What a controller says at its start of who decides; None where the log says so already.
+    """Return the event by which a starting controller names the policy that decides; None if the log names it already.
 
-    One with a fixed policy speaks for itself: no other follows it. One that follows the log speaks only where that
-    names nobody; several that start at once say it with one id.
+    A controller with a fixed policy announces its own. One that follows the log announces the default, and only if the
+    log names no version. Controllers that start together write one event: its id follows from its content.
     """
     own = [c for c in changes if c.version.policy_id == version.policy_id] if is_fixed else list(changes)
     if own and (not is_fixed or own[0].version.version == version.version):
@@ -126,22 +127,22 @@ def announcement(
         kind=version.kind,
         parameters={**version.parameters, **({NAMED_BY: BY_SETTINGS} if is_fixed else {})},
         activation_id=event_id,
-        reason="named by the settings when Tamiyo started" if is_fixed else "the log named nobody: the default decides",
+        reason="set by the settings of this controller" if is_fixed else "default: the log named no active version",
     )
     return OonaMessage.of(event, id=event_id, source=source)
 
 
 def standing_activations(changes: Sequence[PolicyChange]) -> list[PolicyChange]:
-    """The activations that stand, the oldest first: a rollback takes away those that came after what it went back to.
+    """Return the activations that are in force, oldest first: a rollback cancels those after its target.
 
     Args:
-        changes: the newest first, without those by settings.
+        changes: newest first, without those by settings.
     """
     standing: list[PolicyChange] = []
     for change in reversed(changes):
-        places = [n for n, one in enumerate(standing) if _named(one.version) == _named(change.version)]
-        if change.rolled_back_from is not None and places:
-            del standing[places[-1] + 1 :]
+        targets = [n for n, one in enumerate(standing) if _key(one.version) == _key(change.version)]
+        if change.rolled_back_from is not None and targets:
+            del standing[targets[-1] + 1 :]
         else:
             standing.append(change)
     return standing
@@ -150,22 +151,22 @@ def standing_activations(changes: Sequence[PolicyChange]) -> list[PolicyChange]:
 def rollback(
     changes: Sequence[PolicyChange], reason: str, source: str, event_id: uuid.UUID | None = None
 ) -> OonaMessage:
-    """The event that has the version decide again which did before the one that is active.
+    """Return the event that activates the version before the active one again.
 
     Args:
-        changes: as of ``line``.
-        event_id: of the event; another one each time where none is given.
+        changes: as in ``standing_activations``.
+        event_id: the id of the event; random by default.
 
     Raises:
-        ConflictError: there was none before it.
+        ConflictError: there is no version before it.
+        ConfigError: the reason is empty.
     """
     standing = standing_activations(changes)
     if not standing:
-        raise ConflictError("no policy is active: there is nothing to go back from")
+        raise ConflictError("no policy is active, so there is nothing to go back from; activate one")
     if len(standing) < 2:
         raise ConflictError(f"{standing[-1].version} is the first that was active: there is nothing to go back to")
-    if not reason.strip():
-        raise ConfigError("say why, by --reason: it is kept in the log")
+    _check_reason(reason)
     active, before = standing[-1].version, standing[-2].version
     event = PolicyRolledBack(
         policy_id=active.policy_id,
@@ -174,10 +175,15 @@ def rollback(
         to_version=before.version,
         kind=before.kind,
         parameters=before.parameters,
-        reason=reason[:2000],
+        reason=reason[:MAX_REASON_CHARS],
     )
     return OonaMessage.of(event, id=event_id or uuid.uuid4(), source=source, causation_id=changes[0].id)
 
 
-def _named(version: PolicyVersion) -> tuple[str, int]:
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise ConfigError("the reason is empty; give one with --reason, it is kept in the log")
+
+
+def _key(version: PolicyVersion) -> tuple[str, int]:
     return version.policy_id, version.version

@@ -1,6 +1,6 @@
-"""A fitted policy goes into the log: its file into S3, then a `trained` event, then an `evaluated` one for each rival.
+"""Publication of a trained policy: the `trained` event, and an `evaluated` event for each policy it was compared with.
 
-Pure but for reading the folder. It decides nothing: `esper tamiyo activate` does, where an evaluation lets it.
+Pure except for reading the folder. It activates nothing: `esper tamiyo activate` does, if an evaluation permits it.
 """
 
 import json
@@ -19,16 +19,17 @@ from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.gnn.policy_file import load_policy, read_card
 from esper.services.tamiyo.gnn.policy_fit import CARD_FILE, POLICY_FILE
 from esper.services.tamiyo.policies.policy_sources import BASELINES
+from esper.services.tamiyo.versions.activation import MAX_REASON_CHARS
 
 KIND = "gnn"
 SHIPPED = Path(__file__).parents[1] / "shipped"
-"""The policy that comes with Esper; ``make train-tamiyo`` makes such a one."""
+"""The policy that comes with Esper; ``make train-tamiyo`` trains one."""
 _NAMESPACE = uuid.UUID("5b1cc7a0-4c8e-5d0e-9a51-9f7f1f3f2b6d")
 
 
 @dataclass(frozen=True, slots=True)
 class FittedFiles:
-    """What ``esper tamiyo retrain`` left in a folder."""
+    """The files that ``esper tamiyo retrain`` wrote into a folder."""
 
     data: bytes
     sha256: str
@@ -36,10 +37,10 @@ class FittedFiles:
 
 
 def read_fitted(folder: Path) -> FittedFiles:
-    """The policy in a folder, verified: this program can run it, and its card is its own.
+    """Read and verify the policy in a folder: this program can run it, and the card belongs to it.
 
     Raises:
-        ContractError: there is none, or it is not whole.
+        ContractError: there is none, or it is damaged.
     """
     try:
         data = (folder / POLICY_FILE).read_bytes()
@@ -60,32 +61,30 @@ def messages_of(
     reason: str,
     source: str,
 ) -> list[OonaMessage]:
-    """The `trained` event, and what was found of it against each rival. The same policy and version, the same ids.
+    """Return the `trained` event, then the evaluations. Equal policies and versions give equal ids.
 
     Args:
-        baseline_version: the version that the baselines go by.
-        parent: the version of this policy before it, if any.
+        parent: the previous version of this policy, if any.
+        baseline_version: the version that evaluations name for baselines.
 
     Raises:
-        ContractError: the card does not say what training and evaluation came to.
+        ContractError: the card lacks results of training or evaluation.
     """
     try:
         trained = _trained(fitted, policy_id, version, parent, reason)
-        found = [*_evaluated(fitted.card["verdicts"], policy_id, version, baseline_version)]
+        evaluations = [*_evaluations(fitted.card["verdicts"], policy_id, version, baseline_version)]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise ContractError(f"the card does not say what training came to ({error!r}): retrain") from error
-    events: list[PolicyTrained | PolicyEvaluated] = [trained, *found]
-    first = _id(fitted, policy_id, version, "trained")
-    messages = [OonaMessage.of(events[0], id=first, source=source)]
-    for event in found:
-        rival = f"{event.against_policy_id} v{event.against_version}"
-        event_id = _id(fitted, policy_id, version, rival)
-        messages.append(OonaMessage.of(event, id=event_id, source=source, causation_id=first))
+        raise ContractError(f"the card lacks results of training or evaluation ({error!r}): retrain") from error
+    trained_id = _id(fitted, policy_id, version, "trained")
+    messages = [OonaMessage.of(trained, id=trained_id, source=source)]
+    for event in evaluations:
+        event_id = _id(fitted, policy_id, version, f"{event.against_policy_id} v{event.against_version}")
+        messages.append(OonaMessage.of(event, id=event_id, source=source, causation_id=trained_id))
     return messages
 
 
 def _trained(fitted: FittedFiles, policy_id: str, version: int, parent: int | None, reason: str) -> PolicyTrained:
-    training, own = fitted.card["training"], read_card(fitted.data)
+    training, card = fitted.card["training"], read_card(fitted.data)
     return PolicyTrained(
         policy_id=policy_id,
         policy_version=version,
@@ -93,7 +92,7 @@ def _trained(fitted: FittedFiles, policy_id: str, version: int, parent: int | No
         parent_version=parent,
         weights_sha256=fitted.sha256,
         weights_size_bytes=len(fitted.data),
-        parameters={"metric": own.metric, "temperature": own.temperature},
+        parameters={"metric": card.metric, "temperature": card.temperature},
         data=tuple(LogRange.model_validate(one) for one in fitted.card.get("data", ())),
         num_decisions=training["num_experiences"],
         figures=training["figures"],
@@ -101,24 +100,24 @@ def _trained(fitted: FittedFiles, policy_id: str, version: int, parent: int | No
     )
 
 
-def _evaluated(
+def _evaluations(
     verdicts: Iterable[Mapping[str, Any]], policy_id: str, version: int, baseline_version: int
 ) -> Iterable[PolicyEvaluated]:
-    for found in verdicts:
-        rival = _rival(found["than"], baseline_version)
-        if rival is not None:
-            told = {name: value for name, value in found.items() if name != "than"}
+    for verdict in verdicts:
+        other = _version_named(verdict["than"], baseline_version)
+        if other is not None:
+            fields = {name: value for name, value in verdict.items() if name != "than"}
             yield PolicyEvaluated(
                 policy_id=policy_id,
                 policy_version=version,
-                against_policy_id=rival[0],
-                against_version=rival[1],
-                **{**told, "reason": told["reason"][:2000]},
+                against_policy_id=other[0],
+                against_version=other[1],
+                **{**fields, "reason": fields["reason"][:MAX_REASON_CHARS]},
             )
 
 
-def _rival(name: str, baseline_version: int) -> tuple[str, int] | None:
-    """Policy and version of a rival: a baseline, or ``policy vN``; None of what only happened."""
+def _version_named(name: str, baseline_version: int) -> tuple[str, int] | None:
+    """Return policy and version of a baseline or of ``POLICY vN``; None for the logged behaviour."""
     if name in BASELINES:
         return name, baseline_version
     policy_id, _space, version = name.rpartition(" v")

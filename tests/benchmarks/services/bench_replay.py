@@ -83,7 +83,7 @@ def timed(num: int, act: Callable[[], Any]) -> tuple[Any, float]:
 
 async def send(kafka: KafkaSettings, story: Story) -> None:
     async with OonaProducer(kafka) as producer:
-        for messages in story.told.values():
+        for messages in story.messages.values():
             for start in range(0, len(messages), 500):
                 await producer.send_batch(messages[start : start + 500])
 

@@ -83,7 +83,7 @@ async def test_guard_rolls_a_harmful_version_back_once(mine: Settings, log: Embe
                     task.cancel()
             active = await active_policy(connection)
         assert active is not None
-        assert active.reason.startswith("by itself: it does harm: over 12 runs")
+        assert active.reason.startswith("automatic rollback: over 12 runs")
         assert active.rolled_back_from == ("schedule", 1)
     records = [r.decode() async for r in read_range(mine.need_kafka(), POLICIES)]
     assert len({m.id for m in records if isinstance(m.data, events.PolicyRolledBack)}) == 1

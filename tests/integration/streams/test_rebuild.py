@@ -12,7 +12,7 @@ import asyncpg
 import psycopg
 import pytest
 from support.conditions import wait_until, wait_until_async
-from support.data.rebuild_runs import different, epochs, esper, fold_like_a_worker, health, live, send, started
+from support.data.rebuild_runs import different, epochs, esper, project_new_records, health, live, send, started
 from support.processes.esper_processes import log_of, process, running, worker
 
 from esper.config import Settings
@@ -115,7 +115,7 @@ async def test_rebuild_swap_is_invisible_to_readers(log: EmbeddedStack, tmp_path
 
 async def test_rebuild_waits_for_old_snapshots_then_gives_up(mine: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     await send(mine, [started("patient"), *epochs("patient", range(1, 20))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     monkeypatch.setattr(projection_rebuild, "SNAPSHOT_WAIT_S", 0.3)
     monkeypatch.setattr(projection_rebuild, "RETRY_S", 0.1)
     monkeypatch.setattr(projection_rebuild, "MAX_TRIES", 2)
@@ -131,7 +131,7 @@ async def test_rebuild_waits_for_old_snapshots_then_gives_up(mine: Settings, mon
 
 async def test_rebuild_keeps_privileges_of_other_users(mine: Settings) -> None:
     await send(mine, [started("rights"), *health("rights", range(1, 5))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     user = f"reader_{os.getpid()}"
     async with live(mine) as connection:
         await connection.execute(f"CREATE ROLE {user} LOGIN")
@@ -162,7 +162,7 @@ async def test_verify_and_rebuild_compare_show_differing_rows(
 ) -> None:
     run_id = "altered"
     await send(mine, [started(run_id), *epochs(run_id, range(1, 30)), *health(run_id, range(1, 30))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     assert (await rebuild(mine, comparison=ComparisonOptions())).is_swapped, "nothing differs"
     async with live(mine) as connection:
         await connection.execute("UPDATE epochs SET epoch = 99 WHERE run_id = $1 AND sequence = 7", run_id)
@@ -194,7 +194,7 @@ async def test_rebuild_killed_leaves_live_rows_intact(
 ) -> None:
     run_id = f"killed-{number.name.lower()}"
     await send(mine, [started(run_id), *epochs(run_id, range(1, 2_000))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     postgres = mine.need_postgres()
     command = (sys.executable, "-m", "esper.cli.app", "projections", "rebuild")
     child = process(log, tmp_path, "rebuild", sys.executable, "-c", "from esper.cli.app import main; main()",

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 from support.conditions import wait_until_async
-from support.data.rebuild_runs import different, epochs, esper, fold_like_a_worker, health, live, send, started
+from support.data.rebuild_runs import different, epochs, esper, project_new_records, health, live, send, started
 
 from esper.config import Settings
 from esper.oona.cloudevents import encode
@@ -31,7 +31,7 @@ async def test_snapshot_ends_at_a_time_or_an_offset(mine: Settings) -> None:
     now = datetime.now(UTC)
     await wait_until_async(lambda: asyncio.sleep(0, datetime.now(UTC).timestamp() > now.timestamp() + 0.05))
     await send(mine, [*epochs(run_id, range(11, 21)), *health(run_id, range(1, 21))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     code, printed = await esper(mine, "projections", "rebuild", "--until", now.isoformat(), "--into", "at_noon")
     assert code == 0, printed
     place = f"{RUNS.name}[{records[4].position.partition}]@{records[4].position.offset}"
@@ -80,7 +80,7 @@ async def expire(settings: Settings, run_id: str, before: int) -> None:
 async def test_rebuild_carries_over_expired_telemetry(mine: Settings) -> None:
     run_id = "expiring"
     await send(mine, [started(run_id), *health(run_id, range(1, 100))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     assert await different(mine) == []
     records = [r async for r in read_range(mine.need_kafka(), TELEMETRY, partition=partition_of(run_id, TELEMETRY))]
     own = [r for r in records if r.key == run_id.encode()]
@@ -99,7 +99,7 @@ async def test_rebuild_carries_over_expired_telemetry(mine: Settings) -> None:
         )
         assert await connection.fetchval("SELECT count(*) FROM late_health_signals") == 1, "so are late signals"
         await send(mine, health(run_id, range(100, 120)))
-        await fold_like_a_worker(mine)
+        await project_new_records(mine)
         assert await different(mine) == []
         await connection.execute("UPDATE health_windows SET num_signals = 99 WHERE run_id = $1 AND step = 80", run_id)
         assert await different(mine) == ["health_windows"], "what lies inside the log still counts"
@@ -115,7 +115,7 @@ async def test_rebuild_carries_over_expired_telemetry(mine: Settings) -> None:
 async def test_rebuild_keeps_rows_of_another_cluster(mine: Settings) -> None:
     """The projections name another cluster: a wiped broker, or the wrong address."""
     await send(mine, [started("kept")])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     async with live(mine) as connection:
         await connection.execute("UPDATE cluster SET cluster_id = 'another'")
         code, printed = await esper(mine, "projections", "verify")
@@ -131,7 +131,7 @@ async def test_rebuild_keeps_rows_of_another_cluster(mine: Settings) -> None:
 
 async def test_rebuild_keeps_rows_beyond_the_end_of_the_log(mine: Settings) -> None:
     await send(mine, [started("beyond")])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     async with live(mine) as connection:
         moved = "UPDATE positions SET next_offset = next_offset + 50 WHERE topic = $1 AND log_partition = $2"
         await connection.execute(moved, RUNS.name, partition_of("beyond", RUNS))
@@ -149,7 +149,7 @@ async def test_rebuild_keeps_rows_beyond_the_end_of_the_log(mine: Settings) -> N
 async def test_status_shows_lag_stops_and_unavailable_sides(mine: Settings) -> None:
     run_id, kafka = "standing", mine.need_kafka()
     await send(mine, [started(run_id), *epochs(run_id, range(1, 5))])
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     await send(mine, epochs(run_id, range(5, 8)))
     record = encode(epochs(run_id, range(8, 9))[0])
     seen = await projection_status(mine)
@@ -158,7 +158,7 @@ async def test_status_shows_lag_stops_and_unavailable_sides(mine: Settings) -> N
     assert behind.oldest_age_s is not None
     assert 0 <= behind.oldest_age_s < 60
     assert (seen.stopped, seen.kafka_error, seen.postgres_error) == ((), None, None)
-    await fold_like_a_worker(mine)
+    await project_new_records(mine)
     headers = [(n, b"esper.epoch.completed.v99" if n == "ce_type" else v) for n, v in record.headers]
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
     await producer.start()

@@ -1,15 +1,15 @@
-"""The shipped blueprints certified by three requests each, for tests that need kernels to choose from and no Urza."""
+"""Requests that certify the shipped blueprints, for tests that need kernels but no Urza."""
 
 from esper.schemas import ids
 from esper.schemas.enums import BlueprintChange
 from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
-from esper.services.urza.kernels.shipped_blueprints import shipping_proposals
+from esper.services.urza.kernels.shipped_blueprints import shipped_proposals
 
 
 def certified_at_once() -> list[OonaMessage]:
-    """What takes every shipped blueprint to certified; the ids are Urza's own, so that one may run all the same."""
-    proposals = shipping_proposals()
+    """Return the requests that certify every shipped blueprint, with the ids of Urza, which may run too."""
+    proposals = shipped_proposals()
     others = [
         OonaMessage.of(
             BlueprintChangeRequested(blueprint_id=p.data.blueprint_id, change=change, expected_version=version),

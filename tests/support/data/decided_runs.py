@@ -1,7 +1,7 @@
-"""Runs that were decided on, as the log would hold them, with all that can be wrong; and what should come of each boundary.
+"""Random runs with decisions as the log would hold them, with all kinds of faults, and the expected experiences.
 
-``tell_run`` gives messages by topic, in the run's order, and the oracle. ``lay_out`` lays any number of runs into
-partitions: in any order that keeps each run's own, with resends, and offsets that hold no record.
+``generate_run`` gives the messages of a run by topic, in order, and the expected result of each boundary. ``lay_out``
+writes any number of runs into partitions: in any order that keeps each run's own, with duplicates and gaps of offsets.
 """
 
 import base64
@@ -42,22 +42,22 @@ KERNELS = tuple(
 
 @dataclass
 class Story:
-    """``expected`` has, for each boundary, the reward and the choice, or the reason why there is none."""
+    """The messages of a run. ``expected`` has for each boundary choice, probability and reward, or the exclusion reason."""
 
-    told: dict[str, list[OonaMessage]] = field(default_factory=dict)
+    messages: dict[str, list[OonaMessage]] = field(default_factory=dict)
     expected: dict[Key, Any] = field(default_factory=dict)
     rivals: dict[Key, int] = field(default_factory=dict)
     orphans: int = 0
     wrong_reports: int = 0
     sequence: int = -1
 
-    def tell(self, event: events.Event, id: UUID) -> None:
+    def add(self, event: events.Event, id: UUID) -> None:
         message = OonaMessage.of(event, id=id, source="test")
-        self.told.setdefault(message.registration.topic.name, []).append(message)
+        self.messages.setdefault(message.registration.topic.name, []).append(message)
 
 
 def a_view(rng: random.Random, key: Key) -> GraphView:
-    """Two layers with two seeds each, in any stage."""
+    """A view of two layers with two seeds each, in random stages."""
     run_id, incarnation, boundary = key
     layers = tuple(LayerView(name, LayerKind.LINEAR, 8, 72, 2, NO_HEALTH, None) for name in ("a", "b"))
     seeds = []
@@ -92,7 +92,7 @@ def decided(view: GraphView, choice: Choice, probability: float, **changed: Any)
 
 
 def reported(story: Story, key: Key, choice: Choice, decision_id: UUID, **changed: Any) -> None:
-    """A field report; ``method=fork`` unless something else is said."""
+    """Add a field report, by default of a fork."""
     assert choice.seed is not None
     story.sequence += 1
     fields: dict[str, Any] = {
@@ -104,20 +104,21 @@ def reported(story: Story, key: Key, choice: Choice, decision_id: UUID, **change
     }  # fmt: skip
     fields = {"fork": FORK if changed.get("method", "fork") == "fork" else None, **fields, **changed}
     event = events.FieldReported(**fields)
-    story.tell(event, ids.trainer_event_id(key[0], key[1], story.sequence))
+    story.add(event, ids.trainer_event_id(key[0], key[1], story.sequence))
 
 
-def tell_run(run_id: str, rng: random.Random, num_boundaries: int) -> Story:
-    """One run: each boundary has a fate."""
+def generate_run(run_id: str, rng: random.Random, num_boundaries: int) -> Story:
+    """Generate one run; each boundary has a random fate."""
     story = Story()
     for boundary in range(1, num_boundaries + 1):
-        _tell_boundary(story, (run_id, 1 + (boundary > 3), boundary), rng, rng.choice(FATES))
+        _add_boundary(story, (run_id, 1 + (boundary > 3), boundary), rng, rng.choice(FATES))
     return story
 
 
-def _tell_boundary(story: Story, key: Key, rng: random.Random, fate: str) -> None:
+def _add_boundary(story: Story, key: Key, rng: random.Random, fate: str) -> None:
     view, decision_id = a_view(rng, key), ids.decision_id(*key)
-    choices, weights, _reason = EpsilonSoft(RandomPolicy(), 0.1, 0).probabilities(view)
+    choices, policy = legal_choices(view), RandomPolicy()
+    probabilities = EpsilonSoft(policy, 0.1, 0).soften(policy.distribution(view, choices), len(choices))
     index = rng.randrange(1, len(choices)) if fate not in ("whole", "stale") else rng.randrange(len(choices))
     choice = choices[index]
     if fate == "no_decision":
@@ -126,7 +127,7 @@ def _tell_boundary(story: Story, key: Key, rng: random.Random, fate: str) -> Non
         return
     rivals = [a_view(rng, key) for _n in range(rng.choice((0, 0, 1, 2)))]
     story.rivals[key] = len(rivals)
-    _tell_view(story, key, view, rng, fate)
+    _add_view(story, key, view, rng, fate)
     match fate:
         case "stale":
             event = decided(view, legal_choices(view)[0], 1.0, view_digest=None, stale=True)
@@ -135,15 +136,15 @@ def _tell_boundary(story: Story, key: Key, rng: random.Random, fate: str) -> Non
         case "not_legal":
             event = decided(view, choice, 0.1, action=Action.CULL, layer_id="elsewhere", seed_id=0, blueprint_id=None)
         case _:
-            event = decided(view, choice, weights[index])
-    story.tell(event, decision_id)
+            event = decided(view, choice, probabilities[index])
+    story.add(event, decision_id)
     for n, rival in enumerate(rivals):
-        story.tell(recorded(rival), ids.view_id(*key))
-        story.tell(decided(rival, legal_choices(rival)[0], 0.25, reason=f"rival {n}"), decision_id)
-    story.expected[key] = _tell_outcome(story, key, rng, fate, choice, (index, event.probability))
+        story.add(recorded(rival), ids.view_id(*key))
+        story.add(decided(rival, legal_choices(rival)[0], 0.25, reason=f"rival {n}"), decision_id)
+    story.expected[key] = _add_outcome(story, key, rng, fate, choice, (index, event.probability))
 
 
-def _tell_view(story: Story, key: Key, view: GraphView, rng: random.Random, fate: str) -> None:
+def _add_view(story: Story, key: Key, view: GraphView, rng: random.Random, fate: str) -> None:
     other = replace(view, epoch=view.epoch + 1)
     match fate:
         case "no_view" if story.rivals[key] == 0:
@@ -157,10 +158,10 @@ def _tell_view(story: Story, key: Key, view: GraphView, rng: random.Random, fate
             event = recorded(elsewhere, digest=view.digest)
         case _:
             event = recorded(view)
-    story.tell(event, ids.view_id(*key))
+    story.add(event, ids.view_id(*key))
 
 
-def _tell_outcome(
+def _add_outcome(
     story: Story, key: Key, rng: random.Random, fate: str, choice: Choice, chosen: tuple[int, float]
 ) -> Any:
     decision_id = ids.decision_id(*key)
@@ -168,7 +169,7 @@ def _tell_outcome(
         case "no_view" if story.rivals[key]:
             return "view_differs"
         case "wrong_view":
-            return "view_damaged"  # a digest that fits bytes of another boundary cannot be made
+            return "view_damaged"  # no bytes of another boundary have this digest
         case "whole" if choice.action is Action.WAIT:
             return (*chosen, 0.0)
         case "whole":
@@ -199,18 +200,18 @@ def _tell_outcome(
                 run_id=key[0], incarnation=key[1], sequence=story.sequence, step=1, layer_id=choice.seed.layer_id,
                 seed_id=choice.seed.seed_id, command_id=ids.command_id(decision_id), reason="expired",
             )  # fmt: skip
-            story.tell(event, ids.trainer_event_id(key[0], key[1], story.sequence))
+            story.add(event, ids.trainer_event_id(key[0], key[1], story.sequence))
         case _:
             pass
     return fate
 
 
 def lay_out(stories: list[Story], rng: random.Random, share_resent: float = 0.0) -> list[StoredRecord]:
-    """The records of a log, partition by partition."""
+    """Return the records of a log, partition by partition."""
     offsets: dict[TopicPartition, int] = {}
     records: list[StoredRecord] = []
-    for topic in sorted({name for story in stories for name in story.told}):
-        waiting = [list(story.told.get(topic, [])) for story in stories]
+    for topic in sorted({name for story in stories for name in story.messages}):
+        waiting = [list(story.messages.get(topic, [])) for story in stories]
         sent: list[OonaMessage] = []
         while any(waiting):
             queue = rng.choice([q for q in waiting if q])

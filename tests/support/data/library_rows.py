@@ -1,7 +1,7 @@
-"""Rows of a library with a long history, by SQL alone: for plans and benchmarks of what reads them.
+"""Rows of a library with a long history, by SQL alone: for plans and benchmarks of queries.
 
-Owns no meaning: the rows hang together as folded ones do (runs, seeds, decisions, causes), but no log stands
-behind them. A column that is not named here and must not be null gets a value by its type.
+The rows refer to each other as projected ones do (runs, seeds, decisions, causes), but no log has them. A column that
+is not named here and must not be null gets a value by its type.
 """
 
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ BY_TYPE = {
     "jsonb": "'{}'", "timestamp with time zone": START, "double precision": "0.5",
 }  # fmt: skip
 LIMIT = 101  # rows that a page of 100 reads
-# What the statements of urza.sql are asked for: on the first page, and on one in the midst of the list.
+# Parameters of the statements in urza.sql: for the first page, and for one in the middle of the list.
 OF_A_PAGE = {
     "run_id": "run-000150", "layer_id": "block3.conv", "seed_id": 1, "blueprint_id": "bp-0100", "limit": LIMIT,
     "kernel_sha256": "ab" * 32, "module": None, "target": None, "num_features": None, "stage": None, "action": None,

@@ -1,4 +1,4 @@
-"""Experiences of a made-up world, whose rewards can be learnt: growing pays where the gradient is large."""
+"""Random experiences with a reward that can be learned: growth pays in layers with a large gradient."""
 
 import math
 import random
@@ -16,11 +16,11 @@ NOISE = 0.01
 
 
 def true_gain(choice: Choice, layer_strain: float) -> float:
-    """What the made-up world rewards: growing where the gradient is large, with one blueprint more than others."""
+    """The expected reward: growth pays where the gradient is large, and more with one blueprint than with others."""
     if choice.action is not Action.GERMINATE or choice.kernel is None:
         return 0.0
-    liked = {"blueprint-0": 0.02, "blueprint-1": -0.03}.get(choice.kernel.blueprint_id, 0.0)
-    return liked + 0.02 * math.tanh(layer_strain)
+    effect = {"blueprint-0": 0.02, "blueprint-1": -0.03}.get(choice.kernel.blueprint_id, 0.0)
+    return effect + 0.02 * math.tanh(layer_strain)
 
 
 def experience(rng: random.Random, run: int, boundary: int) -> Experience:
@@ -30,8 +30,9 @@ def experience(rng: random.Random, run: int, boundary: int) -> Experience:
     choice = choices[chosen]
     reward = true_gain(choice, strain(view, choice)) + (rng.gauss(0, NOISE) if choice.action is not Action.WAIT else 0)
     return Experience(
-        view.run_id, 1, boundary, 100, view, chosen, 1 / len(choices), "random", 1, reward, NOISE**2,
-        ReportMethod.FORK, uuid.UUID(int=rng.getrandbits(128)),
+        run_id=view.run_id, incarnation=1, boundary=boundary, step=100, view=view, chosen=chosen,
+        probability=1 / len(choices), policy_id="random", policy_version=1, reward=reward, reward_variance=NOISE**2,
+        method=ReportMethod.FORK, decision_id=uuid.UUID(int=rng.getrandbits(128)),
     )  # fmt: skip
 
 

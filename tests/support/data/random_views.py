@@ -1,4 +1,4 @@
-"""Graph views of any size, drawn by a generator: what a policy could be asked about."""
+"""Random graph views of any size."""
 
 import random
 from dataclasses import replace
@@ -20,10 +20,10 @@ def drawn_view(
     run_id: str = "drawn",
     unknown: tuple[None, ...] = (None,),
 ) -> GraphView:
-    """A view of ``num_layers`` layers, a kernel of each blueprint for each kind and width.
+    """A view of ``num_layers`` layers, with a kernel of each blueprint for each kind and width.
 
     Args:
-        unknown: what a statistic can be besides two numbers; nothing where all was measured.
+        unknown: values of a statistic besides random numbers; empty if everything was measured.
     """
 
     def health() -> dict[str, float | None]:
@@ -59,7 +59,7 @@ def drawn_view(
 
 
 def permuted(view: GraphView, rng: random.Random) -> GraphView:
-    """The same with its layers, seeds, edges and kernels in another order."""
+    """The same view with its layers, seeds, edges and kernels in another order."""
     return replace(
         view,
         **{name: tuple(rng.sample(things, len(things))) for name in ("layers", "seeds", "edges", "kernels")

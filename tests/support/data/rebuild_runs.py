@@ -1,4 +1,4 @@
-"""Runs to fold and rebuild: what the tests of `esper projections` write, fold and compare."""
+"""Runs for the tests of `esper projections`: messages, projection of new records, and comparison."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,24 +25,29 @@ from esper.streams.worker.batch_projection import Batch, project_batch
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
 
 
-def told(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+def trainer_message(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
     body = event(run_id=run_id, incarnation=1, sequence=sequence, step=sequence, **fields)
     return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
 
 
 def started(run_id: str) -> OonaMessage:
-    return told(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
+    return trainer_message(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
                 command_offset=0)  # fmt: skip
 
 
 def epochs(run_id: str, numbers: range) -> list[OonaMessage]:
     """Epoch n has sequence n: so the highest sequence says how many rows there must be."""
-    return [told(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 1000}) for n in numbers]
+    return [
+        trainer_message(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 1000}) for n in numbers
+    ]
 
 
 def health(run_id: str, steps: range) -> list[OonaMessage]:
     signal = HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_score=0.5, activation_mean=0.25)
-    return [told(run_id, n, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,)) for n in steps]
+    return [
+        trainer_message(run_id, n, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,))
+        for n in steps
+    ]
 
 
 async def send(settings: Settings, messages: list[OonaMessage]) -> None:
@@ -50,8 +55,8 @@ async def send(settings: Settings, messages: list[OonaMessage]) -> None:
         await producer.send_batch(messages)
 
 
-async def fold_like_a_worker(settings: Settings) -> None:
-    """Fold what is new in the log into the live rows."""
+async def project_new_records(settings: Settings) -> None:
+    """Project what is new in the log into the live rows."""
     kafka = settings.need_kafka()
     async with connect_pool(settings.need_postgres()) as pool, pool.acquire() as connection:
         await claim_cluster(connection, await cluster_id(kafka), kafka)
@@ -79,7 +84,7 @@ async def different(settings: Settings) -> list[str]:
 
 
 async def esper(settings: Settings, *arguments: str) -> tuple[int, str]:
-    """The command line, in this process: exit code and all it printed."""
+    """Run the command line in this process; return its exit code and output."""
     env = {
         "ESPER_KAFKA__BOOTSTRAP_SERVERS": settings.need_kafka().bootstrap_servers,
         "ESPER_POSTGRES__DSN": settings.need_postgres().dsn.get_secret_value(),

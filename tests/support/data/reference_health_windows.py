@@ -1,4 +1,4 @@
-"""Health windows added and divided one by one: what the arrays of ``esper.graph.health_arrays`` must give, to the bit."""
+"""Health windows computed one by one: ``esper.graph.health_arrays`` must give the same bits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from esper.graph.health_windows import FIELDS, new_sums
 
 @dataclass(frozen=True, slots=True)
 class HealthWindow:
-    """What is known of some signals together. ``sums`` has the order of ``COLUMNS``."""
+    """Sums over some signals, in the order of ``COLUMNS``."""
 
     sums: Sequence[Any] = tuple(new_sums())
 
     def __add__(self, other: "HealthWindow") -> "HealthWindow":
-        """Both together. The bits of a sum depend on the order."""
+        """Add two windows. The bits of a sum depend on the order."""
         return HealthWindow(tuple(map(add, self.sums, other.sums)))
 
     @property
     def num_signals(self) -> int:
-        """How many were added up."""
+        """Number of signals."""
         return int(self.sums[0])
 
     @property
     def means(self) -> dict[str, float | None]:
-        """The mean of each of ``FIELDS``; None where it was never taken, or where the sum is beyond float64."""
+        """The mean of each of ``FIELDS``; None without a value, or if the sum exceeds float64."""
         _n, _bad, score, mean, std, dead, norm, scores, means, stds, deads, norms = self.sums
         return {
             "health_score": score / scores if scores and isfinite(score) else None,
@@ -38,12 +38,12 @@ class HealthWindow:
 
     @property
     def non_finite_ratio(self) -> float | None:
-        """The share of signals with a statistic that was not finite, 0..1; None where there were no signals."""
+        """The share of signals with a non-finite statistic, 0..1; None without signals."""
         return self.sums[1] / self.sums[0] if self.sums[0] else None
 
 
 def total_of(windows: Iterable[HealthWindow]) -> HealthWindow:
-    """All together, in this order."""
+    """Return the sum of windows, in this order."""
     total = HealthWindow()
     for window in windows:
         total += window
@@ -51,7 +51,7 @@ def total_of(windows: Iterable[HealthWindow]) -> HealthWindow:
 
 
 def change_of(now: HealthWindow, before: HealthWindow) -> dict[str, float | None]:
-    """What each mean gained since the window before; None where either is, or where it is beyond float64."""
+    """Return the change of each mean since the previous window; None if either is None, or if it exceeds float64."""
     found: dict[str, float | None] = dict.fromkeys(FIELDS)
     for name in FIELDS:
         a, b = now.means[name], before.means[name]

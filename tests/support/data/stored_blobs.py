@@ -1,4 +1,4 @@
-"""Blobs as tests need them: random, old, on the embedded S3's own disk."""
+"""Blobs for tests: random ones, old ones, and the folder of the embedded S3."""
 
 import hashlib
 import time
@@ -16,17 +16,17 @@ DAY_S = 86_400
 
 
 def some_bytes() -> bytes:
-    """Bytes that no other test has."""
+    """Return random bytes, different in each call."""
     return uuid.uuid4().bytes * 50
 
 
 def folder_of(s3: EmbeddedS3) -> Path:
-    """Where the bucket lies."""
+    """Return the folder of the bucket on disk."""
     return s3.root / "data" / BUCKET
 
 
 def raw_client(s3: EmbeddedS3) -> Any:
-    """A client without anything of Esper's."""
+    """Return a plain client of aiobotocore."""
     return get_session().create_client(
         "s3",
         endpoint_url=s3.endpoint_url,
@@ -38,7 +38,7 @@ def raw_client(s3: EmbeddedS3) -> Any:
 
 
 async def store_long_ago(s3: EmbeddedS3, *many: bytes, kind: BlobKind = BlobKind.KERNEL) -> list[str]:
-    """Store blobs as if it had been 30 days ago (rclone takes the time from this field); their digests."""
+    """Store blobs with a date 30 days ago (rclone reads it from ``mtime``); return their digests."""
     digests, then = [hashlib.sha256(data).hexdigest() for data in many], str(time.time() - 30 * DAY_S)
     async with raw_client(s3) as client:
         for digest, data in zip(digests, many, strict=True):

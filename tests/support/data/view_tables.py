@@ -1,4 +1,4 @@
-"""Tables as long use leaves them, without a log: rows by generate_series, for plans and timings of Tamiyo's queries."""
+"""Rows of long use without a log, by generate_series: for plans and timings of Tamiyo's queries."""
 
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -97,7 +97,7 @@ class Runs:
 
 
 async def fill_runs(connection: Any, runs: Runs) -> None:
-    """Rows of runs that are decided up to the boundary before their last, and folded completely."""
+    """Insert completely projected runs with decisions up to the boundary before their last."""
     await connection.execute(
         "CREATE TEMPORARY TABLE filling (prefix text, count integer, status text, num_boundaries integer, "
         "num_layers integer, told_at_days integer, num_seeds integer)"
@@ -107,11 +107,11 @@ async def fill_runs(connection: Any, runs: Runs) -> None:
 
 
 async def fill_library(connection: Any, num_blueprints: int) -> None:
-    """Certified blueprints, each with kernels of 16 widths; ``b7`` is one of them."""
+    """Insert certified blueprints, each with kernels of 16 widths; ``b7`` is one of them."""
     for statement in LIBRARY.split(";\n"):
         await connection.execute(statement, num_blueprints)
 
 
 async def analyzed(connection: Any) -> None:
-    """What autovacuum would have done by then."""
+    """Vacuum and analyze, as autovacuum would."""
     await connection.execute("VACUUM ANALYZE")

@@ -1,4 +1,4 @@
-"""Tamiyo on real projections: a decision a boundary, its command even after a death in between, WAIT when blind."""
+"""Tamiyo on real projections: a decision for each boundary, its command even after a crash, WAIT without a view."""
 
 import uuid
 from dataclasses import replace
@@ -20,7 +20,7 @@ from esper.schemas.assets import Kernel, LayerNode
 from esper.schemas.enums import LayerKind, SeedStage
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, DECISIONS, RUNS, TELEMETRY
-from esper.services.tamiyo.control.decision_events import recorded_view
+from esper.services.tamiyo.control.decision_events import view_message
 from esper.services.tamiyo.decision_service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
 from esper.streams.read_models.pending_boundaries import PendingBoundary
@@ -52,7 +52,7 @@ def boundary(run_id: str, sequence: int, number: int, **last: int) -> OonaMessag
     )
 
 
-async def told(stack: EmbeddedStack, run_id: str, topic: Any) -> list[OonaMessage]:
+async def read_messages(stack: EmbeddedStack, run_id: str, topic: Any) -> list[OonaMessage]:
     kafka = stack.settings().need_kafka()
     records = read_range(kafka, topic, partition=partition_of(run_id, topic))
     return [r.decode() async for r in records if r.key == run_id.encode()]
@@ -76,55 +76,57 @@ async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: 
 
             async def decided() -> bool:
                 await service.tick()
-                return bool(await told(stack, run_id, DECISIONS)) and bool(await told(stack, blind, DECISIONS))
+                return bool(await read_messages(stack, run_id, DECISIONS)) and bool(
+                    await read_messages(stack, blind, DECISIONS)
+                )
 
             await wait_until_async(decided, 40, "both decisions")
-        (decision,) = await told(stack, run_id, DECISIONS)
+        (decision,) = await read_messages(stack, run_id, DECISIONS)
         assert decision.id == ids.decision_id(run_id, 1, 1)
         assert decision.causation_id == ids.trainer_event_id(run_id, 1, 2)
         assert decision.data.action == "germinate"
-        (stale,) = await told(stack, blind, DECISIONS)
+        (stale,) = await read_messages(stack, blind, DECISIONS)
         assert (stale.data.action, stale.data.stale, stale.data.view_digest) == ("wait", True, None)
-        assert "half a picture" in stale.data.reason
-        (command,) = await told(stack, run_id, COMMANDS)
+        assert "view was still incomplete" in stale.data.reason
+        (command,) = await read_messages(stack, run_id, COMMANDS)
         assert (command.id, command.causation_id) == (ids.command_id(decision.id), decision.id)
-        await died_between_decision_and_command(stack, tamiyo)
+        await check_crash_between_decision_and_command(stack, tamiyo)
 
 
-async def died_between_decision_and_command(stack: EmbeddedStack, tamiyo: TamiyoSettings) -> None:
-    """A rival's view of the boundary came first, and a newer kernel after the decision: what it saw itself counts."""
+async def check_crash_between_decision_and_command(stack: EmbeddedStack, tamiyo: TamiyoSettings) -> None:
+    """A rival's view comes first, and a newer kernel after the decision: the view that the decision names counts."""
     run_id = f"died-{uuid.uuid4().hex[:8]}"
     seen, rivals = view_of(run_id, (OFFERED,)), view_of(run_id, ())
-    half = events.DecisionMade(
+    uncommanded = events.DecisionMade(
         run_id=run_id, incarnation=1, boundary=1, step=10, action="germinate", layer_id="fc1", seed_id=0,
         blueprint_id="affine", probability=0.9, policy_id="schedule", policy_version=1, reason="test",
         view_digest=seen.digest,
     )  # fmt: skip
-    blind = half.model_copy(update={"incarnation": 1, "boundary": 2, "step": 20, "view_digest": "ef" * 32})
+    blind = uncommanded.model_copy(update={"incarnation": 1, "boundary": 2, "step": 20, "view_digest": "ef" * 32})
     decision = ids.decision_id(run_id, 1, 1)
     begun = made(run_id, 1, events.BoundaryReached, step=10, boundary=1, epoch=0, last_sequences={RUNS.name: 0})
     pending = PendingBoundary(run_id, 1, 1, 10, 0, begun.id, None, datetime(2026, 1, 1, tzinfo=UTC), True)
     async with OonaProducer(stack.settings().need_kafka()) as producer:
         await producer.send_batch([started(run_id), begun, boundary(run_id, 2, 2)])
-        await producer.send_batch([recorded_view(rivals, pending), recorded_view(seen, pending)])
-        await producer.send(recorded_view(replace(rivals, boundary=2), replace(pending, boundary=2)))
+        await producer.send_batch([view_message(rivals, pending), view_message(seen, pending)])
+        await producer.send(view_message(replace(rivals, boundary=2), replace(pending, boundary=2)))
         await producer.send(OonaMessage.of(blind, id=ids.decision_id(run_id, 1, 2), source="tamiyo"))
-        await producer.send(OonaMessage.of(half, id=decision, source="tamiyo"))
+        await producer.send(OonaMessage.of(uncommanded, id=decision, source="tamiyo"))
     async with DecisionService(stack.settings(), tamiyo) as service:
 
         async def sent() -> bool:
             await service.tick()
-            return bool(await told(stack, run_id, COMMANDS))
+            return bool(await read_messages(stack, run_id, COMMANDS))
 
-        await wait_until_async(sent, 30, "the command of the half-done decision")
-    commands = await told(stack, run_id, COMMANDS)
-    assert {c.id for c in commands} == {ids.command_id(decision)}, "what a decision without its view saw is not guessed"
+        await wait_until_async(sent, 30, "the command of the decision without one")
+    commands = await read_messages(stack, run_id, COMMANDS)
+    assert {c.id for c in commands} == {ids.command_id(decision)}, "a decision without its view gets no command"
     assert commands[0].data.kernel_sha256 == OFFERED.kernel_sha256
     assert commands[0].data.blueprint_version == OFFERED.blueprint_version
 
 
 def view_of(run_id: str, kernels: tuple[KernelView, ...]) -> GraphView:
-    """What a decision at the first boundary saw; the projections hold a newer kernel of the same blueprint."""
+    """The view of a decision at the first boundary; the projections hold a newer kernel of the same blueprint."""
     seed = SeedView("fc1", 0, SeedStage.DORMANT, 0, None, 0, None, NO_HEALTH)
     layer = LayerView("fc1", LayerKind.LINEAR, 24, 600, 1, NO_HEALTH, None)
     return GraphView(run_id, 1, 1, 10, 0, (layer,), (), (seed,), (), kernels)

@@ -1,4 +1,4 @@
-"""Forks of a run on the real bus: the report comes late, in the run's sequence, and says what a bare line says."""
+"""Forks of a run on the real bus: the report comes late, in the run's sequence, with the metric of a branch trainer."""
 
 import asyncio
 from pathlib import Path
@@ -59,7 +59,7 @@ def command_at_once(stack: EmbeddedStack, run_id: str, kernels: list[Any], monke
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("max_parallel", [0, 1])
-async def test_a_forked_germination_is_told_with_the_metric_of_a_run_without_it(
+async def test_forked_germination_is_reported_with_both_metrics(
     stack: EmbeddedStack, tmp_path: Path, run_id: str, max_parallel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (low_rank, low_data), (mlp, mlp_data) = await kernel_of(stack, "low_rank"), await kernel_of(stack, "mlp")
@@ -84,7 +84,7 @@ async def test_a_forked_germination_is_told_with_the_metric_of_a_run_without_it(
         assert (report.data.germinated_at_step, report.data.fork.horizon_steps) == (3, 27)
     everything = sorted(await read_run_messages(stack, run_id), key=lambda m: m.data.sequence)
     assert [m.data.sequence for m in everything] == list(range(len(everything)))
-    assert isinstance(everything[-1].data, events.RunEnded), "what is late is told before the end"
+    assert isinstance(everything[-1].data, events.RunEnded), "late reports come before the end of the run"
     moves = {m.id: m.data for m in everything if isinstance(m.data, events.SeedTransitioned)}
     causes = [moves[m.causation_id] for m in reports]
     assert [c.to_stage for c in causes] == [SeedStage.GERMINATED] * 2
@@ -95,7 +95,7 @@ async def test_a_forked_germination_is_told_with_the_metric_of_a_run_without_it(
 
 
 async def check_rows(stack: EmbeddedStack, folder: Path, run_id: str, reports: list[events.FieldReported]) -> None:
-    """The projections hold all of a fork, and say of a record that it is none."""
+    """Check that the projections hold all fields of a fork, and none of them for other reports."""
     names = ", ".join(events.ForkedPair.model_fields)
     asked = f"SELECT layer_id, {names} FROM esper.field_reports WHERE run_id = %s AND method = %s ORDER BY sequence"
     with running(worker(stack, folder), "worker.ready"), psycopg.connect(stack.postgres.dsn) as connection:
@@ -106,16 +106,16 @@ async def check_rows(stack: EmbeddedStack, folder: Path, run_id: str, reports: l
             return found
 
         await asyncio.to_thread(wait_until, lambda: len(rows("fork")) == len(reports), 40, "the forks in their table")
-        told = [(r.layer_id, *r.fork.model_dump().values()) for r in reports if r.fork is not None]
-        assert rows("fork") == told
+        expected = [(r.layer_id, *r.fork.model_dump().values()) for r in reports if r.fork is not None]
+        assert rows("fork") == expected
         assert all(set(row[1:]) == {None} for row in rows("before_after"))
 
 
-async def test_a_run_that_wants_no_forks_takes_no_snapshot(
+async def test_run_without_forks_takes_no_snapshot(
     stack: EmbeddedStack, tmp_path: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_args: object, **_kwargs: object) -> None:
-        raise AssertionError("nobody asked for forks")
+        raise AssertionError("no forks are configured")
 
     monkeypatch.setattr(Forks, "__init__", refuse)
     trainer = trainer_of(tmp_path, germination_share=0.0)

@@ -1,4 +1,4 @@
-"""A policy on its way: experiences, a fit, a version in the log and S3, activated, deciding. On the real stack."""
+"""The life of a policy on a real stack: experiences, a fit, publication, activation, decisions."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Versions of policies on the real log, Postgres and S3: from the command line to who decides, under load."""
+"""Policy versions on the real log, Postgres and S3: from the command line to decisions, under load."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ from esper.streams.read_models.policy_versions import PolicyVersion, active_poli
 pytestmark = pytest.mark.slow
 
 NUM_RUNS, NUM_BOUNDARIES, EVERY = 6, 24, 4
-VERSIONS, MISSING = (11, 12), 13  # those that are rolled, and one whose weights are not there
+VERSIONS, MISSING = (11, 12), 13  # those that take turns, and one whose weights are missing
 
 
 def worker_of(settings: Settings, log: EmbeddedStack, folder: Path) -> ChildProcess:
@@ -46,9 +46,9 @@ def worker_of(settings: Settings, log: EmbeddedStack, folder: Path) -> ChildProc
     return process(log, folder, "worker", *WORKER, ESPER_POSTGRES__DSN=dsn)
 
 
-async def tell(settings: Settings, *told: Event) -> None:
+async def send_events(settings: Settings, *sent: Event) -> None:
     async with OonaProducer(settings.need_kafka()) as producer:
-        for event in told:
+        for event in sent:
             event_id = event.activation_id if isinstance(event, events.PolicyActivated) else uuid.uuid4()
             await producer.send(OonaMessage.of(event, id=event_id, source="test"))
 
@@ -84,7 +84,7 @@ async def test_activation_and_rollback_from_the_command_line(
     mine: Settings, log: EmbeddedStack, tmp_path: Path
 ) -> None:
     sha256 = "ad" * 32
-    await tell(mine, trained(1, sha256, 5), trained(1, "ff" * 32, 9), trained(2, sha256, 5))
+    await send_events(mine, trained(1, sha256, 5), trained(1, "ff" * 32, 9), trained(2, sha256, 5))
     with running(worker_of(mine, log, tmp_path), "worker.ready"):
         async with projections(mine) as connection:
 
@@ -93,51 +93,53 @@ async def test_activation_and_rollback_from_the_command_line(
 
             await wait_until_async(are_known, 40, "the trainings' rows")
             assert (BlobKind.POLICY, sha256) in await referenced_blobs(connection)
-            code, told = await esper(mine, "tamiyo", "activate", "heuristic", "1", "--reason", "first", "--force")
-            assert (code, "heuristic v1 decides now" in told) == (0, True), told
-            code, told = await esper(mine, "tamiyo", "activate", "constant", "1", "--reason", "I like it")
+            code, printed = await esper(mine, "tamiyo", "activate", "heuristic", "1", "--reason", "first", "--force")
+            assert (code, "heuristic v1 decides now" in printed) == (0, True), printed
+            code, printed = await esper(mine, "tamiyo", "activate", "constant", "1", "--reason", "I like it")
             assert code == 1
-            assert "constant v1 was not evaluated against heuristic v1, which is active; --force" in told
-            await tell(mine, evaluated(1, "better", ("heuristic", 1)), evaluated(2, "not_better", ("constant", 1)))
+            assert "constant v1 was not evaluated against heuristic v1, which is active; --force" in printed
+            await send_events(
+                mine, evaluated(1, "better", ("heuristic", 1)), evaluated(2, "not_better", ("constant", 1))
+            )
 
             async def is_activated() -> bool:
-                code, _told = await esper(mine, "tamiyo", "activate", "constant", "1", "--reason", "better")
+                code, _printed = await esper(mine, "tamiyo", "activate", "constant", "1", "--reason", "better")
                 return code == 0
 
-            await wait_until_async(is_activated, 30, "the evaluation's row, and the gate open")
+            await wait_until_async(is_activated, 30, "the evaluation's row")
             active = await active_policy(connection)
             assert active is not None
             assert (str(active.version), active.reason) == ("constant v1", "better")
             assert active.version.weights is not None
             assert active.version.weights.sha256 == sha256, "of two trainings under one version the first counts"
             assert active.version.parameters == {"width": 8}
-            code, told = await esper(mine, "tamiyo", "activate", "constant", "2", "--reason", "newer")
-            assert (code, "constant v2 is not better than constant v1" in told) == (1, True), told
-            code, told = await esper(mine, "tamiyo", "activate", "constant", "2", "--reason", "newer", "--force")
-            assert code == 0, told
+            code, printed = await esper(mine, "tamiyo", "activate", "constant", "2", "--reason", "newer")
+            assert (code, "constant v2 is not better than constant v1" in printed) == (1, True), printed
+            code, printed = await esper(mine, "tamiyo", "activate", "constant", "2", "--reason", "newer", "--force")
+            assert code == 0, printed
             active = await active_policy(connection)
             assert active is not None
             assert active.reason.startswith("newer (forced: constant v2 is not better")
             for back_to in ("constant v1", "heuristic v1"):
-                code, told = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
-                assert (code, f"{back_to} decides now" in told) == (0, True), told
-            code, told = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
-            assert (code, "heuristic v1 is the first that was active" in told) == (1, True), told
-            code, told = await esper(mine, "tamiyo", "policies")
+                code, printed = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
+                assert (code, f"{back_to} decides now" in printed) == (0, True), printed
+            code, printed = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
+            assert (code, "heuristic v1 is the first that was active" in printed) == (1, True), printed
+            code, printed = await esper(mine, "tamiyo", "policies")
             assert code == 0
-            assert "active: heuristic v1, since" in told
+            assert "active: heuristic v1, since" in printed
             for shown in ("rolled back from constant v2", "(forced: ", "not_better", "loss 0.25", "40.0 of 200"):
-                assert shown in told, shown
-        code, told = await esper(mine, "projections", "rebuild", "--compare", "--quiet")
-        assert code == 0, told
-        code, told = await esper(mine, "projections", "verify", "--quiet")
-        assert code == 0, told
-        code, told = await esper(mine, "tamiyo", "policies")
-        assert "active: heuristic v1, since" in told, "the rebuilt rows name the same"
+                assert shown in printed, shown
+        code, printed = await esper(mine, "projections", "rebuild", "--compare", "--quiet")
+        assert code == 0, printed
+        code, printed = await esper(mine, "projections", "verify", "--quiet")
+        assert code == 0, printed
+        code, printed = await esper(mine, "tamiyo", "policies")
+        assert "active: heuristic v1, since" in printed, "the rebuilt rows name the same"
 
 
 class Constant(Policy):
-    """WAIT always; its reason says which version it is, and it notes the runs of each batch."""
+    """Always waits; its reason names the version, and it records the runs of each batch."""
 
     kind = "constant"
 
@@ -155,7 +157,7 @@ class Constant(Policy):
 
 
 class Decided:
-    """Follows the decisions in the log: run and boundary -> the first one, and how many there were."""
+    """Follows the decisions in the log: the first one by run and boundary."""
 
     def __init__(self, settings: Settings, run_ids: Sequence[str]) -> None:
         self.first: dict[tuple[str, int], events.DecisionMade] = {}
@@ -179,7 +181,7 @@ class Decided:
 
 
 async def train(run_id: str, decided: Decided, producer: OonaProducer, begun: list[int]) -> None:
-    """A run whose next boundary comes as soon as the last one is decided."""
+    """A run that reaches its next boundary as soon as the last one is decided."""
     await producer.send_batch([run_started(run_id), epoch_completed(run_id, 1)])
     for number in range(1, NUM_BOUNDARIES + 1):
         begun[0] += 1
@@ -188,24 +190,22 @@ async def train(run_id: str, decided: Decided, producer: OonaProducer, begun: li
 
 
 async def roll(settings: Settings, begun: list[int], num_all: int) -> int:
-    """Activate the two versions in turn, again and again, as the runs get on."""
+    """Activate the two versions in turn while the runs progress."""
     num_rolls = 0
     while begun[0] < num_all:
         wanted = begun[0] + EVERY * NUM_RUNS // 2
-        await tell(settings, activated(VERSIONS[num_rolls % 2]))
+        await send_events(settings, activated(VERSIONS[num_rolls % 2]))
         num_rolls += 1
 
-        async def got_on(wanted: int = wanted) -> bool:
+        async def has_progressed(wanted: int = wanted) -> bool:
             return begun[0] >= min(wanted, num_all)
 
-        await wait_until_async(got_on, 60, "the runs' getting on")
+        await wait_until_async(has_progressed, 60, "progress of the runs")
     return num_rolls
 
 
 @pytest.mark.timeout(300)
-async def test_two_versions_are_rolled_under_load_and_no_boundary_goes_without_a_decision(
-    mine: Settings, log: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_swaps_under_load_leave_no_boundary_undecided(mine: Settings, log: EmbeddedStack, tmp_path: Path) -> None:
     run_ids = [f"roll-{n}-{uuid.uuid4().hex[:8]}" for n in range(NUM_RUNS)]
     batches: list[tuple[str, tuple[str, ...]]] = []
     tamiyo = TamiyoSettings.model_validate({"policy": "active", "stale_after_s": 60.0, "poll_s": 0.02})
@@ -213,19 +213,19 @@ async def test_two_versions_are_rolled_under_load_and_no_boundary_goes_without_a
     def build(data: bytes, version: PolicyVersion) -> Policy:
         return Constant(f"{json.loads(data)['name']} as {version}", batches)
 
-    kinds = {**sources_by_kind(mine, tamiyo), "constant": WeightsSource(mine, build)}
+    by_kind = {**sources_by_kind(mine, tamiyo), "constant": WeightsSource(mine, build)}
     async with BlobStore(mine.need_s3()) as blobs:
         for number in VERSIONS:
             data = json.dumps({"name": f"blob {number}"}).encode()
             digest = await blobs.put(data, kind=BlobKind.POLICY)
-            await tell(mine, trained(number, digest, len(data)))
-    await tell(mine, trained(MISSING, "00" * 32, 10))
+            await send_events(mine, trained(number, digest, len(data)))
+    await send_events(mine, trained(MISSING, "00" * 32, 10))
     decided, begun = Decided(mine, run_ids), [0]
     with running(worker_of(mine, log, tmp_path), "worker.ready"):
         async with (
             OonaProducer(mine.need_kafka()) as producer,
-            DecisionService(mine, tamiyo, kinds) as one,
-            DecisionService(mine, tamiyo, kinds) as other,
+            DecisionService(mine, tamiyo, by_kind) as one,
+            DecisionService(mine, tamiyo, by_kind) as other,
         ):
             running_tasks = [asyncio.create_task(c) for c in (one.run(), other.run(), decided.follow())]
             rolling = asyncio.create_task(roll(mine, begun, NUM_RUNS * NUM_BOUNDARIES))
@@ -233,15 +233,16 @@ async def test_two_versions_are_rolled_under_load_and_no_boundary_goes_without_a
                 for run_id in run_ids:
                     group.create_task(train(run_id, decided, producer, begun))
             num_rolls = await rolling
-            await tell(mine, activated(MISSING))
+            await send_events(mine, activated(MISSING))
 
-            async def is_told() -> bool:
-                told = [p.reason for s in (one, other) for p in s.metrics.health.problems()]
+            async def is_reported() -> bool:
+                reasons = [p.reason for s in (one, other) for p in s.metrics.health.problems()]
                 return (
-                    sum(f"constant v{MISSING}, which the log names as active, cannot be loaded" in t for t in told) == 2
+                    sum(f"constant v{MISSING}, which the log names as active, cannot be loaded" in r for r in reasons)
+                    == 2
                 )
 
-            await wait_until_async(is_told, 30, "the weights that are not there")
+            await wait_until_async(is_reported, 30, "the missing weights")
             last = NUM_BOUNDARIES + 1
             await producer.send_batch([boundary_reached(run_id, last + 1, last) for run_id in run_ids])
             await decided.wait_for(lambda: all((r, last) in decided.first for r in run_ids), "the last boundaries")
@@ -258,8 +259,8 @@ async def test_two_versions_are_rolled_under_load_and_no_boundary_goes_without_a
     assert not any(d.stale or "failed" in d.reason for d in decided.first.values())
     acted = [d for d in decided.first.values() if d.policy_id == "constant"]
     by_version = {d.policy_version: d for d in acted}
-    assert set(by_version) == set(VERSIONS), "both decided, and what could not be loaded never did"
+    assert set(by_version) == set(VERSIONS), "both decided, and the one that cannot be loaded never did"
     for decision in acted:
         number = decision.policy_version
-        assert decision.reason == f"blob {number} as constant v{number}", "who decided is who the decision names"
-    assert any(len(run_ids) > 1 for _name, run_ids in batches), "some were decided together"
+        assert decision.reason == f"blob {number} as constant v{number}", "the decision names the policy that made it"
+    assert any(len(run_ids) > 1 for _name, run_ids in batches), "some boundaries were decided in one batch"

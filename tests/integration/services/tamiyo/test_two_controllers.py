@@ -1,5 +1,5 @@
-"""Two controllers, real processes on the real broker and Postgres. One is stopped in the moment before it writes, and then
-killed or woken late: one decision counts, which is the first in the log, and its command is the only one there is."""
+"""Two controllers as real processes on a real broker and Postgres. One is stopped right before it writes, then killed or
+resumed late. One decision counts, the first in the log, and there are no other commands than its own."""
 
 import itertools
 import signal
@@ -48,7 +48,7 @@ LAYERS = ("fc1", "fc2")
 
 
 class Rivals(NamedTuple):
-    """A controller that lives, and what is needed to start another one beside it."""
+    """A running controller, and what is needed to start another one."""
 
     stack: EmbeddedStack
     folder: Path
@@ -69,8 +69,8 @@ async def producer(stack: EmbeddedStack) -> AsyncIterator[OonaProducer]:
         yield opened
 
 
-def run_on_which_they_differ() -> str:
-    """Chance is drawn by the run's name: one for which both germinate, each in another layer."""
+def run_with_rival_decisions() -> str:
+    """A run id with which both policies germinate, in different layers: random draws depend on the id."""
     for n in itertools.count():
         run_id = f"rivals-{uuid.uuid4().hex[:8]}-{n}"
         view = first_boundary_view(run_id, LAYERS)
@@ -88,7 +88,7 @@ def is_stopped(child: ChildProcess) -> bool:
 
 
 async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, topic: str) -> ChildProcess:
-    """A controller that has come so far with the run's first boundary, while the other one stood still."""
+    """Start a controller that stops at this topic with the first boundary, while the other one is paused."""
     rivals.other.send(signal.SIGSTOP)
     victim = process(rivals.stack, rivals.folder, f"{run_id}", sys.executable, str(SCRIPT), run_id, topic, **VICTIM)
     victim.start()
@@ -102,7 +102,9 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
             [run_started(run_id, LAYERS), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
         )
         wait_until(lambda: is_stopped(victim), 40, "the controller's stop")
-        if topic == COMMANDS.name:  # the other one, once awake, finds the decision; else it may write one too
+        if (
+            topic == COMMANDS.name
+        ):  # the other one must find the decision when it resumes; otherwise it may write one too
             await wait_until_async(lambda: counting(rivals.stack, run_id), 30, "the decision's row")
     except BaseException:
         victim.kill()
@@ -113,7 +115,7 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
 
 
 async def counting(stack: EmbeddedStack, run_id: str) -> tuple[str, str] | None:
-    """Policy and layer of the decision that the projections hold."""
+    """Policy and layer of the decision in the projections."""
     async with await psycopg.AsyncConnection.connect(stack.postgres.dsn) as connection:
         schema = stack.settings().need_postgres().schema_name
         found = await connection.execute(
@@ -123,7 +125,7 @@ async def counting(stack: EmbeddedStack, run_id: str) -> tuple[str, str] | None:
 
 
 async def agree(stack: EmbeddedStack, run_id: str) -> dict[str, Any]:
-    """The first decision in the log is that of the projections, every command is its own, and a trainer takes one."""
+    """Check that the first decision in the log is in the projections, has all commands, and a trainer takes one."""
     decisions = await read_run_messages(stack, run_id, DECISIONS)
     commands = await read_run_messages(stack, run_id, COMMANDS)
     first = decisions[0]
@@ -144,51 +146,45 @@ async def is_commanded(stack: EmbeddedStack, run_id: str) -> bool:
     return bool(await read_run_messages(stack, run_id, COMMANDS))
 
 
-WHO_COUNTS = {VIEWS.name: "schedule", DECISIONS.name: "schedule", COMMANDS.name: "random"}
-"""Stopped before its decision, the other one's counts; stopped after it, its own."""
+COUNTING_POLICY = {VIEWS.name: "schedule", DECISIONS.name: "schedule", COMMANDS.name: "random"}
+"""Topic at which a controller stops -> the policy whose decision counts."""
 
 
-@pytest.mark.parametrize("topic", WHO_COUNTS)
-async def test_one_is_killed_on_its_way_and_the_other_ends_what_was_begun(
-    rivals: Rivals, producer: OonaProducer, topic: str
-) -> None:
-    run_id = run_on_which_they_differ()
+@pytest.mark.parametrize("topic", COUNTING_POLICY)
+async def test_killed_controller_is_completed_by_the_other(rivals: Rivals, producer: OonaProducer, topic: str) -> None:
+    run_id = run_with_rival_decisions()
     victim = await stopped_before(rivals, producer, run_id, topic)
     victim.kill()
     await wait_until_async(lambda: is_commanded(rivals.stack, run_id), 40, "the command")
     found = await agree(rivals.stack, run_id)
-    assert found == {"policy": WHO_COUNTS[topic], "decisions": 1, "commands": 1}
+    assert found == {"policy": COUNTING_POLICY[topic], "decisions": 1, "commands": 1}
     await producer.send(run_ended(run_id, 3))
 
 
-@pytest.mark.parametrize("topic", WHO_COUNTS)
-async def test_one_stands_still_and_writes_late_what_does_not_count_any_more(
-    rivals: Rivals, producer: OonaProducer, topic: str
-) -> None:
-    run_id = run_on_which_they_differ()
+@pytest.mark.parametrize("topic", COUNTING_POLICY)
+async def test_paused_controller_writes_late_without_effect(rivals: Rivals, producer: OonaProducer, topic: str) -> None:
+    run_id = run_with_rival_decisions()
     victim = await stopped_before(rivals, producer, run_id, topic)
     try:
         await wait_until_async(lambda: is_commanded(rivals.stack, run_id), 40, "the other one's command")
         looks = log_of(victim).count(LOOKED)
         victim.send(signal.SIGCONT)
-        wait_until(lambda: log_of(victim).count(LOOKED) > looks + 1, 30, "two looks of the one that came late")
+        wait_until(lambda: log_of(victim).count(LOOKED) > looks + 1, 30, "two polls of the late controller")
     finally:
         victim.kill()
     found = await agree(rivals.stack, run_id)
     is_decided_late = topic != COMMANDS.name
     assert found == {
-        "policy": WHO_COUNTS[topic],
+        "policy": COUNTING_POLICY[topic],
         "decisions": 2 if is_decided_late else 1,
         "commands": 1 if is_decided_late else 2,
     }
     await producer.send(run_ended(run_id, 3))
 
 
-async def test_two_that_decide_side_by_side_leave_one_decision_that_counts_at_every_boundary(
-    rivals: Rivals, producer: OonaProducer
-) -> None:
-    """Both awake, on runs whose boundaries come as soon as the one before is decided."""
-    run_ids = [run_on_which_they_differ() for _n in range(4)]
+async def test_parallel_controllers_leave_one_decision_that_counts(rivals: Rivals, producer: OonaProducer) -> None:
+    """Both run, and every run reaches its next boundary as soon as the last one is decided."""
+    run_ids = [run_with_rival_decisions() for _n in range(4)]
     second = process(rivals.stack, rivals.folder, "second", str(SCRIPTS / "esper"), "serve", "tamiyo", **VICTIM)
     with running(second, "tamiyo.ready"):
         await producer.send_batch([m for r in run_ids for m in (run_started(r, LAYERS), epoch_completed(r, 1))])

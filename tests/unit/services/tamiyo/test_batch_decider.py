@@ -1,4 +1,4 @@
-"""Batches: many decided as each alone, one that breaks costs no other its choice, nobody waits for longer than allowed."""
+"""Batches: each view gets what it gets alone, a failing one affects no other, and no boundary waits too long."""
 
 import asyncio
 import uuid
@@ -37,20 +37,20 @@ def view(run: int, num_seeds: int, layer_of_seeds: str = "fc1") -> GraphView:
 
 
 class Picky(Policy):
-    """Raises for some runs, gives nonsense for others; batches fail as a whole where one of the first is in them."""
+    """Raises for some runs and returns invalid distributions for others; one raising run fails the whole batch."""
 
     kind = "picky"
 
-    def __init__(self, raising: set[str], nonsense: Mapping[str, ActionDistribution]) -> None:
-        self._raising, self._nonsense = raising, nonsense
+    def __init__(self, raising: set[str], invalid: Mapping[str, ActionDistribution]) -> None:
+        self._raising, self._invalid = raising, invalid
 
     def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
         if view.run_id in self._raising:
-            raise RuntimeError(f"cannot stand {view.run_id}")
-        return self._nonsense.get(view.run_id) or point_mass(len(choices) - 1, f"the last of {len(choices)}")
+            raise RuntimeError(f"rejects {view.run_id}")
+        return self._invalid.get(view.run_id) or point_mass(len(choices) - 1, f"the last of {len(choices)}")
 
 
-NONSENSE = st.sampled_from(
+INVALID = st.sampled_from(
     [
         ActionDistribution({0: NAN}, "x"), ActionDistribution({0: 0.4}, "x"), ActionDistribution({0: -0.5, 1: 1.5}, "x"), ActionDistribution({9: 1.0}, "x"),
         ActionDistribution({}, "x"), ActionDistribution({0: 1.0}, ""),
@@ -61,19 +61,19 @@ NONSENSE = st.sampled_from(
 @given(
     sizes=st.lists(st.integers(0, 6), min_size=1, max_size=12),
     raising=st.sets(st.integers(0, 11), max_size=3),
-    nonsense=st.dictionaries(st.integers(0, 11), NONSENSE, max_size=3),
+    invalid=st.dictionaries(st.integers(0, 11), INVALID, max_size=3),
     epsilon=st.floats(0.05, 1.0),
 )
-def test_a_batch_gives_each_view_what_it_gets_alone_and_wait_to_those_that_fail(
-    sizes: list[int], raising: set[int], nonsense: dict[int, ActionDistribution], epsilon: float
+def test_batch_equals_single_views_and_failures_get_wait(
+    sizes: list[int], raising: set[int], invalid: dict[int, ActionDistribution], epsilon: float
 ) -> None:
     views = [view(n, size) for n, size in enumerate(sizes)]
     healthy = EpsilonSoft(Picky(set(), {}), epsilon, 7)
-    acting = EpsilonSoft(Picky({f"r{n}" for n in raising}, {f"r{n}": f for n, f in nonsense.items()}), epsilon, 7)
-    chosen = acting.choose_all(views)
+    soft_policy = EpsilonSoft(Picky({f"r{n}" for n in raising}, {f"r{n}": f for n, f in invalid.items()}), epsilon, 7)
+    chosen = soft_policy.choose_all(views)
     assert len(chosen) == len(views)
     for n, (one, alone) in enumerate(zip(chosen, map(healthy.choose, views), strict=True)):
-        if n in raising | nonsense.keys():
+        if n in raising | invalid.keys():
             assert (one.choice.action, one.probability) == (Action.WAIT, 1.0)
             assert one.error is not None
             assert one.error in one.reason
@@ -81,39 +81,39 @@ def test_a_batch_gives_each_view_what_it_gets_alone_and_wait_to_those_that_fail(
             assert one == alone
 
 
-def test_a_view_that_is_broken_itself_costs_no_other_its_choice() -> None:
-    acting = EpsilonSoft(RandomPolicy(), 0.5, 0)
-    broken, sound = acting.choose_all([view(0, 2, layer_of_seeds="no such layer"), view(1, 2)])
+def test_broken_view_does_not_affect_others() -> None:
+    soft_policy = EpsilonSoft(RandomPolicy(), 0.5, 0)
+    broken, sound = soft_policy.choose_all([view(0, 2, layer_of_seeds="no such layer"), view(1, 2)])
     assert (broken.choice.action, broken.error) == (Action.WAIT, "KeyError: 'no such layer'")
-    assert sound == acting.choose(view(1, 2))
+    assert sound == soft_policy.choose(view(1, 2))
 
 
-def test_a_reason_tells_what_epsilon_chose_from_what_the_policy_itself_left_to_chance() -> None:
+def test_reason_distinguishes_exploration_from_sampling() -> None:
     views = [view(n, 3) for n in range(300)]
     share = {0: 0.6, 1: 0.4}
-    told = EpsilonSoft(
-        Picky(set(), {v.run_id: ActionDistribution(share, "so it is") for v in views}), 0.1, 0
+    sampled = EpsilonSoft(
+        Picky(set(), {v.run_id: ActionDistribution(share, "a reason") for v in views}), 0.1, 0
     ).choose_all(views)
     reasons = {
-        "so it is",
-        "exploration (epsilon 0.1); the policy said: so it is",
-        "drawn at 38.5%; the policy said: so it is",
+        "a reason",
+        "exploration (epsilon 0.1) instead of the preferred choice: a reason",
+        "sampled at 38.5% instead of the preferred choice: a reason",
     }
-    assert {one.reason for one in told} == reasons
-    for one in told:
+    assert {one.reason for one in sampled} == reasons
+    for one in sampled:
         assert ("exploration" in one.reason) == (one.probability == pytest.approx(0.1 / 4))
 
 
-def test_a_policy_that_forgets_a_view_is_asked_one_by_one() -> None:
-    class Forgetful(Picky):
+def test_wrong_number_of_distributions_falls_back_to_single_views() -> None:
+    class Incomplete(Picky):
         def distributions(
             self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
         ) -> list[ActionDistribution]:
             return [self.distribution(views[0], choices_per_view[0])]
 
     views = [view(0, 2), view(1, 3)]
-    acting = EpsilonSoft(Forgetful(set(), {}), 0.05, 0)
-    assert acting.choose_all(views) == [acting.choose(v) for v in views]
+    soft_policy = EpsilonSoft(Incomplete(set(), {}), 0.05, 0)
+    assert soft_policy.choose_all(views) == [soft_policy.choose(v) for v in views]
 
 
 class Clock:
@@ -128,74 +128,74 @@ def numbered(n: int, *, is_complete: bool = True) -> PendingBoundary:
 
 
 @given(steps=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=40))
-def test_a_broken_boundary_is_tried_less_and_less_and_given_up_in_time(steps: list[float]) -> None:
+def test_failing_view_is_retried_with_backoff_then_abandoned(steps: list[float]) -> None:
     clock = Clock()
-    room = PendingBoundaryQueue(STALE_S, clock)
+    queue = PendingBoundaryQueue(STALE_S, clock)
     tried = []
     for step in steps:
-        for boundary in room.due(room.look([numbered(1)])).complete:
+        for boundary in queue.ready(queue.update([numbered(1)])).complete:
             tried.append(clock.now)
-            if room.broke(boundary):
+            if queue.view_failed(boundary):
                 assert clock.now - 100.0 >= STALE_S
                 return
             assert clock.now - 100.0 < STALE_S
         clock.now += step
     assert len(tried) <= 7
-    assert clock.now - 100.0 < STALE_S + steps[-1], "who waited for so long was due"
+    assert clock.now - 100.0 < STALE_S + steps[-1], "a boundary that waited so long was ready"
 
 
-def test_who_is_incomplete_is_stale_after_a_while_and_who_is_decided_is_not_due() -> None:
+def test_incomplete_boundary_becomes_stale() -> None:
     clock = Clock()
-    room = PendingBoundaryQueue(STALE_S, clock)
+    queue = PendingBoundaryQueue(STALE_S, clock)
     pending = [numbered(1), numbered(2, is_complete=False)]
-    due = room.due(room.look(pending))
-    assert (due.complete, due.stale) == ([pending[0]], [])
-    assert room.decided(pending[0]) == 0.0
+    ready = queue.ready(queue.update(pending))
+    assert (ready.complete, ready.stale) == ([pending[0]], [])
+    assert queue.mark_decided(pending[0]) == 0.0
     clock.now += STALE_S
-    due = room.due(room.look(pending))
-    assert (due.complete, due.stale) == ([], [pending[1]])
-    room.look([])
-    assert room.look(pending) == pending, "what the projections stopped to show is forgotten"
+    ready = queue.ready(queue.update(pending))
+    assert (ready.complete, ready.stale) == ([], [pending[1]])
+    queue.update([])
+    assert queue.update(pending) == pending, "state is dropped with the row in the projections"
 
 
-def test_those_that_wait_for_longest_come_first() -> None:
-    room = PendingBoundaryQueue(STALE_S, clock := Clock())
-    room.look([numbered(9)])
+def test_ready_boundaries_are_ordered_by_waiting_time() -> None:
+    queue = PendingBoundaryQueue(STALE_S, clock := Clock())
+    queue.update([numbered(9)])
     clock.now += 1
-    assert [p.run_id for p in room.due(room.look([numbered(1), numbered(9)])).complete] == ["r9", "r1"]
+    assert [p.run_id for p in queue.ready(queue.update([numbered(1), numbered(9)])).complete] == ["r9", "r1"]
 
 
-def test_a_command_is_sent_again_only_when_it_had_time_to_arrive() -> None:
+def test_command_is_resent_only_after_time_to_arrive() -> None:
     clock = Clock()
-    room = PendingBoundaryQueue(STALE_S, clock)
-    undone = UncommandedDecision("r", 1, 1, 10, "cull", "fc1", 0, None, uuid.UUID(int=5), None, "ab" * 32, 0, 0)
-    assert room.left_undone([undone]) == [], "whoever made it may be about to send it"
+    queue = PendingBoundaryQueue(STALE_S, clock)
+    decision = UncommandedDecision("r", 1, 1, 10, "cull", "fc1", 0, None, uuid.UUID(int=5), None, "ab" * 32, 0, 0)
+    assert queue.due_commands([decision]) == [], "the controller that made it may be about to send the command"
     clock.now += GRACE_S
-    assert room.left_undone([undone]) == [undone]
-    room.commanded(undone.event_id)
-    assert room.left_undone([]) == room.left_undone([undone]) == []
+    assert queue.due_commands([decision]) == [decision]
+    queue.mark_commanded(decision.event_id)
+    assert queue.due_commands([]) == queue.due_commands([decision]) == []
     clock.now += RESEND_AFTER_S
-    assert room.left_undone([undone]) == [undone]
-    room.given_up(undone.event_id)
+    assert queue.due_commands([decision]) == [decision]
+    queue.abandon_command(decision.event_id)
     clock.now += 1e6
-    assert room.left_undone([undone]) == []
+    assert queue.due_commands([decision]) == []
 
 
-def test_a_policy_is_asked_once_for_a_batch() -> None:
-    asked: list[int] = []
+def test_policy_is_called_once_per_batch() -> None:
+    batch_sizes: list[int] = []
 
     class Counting(Picky):
         def distributions(
             self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
         ) -> Sequence[ActionDistribution]:
-            asked.append(len(views))
+            batch_sizes.append(len(views))
             return super().distributions(views, choices_per_view)
 
     EpsilonSoft(Counting(set(), {}), 0.05, 0).choose_all([view(n, 2) for n in range(9)])
-    assert asked == [9]
+    assert batch_sizes == [9]
 
 
-def test_weights_of_a_network_may_miss_one_by_what_float32_misses() -> None:
+def test_float32_rounding_of_probabilities_is_accepted() -> None:
     near = ActionDistribution({0: 0.3333333, 1: 0.3333333, 2: 0.3333333}, "softmax")
     (chosen,) = EpsilonSoft(Picky(set(), {"r0": near}), 0.05, 0).choose_all([view(0, 2)])
     assert chosen.error is None
@@ -203,7 +203,7 @@ def test_weights_of_a_network_may_miss_one_by_what_float32_misses() -> None:
 
 
 class Pool:
-    """Gives connections that begin transactions, and nothing else."""
+    """A pool whose connections only begin transactions."""
 
     def get_max_size(self) -> int:
         return 3
@@ -218,12 +218,12 @@ class Pool:
 
 
 @given(broken=st.sets(st.integers(0, 29), max_size=4), num=st.integers(1, 30))
-def test_rows_that_cannot_be_read_cost_no_other_run_its_view(broken: set[int], num: int) -> None:
+def test_unreadable_rows_do_not_affect_other_runs(broken: set[int], num: int) -> None:
     batch = [numbered(n) for n in range(num)]
-    asked: list[int] = []
+    batch_sizes: list[int] = []
 
     async def read(_connection: Any, names: Sequence[tuple[str, int, int]]) -> list[Any]:
-        asked.append(len(names))
+        batch_sizes.append(len(names))
         if any(int(run_id[1:]) in broken for run_id, _incarnation, _boundary in names):
             raise ValueError("no JSON")
         return [run_id for run_id, _incarnation, _boundary in names]
@@ -232,7 +232,7 @@ def test_rows_that_cannot_be_read_cost_no_other_run_its_view(broken: set[int], n
     decider = BatchDecider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
     with (
         patch.object(batch_decider, "read_many_view_rows", read),
-        patch.object(batch_decider, "_assembled", lambda _p, row: row),
+        patch.object(batch_decider, "_assemble", lambda _p, row: row),
     ):
         views: list[Any] = asyncio.run(decider._read_views(batch))
     assert [n for n, found in enumerate(views) if isinstance(found, ValueError)] == sorted(b for b in broken if b < num)
@@ -240,18 +240,18 @@ def test_rows_that_cannot_be_read_cost_no_other_run_its_view(broken: set[int], n
         f"r{n}" for n in range(num) if n not in broken
     ]
     if not broken:
-        assert len(asked) <= 3
+        assert len(batch_sizes) <= 3
 
 
-async def test_postgres_that_is_away_is_not_asked_for_each_run() -> None:
-    asked: list[int] = []
+async def test_lost_connection_is_not_retried_for_each_run() -> None:
+    batch_sizes: list[int] = []
 
     async def read(_connection: Any, names: Sequence[tuple[str, int, int]]) -> list[Any]:
-        asked.append(len(names))
+        batch_sizes.append(len(names))
         raise ConnectionResetError("gone")
 
     nothing: Any = None
     decider = BatchDecider(Pool(), nothing, nothing, nothing, nothing, expiry_boundaries=1)
     with patch.object(batch_decider, "read_many_view_rows", read), pytest.raises(ConnectionResetError):
         await decider._read_views([numbered(n) for n in range(30)])
-    assert asked == [10, 10, 10]
+    assert batch_sizes == [10, 10, 10]

@@ -1,4 +1,4 @@
-"""Whose decision counts, of any number that controllers wrote in any order: "yes" only to the first for its boundary."""
+"""Of any number of decisions by several controllers, only the first in the log for a boundary counts."""
 
 import asyncio
 from typing import Any
@@ -17,13 +17,13 @@ from esper.services.tamiyo.control.decision_arbiter import DecisionArbiter
 
 NOTHING: Any = None
 WRITTEN = st.tuples(st.integers(0, 2), st.integers(1, 2), st.integers(1, 4), st.sampled_from(["one", "other"]))
-"""Run, incarnation, boundary, and who decides (each always says the same)."""
+"""Run, incarnation, boundary, and the controller; each controller always decides the same."""
 
 
-def decision(run: int, incarnation: int, boundary: int, who: str) -> OonaMessage:
+def decision(run: int, incarnation: int, boundary: int, controller: str) -> OonaMessage:
     event = DecisionMade(
         run_id=f"r{run}", incarnation=incarnation, boundary=boundary, step=boundary, action="wait", probability=0.5,
-        policy_id=who, policy_version=1, reason="x", view_digest="ab" * 32,
+        policy_id=controller, policy_version=1, reason="x", view_digest="ab" * 32,
     )  # fmt: skip
     return OonaMessage.of(event, id=UUID(int=1), source="tamiyo")
 
@@ -35,41 +35,41 @@ def stored(message: OonaMessage, offset: int) -> StoredRecord:
 
 
 @given(st.lists(st.one_of(WRITTEN, st.none()), max_size=30))
-def test_the_first_in_the_log_is_known_by_its_place_and_a_resend_of_it_is_the_same(
+def test_first_decision_counts_and_its_duplicate_too(
     written: list[tuple[int, int, int, str] | None],
 ) -> None:
-    first = DecisionArbiter(NOTHING, {})
+    arbiter = DecisionArbiter(NOTHING, {})
     counted: dict[tuple[int, int, int], str] = {}
     newest: dict[int, tuple[int, int]] = {}
 
     async def answer(message: OonaMessage, position: Position) -> bool:
-        (found,) = await first.are_first([(message, position)])
+        (found,) = await arbiter.are_first([(message, position)])
         return found
 
     for offset, one in enumerate(written):
-        if one is None:  # nobody can read it: it counts for nobody
+        if one is None:  # cannot be decoded: it counts for no boundary
             broken = stored(decision(0, 1, 1, "one"), offset)
-            first._read(broken._replace(value=b"{"))
+            arbiter._read(broken._replace(value=b"{"))
             continue
-        run, incarnation, boundary, who = one
+        run, incarnation, boundary, controller = one
         message = decision(*one)
         record = stored(message, offset)
         was_known = newest.get(run, (0, 0)) >= (incarnation, boundary)
-        assert first.is_decided(f"r{run}", incarnation, boundary) == was_known
-        first._read(record)
-        counts_already = counted.setdefault((run, incarnation, boundary), who)
+        assert arbiter.is_decided(f"r{run}", incarnation, boundary) == was_known
+        arbiter._read(record)
+        counting = counted.setdefault((run, incarnation, boundary), controller)
         newest[run] = max(newest.get(run, (0, 0)), (incarnation, boundary))
         found = asyncio.run(answer(message, record.position))
         if found:
-            assert counts_already == who
+            assert counting == controller
         if newest[run] == (incarnation, boundary):
-            assert found == (counts_already == who)
+            assert found == (counting == controller)
 
 
-async def test_a_place_that_the_broker_forgot_is_no_yes() -> None:
-    first = DecisionArbiter(NOTHING, {})
+async def test_unknown_offset_is_never_first() -> None:
+    arbiter = DecisionArbiter(NOTHING, {})
     message = decision(0, 1, 1, "one")
     record = stored(message, 0)
-    first._read(record)
-    assert await first.are_first([(message, record.position)]) == [True]
-    assert await first.are_first([(message, record.position._replace(offset=-1))]) == [False]
+    arbiter._read(record)
+    assert await arbiter.are_first([(message, record.position)]) == [True]
+    assert await arbiter.are_first([(message, record.position._replace(offset=-1))]) == [False]

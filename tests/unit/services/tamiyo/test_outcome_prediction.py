@@ -1,4 +1,4 @@
-"""What a policy foresees: counted on held-out runs, beside the class balance, with a threshold from the runs it learnt from."""
+"""Accuracy of predicted outcomes on held-out runs, compared with the class balance; the threshold is from training runs."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from esper.services.tamiyo.control.legal_choices import Choice, legal_choices
 from esper.services.tamiyo.dataset.experiences import Experience, Experiences, StoredExperience
 from esper.services.tamiyo.evaluation.outcome_prediction import (
     OutcomeAccuracy,
+    PredictedOutcome,
     auc,
     best_threshold,
     outcome_accuracy,
     predict_outcomes,
     repeated_draws,
-    wilson,
 )
 from esper.services.tamiyo.evaluation.policy_evaluation import RewardModel
 from esper.services.tamiyo.evaluation.reward import NoiseFloor, noise_floor
@@ -39,27 +39,27 @@ TRAIN, HELD_OUT = of_runs(range(30)), of_runs(range(30, 45))
 FLOOR: NoiseFloor = noise_floor([-0.004, 0.002, 0.003, -0.001, 0.001])
 
 
-def knows(views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /) -> list[list[float]]:
-    """What is true of every choice."""
+def oracle(views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /) -> list[list[float]]:
+    """The true gain of every choice."""
     return [
         [true_gain(choice, strain(view, choice)) for choice in choices]
         for view, choices in zip(views, choices_per_view, strict=True)
     ]
 
 
-def judged(held_out: Experiences, predict_rewards: RewardModel, floor: float) -> OutcomeAccuracy | None:
-    learnt = predict_outcomes(TRAIN, predict_rewards)
+def accuracy_of(held_out: Experiences, predict_rewards: RewardModel, floor: float) -> OutcomeAccuracy | None:
+    trained = predict_outcomes(TRAIN, predict_rewards)
     return outcome_accuracy(
-        best_threshold(learnt.expected, learnt.reward > floor), predict_outcomes(held_out, predict_rewards), floor
+        best_threshold(trained.expected, trained.reward > floor), predict_outcomes(held_out, predict_rewards), floor
     )
 
 
-def expects_nothing(views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /) -> list[list[float]]:
+def expects_no_gain(views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]], /) -> list[list[float]]:
     return [[0.0] * len(choices) for choices in choices_per_view]
 
 
-def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_balance() -> None:
-    well, badly = judged(HELD_OUT, knows, FLOOR.high), judged(HELD_OUT, expects_nothing, FLOOR.high)
+def test_oracle_is_accurate_and_no_gain_equals_the_class_balance() -> None:
+    well, badly = accuracy_of(HELD_OUT, oracle, FLOOR.high), accuracy_of(HELD_OUT, expects_no_gain, FLOOR.high)
     assert well is not None
     assert badly is not None
     assert 0 < well.num_helped < well.num
@@ -72,11 +72,11 @@ def test_who_knows_foresees_and_who_expects_nothing_is_as_good_as_the_class_bala
     assert badly.accuracy in (pytest.approx(badly.always_no), pytest.approx(1 - badly.always_no))
 
 
-def test_without_a_germination_nothing_is_said() -> None:
-    assert judged(Experiences([]), knows, FLOOR.high) is None
+def test_no_germination_gives_no_accuracy() -> None:
+    assert accuracy_of(Experiences([]), oracle, FLOOR.high) is None
 
 
-def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
+def test_repeated_draws_have_their_own_floor() -> None:
     drawn = Experiences(
         [
             replace(one, reward_variance=None if one.reward == 0.0 else 1e-8 * (1 + n % 2))
@@ -85,16 +85,16 @@ def test_what_was_drawn_several_times_is_judged_by_its_own_noise() -> None:
     )
     several = repeated_draws(drawn)
     assert several is not None
-    found = judged(several[0], knows, several[1])
+    found = accuracy_of(several[0], oracle, several[1])
     assert found is not None
     assert found.floor == pytest.approx(1.96 * math.sqrt(1.5e-8), rel=0.02)
     assert 0 < found.num_helped < found.num
-    assert found.num_helped > judged(HELD_OUT, knows, FLOOR.high).num_helped  # a lower floor
+    assert found.num_helped > accuracy_of(HELD_OUT, oracle, FLOOR.high).num_helped  # a lower floor
     assert found.accuracy > found.always_no
     assert repeated_draws(Experiences([replace(one, reward_variance=None) for one in HELD_OUT.stored])) is None
 
 
-def test_the_paired_floor_is_of_germinations_alone_and_one_that_did_nothing_counts_where_a_placebo_does_not() -> None:
+def test_paired_floor_uses_germinations_without_placebos() -> None:
     growth = [one for one in HELD_OUT if is_germination(one)]
     nothing, placebo = growth[0].key, growth[1].key
 
@@ -109,11 +109,11 @@ def test_the_paired_floor_is_of_germinations_alone_and_one_that_did_nothing_coun
     several = repeated_draws(Experiences(drawn))
     assert several is not None
     assert several[1] == pytest.approx(1.96e-4, rel=0.1)
-    assert len(predict_outcomes(several[0], knows).reward) == len(growth) - 1
+    assert len(predict_outcomes(several[0], oracle).reward) == len(growth) - 1
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=30))
-def test_no_other_threshold_errs_less(rows: list[tuple[int, bool]]) -> None:
+def test_best_threshold_has_the_fewest_errors(rows: list[tuple[int, bool]]) -> None:
     expected, helped = np.array([float(x) for x, _h in rows]), np.array([h for _x, h in rows])
 
     def errors(threshold: float) -> int:
@@ -123,12 +123,15 @@ def test_no_other_threshold_errs_less(rows: list[tuple[int, bool]]) -> None:
     assert errors(found) == min(errors(t) for t in (*np.arange(-6, 6, 0.5), math.inf))
 
 
-def test_the_area_is_the_chance_of_being_ranked_right() -> None:
+def test_auc_is_the_probability_of_correct_ranking() -> None:
     assert auc(np.array([3.0, 2.0, 1.0]), np.array([True, False, False])) == 1.0
     assert auc(np.array([1.0, 2.0, 1.0]), np.array([True, False, False])) == 0.25
     assert auc(np.array([1.0]), np.array([True])) is None
 
 
-def test_wilson_is_the_published_interval() -> None:
-    low, high = wilson(81, 263)  # Newcombe 1998, Statistics in Medicine 17, table I
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+def test_accuracy_interval_is_the_published_one() -> None:
+    """81 of 263, Wilson's interval: Newcombe 1998, Statistics in Medicine 17, table I."""
+    expected, reward = np.ones(263), np.repeat([1.0, -1.0], [81, 182])
+    found = outcome_accuracy(0.5, PredictedOutcome(expected, reward), 0.0)
+    assert found is not None
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)

@@ -1,4 +1,4 @@
-"""Policies: legal choices only, chance in every one, the logged probability is the acting one."""
+"""Policies: legal choices only, exploration of each, and the logged probability is that of the sample."""
 
 import math
 from typing import Any
@@ -54,49 +54,47 @@ VIEWS = st.builds(
     st.lists(st.sampled_from(list(SeedStage)), min_size=4, max_size=4),
     st.integers(1, 50),
 )
-POLICIES = st.sampled_from(["heuristic", "wait", "random", "schedule"])
+KINDS = st.sampled_from(["heuristic", "wait", "random", "schedule"])
 
 
-@given(view=VIEWS, policy=POLICIES, epsilon=st.floats(0.05, 1.0))
-def test_every_policy_acts_by_chance_among_the_legal_choices_and_says_how_likely(
-    view: GraphView, policy: str, epsilon: float
-) -> None:
-    settings = TamiyoSettings.model_validate({"policy": policy, "epsilon": epsilon})
-    acting = EpsilonSoft(make_policy(settings), epsilon, rng_seed=3)
-    choices, weights, _reason = acting.probabilities(view)
-    assert list(choices) == list(legal_choices(view))
-    assert math.isclose(sum(weights), 1.0, abs_tol=1e-9)
-    assert min(weights) >= epsilon / len(choices) - 1e-12
+@given(view=VIEWS, kind=KINDS, epsilon=st.floats(0.05, 1.0))
+def test_every_legal_choice_is_sampled_with_its_probability(view: GraphView, kind: str, epsilon: float) -> None:
+    settings = TamiyoSettings.model_validate({"policy": kind, "epsilon": epsilon})
+    policy = make_policy(settings)
+    soft_policy, choices = EpsilonSoft(policy, epsilon, rng_seed=3), legal_choices(view)
+    probabilities = soft_policy.soften(policy.distribution(view, choices), len(choices))
+    assert math.isclose(sum(probabilities), 1.0, abs_tol=1e-9)
+    assert min(probabilities) >= epsilon / len(choices) - 1e-12
     for choice in choices:
         stage = choice.seed.stage if choice.seed else None
         assert choice.action is not Action.GERMINATE or (stage is SeedStage.DORMANT and choice.kernel is not None)
         assert choice.action is not Action.CULL or stage in ACTIVE_STAGES
         assert choice.action is not Action.FOSSILIZE or stage is SeedStage.EVALUATING
-    chosen = acting.choose(view)
-    assert chosen.probability == weights[choices.index(chosen.choice)]
-    assert acting.choose(view) == chosen
+    sampled = soft_policy.choose(view)
+    assert sampled.probability == probabilities[choices.index(sampled.choice)]
+    assert soft_policy.choose(view) == sampled
 
 
-def test_a_policy_without_chance_is_refused() -> None:
-    with pytest.raises(ValueError, match="without chance"):
+def test_policy_without_exploration_is_rejected() -> None:
+    with pytest.raises(ValueError, match="without exploration"):
         EpsilonSoft(make_policy(TamiyoSettings.model_validate({})), 0.01, 0)
 
 
-def favourite(view: GraphView, **thresholds: Any):
+def heuristic_choice(view: GraphView, **thresholds: Any):
     policy = HeuristicPolicy(HeuristicSettings.model_validate(thresholds))
     choices = legal_choices(view)
     found = policy.distribution(view, choices)
-    return choices[max(found.weights, key=lambda n: found.weights[n])], found.reason
+    return choices[max(found.probabilities, key=lambda n: found.probabilities[n])], found.reason
 
 
-def test_the_heuristic_waits_while_the_metric_rises() -> None:
-    choice, reason = favourite(view([0.1, 0.3, 0.5, 0.6, 0.7], DORMANT))
+def test_heuristic_waits_while_the_metric_rises() -> None:
+    choice, reason = heuristic_choice(view([0.1, 0.3, 0.5, 0.6, 0.7], DORMANT))
     assert choice.action is Action.WAIT
     assert "still learning" in reason
 
 
-def test_the_heuristic_grows_the_most_strained_layer_on_a_plateau() -> None:
-    choice, reason = favourite(view([0.6, 0.7, 0.70, 0.70, 0.705], DORMANT))
+def test_heuristic_grows_the_layer_with_the_highest_strain() -> None:
+    choice, reason = heuristic_choice(view([0.6, 0.7, 0.70, 0.70, 0.705], DORMANT))
     assert choice.action is Action.GERMINATE
     assert choice.seed is not None
     assert choice.kernel is not None
@@ -104,22 +102,22 @@ def test_the_heuristic_grows_the_most_strained_layer_on_a_plateau() -> None:
     assert "plateau" in reason
 
 
-def test_the_heuristic_does_one_thing_at_a_time() -> None:
+def test_heuristic_has_one_active_seed() -> None:
     busy = [seed("a", 0, SeedStage.TRAINING, 200), *DORMANT[1:]]
-    choice, reason = favourite(view([0.7] * 6, busy))
+    choice, reason = heuristic_choice(view([0.7] * 6, busy))
     assert choice.action is Action.WAIT
-    assert "under way" in reason
+    assert "in progress" in reason
 
 
 @pytest.mark.parametrize(("after", "action"), [(0.72, Action.FOSSILIZE), (0.69, Action.FOSSILIZE), (0.5, Action.CULL)])
-def test_the_heuristic_judges_a_seed_by_the_metric(after: float, action: Action) -> None:
-    judged = [SeedView("a", 0, SeedStage.EVALUATING, 450, "x", 9, 300, NO_HEALTH), *DORMANT[1:]]
-    choice, _reason = favourite(view([0.7, 0.7, 0.7, 0.71, after], judged))
+def test_heuristic_fossilizes_or_culls_by_the_metric(after: float, action: Action) -> None:
+    evaluated = [SeedView("a", 0, SeedStage.EVALUATING, 450, "x", 9, 300, NO_HEALTH), *DORMANT[1:]]
+    choice, _reason = heuristic_choice(view([0.7, 0.7, 0.7, 0.71, after], evaluated))
     assert choice.action is action
 
 
-def test_the_heuristic_waits_with_its_verdict_for_an_epoch_to_end() -> None:
-    judged = [SeedView("a", 0, SeedStage.EVALUATING, 500, "x", 9, 300, NO_HEALTH), *DORMANT[1:]]
-    choice, reason = favourite(view([0.7] * 5, judged))
+def test_heuristic_evaluates_a_seed_after_an_epoch() -> None:
+    evaluated = [SeedView("a", 0, SeedStage.EVALUATING, 500, "x", 9, 300, NO_HEALTH), *DORMANT[1:]]
+    choice, reason = heuristic_choice(view([0.7] * 5, evaluated))
     assert choice.action is Action.WAIT
     assert "no epoch ended" in reason

@@ -1,4 +1,4 @@
-"""The guard: a version that does harm goes, one that does none stays, however often it is looked at."""
+"""The guard rolls a harmful version back, and keeps a harmless one however often it is tested."""
 
 import random
 from typing import Any
@@ -27,18 +27,18 @@ def is_ever_rolled_back(rng: random.Random, mean: float, num_runs: int) -> bool:
     return False
 
 
-def test_a_version_that_is_as_good_as_waiting_is_hardly_ever_rolled_back_over_all_looks() -> None:
+def test_harmless_version_is_rarely_rolled_back_over_all_tests() -> None:
     rng = random.Random(1)
     assert sum(is_ever_rolled_back(rng, 0.0, 80) for _n in range(400)) <= 0.05 * 400
 
 
-def test_a_version_that_is_clearly_worse_goes_soon() -> None:
+def test_clearly_worse_version_is_rolled_back_soon() -> None:
     rng = random.Random(2)
     assert all(is_ever_rolled_back(rng, -0.03, 60) for _n in range(100))
 
 
 @given(st.lists(st.floats(-1, 1), min_size=10, max_size=40), st.floats(0.001, 1))
-def test_better_rewards_never_make_it_worse(rewards: list[float], more: float) -> None:
+def test_better_rewards_never_show_harm(rewards: list[float], more: float) -> None:
     if harm(rewards, GUARD) is None:
         assert harm([r + more for r in rewards], GUARD) is None
     if min(rewards) >= 0:
@@ -46,17 +46,24 @@ def test_better_rewards_never_make_it_worse(rewards: list[float], more: float) -
 
 
 @given(st.lists(st.floats(-1, -0.5), max_size=9))
-def test_few_runs_say_nothing(rewards: list[float]) -> None:
+def test_few_runs_show_no_harm(rewards: list[float]) -> None:
     assert harm(rewards, GUARD) is None
 
 
 def forked(run_id: str, gain: float, **fork: Any) -> ForkedDecision:
-    told = next(e for e in EXAMPLES if isinstance(e, FieldReported))
+    example = next(e for e in EXAMPLES if isinstance(e, FieldReported))
     how = {"horizon_steps": 10, "num_draws": 1, "num_parameters_host": 10, "flops_added": 1, "flops_host": 10, **fork}
-    fields = {**told.model_dump(), "run_id": run_id, "before": 0.5, "after": 0.5 + gain, "method": "fork", "fork": how}
+    fields = {
+        **example.model_dump(),
+        "run_id": run_id,
+        "before": 0.5,
+        "after": 0.5 + gain,
+        "method": "fork",
+        "fork": how,
+    }
     return ForkedDecision(Action.GERMINATE, FieldReported.model_validate(fields))
 
 
-def test_a_run_counts_once_and_placebos_not_at_all() -> None:
+def test_mean_rewards_count_runs_once_without_placebos() -> None:
     decided = [forked("a", 0.1), forked("a", 0.3), forked("b", -0.1), forked("c", 0.4, is_placebo=True)]
     assert mean_rewards(decided, NO_RENT) == pytest.approx([0.2, -0.1])

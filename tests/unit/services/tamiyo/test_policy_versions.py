@@ -1,4 +1,4 @@
-"""The gate, the way back, and the controller that follows the log: it always decides, and swaps to what was loaded."""
+"""Activation, rollback, and the follower of the active version: a policy is always active, and only loaded ones are."""
 
 import asyncio
 import itertools
@@ -49,7 +49,7 @@ def change(n: int, of: PolicyVersion, rolled_back_from: tuple[str, int] | None =
 
 def evaluation(verdict: EvaluationVerdict, number: int = 2, against: int = 1) -> Evaluation:
     figures = (0.5, 0.2, 0.8, 0.95, 40.0, 200, ("run-1",))
-    return Evaluation("gnn", number, "heuristic", against, "doubly_robust", *figures, verdict, "so it is", DAY)
+    return Evaluation("gnn", number, "heuristic", against, "doubly_robust", *figures, verdict, "a reason", DAY)
 
 
 ACTIVE = change(1, version("heuristic", 1, "heuristic"))
@@ -57,7 +57,7 @@ GNN = version("gnn", 2, "gnn")
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("evaluations", "reason"),
     [
         ([], "gnn v2 was not evaluated against heuristic v1, which is active"),
         ([evaluation(BETTER, number=3)], "not evaluated"),
@@ -67,18 +67,16 @@ GNN = version("gnn", 2, "gnn")
         ([evaluation(NOT_BETTER), evaluation(BETTER)], None),
     ],
 )
-def test_only_what_the_newest_evaluation_against_the_active_one_calls_better_passes(
-    found: list[Evaluation], told: str | None
-) -> None:
-    refused = refusal_reason(GNN, ACTIVE, found)
-    if told is None:
+def test_only_a_version_evaluated_as_better_is_not_refused(evaluations: list[Evaluation], reason: str | None) -> None:
+    refused = refusal_reason(GNN, ACTIVE, evaluations)
+    if reason is None:
         assert refused is None
     else:
         assert refused is not None
-        assert told in refused
+        assert reason in refused
 
 
-def test_what_is_refused_is_activated_by_force_alone_and_the_event_says_so() -> None:
+def test_refused_version_is_activated_only_by_force() -> None:
     with pytest.raises(ConflictError, match="--force"):
         activation(GNN, ACTIVE, "I like it", "test", refused="gnn v2 is not better")
     message = activation(GNN, ACTIVE, "I like it", "test", refused="gnn v2 is not better", is_forced=True)
@@ -91,14 +89,14 @@ def test_what_is_refused_is_activated_by_force_alone_and_the_event_says_so() -> 
     assert (passed.reason, passed.parameters) == ("better", {}), "nothing was forced"
 
 
-def test_an_activation_needs_a_reason_and_something_to_change() -> None:
+def test_activation_needs_a_reason_and_another_version() -> None:
     with pytest.raises(ConflictError, match="active already"):
         activation(ACTIVE.version, ACTIVE, "again", "test")
     with pytest.raises(ConfigError, match="--reason"):
         activation(GNN, ACTIVE, "  ", "test")
 
 
-def test_a_version_is_known_from_its_training_from_its_activation_or_as_a_baseline() -> None:
+def test_find_version_by_training_activation_or_baseline() -> None:
     weights = Weights("ab" * 32, 5)
     trained = TrainedVersion(PolicyVersion("gnn", 2, "gnn", {"width": 8}, weights), 1, [], (None, None), 3, {}, "", DAY)
     assert find_version("gnn", 2, [trained], [], TAMIYO) == trained.version
@@ -109,13 +107,13 @@ def test_a_version_is_known_from_its_training_from_its_activation_or_as_a_baseli
         find_version("gnn", 3, [trained], [before], TAMIYO)
 
 
-@given(st.lists(st.integers(1, 4) | st.just("back"), max_size=30))
-def test_rollbacks_go_back_along_the_activations_that_stand(steps: list[int | str]) -> None:
-    """Against a plain stack: an activation puts a version on it, a rollback takes one away."""
+@given(st.lists(st.integers(1, 4) | st.just("rollback"), max_size=30))
+def test_rollback_follows_standing_activations(steps: list[int | str]) -> None:
+    """Compared with a stack: an activation pushes a version, a rollback pops one."""
     changes: list[PolicyChange] = []
     stack: list[int] = []
     for n, step in enumerate(steps):
-        if step == "back":
+        if step == "rollback":
             if len(stack) < 2:
                 with pytest.raises(ConflictError, match="nothing to go back"):
                     rollback(changes, "test", "test")
@@ -131,22 +129,22 @@ def test_rollbacks_go_back_along_the_activations_that_stand(steps: list[int | st
     assert [one.version.version for one in standing_activations(changes)] == stack
 
 
-def test_a_controller_announces_itself_once_and_one_that_follows_only_where_nobody_is_named() -> None:
-    own = configured_version(TAMIYO)
+def test_controller_announces_itself_only_once() -> None:
+    configured = configured_version(TAMIYO)
     for is_fixed in (True, False):
-        first, again = (announcement(own, [], "tamiyo", is_fixed=is_fixed) for _n in range(2))
+        first, again = (announcement(configured, [], "tamiyo", is_fixed=is_fixed) for _n in range(2))
         assert first is not None
         assert again is not None
-        assert first.id == again.id, "two that start at once say it with one id"
+        assert first.id == again.id, "controllers that start together write one event"
         assert isinstance(first.data, PolicyActivated)
         assert ("named_by" in first.data.parameters) == is_fixed
-    assert announcement(own, [ACTIVE], "tamiyo", is_fixed=True) is None
-    assert announcement(own, [change(2, GNN)], "tamiyo", is_fixed=False) is None
+    assert announcement(configured, [ACTIVE], "tamiyo", is_fixed=True) is None
+    assert announcement(configured, [change(2, GNN)], "tamiyo", is_fixed=False) is None
     other = announcement(version("heuristic", 2, "heuristic"), [ACTIVE], "tamiyo", is_fixed=True)
     assert other is not None
 
 
-async def test_thresholds_of_an_activation_go_before_those_of_the_settings() -> None:
+async def test_activation_parameters_override_settings() -> None:
     source = BaselineSource(TAMIYO)
     schedule = await source.load(version("schedule", 1, "schedule", every_epochs=9))
     heuristic = await source.load(version("heuristic", 1, "heuristic", patience=7, epsilon=0.5, unknown=1))
@@ -158,23 +156,23 @@ async def test_thresholds_of_an_activation_go_before_those_of_the_settings() -> 
         await source.load(GNN)
 
 
-async def test_a_version_without_weights_is_refused_before_anything_is_fetched() -> None:
+async def test_version_without_weights_is_rejected_before_a_fetch() -> None:
     nothing: Any = None
-    with pytest.raises(ContractError, match="no training of gnn v2"):
+    with pytest.raises(ContractError, match="gnn v2: the log has no training of it"):
         await WeightsSource(nothing, nothing).load(GNN)
 
 
 class FakeWeightStore:
-    """Gives policies when it is told to."""
+    """Loads policies when the test completes its futures."""
 
     def __init__(self) -> None:
-        self.gates: dict[int, asyncio.Future[Policy]] = {}
-        self.asked: list[int] = []
+        self.futures: dict[int, asyncio.Future[Policy]] = {}
+        self.requested: list[int] = []
 
     async def load(self, version: PolicyVersion) -> Policy:
-        self.asked.append(version.version)
-        self.gates[version.version] = asyncio.get_running_loop().create_future()
-        return await self.gates[version.version]
+        self.requested.append(version.version)
+        self.futures[version.version] = asyncio.get_running_loop().create_future()
+        return await self.futures[version.version]
 
 
 class Clock:
@@ -184,7 +182,7 @@ class Clock:
         return self.now
 
 
-def follower_of(shelf: FakeWeightStore, clock: Clock) -> tuple[PolicyFollower, TamiyoMetrics]:
+def follower_of(store: FakeWeightStore, clock: Clock) -> tuple[PolicyFollower, TamiyoMetrics]:
     metrics = TamiyoMetrics("wait", 1)
     metrics.poll_succeeded()
 
@@ -192,107 +190,107 @@ def follower_of(shelf: FakeWeightStore, clock: Clock) -> tuple[PolicyFollower, T
         return EpsilonSoft(policy, 0.05, 0)
 
     start = ActivePolicy(version("wait", 1), soften(WaitPolicy()))
-    return PolicyFollower(start, {"gnn": shelf}, soften, metrics, clock), metrics
+    return PolicyFollower(start, {"gnn": store}, soften, metrics, clock), metrics
 
 
-async def asked(shelf: FakeWeightStore, *numbers: int) -> None:
+async def wait_for_loads(store: FakeWeightStore, *numbers: int) -> None:
     async def is_so() -> bool:
-        return shelf.asked == list(numbers)
+        return store.requested == list(numbers)
 
     await wait_until_async(is_so, 5, f"loads of {numbers}")
 
 
-async def done(follower: PolicyFollower) -> None:
+async def wait_for_load(follower: PolicyFollower) -> None:
     assert follower._loading is not None
     await asyncio.wait([follower._loading])
 
 
-async def test_who_decides_goes_on_until_the_next_is_loaded() -> None:
-    shelf = FakeWeightStore()
-    follower, metrics = follower_of(shelf, Clock())
-    follower.look(change(1, GNN))
-    await asked(shelf, 2)
-    follower.look(change(1, GNN))
-    assert follower.active.policy_id == "wait"
-    shelf.gates[2].set_result(WaitPolicy())
-    await done(follower)
-    assert follower.active.policy_id == "wait", "nothing changes but by a look, between two batches"
-    follower.look(change(1, GNN))
-    assert follower.active.of == GNN
-    follower.look(change(1, GNN))
-    await asked(shelf, 2)
+async def test_previous_policy_stays_active_until_the_next_is_loaded() -> None:
+    store = FakeWeightStore()
+    follower, metrics = follower_of(store, Clock())
+    follower.update(change(1, GNN))
+    await wait_for_loads(store, 2)
+    follower.update(change(1, GNN))
+    assert follower.active.version.policy_id == "wait"
+    store.futures[2].set_result(WaitPolicy())
+    await wait_for_load(follower)
+    assert follower.active.version.policy_id == "wait", "the policy changes only in an update, between two batches"
+    follower.update(change(1, GNN))
+    assert follower.active.version == GNN
+    follower.update(change(1, GNN))
+    await wait_for_loads(store, 2)
     assert metrics.health.problems() == []
 
 
-async def test_what_cannot_be_loaded_is_told_and_tried_again_and_the_one_before_decides() -> None:
-    shelf, clock = FakeWeightStore(), Clock()
-    follower, metrics = follower_of(shelf, clock)
-    follower.look(change(1, GNN))
-    await asked(shelf, 2)
-    shelf.gates[2].set_exception(RuntimeError("no such tensor"))
-    await done(follower)
-    follower.look(change(1, GNN))
-    assert follower.active.policy_id == "wait"
+async def test_failed_load_is_reported_and_retried() -> None:
+    store, clock = FakeWeightStore(), Clock()
+    follower, metrics = follower_of(store, clock)
+    follower.update(change(1, GNN))
+    await wait_for_loads(store, 2)
+    store.futures[2].set_exception(RuntimeError("no such tensor"))
+    await wait_for_load(follower)
+    follower.update(change(1, GNN))
+    assert follower.active.version.policy_id == "wait"
     (problem,) = metrics.health.problems()
     assert "gnn v2" in problem.reason
     assert "no such tensor" in problem.reason
     assert "wait v1 still decides" in problem.reason
-    follower.look(change(1, GNN))
-    await asked(shelf, 2)
+    follower.update(change(1, GNN))
+    await wait_for_loads(store, 2)
     clock.now += RETRY_S[0]
-    follower.look(change(1, GNN))
-    await asked(shelf, 2, 2)
-    shelf.gates[2].set_result(WaitPolicy())
-    await done(follower)
-    follower.look(change(1, GNN))
-    assert follower.active.of == GNN
+    follower.update(change(1, GNN))
+    await wait_for_loads(store, 2, 2)
+    store.futures[2].set_result(WaitPolicy())
+    await wait_for_load(follower)
+    follower.update(change(1, GNN))
+    assert follower.active.version == GNN
     assert metrics.health.problems() == []
 
 
-async def test_a_change_that_is_taken_back_while_it_loads_never_decides() -> None:
-    shelf = FakeWeightStore()
-    follower, _metrics = follower_of(shelf, Clock())
-    follower.look(change(1, GNN))
-    await asked(shelf, 2)
-    follower.look(change(2, version("wait", 1), ("gnn", 2)))
-    shelf.gates[2].cancel()
-    follower.look(change(2, version("wait", 1), ("gnn", 2)))
-    assert follower.active.policy_id == "wait"
-    follower.look(change(3, version("gnn", 3, "gnn")))
-    await asked(shelf, 2, 3)
+async def test_change_rolled_back_during_its_load_never_decides() -> None:
+    store = FakeWeightStore()
+    follower, _metrics = follower_of(store, Clock())
+    follower.update(change(1, GNN))
+    await wait_for_loads(store, 2)
+    follower.update(change(2, version("wait", 1), ("gnn", 2)))
+    store.futures[2].cancel()
+    follower.update(change(2, version("wait", 1), ("gnn", 2)))
+    assert follower.active.version.policy_id == "wait"
+    follower.update(change(3, version("gnn", 3, "gnn")))
+    await wait_for_loads(store, 2, 3)
     await follower.aclose()
 
 
-async def test_an_unknown_kind_is_a_problem_that_names_those_that_are_known() -> None:
+async def test_unknown_kind_is_reported_with_the_known_ones() -> None:
     follower, metrics = follower_of(FakeWeightStore(), Clock())
     await follower.start(change(1, version("tree", 1, "tree")))
     (problem,) = metrics.health.problems()
     assert "no source of kind 'tree': gnn" in problem.reason
-    assert follower.active.policy_id == "wait"
+    assert follower.active.version.policy_id == "wait"
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["load", "fail", "wait"])), max_size=20))
-def test_whatever_the_log_says_somebody_decides_and_it_is_one_that_was_loaded(
+def test_active_policy_is_always_one_that_was_loaded(
     steps: Sequence[tuple[int, str]],
 ) -> None:
     async def follow() -> None:
-        shelf, clock = FakeWeightStore(), Clock()
-        follower, _metrics = follower_of(shelf, clock)
+        store, clock = FakeWeightStore(), Clock()
+        follower, _metrics = follower_of(store, clock)
         loaded = {("wait", 1)}
         for n, (number, outcome) in zip(itertools.count(1), steps, strict=False):
-            follower.look(change(n, version("gnn", number, "gnn")))
+            follower.update(change(n, version("gnn", number, "gnn")))
             clock.now += RETRY_S[1]
             for _turn in range(3):
                 await asyncio.sleep(0)
-            gate = shelf.gates.get(number)
-            if gate is not None and not gate.done() and outcome != "wait":
-                gate.set_result(WaitPolicy()) if outcome == "load" else gate.set_exception(RuntimeError("x"))
+            future = store.futures.get(number)
+            if future is not None and not future.done() and outcome != "wait":
+                future.set_result(WaitPolicy()) if outcome == "load" else future.set_exception(RuntimeError("x"))
                 if outcome == "load":
                     loaded.add(("gnn", number))
                 if follower._loading is not None:
                     await asyncio.wait([follower._loading])
-            follower.look(change(n, version("gnn", number, "gnn")))
-            assert (follower.active.policy_id, follower.active.version) in loaded
+            follower.update(change(n, version("gnn", number, "gnn")))
+            assert (follower.active.version.policy_id, follower.active.version.version) in loaded
         await follower.aclose()
 
     asyncio.run(follow())

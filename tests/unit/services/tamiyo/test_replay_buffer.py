@@ -1,4 +1,4 @@
-"""Prioritised replay against one that is written down plainly, and against the paper's formulas."""
+"""Prioritized replay against a plain implementation, and against the formulas of the paper."""
 
 import json
 import time
@@ -19,7 +19,7 @@ WHOLE = st.integers(0, 2**20)  # floats add them exactly: a running sum is the t
     writes=st.lists(st.lists(st.tuples(st.integers(0, 69), WHOLE), max_size=20), max_size=6),
     points=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=30),
 )
-def test_a_tree_finds_what_a_running_sum_finds(
+def test_sum_tree_finds_what_a_running_sum_finds(
     capacity: int, writes: list[list[tuple[int, int]]], points: list[float]
 ) -> None:
     tree, plain = SumTree(capacity), np.zeros(capacity)
@@ -41,7 +41,7 @@ def test_a_tree_finds_what_a_running_sum_finds(
     values=st.lists(st.one_of(st.just(0.0), st.floats(1e-300, 1e300)), min_size=1, max_size=40).filter(any),
     shares=st.lists(st.floats(0, 1), min_size=1, max_size=20),
 )
-def test_what_is_zero_is_never_found_however_sums_round(values: list[float], shares: list[float]) -> None:
+def test_sum_tree_never_finds_zero_however_sums_round(values: list[float], shares: list[float]) -> None:
     tree = SumTree(len(values))
     tree.set(range(len(values)), values)
     found = tree.find(np.array(shares) * tree.total)
@@ -51,7 +51,7 @@ def test_what_is_zero_is_never_found_however_sums_round(values: list[float], sha
 @given(
     first=st.lists(st.floats(0, 1e9), min_size=1, max_size=40), order=st.randoms(), noise=st.lists(st.floats(0, 1e9))
 )
-def test_a_tree_depends_on_its_numbers_alone(first: list[float], order: Any, noise: list[float]) -> None:
+def test_sum_tree_depends_on_its_numbers_alone(first: list[float], order: Any, noise: list[float]) -> None:
     plain, other = SumTree(len(first)), SumTree(len(first))
     plain.set(range(len(first)), first)
     for value in noise:
@@ -62,7 +62,7 @@ def test_a_tree_depends_on_its_numbers_alone(first: list[float], order: Any, noi
 
 
 class Plain:
-    """The same buffer, item by item."""
+    """The same buffer without vectorization."""
 
     def __init__(self, capacity: int, alpha: float) -> None:
         self.capacity, self.alpha = capacity, alpha
@@ -94,7 +94,7 @@ ACTS = st.lists(
 
 
 @given(capacity=st.integers(1, 20), alpha=st.sampled_from((0.0, 0.6, 1.0)), acts=ACTS, seed=st.integers(0, 2**32))
-def test_the_buffer_does_what_a_plain_one_does(
+def test_buffer_equals_the_plain_implementation(
     capacity: int, alpha: float, acts: list[tuple[str, int]], seed: int
 ) -> None:
     buffer = PrioritizedReplay(capacity, alpha=alpha, beta=0.5, num_annealed=50, rng_seed=seed)
@@ -103,7 +103,7 @@ def test_the_buffer_does_what_a_plain_one_does(
         if act == "add":
             items = list(range(item, item + num))
             item += num
-            # of more than it holds at once, a ring keeps the last; the plain one overwrites them one by one
+            # of more items than its capacity the buffer keeps the last; the plain one overwrites one by one
             buffer.add(items)
             plain.add(items[-capacity:] if num > capacity else items)
         elif plain.held:
@@ -126,7 +126,7 @@ def test_the_buffer_does_what_a_plain_one_does(
 
 
 @given(seed=st.integers(0, 2**32), before=st.integers(0, 9), state_is_json=st.booleans())
-def test_a_resumed_buffer_draws_what_it_would_have_drawn(seed: int, before: int, state_is_json: bool) -> None:
+def test_restored_buffer_continues_the_same_draws(seed: int, before: int, state_is_json: bool) -> None:
     def play(buffer: PrioritizedReplay, rounds: range) -> list[Any]:
         seen = []
         for n in rounds:
@@ -144,7 +144,7 @@ def test_a_resumed_buffer_draws_what_it_would_have_drawn(seed: int, before: int,
     if state_is_json:
         lists = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in state.items()}
         state = json.loads(json.dumps(lists))
-    play(first, range(before, 10))  # what goes on in the first one does not reach the state
+    play(first, range(before, 10))  # later draws do not change the saved state
     second = PrioritizedReplay(8, num_annealed=30, rng_seed=seed + 1)
     second.load_state_dict(state)
     assert seen + play(second, range(before, 10)) == expected
@@ -159,7 +159,7 @@ def test_draws_follow_the_priorities() -> None:
     assert counts / counts.sum() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.005)
 
 
-def test_a_full_buffer_is_quick_enough_for_a_learner() -> None:
+def test_full_buffer_is_fast_enough() -> None:
     buffer = PrioritizedReplay(100_000, rng_seed=0)
     buffer.add(range(100_000))
     began = time.perf_counter()
@@ -169,7 +169,7 @@ def test_a_full_buffer_is_quick_enough_for_a_learner() -> None:
     assert time.perf_counter() - began < 5, "a batch of 256 takes a millisecond or so"
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     buffer = PrioritizedReplay(4)
     for broken in ({"alpha": -1.0}, {"beta": 1.5}, {"num_annealed": 0}, {"capacity": 0}):
         with pytest.raises(ValueError, match="must be"):

@@ -1,4 +1,4 @@
-"""Retraining: the split stays as the log grows, a missing fit is told, and what is judged is what was held out."""
+"""Retraining: a stable split, a clear error without a fit, and evaluation on the held-out runs."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.data.decided_runs import RENT, lay_out, tell_run
+from support.data.decided_runs import RENT, generate_run, lay_out
 from typer.testing import CliRunner
 
 from esper.cli.app import app
@@ -20,7 +20,7 @@ from esper.graph.graph_view import GraphView
 from esper.schemas.enums import Action
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.dataset.experience_files import write_experiences
-from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join
+from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join_experiences
 from esper.services.tamiyo.dataset.experiences import Experiences, StoredExperience
 from esper.services.tamiyo.dataset.record_index import RecordIndex
 from esper.services.tamiyo.dataset.report_rewards import fork_rewards
@@ -37,19 +37,19 @@ TAMIYO = TamiyoSettings.model_validate({})
 
 
 def joined(num_runs: int, num_boundaries: int) -> ExperienceJoin:
-    gathered = RecordIndex()
+    index = RecordIndex()
     for record in lay_out(
-        [tell_run(f"r{n}", random.Random(n), num_boundaries) for n in range(num_runs)], random.Random(0)
+        [generate_run(f"r{n}", random.Random(n), num_boundaries) for n in range(num_runs)], random.Random(0)
     ):
-        gathered.add(record)
-    return join(gathered, fork_rewards(RENT))
+        index.add(record)
+    return join_experiences(index, fork_rewards(RENT))
 
 
 MANY = joined(20, 25)
 
 
 def write(folder: Path, found: ExperienceJoin) -> None:
-    """As `esper tamiyo replay --into` does."""
+    """Write what `esper tamiyo replay --into` writes."""
     origin = {
         "from": "EARLIEST",
         "until": "",
@@ -67,25 +67,25 @@ def write(folder: Path, found: ExperienceJoin) -> None:
 
 
 @given(num_runs=st.integers(2, 20), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
-def test_a_run_stays_on_its_side_as_others_come(num_runs: int, share: float, seed: int) -> None:
+def test_run_stays_on_its_side_as_the_log_grows(num_runs: int, share: float, seed: int) -> None:
     some = MANY.experiences.of_runs([f"r{n}" for n in range(num_runs)])
     try:
         split, later = split_by_run(some, share, seed), split_by_run(MANY.experiences, share, seed)
     except ConfigError:
-        return  # nothing on one side; the next test has the message
+        return  # one side is empty; the next test has the message
     assert set(split.train.runs).isdisjoint(split.held_out.runs)
     assert sorted([*split.train.stored, *split.held_out.stored], key=lambda e: e.key) == list(some.stored)
     assert set(split.held_out.runs) <= set(later.held_out.runs)
     assert set(split.train.runs) <= set(later.train.runs)
 
 
-def test_a_side_without_a_run_is_refused() -> None:
+def test_empty_side_is_rejected() -> None:
     for share in (0.0, 1.0):
         with pytest.raises(ConfigError, match="replay more runs, or change --held-out or --seed"):
             split_by_run(MANY.experiences, share, 0)
 
 
-def test_about_the_share_is_held_out() -> None:
+def test_approximately_the_share_is_held_out() -> None:
     (one, *_rest) = MANY.experiences.stored
     fields = {name: getattr(one, name) for name in one.__dataclass_fields__}
     many = Experiences(StoredExperience(**{**fields, "run_id": f"x{n}"}) for n in range(2_000))
@@ -93,7 +93,7 @@ def test_about_the_share_is_held_out() -> None:
     assert held == pytest.approx(400, abs=60), "three standard errors are 54"
 
 
-def test_runs_are_held_out_by_name() -> None:
+def test_runs_are_held_out_by_pattern() -> None:
     split = split_by_pattern(MANY.experiences, ["r1", "r1?"])
     assert set(split.held_out.runs) == {r for r in MANY.experiences.runs if r == "r1" or r[:-1] == "r1"}
     assert set(split.train.runs) == set(MANY.experiences.runs) - set(split.held_out.runs)
@@ -101,97 +101,97 @@ def test_runs_are_held_out_by_name() -> None:
         split_by_pattern(MANY.experiences, ["ground-9-*"])
 
 
-# policies in front of experiences
+# evaluation
 
 
-def test_policies_are_judged_as_they_would_act_and_the_one_that_acted_is_the_log_itself() -> None:
+def test_policies_are_evaluated_epsilon_soft() -> None:
     found = evaluate(
         MANY.experiences,
         baselines(TAMIYO),
         epsilon=0.1,
         measured={},
-        evaluation_settings=EvaluationSettings(min_samples=1, max_thin_share=1.0, min_ess=1.0),
+        settings=EvaluationSettings(min_samples=1, max_thin_share=1.0, min_ess=1.0),
         candidate="random",
     )
-    assert set(found.judged) == {AS_LOGGED, "wait", "random", "schedule", "heuristic"}
+    assert set(found.estimates) == {AS_LOGGED, "wait", "random", "schedule", "heuristic"}
     mean = sum(e.reward for e in MANY.experiences.stored) / len(MANY.experiences)
-    for name in (AS_LOGGED, "random"):  # the stories were decided by the random policy
-        assert found.judged[name].snips.value == pytest.approx(mean)
-        assert found.judged[name].ess == pytest.approx(len(MANY.experiences))
+    for name in (AS_LOGGED, "random"):  # the random policy decided the stories
+        assert found.estimates[name].snips.value == pytest.approx(mean)
+        assert found.estimates[name].ess == pytest.approx(len(MANY.experiences))
     assert [d.than for d in found.differences] == [AS_LOGGED, "wait", "schedule", "heuristic"]
     assert json.loads(json.dumps(found.to_dict()))["judged"]["wait"]["is_supported"] is True
 
 
-def test_a_difference_is_told_as_the_event_of_an_evaluation_has_it() -> None:
+def test_verdict_has_the_fields_of_the_event() -> None:
     found, thin = (
         evaluate(
             MANY.experiences,
             baselines(TAMIYO),
             epsilon=0.1,
             measured={},
-            evaluation_settings=evaluation_settings,
+            settings=settings,
             candidate="random",
         )
-        for evaluation_settings in (
+        for settings in (
             EvaluationSettings(min_samples=1, max_thin_share=1.0, min_ess=1.0),
             EvaluationSettings(min_runs=99),
         )
     )
-    told = verdict_of(found, found.differences[1], MANY.experiences.runs, level=0.95)
+    verdict = verdict_of(found, found.differences[1], MANY.experiences.runs, level=0.95)
     interval = found.differences[1].snips
-    assert (told["estimator"], told["estimate"], told["low"]) == ("snips", interval.value, interval.low)
-    assert told["verdict"] == ("better" if interval.low > 0 else "not_better")
-    assert (told["num_decisions"], told["held_out_runs"]) == (len(MANY.experiences), list(MANY.experiences.runs))
+    assert (verdict["estimator"], verdict["estimate"], verdict["low"]) == ("snips", interval.value, interval.low)
+    assert verdict["verdict"] == ("better" if interval.low > 0 else "not_better")
+    assert (verdict["num_decisions"], verdict["held_out_runs"]) == (len(MANY.experiences), list(MANY.experiences.runs))
     refused = verdict_of(thin, thin.differences[1], MANY.experiences.runs, level=0.95)
     assert (refused["verdict"], refused["estimate"]) == ("too_thin", None)
     assert f"random: {len(MANY.experiences.runs)} runs, 99 are needed" in refused["reason"]
 
 
-def test_what_is_measured_less_often_weighs_more() -> None:
+def test_rarely_measured_actions_weigh_more() -> None:
     assert MANY.measured[Action.GERMINATE][0] < MANY.measured[Action.GERMINATE][1]
-    blind, told = (
+    unweighted, weighted = (
         evaluate(MANY.experiences, {"random": RandomPolicy()}, epsilon=0.1, measured=measured)
         for measured in ({}, MANY.measured)
     )
-    assert blind.judged["random"].max_weight == pytest.approx(1.0)
-    shares = [told_ / eligible for told_, eligible in MANY.measured.values()]
-    assert told.judged["random"].max_weight == pytest.approx(1 / min(shares))
+    assert unweighted.estimates["random"].max_weight == pytest.approx(1.0)
+    shares = [num_measured / num_eligible for num_measured, num_eligible in MANY.measured.values()]
+    assert weighted.estimates["random"].max_weight == pytest.approx(1 / min(shares))
 
 
-def test_a_policy_that_can_is_asked_in_one_go_and_one_by_one_gives_the_same() -> None:
+def test_policy_is_called_in_batches() -> None:
     class Batched(RandomPolicy):
-        num_asked = 0
+        num_calls = 0
 
         def distribution(self, view: GraphView, choices: Sequence[Choice]) -> ActionDistribution:
-            raise AssertionError("it was asked about all of them before")
+            raise AssertionError("all views were already scored in a batch")
 
         def distributions(
             self, views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]
         ) -> list[ActionDistribution]:
-            self.num_asked += 1
+            self.num_calls += 1
             return [RandomPolicy().distribution(view, some) for view, some in zip(views, choices, strict=True)]
 
     batched = Batched()
-    seen = [
-        evaluate(MANY.experiences, {"it": policy}, epsilon=0.1, measured={}).judged["it"]
+    estimates = [
+        evaluate(MANY.experiences, {"it": policy}, epsilon=0.1, measured={}).estimates["it"]
         for policy in (batched, RandomPolicy())
     ]
-    assert seen[0] == seen[1]
-    assert batched.num_asked == 1
+    assert estimates[0] == estimates[1]
+    assert batched.num_calls == 1
 
 
 # a fit
 
 
 class FakeFit:
-    """Fits nothing: prefers as the random policy does, and says what it was given."""
+    """Returns the random policy, and keeps its arguments."""
 
     def __init__(self) -> None:
-        self.given: list[tuple[Experiences, FitSettings]] = []
+        self.calls: list[tuple[Experiences, FitSettings]] = []
 
-    def __call__(self, train: Experiences, settings: FitSettings, progress: Callable[[FitProgress], None]) -> Any:
-        self.given.append((train, settings))
-        progress(FitProgress(1, 2, {"loss": 0.5}))
+    def __call__(self, train: Experiences, settings: FitSettings, on_progress: Callable[[FitProgress], None]) -> Any:
+        self.calls.append((train, settings))
+        on_progress(FitProgress(1, 2, {"loss": 0.5}))
 
         def predict_rewards(views: Sequence[GraphView], choices: Sequence[Sequence[Choice]]) -> list[list[float]]:
             return [[0.0] * len(some) for some in choices]
@@ -207,9 +207,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output + str(result.exception or "")
 
 
-def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retrain_evaluates_on_held_out_runs_and_writes_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = FakeFit()
     monkeypatch.setattr("esper.cli.tamiyo.retrain.find_fit", lambda: fit)
     write(tmp_path / "seen", MANY)
@@ -220,7 +218,7 @@ def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
     )  # fmt: skip
     assert code == 0, printed
     split = split_by_run(MANY.experiences, 0.5, 3)
-    ((train, settings),) = fit.given
+    ((train, settings),) = fit.calls
     assert train.stored == split.train.stored
     assert settings == FitSettings(3, tmp_path / "state", None)
     card = json.loads((into / "card.json").read_text())
@@ -238,9 +236,7 @@ def test_retrain_judges_on_what_the_fit_never_saw_and_writes_a_card(
     assert "--experiences is a folder" in printed
 
 
-def test_a_fit_goes_on_with_the_part_of_the_log_that_it_began_with_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_retrain_needs_the_same_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esper.cli.tamiyo.retrain.find_fit", FakeFit)
     write(tmp_path / "policy.experiences", MANY)
     command = (
@@ -259,7 +255,7 @@ def test_a_fit_goes_on_with_the_part_of_the_log_that_it_began_with_alone(
     assert code == 0, printed
 
 
-def test_an_installation_without_a_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_fit_reports_a_missing_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retraining, "FIT", "esper.services.tamiyo.nowhere.training:fit")
     with pytest.raises(ConfigError, match="nothing to train: this installation has no esper"):
         find_fit()
@@ -267,7 +263,7 @@ def test_an_installation_without_a_fit_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert find_fit() is json.loads  # type: ignore[comparison-overlap]
 
 
-def test_evaluate_prints_a_verdict_for_every_policy(tmp_path: Path) -> None:
+def test_evaluate_prints_an_estimate_for_every_policy(tmp_path: Path) -> None:
     write(tmp_path / "seen", MANY)
     code, printed = run("tamiyo", "evaluate", str(tmp_path / "seen"), "--candidate", "random", "-q")
     assert code == 0, printed

@@ -1,4 +1,4 @@
-"""The learnt policy's network: only legal choices, whatever the sizes, in whatever order, one by one or together."""
+"""The graph network: legal choices only, any size, any order of rows, single views and batches."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from esper.graph.graph_view import GraphView
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
 from esper.services.tamiyo.control.legal_choices import WAIT, Choice, SingleChoice, legal_choices
-from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy, KnownBlueprints
+from esper.services.tamiyo.gnn.gnn_policy import BlueprintVocabulary, GnnPolicy
 from esper.services.tamiyo.gnn.graph_batch import GraphBatch
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork
 from esper.services.tamiyo.gnn.policy_file import load_policy, make_card, pack_policy, read_card
@@ -30,7 +30,7 @@ from esper.services.tamiyo.gnn.view_arrays import input_names, read_view
 from esper.services.tamiyo.policies import EpsilonSoft
 
 HAS_BOTH = has_torch_scatter() and sys.modules.get("torch_geometric", "there") is not None
-BLUEPRINTS = KnownBlueprints(("blueprint-0", "blueprint-1"))
+BLUEPRINTS = BlueprintVocabulary(("blueprint-0", "blueprint-1"))
 VIEWS = st.builds(
     lambda seed, layers, seeds: drawn_view(random.Random(seed), layers, seeds_per_layer=seeds),
     st.integers(0, 10**6),
@@ -40,7 +40,7 @@ VIEWS = st.builds(
 
 
 def network(dtype: torch.dtype = torch.float64) -> PolicyNetwork:
-    """One whose every output depends on its inputs: at the start its heads are nearly zero."""
+    """A network whose outputs depend on every input; a new one has heads near zero."""
     torch.manual_seed(3)
     made = PolicyNetwork(NetworkShape(width=16, rounds=2, num_blueprints=2)).to(dtype)
     with torch.no_grad():
@@ -50,10 +50,10 @@ def network(dtype: torch.dtype = torch.float64) -> PolicyNetwork:
 
 
 class InDouble(GnnPolicy):
-    """Computes in float64, so that the order of a sum cannot be seen."""
+    """Computes in float64, so that the order of sums does not matter."""
 
     def _batch(self, *of: Any) -> GraphBatch:
-        return super()._batch(*of).each(lambda t: t.double() if t.is_floating_point() else t)
+        return super()._batch(*of).map(lambda t: t.double() if t.is_floating_point() else t)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def policy() -> GnnPolicy:
     return InDouble(network(), BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
 
 
-def by_the_book(view: GraphView) -> Iterator[Choice]:
-    """What is legal, said once more in the plainest words."""
+def expected_choices(view: GraphView) -> Iterator[Choice]:
+    """The legal choices, enumerated in the simplest way."""
     yield WAIT
     layers = {layer.layer_id: layer for layer in view.layers}
     for seed in view.seeds:
@@ -77,28 +77,28 @@ def by_the_book(view: GraphView) -> Iterator[Choice]:
 
 
 @given(VIEWS)
-def test_choices_are_what_the_lifecycle_and_the_kernels_allow(view: GraphView) -> None:
+def test_legal_choices_follow_lifecycle_and_kernels(view: GraphView) -> None:
     choices = legal_choices(view)
-    assert list(choices) == list(by_the_book(view))
+    assert list(choices) == list(expected_choices(view))
     assert [choices[n] for n in range(len(choices))] == list(choices)
 
 
 @given(view=VIEWS)
 @settings(max_examples=30)
-def test_illegal_choices_have_no_probability_and_legal_ones_sum_to_one(policy: GnnPolicy, view: GraphView) -> None:
-    choices, weights, reason = EpsilonSoft(policy, 0.05, 1).probabilities(view)
-    assert list(choices) == list(by_the_book(view))
-    assert len(weights) == len(choices)
-    assert sum(weights) == pytest.approx(1.0)
-    assert min(weights) > 0.0
-    assert "val_accuracy" in reason
+def test_probabilities_of_legal_choices_sum_to_one(policy: GnnPolicy, view: GraphView) -> None:
+    choices = legal_choices(view)
+    distribution = policy.distribution(view, choices)
+    probabilities = EpsilonSoft(policy, 0.05, 1).soften(distribution, len(choices))
+    assert list(choices) == list(expected_choices(view))
+    assert len(probabilities) == len(choices)
+    assert sum(probabilities) == pytest.approx(1.0)
+    assert min(probabilities) > 0.0
+    assert "val_accuracy" in distribution.reason
 
 
 @given(view=VIEWS, chance=st.randoms(use_true_random=False))
 @settings(max_examples=40)
-def test_the_order_of_nodes_seeds_edges_and_kernels_orders_the_outputs_and_changes_none(
-    policy: GnnPolicy, view: GraphView, chance: random.Random
-) -> None:
+def test_gains_are_equivariant_to_the_order_of_rows(policy: GnnPolicy, view: GraphView, chance: random.Random) -> None:
     other = permuted(view, chance)
     (gains, value), (moved, same) = policy.gains([view])[0], policy.gains([other])[0]
     by_choice = {_named(c): g for c, g in zip(legal_choices(view), gains, strict=True)}
@@ -109,18 +109,18 @@ def test_the_order_of_nodes_seeds_edges_and_kernels_orders_the_outputs_and_chang
 
 @given(views=st.lists(VIEWS, min_size=1, max_size=5))
 @settings(max_examples=30)
-def test_a_batch_gives_each_view_what_it_gets_alone(policy: GnnPolicy, views: list[GraphView]) -> None:
+def test_batch_equals_single_views(policy: GnnPolicy, views: list[GraphView]) -> None:
     for (gains, value), view in zip(policy.gains(views), views, strict=True):
         alone, its_value = policy.gains([view])[0]
         assert gains == pytest.approx(alone, abs=1e-9)
         assert value == pytest.approx(its_value, abs=1e-9)
 
 
-def test_what_a_layer_tells_reaches_its_neighbours_and_every_choice() -> None:
-    """Each input matters: a view with another number in one place gets other gains."""
+def test_gains_depend_on_every_input() -> None:
+    """The gradient of the gains is nonzero in every row of the inputs."""
     view = drawn_view(random.Random(1), 4)
     net, arrays = network(torch.float32), read_view(view, "val_accuracy")
-    batch = GraphBatch.of([arrays], BLUEPRINTS.numbers)
+    batch = GraphBatch.of([arrays], BLUEPRINTS.codes)
     for level in (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL):
         values = getattr(batch, {"run": "run", "layer": "layers", "seed": "seeds", "kernel": "kernels"}[level])
         values.requires_grad_()
@@ -132,7 +132,7 @@ def test_what_a_layer_tells_reaches_its_neighbours_and_every_choice() -> None:
 
 @given(view=VIEWS, other=st.sampled_from(["a" * 7, "zeta"]))
 @settings(max_examples=15)
-def test_names_and_the_moment_do_not_matter(policy: GnnPolicy, view: GraphView, other: str) -> None:
+def test_gains_ignore_names_and_time(policy: GnnPolicy, view: GraphView, other: str) -> None:
     elsewhere = replace(view, run_id=other, incarnation=9, boundary=77, step=view.step + 10**6)
     assert (policy.gains([elsewhere])[0][0] == policy.gains([view])[0][0]).all()
 
@@ -140,7 +140,7 @@ def test_names_and_the_moment_do_not_matter(policy: GnnPolicy, view: GraphView, 
 @pytest.mark.skipif(not HAS_BOTH, reason="needs torch-geometric and torch-scatter: make test-scatter")
 @given(views=st.lists(VIEWS, min_size=1, max_size=3))
 @settings(max_examples=30)
-def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[GraphView]) -> None:
+def test_torch_scatter_and_torch_geometric_agree(views: list[GraphView]) -> None:
     fast = GnnPolicy(
         network(torch.float32),
         BLUEPRINTS,
@@ -158,7 +158,7 @@ def test_torch_scatter_and_torch_geometric_give_the_same_numbers(views: list[Gra
         assert value == pytest.approx(its_value, abs=1e-6)
 
 
-def test_the_status_says_what_pools_and_a_missing_library_is_named() -> None:
+def test_status_names_the_scatter_library() -> None:
     found = GnnPolicy(network(), BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
     expected = "torch-scatter" if has_torch_scatter() else "torch-geometric"
     assert found.acceleration_status["scatter"] == expected
@@ -167,7 +167,7 @@ def test_the_status_says_what_pools_and_a_missing_library_is_named() -> None:
             find_scatter("torch-scatter")
 
 
-def test_inputs_are_scaled_as_the_training_set_was_and_what_never_varied_goes_in_as_nothing() -> None:
+def test_inputs_are_standardized_and_constant_ones_are_zero() -> None:
     views = [drawn_view(random.Random(n), 5) for n in range(9)]
     batch = GraphBatch.of([read_view(v, "val_accuracy") for v in views], {})
     net = network(torch.float32)
@@ -181,14 +181,14 @@ def test_inputs_are_scaled_as_the_training_set_was_and_what_never_varied_goes_in
         assert len(input_names(level)) == scaled.shape[1]
 
 
-def test_a_log_without_kernels_leaves_their_scale_as_it_is() -> None:
+def test_scale_without_rows_stays_finite() -> None:
     net = network(torch.float32)
     net.fit_scales({level: torch.zeros(0 if level is Level.KERNEL else 3, len(input_names(level))) for level in LEVELS})
     assert all(torch.isfinite(value).all() for value in net.state_dict().values())
 
 
 @pytest.mark.parametrize("device", ["cud", "meta", "cuda:99"])
-def test_a_device_that_there_is_not_is_named_with_its_setting(device: str) -> None:
+def test_unavailable_device_is_named_with_its_setting(device: str) -> None:
     with pytest.raises(ConfigError, match=f"tamiyo.network.device is '{device}'"):
         GnnPolicy(network(), BLUEPRINTS, temperature=0.01, options=NetworkSettings(device=device))
 
@@ -210,30 +210,30 @@ def with_header(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def test_a_policy_is_read_as_it_was_written_to_the_bit() -> None:
+def test_policy_file_round_trips_to_the_bit() -> None:
     view = drawn_view(random.Random(2), 6)
     data = packed()
     assert data == packed()
     read = load_policy(data, hashlib.sha256(data).hexdigest(), NetworkSettings(device="cpu"))
     made = GnnPolicy(network(torch.float32), BLUEPRINTS, temperature=0.02, options=NetworkSettings(device="cpu"))
     ours, theirs = (policy.distribution(view, legal_choices(view)) for policy in (read, made))
-    assert (ours.weights == theirs.weights).all()
+    assert (ours.probabilities == theirs.probabilities).all()
     assert ours.reason == theirs.reason
     assert read_card(data).blueprints == BLUEPRINTS.names
 
 
-def test_who_expects_nothing_waits_half_of_the_time_however_many_choices_there_are() -> None:
-    expects_nothing = network(torch.float32)
+def test_wait_has_probability_half_if_no_gain_is_expected() -> None:
+    without_gains = network(torch.float32)
     with torch.no_grad():
-        for head in (expects_nothing.of_seed, expects_nothing.of_kernel, expects_nothing.plain):
+        for head in (without_gains.of_seed, without_gains.of_kernel, without_gains.plain):
             for weight in head.parameters():
                 weight.zero_()
-    policy = GnnPolicy(expects_nothing, BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
+    policy = GnnPolicy(without_gains, BLUEPRINTS, temperature=0.01, options=NetworkSettings(device="cpu"))
     for num_layers in (1, 4, 12):
         view = drawn_view(random.Random(num_layers), num_layers)
-        weights = policy.distribution(view, legal_choices(view)).weights
-        assert weights[0] == pytest.approx(0.5)
-        assert sum(weights[n] for n in range(len(weights))) == pytest.approx(1.0)
+        probabilities = policy.distribution(view, legal_choices(view)).probabilities
+        assert probabilities[0] == pytest.approx(0.5)
+        assert sum(probabilities[n] for n in range(len(probabilities))) == pytest.approx(1.0)
 
 
 def other_card(header: dict[str, Any], **changed: object) -> None:
@@ -254,12 +254,12 @@ def other_card(header: dict[str, Any], **changed: object) -> None:
         (packed().replace(packed()[-4:], b"\x00\x00\xc0\x7f"), "not finite"),
     ],
 )
-def test_what_is_no_policy_is_refused_before_it_is_loaded(data: bytes, problem: str) -> None:
+def test_invalid_policy_file_is_rejected(data: bytes, problem: str) -> None:
     with pytest.raises(ContractError, match=problem):
         load_policy(data)
 
 
-def test_other_bytes_than_those_that_were_named_are_refused() -> None:
+def test_policy_file_with_another_hash_is_rejected() -> None:
     with pytest.raises(ContractError, match="not those of policy 000000000000"):
         load_policy(packed(), "0" * 64)
 
@@ -272,11 +272,11 @@ def _named(choice: Choice) -> tuple[object, ...]:
 
 @given(view=VIEWS, pick=st.integers(0, 10**6))
 @settings(max_examples=30)
-def test_a_choice_alone_has_the_gain_that_it_has_among_all(policy: GnnPolicy, view: GraphView, pick: int) -> None:
-    """What training asks about is what acting asks about."""
+def test_single_choice_has_the_gain_it_has_among_all(policy: GnnPolicy, view: GraphView, pick: int) -> None:
+    """Training and inference compute the same gain."""
     choices = legal_choices(view)
     index = pick % len(choices)
-    batch = GraphBatch.of([read_view(view, "val_accuracy", SingleChoice(choices, index))], BLUEPRINTS.numbers)
+    batch = GraphBatch.of([read_view(view, "val_accuracy", SingleChoice(choices, index))], BLUEPRINTS.codes)
     with torch.inference_mode():
-        scores = policy.network(batch.each(lambda t: t.double() if t.is_floating_point() else t))
+        scores = policy.network(batch.map(lambda t: t.double() if t.is_floating_point() else t))
     assert scores.gain.tolist() == pytest.approx([policy.gains([view])[0][0][index]], abs=1e-9)

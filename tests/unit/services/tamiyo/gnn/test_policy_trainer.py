@@ -1,4 +1,4 @@
-"""Training the policy: it learns what can be learnt, to the bit the same each time, and goes on where it stopped."""
+"""Training the policy: it learns, is reproducible to the bit, and can be resumed."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from esper.services.tamiyo.dataset.experiences import Experience, Experiences
 from esper.services.tamiyo.gnn import policy_fit
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
 from esper.services.tamiyo.gnn.policy_file import load_policy
-from esper.services.tamiyo.gnn.policy_trainer import Curve, PolicyTrainer, TrainedNetwork
+from esper.services.tamiyo.gnn.policy_trainer import PolicyTrainer, TrainedNetwork, TrainingStep
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.versions.retraining import FitProgress, FitSettings
 
@@ -29,20 +29,26 @@ SHORT = TrainingSettings.model_validate(
 def fit(
     train: list[Experience],
     held_out: list[Experience],
-    how: TrainingSettings,
-    progress: Callable[[Curve], None] = lambda _curve: None,
+    settings: TrainingSettings,
+    on_step: Callable[[TrainingStep], None] = lambda _step: None,
 ) -> TrainedNetwork:
-    return PolicyTrainer(train, held_out, how).fit(progress)
+    return run_to_end(PolicyTrainer(train, held_out, settings), on_step)
 
 
-def test_a_policy_learns_which_growth_pays_in_runs_that_it_never_saw() -> None:
+def run_to_end(trainer: PolicyTrainer, on_step: Callable[[TrainingStep], None] = lambda _step: None) -> TrainedNetwork:
+    while not trainer.is_done:
+        on_step(trainer.step())
+    return trainer.trained()
+
+
+def test_policy_generalizes_to_held_out_runs() -> None:
     settings = TrainingSettings.model_validate(
         {"num_batches": 60, "batch_size": 128, "learning_rate": 0.01, "dropout": 0.1, "weight_decay": 0.1}
     )
-    curves: list[Curve] = []
-    trained = fit(TRAIN, HELD_OUT, settings, curves.append)
+    steps: list[TrainingStep] = []
+    trained = fit(TRAIN, HELD_OUT, settings, steps.append)
     assert trained.validation_loss < 0.75 * trained.baseline_loss
-    assert len({c.batch for c in curves}) == len(curves)
+    assert len({s.batch for s in steps}) == len(steps)
     policy = GnnPolicy(trained.network, trained.blueprints, temperature=0.01, options=NetworkSettings(device="cpu"))
     picked, average = [], []
     for one in HELD_OUT:
@@ -53,7 +59,7 @@ def test_a_policy_learns_which_growth_pays_in_runs_that_it_never_saw() -> None:
     assert sum(picked) / len(picked) > sum(average) / len(average) + 0.01
 
 
-def test_the_same_experiences_and_settings_give_the_same_weights_to_the_bit() -> None:
+def test_training_is_reproducible_to_the_bit() -> None:
     first, second = (fit(TRAIN[:200], HELD_OUT[:50], SHORT) for _n in range(2))
     other = fit(TRAIN[:200], HELD_OUT[:50], SHORT.model_copy(update={"rng_seed": 1}))
     weights = [t.network.state_dict() for t in (first, second, other)]
@@ -62,38 +68,38 @@ def test_the_same_experiences_and_settings_give_the_same_weights_to_the_bit() ->
 
 
 @pytest.mark.parametrize("stop_at", [1, 7])
-def test_training_that_was_stopped_goes_on_as_if_it_had_not(stop_at: int) -> None:
+def test_resumed_training_equals_uninterrupted_training(stop_at: int) -> None:
     whole = fit(TRAIN[:200], HELD_OUT[:50], SHORT)
     stopped = PolicyTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
     for _n in range(stop_at):
         stopped.step()
     resumed = PolicyTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
     resumed.load_state_dict(stopped.state_dict())
-    rest = resumed.fit()
+    rest = run_to_end(resumed)
     assert rest.validation_loss == whole.validation_loss
     expected = whole.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in rest.network.state_dict().items())
 
 
-def test_noise_teaches_nothing_and_training_ends_early() -> None:
+def test_noise_is_not_learned_and_training_stops_early() -> None:
     rng = random.Random(5)
     noise = [replace(e, reward=rng.gauss(0, NOISE) if e.chosen else 0.0) for e in TRAIN[:300]]
     held_out = [replace(e, reward=rng.gauss(0, NOISE) if e.chosen else 0.0) for e in HELD_OUT]
     settings = TrainingSettings.model_validate({"width": 16, "num_batches": 300, "eval_every": 2, "patience": 3})
-    curves: list[Curve] = []
-    trained = fit(noise, held_out, settings, curves.append)
-    assert len(curves) < 300
+    steps: list[TrainingStep] = []
+    trained = fit(noise, held_out, settings, steps.append)
+    assert len(steps) < 300
     assert trained.validation_loss > 0.97 * trained.baseline_loss
 
 
-def test_without_runs_to_learn_from_or_to_hold_against_it_says_so() -> None:
-    with pytest.raises(ContractError, match="0 experiences to learn from"):
+def test_missing_experiences_are_rejected() -> None:
+    with pytest.raises(ContractError, match="0 experiences to train on"):
         fit([], HELD_OUT, SHORT)
     with pytest.raises(ContractError, match="0 to validate on"):
         fit(TRAIN, [], SHORT)
 
 
-# as `esper tamiyo retrain` does it
+# with `esper tamiyo retrain`
 
 
 @pytest.fixture
@@ -106,22 +112,22 @@ LOG = Experiences(stored(e) for e in TRAIN[:120])
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_fit_that_was_interrupted_goes_on_and_gives_the_same_file(tmp_path: Path) -> None:
+def test_resumed_fit_gives_the_same_file(tmp_path: Path) -> None:
     def until(batch: int) -> Callable[[FitProgress], None]:
-        def progress(told: FitProgress) -> None:
-            if told.num_batches == batch:
+        def on_progress(progress: FitProgress) -> None:
+            if progress.num_batches == batch:
                 raise KeyboardInterrupt
 
-        return progress
+        return on_progress
 
     folders = [tmp_path / "whole", tmp_path / "resumed"]
-    whole = policy_fit.fit(LOG, FitSettings(rng_seed=4), lambda _told: None)
+    whole = policy_fit.fit(LOG, FitSettings(rng_seed=4), lambda _progress: None)
     kept = FitSettings(rng_seed=4, resume_from=tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
         policy_fit.fit(LOG, kept, until(8))
-    told: list[FitProgress] = []
-    resumed = policy_fit.fit(LOG, kept, told.append)
-    assert [t.num_batches for t in told] == [6, 7, 8, 9, 10], "from the last look on"
+    progress: list[FitProgress] = []
+    resumed = policy_fit.fit(LOG, kept, progress.append)
+    assert [p.num_batches for p in progress] == [6, 7, 8, 9, 10], "from the last evaluation"
     for folder, fitted in zip(folders, (whole, resumed), strict=True):
         folder.mkdir()
         fitted.save(folder, {"seed": 4})
@@ -130,17 +136,19 @@ def test_a_fit_that_was_interrupted_goes_on_and_gives_the_same_file(tmp_path: Pa
     assert card["training"]["experiences_digest"] == LOG.digest
     policy = load_policy((folders[0] / "policy.safetensors").read_bytes(), card["policy_sha256"])
     view, choices = TRAIN[0].view, legal_choices(TRAIN[0].view)
-    assert policy.distribution(view, choices).weights == pytest.approx(whole.policy.distribution(view, choices).weights)
-    (predict_outcomes,) = whole.predict_rewards([view], [choices])
-    assert predict_outcomes[0] == 0.0
-    assert len(predict_outcomes) == len(choices)
+    assert policy.distribution(view, choices).probabilities == pytest.approx(
+        whole.policy.distribution(view, choices).probabilities
+    )
+    (rewards,) = whole.predict_rewards([view], [choices])
+    assert rewards[0] == 0.0
+    assert len(rewards) == len(choices)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_state_of_another_training_is_refused_and_so_is_a_damaged_one(tmp_path: Path) -> None:
-    policy_fit.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _told: None)
-    with pytest.raises(ConfigError, match="of other experiences, settings or program: delete it"):
-        policy_fit.fit(LOG, FitSettings(rng_seed=5, resume_from=tmp_path), lambda _told: None)
+def test_state_of_another_training_or_damaged_is_rejected(tmp_path: Path) -> None:
+    policy_fit.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _progress: None)
+    with pytest.raises(ConfigError, match="belongs to other experiences, settings or inputs: delete it"):
+        policy_fit.fit(LOG, FitSettings(rng_seed=5, resume_from=tmp_path), lambda _progress: None)
     (tmp_path / "training.pt").write_bytes(b"no state")
-    with pytest.raises(ConfigError, match="is damaged: delete it to begin again"):
-        policy_fit.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _told: None)
+    with pytest.raises(ConfigError, match="is damaged: delete it to start again"):
+        policy_fit.fit(LOG, FitSettings(rng_seed=4, resume_from=tmp_path), lambda _progress: None)

@@ -1,4 +1,4 @@
-"""The policy that comes with Esper: this program can run it, and its card says what it learnt from and how far it goes."""
+"""The shipped policy: this program can run it, and its card has training data, results and limits."""
 
 import hashlib
 import random
@@ -13,17 +13,17 @@ from esper.services.tamiyo.gnn.settings import NetworkSettings
 from esper.services.tamiyo.versions.publication import SHIPPED, messages_of, read_fitted
 
 
-def test_it_decides_on_models_of_any_size() -> None:
+def test_shipped_policy_decides_on_models_of_any_size() -> None:
     fitted = read_fitted(SHIPPED)
     policy = load_policy(fitted.data, fitted.sha256, NetworkSettings(device="cpu"))
     for num_layers in (1, 7, 60):
         view = drawn_view(random.Random(num_layers), num_layers)
         choices = legal_choices(view)
-        weights = policy.distribution(view, choices).weights
-        assert sum(weights[n] for n in range(len(choices))) == pytest.approx(1.0)
+        probabilities = policy.distribution(view, choices).probabilities
+        assert sum(probabilities[n] for n in range(len(choices))) == pytest.approx(1.0)
 
 
-def test_its_card_says_what_it_learnt_from_with_figures_intervals_and_limits() -> None:
+def test_shipped_card_has_training_data_results_and_limits() -> None:
     fitted = read_fitted(SHIPPED)
     assert hashlib.sha256(fitted.data).hexdigest() == fitted.card["policy_sha256"]
     trained, *evaluated = (m.data for m in messages_of(fitted, "gnn", 1, None, 1, "shipped", "test"))
