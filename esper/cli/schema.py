@@ -93,10 +93,8 @@ def validate(
         tally = asyncio.run(
             validate_log(load_settings().need_kafka(), list(map(topic_named, topic)) or TOPICS, key=run)
         )
-    table = new_table("event type", numbers=("valid records",))
-    for event_type, number in sorted(tally.num_valid.items()):
-        table.add_row(event_type, f"{number:,}")
-    print_table(table)
+    rows = [(event_type, f"{number:,}") for event_type, number in sorted(tally.num_valid.items())]
+    print_table(new_table("event type", numbers=("valid records",), rows=rows))
     tally.raise_if_broken()
 
 

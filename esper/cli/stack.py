@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def up() -> None:
     """Start Kafka, Postgres and S3 in the background and create topics and tables."""
-    if is_running(read_stack()):
+    if stack := running_stack():
         print_line("the stack is already running")
-        show(read_stack())
+        show(stack)
         return
     folder = state_dir()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -52,14 +52,15 @@ def up() -> None:
         )
         _wait_for_start(supervisor, folder, log)
         prepare()
-    show(read_stack())
+    if stack := running_stack():
+        show(stack)
     print_line("next: `faust -A esper.streams worker --without-web`, `esper serve urza`, `esper serve tamiyo`")
 
 
 def down() -> None:
     """Stop Kafka, Postgres and S3. Their data is kept for the next `esper up`."""
-    stack = read_stack()
-    if stack is None or not is_running(stack):
+    stack = running_stack()
+    if stack is None:
         (state_dir() / STACK_FILE).unlink(missing_ok=True)
         typer.echo("the stack is not running")
         return
@@ -78,8 +79,8 @@ def down() -> None:
 
 def status() -> None:
     """Show each part of the stack: its address, its process and whether it answers."""
-    stack = read_stack()
-    if stack is None or not is_running(stack):
+    stack = running_stack()
+    if stack is None:
         typer.echo("the stack is not running; `esper up` starts it")
         raise typer.Exit(1)
     show(stack)
@@ -95,34 +96,29 @@ def prepare() -> None:
     migrate(settings.need_postgres())
 
 
-def read_stack() -> dict[str, Any] | None:
-    """The content of stack.json; None if there is no such file."""
+def running_stack() -> dict[str, Any] | None:
+    """The content of stack.json; None if there is no such file, or if its supervisor has ended.
+
+    Checks the supervisor's command line, since another process may have got its pid.
+    """
     try:
         loaded: dict[str, Any] = json.loads((state_dir() / STACK_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        command = psutil.Process(loaded["supervisor_pid"]).cmdline()
+    except (FileNotFoundError, ValueError, psutil.Error):
         return None
-    return loaded
+    return loaded if "esper.embedded.supervisor" in command else None
 
 
-def is_running(stack: dict[str, Any] | None) -> bool:
-    """Whether the supervisor is alive. Checks its command line, since another process may have got its pid."""
-    if stack is None:
-        return False
-    try:
-        return "esper.embedded.supervisor" in psutil.Process(stack["supervisor_pid"]).cmdline()
-    except psutil.Error:
-        return False
-
-
-def show(stack: dict[str, Any] | None) -> None:
+def show(stack: dict[str, Any]) -> None:
     """Print a table of the parts."""
-    table = new_table("part", "address", "pid", "state", "log")
-    for name, part in (stack or {"parts": {}})["parts"].items():
-        is_up = is_listening(int(part["address"].rsplit(":", 1)[1]))
-        table.add_row(
-            name, part["address"], str(part["pid"]), "ready" if is_up else "[red]not answering[/red]", part["log"]
-        )
-    print_table(table)
+    rows = [
+        (name, p["address"], str(p["pid"]), _state_of(p["address"]), p["log"]) for name, p in stack["parts"].items()
+    ]
+    print_table(new_table("part", "address", "pid", "state", "log", rows=rows))
+
+
+def _state_of(address: str) -> str:
+    return "ready" if is_listening(int(address.rsplit(":", 1)[1])) else "[red]not answering[/red]"
 
 
 def _data_folder(folder: Path) -> Path:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.table import Table
 
 from esper.cli.command_group import Commands, add_group
 from esper.cli.database import database_connection
@@ -19,7 +18,7 @@ from esper.errors import ConfigError, MissingBlobError
 from esper.storage.blob_keys import SHA256, BlobKind, StoredBlob
 from esper.storage.blobs import BlobStore
 from esper.storage.garbage_collection import Collected, collect
-from esper.storage.inventory import Finding, Inspection, inspect, stored_blobs
+from esper.storage.inventory import Inspection, inspect, stored_blobs
 from esper.storage.uploads import abort_upload
 from esper.streams.blob_collection import DEFAULT_GRACE, CollectionPlan, planned_collection
 from esper.streams.read_models.blob_references import referenced_blobs
@@ -48,10 +47,8 @@ def list_blobs(
     if as_json:
         print_json([asdict(b) for b in chosen])
         return
-    table = new_table("kind", "sha256", numbers=("bytes", "stored at"))
-    for blob in chosen[:limit]:
-        table.add_row(blob.kind, blob.digest, f"{blob.size_bytes:,}", format_time(blob.modified_at))
-    print_table(table)
+    rows = [(b.kind, b.digest, f"{b.size_bytes:,}", format_time(b.modified_at)) for b in chosen[:limit]]
+    print_table(new_table("kind", "sha256", numbers=("bytes", "stored at"), rows=rows))
     print_line(f"{len(chosen):,} blobs, {_total_bytes(chosen):,} bytes")
 
 
@@ -148,7 +145,8 @@ def _print_inspection(found: Inspection) -> None:
     for title, findings in (("missing", found.missing), ("altered", found.altered)):
         if findings:
             print_line(f"[red]{title}: {len(findings):,}[/red]")
-            print_table(_findings_table(findings))
+            rows = [(f.kind, f.digest, f.problem, ", ".join(f.referenced_by)) for f in findings[:MAX_ROWS]]
+            print_table(new_table("kind", "sha256", "problem", "referenced by", rows=rows))
     print_line(f"{found.num_referenced:,} blobs referenced; {found.num_read:,} read, {found.num_bytes:,} bytes")
     if found.local_only:
         print_line(f"{len(found.local_only):,} checkpoints are only on the disks of their trainers")
@@ -156,13 +154,6 @@ def _print_inspection(found: Inspection) -> None:
         count, size = len(found.unreferenced), _total_bytes(found.unreferenced)
         print_line(f"{count:,} blobs not referenced, {size:,} bytes; `esper storage gc` collects them")
     print_line("all referenced blobs are intact" if found.is_whole else "[red]some referenced blobs are damaged[/red]")
-
-
-def _findings_table(findings: list[Finding]) -> Table:
-    table = new_table("kind", "sha256", "problem", "referenced by")
-    for finding in findings[:MAX_ROWS]:
-        table.add_row(finding.kind, finding.digest, finding.problem, ", ".join(finding.referenced_by))
-    return table
 
 
 def _print_collection(plan: CollectionPlan, done: Collected | None) -> None:

@@ -6,7 +6,7 @@ Owns the form; the content belongs to each command. Invariant: no error is print
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -47,13 +47,17 @@ def print_error(message: str) -> None:
     print(f"esper: {mask_text(message)}", file=sys.stderr)  # noqa: T201
 
 
-def new_table(*columns: str, numbers: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """An empty table. Columns named in ``numbers`` come last and are aligned to the right."""
+def new_table(
+    *columns: str, numbers: Sequence[str] = (), title: str | None = None, rows: Iterable[Sequence[str]] = ()
+) -> Table:
+    """A table. Columns named in ``numbers`` come last and are aligned to the right."""
     table = Table(title=title, title_justify="left")
     for position, name in enumerate(columns):
         table.add_column(name, no_wrap=position == 0)
     for name in numbers:
         table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

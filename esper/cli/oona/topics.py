@@ -42,8 +42,9 @@ def topic_named(name: str, topics: Iterable[TopicSpec] = TOPICS) -> TopicSpec:
 
 
 def _print_statuses(statuses: list[TopicStatus]) -> None:
-    table = new_table("topic", "partitions", "retention", "state")
-    for s in statuses:
-        retention = "unlimited" if s.spec.retention_ms < 0 else f"{s.spec.retention_ms / 3_600_000:g} h"
-        table.add_row(s.spec.name, str(s.spec.num_partitions), retention, s.state)
-    print_table(table)
+    rows = [(s.spec.name, str(s.spec.num_partitions), _format_retention(s.spec), s.state) for s in statuses]
+    print_table(new_table("topic", "partitions", "retention", "state", rows=rows))
+
+
+def _format_retention(spec: TopicSpec) -> str:
+    return "unlimited" if spec.retention_ms < 0 else f"{spec.retention_ms / 3_600_000:g} h"

@@ -104,11 +104,11 @@ def progress_line(progress: ReplayProgress, records_per_s: float) -> str:
 
 def print_comparison(comparisons: list[TableComparison]) -> None:
     """Print a row for each table, then the rows that differ."""
-    table = new_table("table", "live rows", "rebuilt rows", "result")
-    for c in comparisons:
-        result = "equal" if c.is_equal else "[red]DIFFERENT[/red]"
-        table.add_row(c.table, f"{c.live[0]:,}", f"{c.rebuilt[0]:,}", result)
-    print_table(table)
+    rows = [
+        (c.table, f"{c.live[0]:,}", f"{c.rebuilt[0]:,}", "equal" if c.is_equal else "[red]DIFFERENT[/red]")
+        for c in comparisons
+    ]
+    print_table(new_table("table", "live rows", "rebuilt rows", "result", rows=rows))
     for c in comparisons:
         for difference in c.differences:
             _print_difference(c.table, difference)

@@ -21,20 +21,16 @@ def register(app: typer.Typer) -> None:
 def apply() -> None:
     """Create the groups esper_reader and esper_writer with their rights. Needs the owner of the schema."""
     created = apply_roles(load_settings().need_postgres())
-    table = new_table("group", "rights on every table", "used by", "state")
     users = {DatabaseRole.READER: "Urza, Tamiyo", DatabaseRole.WRITER: "workers"}
-    for role in DatabaseRole:
-        state = "created" if role in created else "exists"
-        table.add_row(role.group, ", ".join(RIGHTS[role]), users[role], state)
-    print_table(table)
+    rows = [(r.group, ", ".join(RIGHTS[r]), users[r], "created" if r in created else "exists") for r in DatabaseRole]
+    print_table(new_table("group", "rights on every table", "used by", "state", rows=rows))
 
 
 def list_all() -> None:
     """List the members of each group."""
-    table = new_table("group", "user", "can log in")
-    for member in members(load_settings().need_postgres()):
-        table.add_row(member.role.group, member.user, "yes" if member.can_login else "no")
-    print_table(table)
+    found = members(load_settings().need_postgres())
+    rows = [(member.role.group, member.user, "yes" if member.can_login else "no") for member in found]
+    print_table(new_table("group", "user", "can log in", rows=rows))
 
 
 def user(
