@@ -30,14 +30,18 @@ class Lineage:
     uses: list[Row]
 
 
-def cause_of(row: Any) -> Cause:
-    """The change that made the blueprint version in a row of ``not_validated`` or ``wanted_kernels``."""
+def cause_of(row: Row) -> Cause:
+    """The change that made the blueprint version in a row of ``unvalidated`` or ``wanted_kernels``."""
     return Cause(row["cause_id"], row["traceparent"])
 
 
-async def unvalidated(reader: ProjectionReader, *, limit: int) -> list[Row]:
-    """The blueprints that wait for their examination, longest first."""
-    return await reader.all("not_validated", sql_file=LIBRARY, answered_ids=[], answered_versions=[], limit=limit)
+async def unvalidated(
+    reader: ProjectionReader, *, limit: int, answered_ids: Sequence[str] = (), answered_versions: Sequence[int] = ()
+) -> list[Row]:
+    """The blueprints that wait for their examination, longest first, without these versions."""
+    return await reader.all(
+        "not_validated", sql_file=LIBRARY, answered_ids=answered_ids, answered_versions=answered_versions, limit=limit
+    )
 
 
 async def blueprints(reader: ProjectionReader, *, status: BlueprintStatus | None, limit: int) -> list[Row]:
@@ -49,6 +53,11 @@ async def versions(reader: ProjectionReader, blueprint_ids: Sequence[str]) -> li
     """Id, version and status of the blueprints that exist, by id."""
     rows = await reader.all("versions", sql_file=LIBRARY, blueprint_ids=list(blueprint_ids))
     return sorted(rows, key=lambda row: str(row["blueprint_id"]))
+
+
+async def wanted_kernels(reader: ProjectionReader, *, limit: int) -> list[Row]:
+    """The kernels of certified blueprints, at the widths of all runs, that are neither registered nor refused."""
+    return await reader.all("wanted_kernels", sql_file=LIBRARY, limit=limit)
 
 
 async def lineage(reader: ProjectionReader, blueprint_id: str, *, max_uses: int = 100) -> Lineage | None:

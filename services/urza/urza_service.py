@@ -14,7 +14,7 @@ from esper.errors import ContractError
 from esper.kasmina.catalogue import MAX_KERNEL_BYTES
 from esper.logging import get_logger
 from esper.oona.admin.topics import verify_topics
-from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
+from esper.oona.broker_errors import TRANSIENT_ERRORS
 from esper.oona.producer import OonaProducer
 from esper.retry import Backoff
 from esper.services.urza.blueprint_changes import BlueprintChanges
@@ -28,12 +28,10 @@ from esper.services.urza.metrics import UrzaMetrics
 from esper.services.urza.projection_reader import ProjectionReader
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
-from esper.streams.database.connection_types import Pool
 from esper.streams.database.connections import connect_pool
-from esper.streams.database.postgres_errors import DRIVER_ERRORS as POSTGRES_DRIVER_ERRORS
 
 RETRY_S = (0.2, 5.0)  # bounds of the first wait and of every wait
-TRANSIENT = (*KAFKA_TRANSIENT_ERRORS, ContractError, OSError, *POSTGRES_DRIVER_ERRORS)
+TRANSIENT = (*TRANSIENT_ERRORS, ContractError, OSError)
 MAX_OUTPUT_BYTES = MAX_KERNEL_BYTES + 1024 * 1024  # of one job: the largest kernel and its header
 
 _log = get_logger(__name__)
@@ -46,7 +44,6 @@ Step = Callable[[], Awaitable[bool]]
 class Urza:
     """The resources that the process holds open."""
 
-    pool: Pool
     reader: ProjectionReader
     producer: OonaProducer
     blobs: BlobStore
@@ -91,7 +88,6 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
         sandbox = await exits.enter_async_context(Sandbox(sandbox_limits(own)))  # first: it warms up meanwhile
         pool = await exits.enter_async_context(connect_pool(postgres))
         urza = Urza(
-            pool=pool,
             reader=ProjectionReader(pool, postgres),
             producer=await exits.enter_async_context(OonaProducer(kafka, client_id="urza")),
             blobs=await exits.enter_async_context(BlobStore(settings.need_s3())),
@@ -114,18 +110,17 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
 
 def _loop_steps(urza: Urza) -> dict[str, Step]:
     examined = ExaminedKernels()
-    certifier = Certifier(urza.pool, urza.producer, urza.sandbox, urza.settings, examined)
-    builder = KernelBuilder(urza.pool, urza.producer, urza.blobs, urza.sandbox, urza.settings, examined)
+    certifier = Certifier(urza.reader, urza.producer, urza.sandbox, urza.settings, examined)
+    builder = KernelBuilder(urza.reader, urza.producer, urza.blobs, urza.sandbox, urza.settings, examined)
     is_proposed = is_complete = False
 
     async def certify() -> bool:
         nonlocal is_proposed, is_complete
-        async with urza.pool.acquire() as connection:
-            if not is_proposed:
-                _log.info("catalogue.proposed", proposals=await propose_shipped(urza.producer, connection))
-                is_proposed = True
-            if not is_complete and (is_complete := await are_shipped_validated(connection)):
-                _log.info("catalogue.completed")
+        if not is_proposed:
+            _log.info("catalogue.proposed", proposals=await propose_shipped(urza.producer, urza.reader))
+            is_proposed = True
+        if not is_complete and (is_complete := await are_shipped_validated(urza.reader)):
+            _log.info("catalogue.completed")
         await certifier.certify_pending()
         return is_complete
 

@@ -4,18 +4,17 @@ Owns the cursor: opaque to clients, valid for one list only. A cursor of another
 """
 
 import base64
-import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import HTTPException, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
-from esper.schemas.base import MAX_INT32, MAX_INT64
+from esper.schemas.base import MAX_INT32, MAX_INT64, Text
 from esper.services.urza.api.api_context import api_context
 from esper.services.urza.api.response_cache import json_response
 
@@ -49,35 +48,17 @@ class PageQuery(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class KeyType:
-    """A column of an order: the value before all rows, and the parser of a cursor's value (None: another type)."""
+    """A column of an order: the value before all rows, and the type of its values in a cursor."""
 
     first: Any
-    read: Callable[[Any], Any]
-
-
-def _text(value: Any) -> str | None:
-    if not isinstance(value, str) or "\x00" in value:
-        return None
-    return value if value.encode(errors="ignore").decode() == value else None  # no column holds a lone surrogate
-
-
-def _number(greatest: int) -> Callable[[Any], int | None]:
-    return lambda v: v if type(v) is int and -1 <= v <= greatest else None
-
-
-def _time(value: Any) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-    return found if found.tzinfo is not None and found.year < END.year else None
+    type: Any
 
 
 END = datetime(9999, 1, 1, tzinfo=UTC)  # after every event; asyncpg has no infinity with a time zone
-TEXT = KeyType("", _text)
-INT4 = KeyType(-1, _number(MAX_INT32))
-INT8 = KeyType(-1, _number(MAX_INT64))
-LATEST = KeyType(END, _time)
+TEXT = KeyType("", Text)
+INT4 = KeyType(-1, Annotated[int, Field(ge=-1, le=MAX_INT32)])
+INT8 = KeyType(-1, Annotated[int, Field(ge=-1, le=MAX_INT64)])
+LATEST = KeyType(END, Annotated[AwareDatetime, Field(lt=END)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +77,13 @@ class Listing:
         """
         if cursor is None:
             return {parameter: key.first for parameter, _column, key in self.order}
+        types = [Literal[self.statement], *(key.type for _parameter, _column, key in self.order)]
         try:
-            name, *values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        except (binascii.Error, ValueError, TypeError, RecursionError):
-            name, values = None, []
-        found = {p: key.read(v) for (p, _c, key), v in zip(self.order, values, strict=False)}
-        if name != self.statement or len(values) != len(self.order) or None in found.values():
-            raise HTTPException(404, "this list has no page at this cursor; start again without one")
-        return found
+            text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+            _name, *values = TypeAdapter(tuple[*types]).validate_json(text, strict=True)  # type: ignore[valid-type]
+        except ValueError:  # not base64, or not of these types
+            raise HTTPException(404, "this list has no page at this cursor; start again without one") from None
+        return {parameter: value for (parameter, _column, _key), value in zip(self.order, values, strict=True)}
 
     def cursor(self, row: Mapping[str, Any]) -> str:
         """The cursor after a row."""

@@ -5,7 +5,6 @@ it. Ids follow from blueprint and version, so several Urzas, or one that restart
 names the one before it as its cause, and joins the trace of the request that made the examined version.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,36 +16,41 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import BlueprintChange, BlueprintStatus
 from esper.schemas.events import BlueprintChangeRequested, CertificateIssued
 from esper.schemas.messages import OonaMessage
+from esper.services.urza import library_queries
 from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import Examination, ExamineJob, reason_of
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of
+from esper.services.urza.projection_reader import ProjectionReader, Row
 from esper.services.urza.settings import UrzaSettings
-from esper.streams.database.connection_types import Pool
-from esper.streams.database.sql_queries import queries
 
-MAX_WAITING = 50  # of one query
+MAX_PENDING = 50  # of one query
 
 _log = get_logger(__name__)
 
 
 class Certifier:
-    """Examines each version of a blueprint once. ``pool`` has the projections.
+    """Examines each version of a blueprint once.
 
     Args:
         examined: gets the kernels of the blueprints that pass.
     """
 
     def __init__(
-        self, pool: Pool, producer: Any, sandbox: Sandbox, settings: UrzaSettings, examined: ExaminedKernels
+        self,
+        reader: ProjectionReader,
+        producer: Any,
+        sandbox: Sandbox,
+        settings: UrzaSettings,
+        examined: ExaminedKernels,
     ) -> None:
-        self._pool = pool
+        self._reader = reader
         self._producer = producer
         self._sandbox = sandbox
         self._settings = settings
         self._examined = examined
-        self._answered: dict[tuple[str, int], None] = {}
+        self._answered: set[tuple[str, int]] = set()
 
     async def certify_pending(self) -> int:
         """Examine the blueprints that wait for it and send the events that follow. Returns their number.
@@ -59,36 +63,31 @@ class Certifier:
             found = await self._examine(row)
             events = certification_events(row["blueprint_id"], row["version"], row["status"], found, cause_of(row))
             await self._producer.send_batch(events)
-            self._answered[row["blueprint_id"], row["version"]] = None
+            self._answered.add((row["blueprint_id"], row["version"]))
             refusal = found.build_error or found.check_error
             log = _log.info if refusal is None else _log.warning
             log("blueprint.examined", blueprint=row["blueprint_id"], version=row["version"], refusal=refusal)
         return len(rows)
 
-    async def _pending(self) -> list[Any]:
-        answered = list(self._answered)
-        async with self._pool.acquire() as connection:
-            found = queries("library").not_validated(
-                connection,
-                answered_ids=[blueprint_id for blueprint_id, _version in answered],
-                answered_versions=[version for _blueprint_id, version in answered],
-                limit=MAX_WAITING,
-            )
-            rows = [r async for r in found]
-            versions = queries("library").versions(connection, blueprint_ids=[i for i, _version in answered])
-            current = {(r["blueprint_id"], r["version"]) async for r in versions}
-        self._answered = {key: None for key in answered if key in current}  # the projection has the others
+    async def _pending(self) -> list[Row]:
+        answered_ids = [blueprint_id for blueprint_id, _version in self._answered]
+        answered_versions = [version for _blueprint_id, version in self._answered]
+        rows = await library_queries.unvalidated(
+            self._reader, answered_ids=answered_ids, answered_versions=answered_versions, limit=MAX_PENDING
+        )
+        versions = await library_queries.versions(self._reader, answered_ids)
+        self._answered &= {(r["blueprint_id"], r["version"]) for r in versions}  # the projection has the others
         return rows
 
-    async def _examine(self, row: Any) -> Examination:
+    async def _examine(self, row: Row) -> Examination:
         try:
             job = ExamineJob(
                 blueprint_id=row["blueprint_id"],
-                spec=BlueprintSpec.model_validate(json.loads(row["spec"])),
+                spec=BlueprintSpec.model_validate(row["spec"]),
                 widths=self._settings.certify_widths,
                 kernel_rng_seed=self._settings.kernel_rng_seed,
             )
-        except (ValidationError, ValueError) as error:
+        except ValidationError as error:
             return Examination(build_error=reason_of(f"its spec is invalid: {error}"))
         found = await self._sandbox.examine(job)
         self._examined.keep(job, found)

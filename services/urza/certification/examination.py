@@ -50,21 +50,17 @@ class ExaminedModule:
     kernel: bytes
 
     @property
-    def positions(self) -> tuple[int, ...]:
-        """The shape of one sample of h without its features."""
-        return POSITIONS[self.kind]
-
-    @property
     def num_positions(self) -> int:
         """The number of positions of one sample."""
-        return torch.Size(self.positions).numel()
+        return torch.Size(POSITIONS[self.kind]).numel()
 
     def random_input(self) -> Tensor:
         """An h whose features differ in mean and spread, from sample to sample."""
-        spatial = -CHANNEL_DIM[self.kind] - 1
-        flat = (*self.positions, self.num_features) if not spatial else (self.num_features, *self.positions)
-        means = (1, self.num_features) if not spatial else (self.num_features, *(1,) * spatial)
-        return torch.randn(BATCH_SIZE, *flat) + torch.randn(BATCH_SIZE, *means)
+        positions = POSITIONS[self.kind]
+        has_features_last = CHANNEL_DIM[self.kind] == -1
+        sample = (*positions, self.num_features) if has_features_last else (self.num_features, *positions)
+        means = (1, self.num_features) if has_features_last else (self.num_features, *(1 for _ in positions))
+        return torch.randn(BATCH_SIZE, *sample) + torch.randn(BATCH_SIZE, *means)
 
 
 Check = Callable[[ExaminedModule], None]

@@ -7,7 +7,6 @@ once S3 has its bytes: S3 verifies their checksum on upload, and ``BlobStore`` t
 """
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +23,10 @@ from esper.services.urza.certification.sandbox import Sandbox
 from esper.services.urza.certification.sandbox_jobs import BuildJob, BuiltKernel, WantedKernel, reason_of
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
-from esper.services.urza.library_queries import Cause, cause_of
+from esper.services.urza.library_queries import Cause, cause_of, wanted_kernels
+from esper.services.urza.projection_reader import ProjectionReader, Row
 from esper.services.urza.settings import UrzaSettings
 from esper.storage.blobs import BlobStore
-from esper.streams.database.connection_types import Pool
-from esper.streams.database.sql_queries import queries
 
 MAX_WANTED = 1000  # of one query; later ones return the rest
 MAX_BATCH = 50  # kernels of one job
@@ -41,18 +39,18 @@ Built = tuple[WantedKernel, BuiltKernel]
 
 
 class KernelBuilder:
-    """Builds each wanted kernel once. ``pool`` has the projections."""
+    """Builds each wanted kernel once."""
 
     def __init__(
         self,
-        pool: Pool,
+        reader: ProjectionReader,
         producer: Any,
         blobs: BlobStore,
         sandbox: Sandbox,
         settings: UrzaSettings,
         examined: ExaminedKernels,
     ) -> None:
-        self._pool = pool
+        self._reader = reader
         self._producer = producer
         self._blobs = blobs
         self._sandbox = sandbox
@@ -67,8 +65,7 @@ class KernelBuilder:
         Raises:
             UnavailableError, NotAllowedError: Kafka, S3 or the sandbox is away; finished kernels stay registered.
         """
-        async with self._pool.acquire() as connection:
-            rows = [r async for r in queries("library").wanted_kernels(connection, limit=MAX_WANTED)]
+        rows = await wanted_kernels(self._reader, limit=MAX_WANTED)
         wanted = [_wanted_kernel(r) for r in rows]
         self._causes = {r["blueprint_id"]: cause_of(r) for r in rows}
         self._done &= {_key(w) for w in wanted}  # the projection has the others
@@ -100,24 +97,17 @@ class KernelBuilder:
         return examined
 
     async def _build_batch(self, queue: deque[WantedKernel]) -> list[Built]:
-        """Build the next batch. After a failure the unbuilt rest returns to the queue, and its first is built alone."""
+        """Build the next batch. After a failure the rest returns to the queue, less a first kernel that failed itself."""
         batch = await self._next_batch(queue)
         if not batch:
             return []
-        built, failure = await self._sandbox.build(self._job(*batch))
+        job = BuildJob(kernels=tuple(batch), kernel_rng_seed=self._settings.kernel_rng_seed)
+        built, failure = await self._sandbox.build(job)
         left = batch[len(built) :]
-        if failure is not None and len(batch) == 1:
-            await self._refuse(left.pop(), failure)
-        elif failure is not None and not built:
-            built, failure = await self._sandbox.build(self._job(left[0]))
-            first = left.pop(0)
-            if failure is not None:
-                await self._refuse(first, failure)
+        if failure is not None and not built:  # the first kernel alone used the limits, in each attempt
+            await self._refuse(left.pop(0), failure)
         queue.extendleft(reversed(left))
         return list(zip(batch, built, strict=False))
-
-    def _job(self, *kernels: WantedKernel) -> BuildJob:
-        return BuildJob(kernels=kernels, kernel_rng_seed=self._settings.kernel_rng_seed)
 
     async def _next_batch(self, queue: deque[WantedKernel]) -> list[WantedKernel]:
         """The next kernels that fit into one job; those that the catalogue refuses are refused on the way."""
@@ -194,11 +184,11 @@ class KernelBuilder:
         return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
 
-def _wanted_kernel(row: Any) -> WantedKernel:
+def _wanted_kernel(row: Row) -> WantedKernel:
     return WantedKernel(
         blueprint_id=row["blueprint_id"],
         blueprint_version=row["version"],
-        spec=BlueprintSpec.model_validate(json.loads(row["spec"])),
+        spec=BlueprintSpec.model_validate(row["spec"]),
         target=row["kind"],
         num_features=row["num_features"],
     )

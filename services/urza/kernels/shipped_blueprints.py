@@ -7,8 +7,7 @@ from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import BlueprintChange, LayerKind
 from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.messages import OonaMessage
-from esper.streams.database.connection_types import Connection
-from esper.streams.database.sql_queries import queries
+from esper.services.urza.projection_reader import ProjectionReader
 
 SOURCE = "urza"
 FIRST = (LayerKind.LINEAR, LayerKind.CONV2D)
@@ -59,17 +58,17 @@ def shipped_proposals() -> list[OonaMessage]:
     ]
 
 
-async def propose_shipped(producer: Any, connection: Connection) -> int:
+async def propose_shipped(producer: Any, reader: ProjectionReader) -> int:
     """Propose the blueprints that the projections do not have yet. Returns the number of proposals sent."""
     proposals = shipped_proposals()
-    event_ids = [m.id for m in proposals]
-    known = {r["event_id"] async for r in queries("library").verdicts(connection, event_ids=event_ids)}
+    rows = await reader.all("verdicts", sql_file="library", event_ids=[m.id for m in proposals])
+    known = {row["event_id"] for row in rows}
     missing = [m for m in proposals if m.id not in known]
     await producer.send_batch(missing)
     return len(missing)
 
 
-async def are_shipped_validated(connection: Connection) -> bool:
+async def are_shipped_validated(reader: ProjectionReader) -> bool:
     """Whether every shipped blueprint is certified, rejected or retired."""
-    num_validated = await queries("library").num_validated(connection, blueprint_ids=list(SHIPPED))
-    return bool(num_validated == len(SHIPPED))
+    row = await reader.one("num_validated", sql_file="library", blueprint_ids=list(SHIPPED))
+    return row is not None and row["count"] == len(SHIPPED)

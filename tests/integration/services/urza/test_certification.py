@@ -103,11 +103,13 @@ async def started(urza: Urza, *widths: int) -> str:
 async def offered_to(urza: Urza, run_id: str) -> list[dict[str, Any]]:
     """The kernels that Tamiyo may choose from, by all that the log says now."""
     everything = [2**62] * BLUEPRINTS.num_partitions
-    async with urza.pool.acquire() as connection:
-        layers = await connection.fetch("SELECT kind, num_features FROM layers WHERE run_id = $1", run_id)
-        kinds, widths = [r["kind"] for r in layers], [r["num_features"] for r in layers]
-        rows = queries("views").kernels(connection, kinds=kinds, widths=widths, offsets=everything)
-        return [dict(r) async for r in rows]
+    layers = await layers_of(urza, run_id)
+    kinds, widths = [r["kind"] for r in layers], [r["num_features"] for r in layers]
+    return await urza.reader.all("kernels", sql_file="views", kinds=kinds, widths=widths, offsets=everything)
+
+
+async def layers_of(urza: Urza, run_id: str) -> list[dict[str, Any]]:
+    return await urza.reader.all("layers_of", run_id=run_id, after_ordinal=-1, after_layer="", limit=100)
 
 
 async def test_blueprint_is_certified_step_by_step(stack: EmbeddedStack, urza: Urza) -> None:
@@ -216,10 +218,9 @@ async def test_kernels_are_built_or_refused_for_every_width(urza: Urza) -> None:
     run_id = await started(urza, 5, 6, 7, HUGE_WIDTH)
 
     async def is_complete() -> bool:
-        async with urza.pool.acquire() as connection:
-            is_known = await connection.fetchval("SELECT count(*) > 0 FROM layers WHERE run_id = $1", run_id)
-            left = [r async for r in queries("library").wanted_kernels(connection, limit=1000)]
-        return is_known and not left  # looked for in this order: the run may come in between
+        is_known = bool(await layers_of(urza, run_id))  # in this order: the run may be projected in between
+        left = await library_queries.wanted_kernels(urza.reader, limit=1000)
+        return is_known and not left
 
     await wait_until_async(is_complete, DEADLINE_S, "every kernel")
     linear = {i for i, spec in SHIPPED.items() if "linear" in spec.targets}

@@ -85,13 +85,13 @@ def test_cifar_is_read_from_the_file_then_from_the_cache(tmp_path: Path, monkeyp
 
 def test_random_policy_waits_with_its_share() -> None:
     choices = [WAIT, *[Choice(Action.GERMINATE)] * 30, Choice(Action.CULL), Choice(Action.FOSSILIZE)]
-    weights = RandomPolicy(0.7).distribution(None, choices).weights  # type: ignore[arg-type]
+    weights = RandomPolicy(0.7).distribution(None, choices).probabilities  # type: ignore[arg-type]
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights[0] == 0.7
     assert weights[32] == pytest.approx(30 * weights[1]) == pytest.approx(0.3 / (2 + CULL))
     assert weights[31] == pytest.approx(CULL * weights[32])
-    assert RandomPolicy(0.7).distribution(None, [WAIT]).weights == {0: 1.0}  # type: ignore[arg-type]
-    alike = RandomPolicy().distribution(None, choices).weights  # type: ignore[arg-type]
+    assert RandomPolicy(0.7).distribution(None, [WAIT]).probabilities == {0: 1.0}  # type: ignore[arg-type]
+    alike = RandomPolicy().distribution(None, choices).probabilities  # type: ignore[arg-type]
     assert set(alike.values()) == {1 / 33}
 
 
@@ -101,6 +101,6 @@ def test_random_policy_seldom_culls_before_evaluation() -> None:
         for n, s in enumerate((SeedStage.TRAINING, SeedStage.EVALUATING))
     ]
     choices = [WAIT, *[Choice(Action.CULL, s) for s in seeds], Choice(Action.FOSSILIZE, seeds[1])]
-    weights = RandomPolicy(0.5).distribution(None, choices).weights  # type: ignore[arg-type]
+    weights = RandomPolicy(0.5).distribution(None, choices).probabilities  # type: ignore[arg-type]
     each = 0.5 / (1 + CULL + EARLY_CULL)
     assert weights == pytest.approx({0: 0.5, 1: EARLY_CULL * each, 2: CULL * each, 3: each})

@@ -1,8 +1,9 @@
 """The events of several certifiers at once, and the kernel builder with kernels of which some cannot be built."""
 
+import asyncio
 import random
 import uuid
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from hypothesis import given
@@ -134,14 +135,14 @@ class FakeSandbox:
 
 
 class FakeParts:
-    """Pool, producer and blobs in one. ``fails`` are the uploads that fail, once each."""
+    """Reader, producer and blobs in one. ``fails`` are the uploads that fail, once each."""
 
-    def __init__(self, fails: set[bytes]) -> None:
-        self.fails, self.stored, self.sent = fails, dict[str, bytes](), list[OonaMessage]()
+    def __init__(self, rows: list[dict[str, Any]], fails: set[bytes]) -> None:
+        self.rows, self.fails, self.stored, self.sent = rows, fails, dict[str, bytes](), list[OonaMessage]()
 
-    @asynccontextmanager
-    async def acquire(self) -> Any:
-        yield self
+    async def all(self, name: str, **_parameters: Any) -> list[dict[str, Any]]:
+        assert name == "wanted_kernels"
+        return self.rows
 
     async def put(self, data: bytes) -> str:
         if data in self.fails:
@@ -190,14 +191,11 @@ def test_examined_kernel_is_taken_once_and_for_its_own_spec() -> None:
 def test_wanted_kernels_are_registered_or_refused_once(
     widths: set[int], culprits: set[int], refused: set[int], fails: set[int], examined: set[int]
 ) -> None:
-    import asyncio
-    from unittest.mock import patch
-
     rows = [
         {
             "blueprint_id": "b",
             "version": 3,
-            "spec": SPEC.model_dump_json(),
+            "spec": SPEC.model_dump(),
             "kind": "linear",
             "num_features": n,
             "cause_id": CAUSE.id,
@@ -205,7 +203,7 @@ def test_wanted_kernels_are_registered_or_refused_once(
         }
         for n in sorted(widths)
     ]
-    parts = FakeParts({n.to_bytes(4, "big") for n in fails})
+    parts = FakeParts(rows, {n.to_bytes(4, "big") for n in fails})
     examined -= culprits | refused
     kernels = kernels_of(examined)
     sandbox: Any = FakeSandbox(culprits, refused)
@@ -220,14 +218,7 @@ def test_wanted_kernels_are_registered_or_refused_once(
             break
         assert await builder.build_wanted() == 0, "kernels that are not projected yet are not built again"
 
-    async def wanted(*_args: Any, **_options: Any) -> Any:
-        for row in rows:
-            yield row
-
-    with patch(
-        "esper.services.urza.kernels.kernel_builder.queries", lambda _name: type("Sql", (), {"wanted_kernels": wanted})
-    ):
-        asyncio.run(build_all())
+    asyncio.run(build_all())
     registered = [m.data.kernel.num_features for m in parts.sent if isinstance(m.data, KernelRegistered)]
     refusals = [m.data.num_features for m in parts.sent if isinstance(m.data, KernelRefused)]
     assert sorted(registered) == sorted(widths - culprits - refused)
