@@ -90,8 +90,7 @@ class Orchestrator:
             for spec in self._specs:
                 self._report(f"starting {spec.name}")
                 undo.callback(self._children[spec.name].stop)
-                self._children[spec.name].start()
-                self._wait_until_ready(spec)
+                self._start(spec)
             self._exits = undo.pop_all()
         self._watch.start()
         return self
@@ -110,11 +109,12 @@ class Orchestrator:
             for name, child in self._children.items()
         )
 
-    def _wait_until_ready(self, spec: ServiceSpec) -> None:
-        child = self._children[spec.name]
-        child.wait_until_ready(
-            lambda: spec.ready_text in child.log_path.read_text(encoding="utf-8", errors="replace"), START_TIMEOUT_S
-        )
+    def _start(self, spec: ServiceSpec) -> None:
+        """Start a service and wait until it is ready. Its log may have the text of an earlier process."""
+        child, ready = self._children[spec.name], spec.ready_text.encode()
+        old_bytes = child.log_path.stat().st_size if child.log_path.exists() else 0
+        child.start()
+        child.wait_until_ready(lambda: ready in child.log_path.read_bytes()[old_bytes:], START_TIMEOUT_S)
 
     def _watch_health(self) -> None:
         while not self._stopping.wait(HEALTH_INTERVAL_S):

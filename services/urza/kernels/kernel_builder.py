@@ -97,7 +97,7 @@ class KernelBuilder:
         return examined
 
     async def _build_batch(self, queue: deque[WantedKernel]) -> list[Built]:
-        """Build the next batch. After a failure the rest returns to the queue, less a first kernel that failed itself."""
+        """Build the next batch. After a failure the rest returns to the queue; a failed first kernel is refused."""
         batch = await self._next_batch(queue)
         if not batch:
             return []
