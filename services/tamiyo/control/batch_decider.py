@@ -33,8 +33,8 @@ from esper.services.tamiyo.control.decision_events import (
     command_message,
     decision_message,
     view_message,
-    wait_without_view,
 )
+from esper.services.tamiyo.control.legal_choices import WAIT
 from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundaryQueue
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import SampledChoice
@@ -92,8 +92,7 @@ class BatchDecider:
         decisions = [self._decision(*one, active) for one in zip(viewed, sampled, strict=True)]
         for pending, error in results:
             if isinstance(error, BaseException) and self._is_abandoned(pending, error):
-                reason = FAILED_VIEW_REASON.format(_describe(error))
-                decisions.append(_Decision(pending, wait_without_view(pending, active, reason)))
+                decisions.append(_wait(pending, active, FAILED_VIEW_REASON.format(_describe(error))))
         await self._write(decisions, active)
 
     async def decide_without_views(self, batch: Sequence[PendingBoundary], active: ActivePolicy, reason: str) -> None:
@@ -102,7 +101,7 @@ class BatchDecider:
         Raises:
             UnavailableError, NotAllowedError: as ``decide``.
         """
-        await self._write([_Decision(p, wait_without_view(p, active, reason)) for p in batch], active)
+        await self._write([_wait(pending, active, reason) for pending in batch], active)
 
     async def _read_views(self, batch: Sequence[PendingBoundary]) -> list[GraphView | BaseException]:
         """Return the view of each boundary, or the error that prevented it."""
@@ -141,7 +140,7 @@ class BatchDecider:
             self._metrics.decision_failed("policy")
             with traced(pending.traceparent):
                 _log.error("policy.failed", run=view.run_id, boundary=view.boundary, error=sampled.error)
-        message = decision_message(view, sampled, pending, active)
+        message = decision_message(pending, sampled, view, active)
         if sampled.choice.action is Action.WAIT:
             return _Decision(pending, message, view)
         assert isinstance(message.data, DecisionMade)
@@ -190,7 +189,7 @@ class BatchDecider:
                 self._metrics.decision_failed("record")
                 _log.error("view.refused", run=pending.run_id, boundary=pending.boundary, error=str(result))
                 reason = FAILED_VIEW_REASON.format(f"Kafka refuses it: {result}")
-                ready.append(_Decision(pending, wait_without_view(pending, active, reason)))
+                ready.append(_wait(pending, active, reason))
         return ready
 
     async def _write_commands(self, written: Sequence[tuple[_Decision, Position]], errors: list[EsperError]) -> None:
@@ -236,6 +235,10 @@ class BatchDecider:
                 policy=f"{event.policy_id} v{event.policy_version}",
                 reason=event.reason,
             )
+
+
+def _wait(pending: PendingBoundary, active: ActivePolicy, reason: str) -> _Decision:
+    return _Decision(pending, decision_message(pending, SampledChoice(WAIT, 1.0, reason), None, active))
 
 
 def _assemble(pending: PendingBoundary, rows: ViewRows | None) -> GraphView | BaseException:

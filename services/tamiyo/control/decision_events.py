@@ -45,15 +45,15 @@ def view_message(view: GraphView, pending: PendingBoundary) -> OonaMessage:
 
 
 def decision_message(
-    view: GraphView, sampled: SampledChoice, pending: PendingBoundary, active: ActivePolicy
+    pending: PendingBoundary, sampled: SampledChoice, view: GraphView | None, active: ActivePolicy
 ) -> OonaMessage:
-    """Return the decision for a complete boundary."""
+    """Return the decision for a boundary. Without a view it is a WAIT marked as stale."""
     seed, kernel = sampled.choice.seed, sampled.choice.kernel
     event = DecisionMade(
-        run_id=view.run_id,
-        incarnation=view.incarnation,
-        boundary=view.boundary,
-        step=view.step,
+        run_id=pending.run_id,
+        incarnation=pending.incarnation,
+        boundary=pending.boundary,
+        step=pending.step,
         action=sampled.choice.action,
         layer_id=seed.layer_id if seed else None,
         seed_id=seed.seed_id if seed else None,
@@ -62,26 +62,10 @@ def decision_message(
         policy_id=active.version.policy_id,
         policy_version=active.version.version,
         reason=sampled.reason[:MAX_REASON_CHARS],
-        view_digest=view.digest,
+        view_digest=view.digest if view else None,
+        stale=view is None,
     )
-    return _caused_by_boundary(event, _decision_id(pending), pending)
-
-
-def wait_without_view(pending: PendingBoundary, active: ActivePolicy, reason: str) -> OonaMessage:
-    """Return a WAIT for a boundary whose rows are late, or of whose rows no view can be made."""
-    event = DecisionMade(
-        run_id=pending.run_id,
-        incarnation=pending.incarnation,
-        boundary=pending.boundary,
-        step=pending.step,
-        action=Action.WAIT,
-        probability=1.0,
-        policy_id=active.version.policy_id,
-        policy_version=active.version.version,
-        reason=reason,
-        stale=True,
-    )
-    return _caused_by_boundary(event, _decision_id(pending), pending)
+    return _caused_by_boundary(event, ids.decision_id(pending.run_id, pending.incarnation, pending.boundary), pending)
 
 
 def command_message(
@@ -127,10 +111,6 @@ def command_message(
     return OonaMessage.of(
         event, id=ids.command_id(decision_id), source=SOURCE, causation_id=decision_id, traceparent=traceparent
     )
-
-
-def _decision_id(pending: PendingBoundary) -> UUID:
-    return ids.decision_id(pending.run_id, pending.incarnation, pending.boundary)
 
 
 def _caused_by_boundary(event: RunEvent, id: UUID, pending: PendingBoundary) -> OonaMessage:

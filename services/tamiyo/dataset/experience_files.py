@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,20 @@ MANIFEST, NUMBERS = "manifest.json", "experiences.safetensors"
 METHODS: tuple[ReportMethod | None, ...] = (None, *ReportMethod)
 
 Arrays = dict[str, NDArray[Any]]
+
+_PLAIN_COLUMNS: Mapping[str, type[np.generic]] = MappingProxyType(
+    {
+        "incarnation": np.int32,
+        "boundary": np.int32,
+        "step": np.int64,
+        "chosen": np.int32,
+        "probability": np.float64,
+        "policy_version": np.int32,
+        "reward": np.float64,
+        "is_placebo": np.uint8,
+    }
+)
+"""Fields that are stored as they are, with the type of their array."""
 
 
 def write_experiences(folder: Path, experiences: Experiences, origin: Mapping[str, Any]) -> None:
@@ -101,52 +116,35 @@ def _names(experiences: Experiences) -> tuple[list[str], list[str]]:
 def _arrays(experiences: Experiences, runs: list[str], policies: list[str]) -> Arrays:
     stored = experiences.stored
     variances = [np.nan if e.reward_variance is None else e.reward_variance for e in stored]
-    views = b"".join(e.view_zstd for e in stored)
-    ends = np.cumsum([0, *(len(e.view_zstd) for e in stored)])
-    number_of = {name: n for n, name in enumerate(runs)}
-    policy_of = {name: n for n, name in enumerate(policies)}
+    run_codes = {name: n for n, name in enumerate(runs)}
+    policy_codes = {name: n for n, name in enumerate(policies)}
     return {
-        "run": np.array([number_of[e.run_id] for e in stored], np.int32),
-        "incarnation": np.array([e.incarnation for e in stored], np.int32),
-        "boundary": np.array([e.boundary for e in stored], np.int32),
-        "step": np.array([e.step for e in stored], np.int64),
-        "chosen": np.array([e.chosen for e in stored], np.int32),
-        "probability": np.array([e.probability for e in stored], np.float64),
-        "policy": np.array([policy_of[e.policy_id] for e in stored], np.int32),
-        "policy_version": np.array([e.policy_version for e in stored], np.int32),
-        "reward": np.array([e.reward for e in stored], np.float64),
+        **{name: np.array([getattr(e, name) for e in stored], dtype) for name, dtype in _PLAIN_COLUMNS.items()},
+        "run": np.array([run_codes[e.run_id] for e in stored], np.int32),
+        "policy": np.array([policy_codes[e.policy_id] for e in stored], np.int32),
         "reward_variance": np.array(variances, np.float64),
         "method": np.array([METHODS.index(e.method) for e in stored], np.uint8),
-        "is_placebo": np.array([e.is_placebo for e in stored], np.uint8),
-        "decision_id": _bytes_of([e.decision_id.bytes for e in stored], 16),
-        "view_digest": _bytes_of([bytes.fromhex(e.view_digest) for e in stored], 32),
-        "view_ends": ends.astype(np.int64),
-        "views_zstd": np.frombuffer(views, np.uint8).copy(),
+        "decision_id": _byte_rows([e.decision_id.bytes for e in stored], 16),
+        "view_digest": _byte_rows([bytes.fromhex(e.view_digest) for e in stored], 32),
+        "view_ends": np.cumsum([0, *(len(e.view_zstd) for e in stored)]).astype(np.int64),
+        "views_zstd": np.frombuffer(b"".join(e.view_zstd for e in stored), np.uint8).copy(),
     }
 
 
-def _bytes_of(rows: list[bytes], width: int) -> NDArray[np.uint8]:
+def _byte_rows(rows: list[bytes], width: int) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), width).copy()
 
 
 def _stored(arrays: Arrays, manifest: Mapping[str, Any]) -> list[StoredExperience]:
     methods = [None if name == "none" else ReportMethod(name) for name in manifest["methods"]]
     views, ends = arrays["views_zstd"].tobytes(), arrays["view_ends"].tolist()
-    columns = {
-        name: a.tolist() for name, a in arrays.items() if a.ndim == 1 and name not in ("views_zstd", "view_ends")
-    }
+    columns = {name: arrays[name].tolist() for name in (*_PLAIN_COLUMNS, "run", "policy", "reward_variance", "method")}
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     return [
         StoredExperience(
+            **{name: row[name] for name in _PLAIN_COLUMNS if name != "is_placebo"},
             run_id=manifest["runs"][row["run"]],
-            incarnation=row["incarnation"],
-            boundary=row["boundary"],
-            step=row["step"],
-            chosen=row["chosen"],
-            probability=row["probability"],
             policy_id=manifest["policies"][row["policy"]],
-            policy_version=row["policy_version"],
-            reward=row["reward"],
             reward_variance=None if np.isnan(row["reward_variance"]) else row["reward_variance"],
             method=methods[row["method"]],
             decision_id=UUID(bytes=arrays["decision_id"][n].tobytes()),
