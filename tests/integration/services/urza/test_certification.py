@@ -166,11 +166,11 @@ async def test_command_line_requests_many_changes_at_once(stack: EmbeddedStack, 
 
 async def test_repeated_key_keeps_its_verdicts(urza: Urza) -> None:
     one, other = named("twice"), named("twice")
-    asked = [proposal(one, SHIPPED["noop"]), proposal(other, SHIPPED["noop"], 7)]
-    first = await request(urza, *asked, key=one)
+    requested = [proposal(one, SHIPPED["noop"]), proposal(other, SHIPPED["noop"], 7)]
+    first = await request(urza, *requested, key=one)
     assert [o.verdict for o in first] == ["accepted", "wrong_version"]
     await wait_until_status(urza, one, "certified")
-    assert await request(urza, *asked, key=one) == first
+    assert await request(urza, *requested, key=one) == first
 
 
 async def test_rejected_blueprint_can_be_proposed_again(urza: Urza) -> None:
@@ -205,8 +205,8 @@ async def test_retired_blueprint_is_not_offered_and_keeps_kernels(urza: Urza) ->
     found = await lineage(urza, blueprint_id)
     assert [k["num_features"] for k in found.kernels].count(width) == 1
     assert await urza.blobs.exists(found.kernels[0]["kernel_sha256"])
-    with pytest.raises(ContractError, match="no blueprint nobody"):
-        await urza.changes.same_change(BlueprintChange.RETIRE, ["nobody"], key="k", reason="")
+    with pytest.raises(ContractError, match="no blueprint missing"):
+        await urza.changes.same_change(BlueprintChange.RETIRE, ["missing"], key="k", reason="")
     again = await urza.changes.same_change(BlueprintChange.RETIRE, [blueprint_id], key=blueprint_id, reason="done")
     assert again == wanted, "under its key it names the version that it named first"
     assert await request(urza, *again, key=blueprint_id) == [outcome]

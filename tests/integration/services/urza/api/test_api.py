@@ -1,4 +1,4 @@
-"""Urza's API as its clients meet it: pages, causes, lineage, changes under a key, tokens, caches, and parts that go away."""
+"""Urza's API for its clients: pages, causes, lineage, idempotent changes, tokens, caches and errors."""
 
 import asyncio
 import hashlib
@@ -177,13 +177,13 @@ def test_change_is_applied_once_and_visible_to_the_next_read(api: httpx.Client) 
 def test_each_of_many_changes_has_its_verdict(api: httpx.Client) -> None:
     names = [f"many-{n}-{uuid.uuid4().hex[:8]}" for n in range(3)]
     spec, mine = {"module": "nothing", "targets": ["linear"]}, key()
-    asked = [{"blueprint_id": n, "change": "propose", "expected_version": 0, "spec": spec} for n in names]
-    asked.append({"blueprint_id": names[0], "change": "retire", "expected_version": 77})
-    done = api.post("/changes", json={"changes": asked}, headers=mine)
+    requested = [{"blueprint_id": n, "change": "propose", "expected_version": 0, "spec": spec} for n in names]
+    requested.append({"blueprint_id": names[0], "change": "retire", "expected_version": 77})
+    done = api.post("/changes", json={"changes": requested}, headers=mine)
     assert done.status_code == 200
     assert [c["verdict"] for c in done.json()["changes"]] == ["accepted"] * 3 + ["wrong_version"]
-    assert api.post("/changes", json={"changes": asked}, headers=mine).json() == done.json()
-    refused(api.post("/changes", json={"changes": asked[::-1]}, headers=mine), 409)
+    assert api.post("/changes", json={"changes": requested}, headers=mine).json() == done.json()
+    refused(api.post("/changes", json={"changes": requested[::-1]}, headers=mine), 409)
     refused(api.post("/changes", json={"changes": []}, headers=key()), 422)
 
 
@@ -191,13 +191,13 @@ def test_one_trace_covers_request_certificate_and_kernels(api: httpx.Client, sta
     name, trace = f"traced-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
     body = {"change": "propose", "expected_version": 0, "spec": {"module": "affine", "targets": ["linear"]}}
     headers = {**key(), "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    asked = api.post(f"/blueprints/{name}/changes", json=body, headers=headers).json()["event_id"]
+    requested = api.post(f"/blueprints/{name}/changes", json=body, headers=headers).json()["event_id"]
     wait_until(lambda: items(api, "/kernels", blueprint_id=name, num_features=8), 90, "its kernel for the run")
     messages = events_of(stack, name)
     assert {trace_id_of(m.traceparent) for m in messages} == {trace}
-    assert len({m.traceparent for m in messages}) == len(messages), "each is a span of its own"
+    assert len({m.traceparent for m in messages}) == len(messages), "each event is a separate span"
     proposed, compiled, certificate, certified, *kernels = messages
-    assert str(proposed.id) == asked
+    assert str(proposed.id) == requested
     assert [m.causation_id for m in (proposed, compiled, certificate, certified)] == [
         None,
         proposed.id,
@@ -230,15 +230,15 @@ def test_certificates_and_refusals_of_a_blueprint(api: httpx.Client, stack: Embe
     assert [(r["target"], r["num_features"]) for r in refusals] == [("linear", 2**31 - 1)]
     assert "more than 50000000" in refusals[0]["reason"]
     for part in ("certificates", "refusals"):
-        refused(api.get(f"/blueprints/nobody/{part}"), 404)
+        refused(api.get(f"/blueprints/missing/{part}"), 404)
 
 
 def test_key_of_two_processes_has_two_verdicts(api: httpx.Client, stack: EmbeddedStack) -> None:
     mine, body = key(), {"change": "retire", "expected_version": 99, "reason": "twice"}
     event_id = ids.request_id(mine["Idempotency-Key"])
     both = ("noop", "affine")
-    asked = [events.BlueprintChangeRequested(blueprint_id=name, **body) for name in both]
-    send(stack, [OonaMessage.of(a, id=event_id, source="test") for a in asked])
+    requested = [events.BlueprintChangeRequested(blueprint_id=name, **body) for name in both]
+    send(stack, [OonaMessage.of(a, id=event_id, source="test") for a in requested])
     for name in both:
         at = f"/changes/{event_id}?blueprint_id={name}"
         wait_until(lambda at=at: api.get(at).status_code == 200, 30, "its verdict")
@@ -284,9 +284,9 @@ def test_kernel_is_immutable(api: httpx.Client, url: str, run: str) -> None:
 
 def test_errors_are_problems(api: httpx.Client, run: str) -> None:
     refused(api.get("/nowhere"), 404)
-    refused(api.get("/runs/nobody"), 404)
+    refused(api.get("/runs/missing"), 404)
     for part in ("seeds", "layers", "decisions", "causes?layer_id=a&seed_id=0"):
-        refused(api.get(f"/runs/nobody/{part}"), 404)
+        refused(api.get(f"/runs/missing/{part}"), 404)
     assert refused(api.delete("/blueprints/noop/changes"), 405)
     assert api.delete("/blueprints/noop/changes").headers["allow"] == "GET, POST"
     wrong = refused(api.get("/blueprints?limit=0&colour=red"), 422)

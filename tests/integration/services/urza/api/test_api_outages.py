@@ -1,4 +1,4 @@
-"""Urza's API while its dependencies are away and while its tables are replaced, on a stack of its own."""
+"""Urza's API while its dependencies are away and while its tables are replaced, on a fresh stack."""
 
 import threading
 from collections import Counter
@@ -85,7 +85,7 @@ def continuous_requests(url: str) -> Iterator[Counter[int | str]]:
     statuses: Counter[int | str] = Counter()
     ended = threading.Event()
 
-    def ask() -> None:
+    def send_requests() -> None:
         with httpx.Client(base_url=url, timeout=30) as api:
             for n in range(1, 1_000_000):
                 if ended.is_set():
@@ -96,7 +96,7 @@ def continuous_requests(url: str) -> Iterator[Counter[int | str]]:
                 reply = api.post("/blueprints/noop/changes", json=CHANGE, headers=key())
                 statuses[200 if reply.status_code == 202 else reply.status_code] += 1
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=send_requests)
     thread.start()
     try:
         yield statuses
