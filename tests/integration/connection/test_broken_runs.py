@@ -1,4 +1,4 @@
-"""One run that cannot be decided as it should holds up no other: it gets WAIT with the reason, on real rows and a real log."""
+"""A run that cannot be decided delays no other run: it gets WAIT with the reason, on real rows and a real log."""
 
 import asyncio
 import uuid
@@ -30,7 +30,7 @@ NUM_SOUND = 5
 
 
 class Picky(Policy):
-    """WAITs, but for one run, on which it raises."""
+    """WAITs, and raises for one run."""
 
     kind = "picky"
 
@@ -43,7 +43,7 @@ class Picky(Policy):
         return point_mass(0, "as always")
 
 
-async def test_one_broken_run_holds_up_no_other(stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_broken_run_delays_no_other_run(stack: EmbeddedStack, tmp_path: Path) -> None:
     name = uuid.uuid4().hex[:8]
     sound = [f"sound-{n}-{name}" for n in range(NUM_SOUND)]
     hated, broken = f"hated-{name}", f"broken-{name}"

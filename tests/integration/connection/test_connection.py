@@ -1,4 +1,4 @@
-"""The trainer's link on the real stack: commands applied once, kills resumed to the bit, no waiting on the bus."""
+"""A run on the real stack: commands are applied once, crashes resume bit for bit, no step waits for the network."""
 
 import asyncio
 import hashlib
@@ -32,9 +32,7 @@ SCRIPT = PROCESSES / "resumable_run.py"
 
 
 @pytest.mark.timeout(360)
-async def test_a_killed_run_resumes_to_the_bit_with_the_command_applied_where_it_was(
-    stack: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_killed_run_resumes_bit_for_bit(stack: EmbeddedStack, tmp_path: Path) -> None:
     kernel = await store_kernel(stack, 8)
     weights = {}
     for name, modes in {"whole": ["whole"], "broken": ["killed", "resumed"]}.items():
@@ -62,7 +60,9 @@ async def check_story_of_a_resumed_run(stack: EmbeddedStack, run_id: str, comman
     lifecycle = [m.data for m in await read_run_messages(stack, run_id, topics.LIFECYCLE)]
     germinated = [e for e in lifecycle if isinstance(e, events.SeedTransitioned) and e.command_id == command]
     assert [(e.incarnation, e.step) for e in germinated] == [(1, 30), (2, 30)]
-    resumed = [m.data for m in await read_run_messages(stack, run_id, topics.RUNS) if isinstance(m.data, events.RunResumed)]
+    resumed = [
+        m.data for m in await read_run_messages(stack, run_id, topics.RUNS) if isinstance(m.data, events.RunResumed)
+    ]
     assert [(e.incarnation, e.step, e.from_incarnation) for e in resumed] == [(2, 20, 1)]
     ends = [m.data for m in await read_run_messages(stack, run_id, topics.FIELD_REPORTS) if m.data.incarnation == 2]
     assert [e.outcome for e in ends] == [SeedStage.CULLED]
@@ -85,9 +85,7 @@ def training(stack: EmbeddedStack, folder: Path, run_id: str, **options: Any) ->
     return run, one_step
 
 
-async def test_commands_that_do_not_fit_are_rejected_by_an_event(
-    stack: EmbeddedStack, tmp_path: Path, run_id: str
-) -> None:
+async def test_invalid_commands_are_rejected_by_an_event(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
     kernel, narrow = await store_kernel(stack, 8), await store_kernel(stack, 3)
     run, one_step = training(stack, tmp_path, run_id)
 
@@ -125,9 +123,7 @@ async def test_commands_that_do_not_fit_are_rejected_by_an_event(
     ]
 
 
-async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if_it_had_not_come(
-    stack: EmbeddedStack, tmp_path: Path, run_id: str
-) -> None:
+async def test_broken_kernel_is_rejected_and_changes_nothing(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
     zeros = {"0.weight": torch.zeros(2, 8), "1.weight": torch.zeros(8, 2)}
     made = {
         "is malformed": b"no kernel at all",
@@ -150,9 +146,9 @@ async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if
                 one_step()
 
     await asyncio.to_thread(train)
-    events_told = [m.data for m in await read_run_messages(stack, run_id, topics.LIFECYCLE)]
-    assert [type(e) for e in events_told] == [events.CommandRejected] * len(made)
-    for event, says in zip(events_told, made, strict=True):
+    recorded = [m.data for m in await read_run_messages(stack, run_id, topics.LIFECYCLE)]
+    assert [type(e) for e in recorded] == [events.CommandRejected] * len(made)
+    for event, says in zip(recorded, made, strict=True):
         assert event.reason is RejectionReason.KERNEL_INVALID
         assert says in event.detail
     plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -169,7 +165,7 @@ async def test_a_broken_kernel_is_refused_by_an_event_and_training_goes_on_as_if
 
 @pytest.mark.timeout(180)
 @pytest.mark.slow
-async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_afterwards(
+async def test_steps_continue_without_a_broker_and_lose_nothing(
     fresh_stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
     import time
@@ -192,14 +188,14 @@ async def test_steps_go_on_while_the_broker_is_gone_and_nothing_is_missing_after
         return slowest
 
     slowest = await asyncio.to_thread(train)
-    assert slowest < 2.0, "a step waited on the bus"
+    assert slowest < 2.0, "a step waited for the network"
     sequences = sorted({m.data.sequence for m in await read_run_messages(fresh_stack, run_id)})
     assert len(sequences) > 1000
     assert sequences == list(range(len(sequences)))
 
 
 @pytest.mark.timeout(150)
-async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
+async def test_training_continues_on_a_full_disk_without_growth(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
     kernel = await store_kernel(stack, 8)
@@ -226,14 +222,14 @@ async def test_on_a_full_disk_training_goes_on_and_growth_waits_for_room(
         (tmp_path / "started").touch()
     await asyncio.to_thread(end_of, child)
     found = [m.data for m in await read_run_messages(stack, run_id, topics.RUNS, topics.LIFECYCLE)]
-    assert [e.boundary for e in found if isinstance(e, events.BoundaryReached)] == [5], "told again with room"
+    assert [e.boundary for e in found if isinstance(e, events.BoundaryReached)] == [5], "recorded again once the disk has space"
     grown = [(e.step, e.command_id) for e in found if isinstance(e, events.SeedTransitioned) and e.command_id]
     assert grown == [(25, command.id)]
     sequences = sorted({m.data.sequence for m in await read_run_messages(stack, run_id)})
-    assert sequences == list(range(len(sequences))), "no event that could not be written used a number up"
+    assert sequences == list(range(len(sequences))), "an event that was not written uses no number"
 
 
-async def test_telemetry_that_did_not_fit_is_told_before_the_run_ends_and_used_no_number_up(
+async def test_dropped_telemetry_is_recorded_before_the_run_ends(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
     run, one_step = training(stack, tmp_path, run_id, max_queued_telemetry=2, boundary_steps=1000)
@@ -253,7 +249,7 @@ async def test_telemetry_that_did_not_fit_is_told_before_the_run_ends_and_used_n
     assert [type(e) for e in sorted(found, key=lambda e: e.sequence)[-2:]] == [events.TelemetryGap, events.RunEnded]
 
 
-async def test_two_processes_cannot_have_one_run(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+async def test_run_belongs_to_one_process(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
     run, _step = training(stack, tmp_path, run_id)
     again, _step = training(stack, tmp_path, run_id)
 
@@ -264,7 +260,7 @@ async def test_two_processes_cannot_have_one_run(stack: EmbeddedStack, tmp_path:
     await asyncio.to_thread(both)
 
 
-def test_no_broker_at_the_start_is_one_clear_error(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+def test_missing_broker_at_the_start_is_one_clear_error(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
     run, _step = training(stack, tmp_path, run_id)
     run._link._settings = stack.settings().model_copy(
         update={"kafka": stack.settings().need_kafka().model_copy(update={"bootstrap_servers": "127.0.0.1:1"})}
@@ -273,7 +269,7 @@ def test_no_broker_at_the_start_is_one_clear_error(stack: EmbeddedStack, tmp_pat
         pass
 
 
-async def test_a_forked_worker_never_touches_the_link(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+async def test_forked_worker_has_no_effect(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
     import os
 
     run, one_step = training(stack, tmp_path, run_id)
@@ -290,7 +286,7 @@ async def test_a_forked_worker_never_touches_the_link(stack: EmbeddedStack, tmp_
     assert await asyncio.to_thread(train) == 0
 
 
-async def test_blobs_are_what_their_name_says(stack: EmbeddedStack) -> None:
+async def test_blobs_match_their_digest(stack: EmbeddedStack) -> None:
     data = uuid.uuid4().bytes * 100
     async with BlobStore(stack.settings().need_s3()) as blobs:
         digest = await blobs.put(data)
@@ -305,7 +301,7 @@ async def test_blobs_are_what_their_name_says(stack: EmbeddedStack) -> None:
             await blobs.get(digest, max_bytes=10_000)
 
 
-async def test_many_commands_for_one_kernel_are_one_fetch_and_predictions_give_way(
+async def test_fetcher_fetches_a_kernel_once_for_many_commands(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
     kernels = [await store_kernel(stack, width) for width in (8, 16, 32)]
@@ -317,11 +313,11 @@ async def test_many_commands_for_one_kernel_are_one_fetch_and_predictions_give_w
         })
         for digest, size in kernels
     ]  # fmt: skip
-    cache, access_history = KernelCache(), tmp_path / "habits.json"
+    cache, access_history = KernelCache(), tmp_path / "access_history.json"
     async with BlobStore(stack.settings().need_s3()) as blobs, KernelFetcher(cache, blobs, access_history) as fetcher:
         waiters = [asyncio.create_task(fetcher.fetch_for(commands[0])) for _n in range(32)]
         await asyncio.sleep(0)
-        waiters[0].cancel()  # the one that leads
+        waiters[0].cancel()  # the one that fetches
         answers = await asyncio.gather(*waiters[1:])
         assert {kernel.kernel_sha256 for kernel, _problem in answers} == {kernels[0][0]}
         assert cache.stats.fetches == 2, "the cancelled one, and one for all others"
@@ -342,7 +338,7 @@ async def _is(value: bool) -> bool:
     return value
 
 
-async def test_the_kernel_of_a_seed_under_way_is_pinned_and_the_next_run_has_it_early(
+async def test_kernel_of_an_active_seed_is_pinned_and_prefetched(
     stack: EmbeddedStack, tmp_path: Path, run_id: str
 ) -> None:
     kernel = await store_kernel(stack, 8)

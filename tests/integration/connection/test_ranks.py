@@ -1,4 +1,4 @@
-"""One run on two ranks: they morph in the same step, save together, and resume to the bit."""
+"""One run on two ranks: they grow in the same step, save together, and resume bit for bit."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ from esper.schemas.enums import SeedStage
 
 
 @pytest.mark.timeout(180)
-async def test_two_ranks_morph_in_the_same_step_and_resume_to_the_bit(
+async def test_two_ranks_grow_alike_and_resume_bit_for_bit(
     stack: EmbeddedStack, tmp_path: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")

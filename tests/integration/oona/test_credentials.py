@@ -23,7 +23,7 @@ USER = "guarded"
 
 @pytest.fixture(scope="module")
 def password(stack: EmbeddedStack) -> Iterator[str]:
-    """The password of a user whom the embedded Postgres does not simply trust, while the module runs."""
+    """The password of a user that the embedded Postgres authenticates, while the module runs."""
     chosen, rules = secrets.token_urlsafe(24), stack.postgres.root / "data" / "pg_hba.conf"
     before = rules.read_text()
     rules.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{before}")
@@ -41,11 +41,11 @@ def dsn(stack: EmbeddedStack, userinfo: str, database: str = "esper") -> str:
     return f"postgresql://{userinfo}@127.0.0.1:{stack.postgres.port}/{database}"
 
 
-def told_everywhere(error: BaseException) -> str:
+def all_texts_of(error: BaseException) -> str:
     return "".join((str(error), repr(error), *traceback.format_exception(error)))
 
 
-async def test_a_user_is_refused_by_both_drivers_in_the_same_words(stack: EmbeddedStack, password: str) -> None:
+async def test_both_postgres_drivers_refuse_a_user_alike(stack: EmbeddedStack, password: str) -> None:
     wrong = secrets.token_urlsafe(24)
     for userinfo in (f"{USER}:{wrong}", USER, f"nobody-{USER}:{wrong}"):
         postgres = PostgresSettings.model_validate({"dsn": dsn(stack, userinfo)})
@@ -55,11 +55,11 @@ async def test_a_user_is_refused_by_both_drivers_in_the_same_words(stack: Embedd
                 await attempt
             assert f"refuses user '{name}'" in str(caught.value)
             assert "\n" not in str(caught.value)
-            assert wrong not in told_everywhere(caught.value)
-            assert password not in told_everywhere(caught.value)
+            assert wrong not in all_texts_of(caught.value)
+            assert password not in all_texts_of(caught.value)
 
 
-async def test_a_missing_right_and_a_missing_database_are_told_apart(stack: EmbeddedStack, password: str) -> None:
+async def test_missing_right_and_missing_database_differ(stack: EmbeddedStack, password: str) -> None:
     let_in = PostgresSettings.model_validate({"dsn": dsn(stack, f"{USER}:{password}"), "schema_name": "forbidden"})
     with pytest.raises(NotAllowedError, match=f"user '{USER}' lacks a right at Postgres 127.0.0.1"):
         await migrate_now(let_in)
@@ -79,7 +79,7 @@ async def migrate_now(postgres: PostgresSettings) -> None:
 
 
 @pytest.mark.parametrize("command", ["migrate", "projections status", "serve urza", "serve tamiyo", "worker"])
-def test_a_wrong_password_ends_every_command_with_one_line(
+def test_wrong_password_ends_every_command_with_one_line(
     stack: EmbeddedStack, password: str, tmp_path: Path, command: str
 ) -> None:
     wrong = secrets.token_urlsafe(24)
@@ -91,15 +91,15 @@ def test_a_wrong_password_ends_every_command_with_one_line(
         code, printed = child.returncode, log_of(child)
     else:
         code, printed = cli(stack, tmp_path, *command.split(), **env)
-    told = [line for line in printed.splitlines() if f"refuses user '{USER}'" in line]
+    refusals = [line for line in printed.splitlines() if f"refuses user '{USER}'" in line]
     expected = 2 if command == "projections status" else 1  # 1 says that a partition stopped
-    assert (code, len(told), "Traceback" in printed) == (expected, 1, False), printed
+    assert (code, len(refusals), "Traceback" in printed) == (expected, 1, False), printed
     if command != "worker":  # Faust prints its banner
-        assert printed.splitlines() == told
+        assert printed.splitlines() == refusals
     assert wrong not in printed
 
 
-async def test_a_wrong_key_of_s3_is_refused_without_being_shown(stack: EmbeddedStack) -> None:
+async def test_wrong_s3_key_is_refused_without_being_shown(stack: EmbeddedStack) -> None:
     s3 = stack.settings().need_s3()
     wrong = secrets.token_urlsafe(24)
     for field in ("secret_key", "access_key"):
@@ -111,4 +111,4 @@ async def test_a_wrong_key_of_s3_is_refused_without_being_shown(stack: EmbeddedS
                 ) as caught:
                     await attempt
                 for secret in (wrong, stack.s3.secret_key):
-                    assert secret not in told_everywhere(caught.value)
+                    assert secret not in all_texts_of(caught.value)

@@ -1,4 +1,4 @@
-"""The consumer on a real broker: commits after the handler, loses nothing, and says when it does not get on."""
+"""GroupConsumer on a real broker: commits after the handler, loses nothing, and reports when it makes no progress."""
 
 import asyncio
 import time
@@ -40,7 +40,7 @@ from esper.schemas.topics import (
 )
 
 OPTIONS = GroupConsumerOptions(max_batch_records=10, finish_s=5, session_timeout_s=6)
-FETCH_BYTES = 1024 * 1024  # what the broker gives of a partition at once
+FETCH_BYTES = 1024 * 1024  # the most that the broker returns of a partition at once
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ async def kafka(broker: EmbeddedKafka) -> KafkaSettings:
 
 
 class Recorder:
-    """A handler that remembers what it was given, and does first what the test wants of it."""
+    """A handler that records its batches, after an action of the test."""
 
     def __init__(self, before: Callable[[EventBatch], Any] | None = None) -> None:
         self.batches: list[EventBatch] = []
@@ -80,7 +80,7 @@ async def reading(
     options: GroupConsumerOptions = OPTIONS,
     **more: Any,
 ) -> Any:
-    """A consumer that reads in the background. Every test has a topic of its own."""
+    """A consumer that runs in the background. Every test uses another topic."""
     async with GroupConsumer(kafka, group or f"g-{topic.name}", [topic], handler, options=options, **more) as consumer:
         running = asyncio.create_task(consumer.run())
         try:
@@ -109,17 +109,17 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = 30.
 
 
 async def delete_before(kafka: KafkaSettings, topic: TopicSpec, offset: int) -> None:
-    """What retention does, at once."""
+    """Delete records as retention does."""
     async with admin_client(kafka) as client:
         await client.delete_records({aiokafka.TopicPartition(topic.name, 0): RecordsToDelete(before_offset=offset)})
 
 
-async def test_a_batch_is_committed_after_its_handler_and_comes_again_when_that_fails(kafka: KafkaSettings) -> None:
+async def test_consumer_commits_after_the_handler_returns(kafka: KafkaSettings) -> None:
     tries: list[tuple[int, int]] = []
-    is_mended = False
+    is_fixed = False
 
     async def fail(batch: EventBatch) -> None:
-        if batch.partition == 0 and not is_mended:
+        if batch.partition == 0 and not is_fixed:
             tries.append((batch.start, batch.end))
             raise RuntimeError("a bug")
 
@@ -130,8 +130,8 @@ async def test_a_batch_is_committed_after_its_handler_and_comes_again_when_that_
         await until(lambda: handler.numbers(1) == list(range(1, 40, 2)), "the other partition")
         await wait_until_async(lambda: _is(committed(kafka, RUNS), {1: 20}), 10, "its commit, and no other")
         assert consumer.is_healthy, "not yet a stall"
-        is_mended = True
-        await until(lambda: handler.numbers() == list(range(0, 40, 2)), "what had failed")
+        is_fixed = True
+        await until(lambda: handler.numbers() == list(range(0, 40, 2)), "the batch that failed")
     assert len(set(tries)) == 1, "the same batch"
     assert await committed(kafka, RUNS) == {0: 20, 1: 20}
 
@@ -140,7 +140,7 @@ async def _is(found: Any, wanted: object) -> bool:
     return bool(await found == wanted)
 
 
-async def test_a_slow_handler_holds_fetching_up_and_loses_nothing(kafka: KafkaSettings) -> None:
+async def test_consumer_pauses_fetching_for_a_slow_handler(kafka: KafkaSettings) -> None:
     gate, total = asyncio.Event(), 12_000
 
     async def wait(_batch: EventBatch) -> None:
@@ -171,30 +171,30 @@ def newer(topic: TopicSpec, partition: int = 0) -> Record:
     return record._replace(headers=headers)
 
 
-async def test_what_cannot_be_decoded_goes_to_the_dead_letters_and_holds_nothing_up(kafka: KafkaSettings) -> None:
+async def test_consumer_sends_undecodable_records_to_dead_letters(kafka: KafkaSettings) -> None:
     broken, handler = poison(DECISIONS), Recorder()
     async with OonaProducer(kafka) as producer:
         await producer.send_records([numbered(DECISIONS, 0), broken, numbered(DECISIONS, 1), poison(DECISIONS, 1)])
         async with reading(kafka, DECISIONS, handler, dead_letters=producer.send_records):
             await wait_until_async(lambda: _is(committed(kafka, DECISIONS), {0: 3, 1: 1}), 20, "the commits")
     assert handler.numbers() == [0, 1]
-    letters = [read_dead_letter(r) async for r in read_range(kafka, DECISIONS.dead_letters)]
-    assert sorted(x.origin[1:] for x in letters) == [(0, 1), (1, 0)]
-    (mine,) = [x for x in letters if x.origin.partition == 0]
+    dead_letters = [read_dead_letter(r) async for r in read_range(kafka, DECISIONS.dead_letters)]
+    assert sorted(x.origin[1:] for x in dead_letters) == [(0, 1), (1, 0)]
+    (mine,) = [x for x in dead_letters if x.origin.partition == 0]
     assert mine.record[1:4] == (broken.key, broken.value, broken.headers), "byte for byte"
 
 
 @pytest.mark.parametrize(
     ("topic", "bad", "reason"), [(VIEWS, poison, "bad_json"), (COMMANDS, newer, "newer")], ids=["broken", "newer"]
 )
-async def test_what_must_not_be_passed_over_stops_its_partition_alone(
+async def test_consumer_stops_only_the_partition_it_cannot_decode(
     kafka: KafkaSettings, topic: TopicSpec, bad: Callable[[TopicSpec], Record], reason: str
 ) -> None:
     handler = Recorder()
-    letters: list[Record] = []
+    sent: list[Record] = []
 
     async def keep(records: Sequence[Record]) -> None:
-        letters.extend(records)
+        sent.extend(records)
 
     await write(kafka, [numbered(topic, 0), bad(topic), numbered(topic, 1), numbered(topic, 2, 1)])
     async with reading(kafka, topic, handler, dead_letters=keep if bad is newer else None) as consumer:
@@ -203,20 +203,20 @@ async def test_what_must_not_be_passed_over_stops_its_partition_alone(
         assert (stall.topic, stall.partition, stall.offset, stall.lag) == (topic.name, 0, 1, 2)
         assert reason in stall.reason
         await write(kafka, [numbered(topic, 3), numbered(topic, 4, 1)])
-        await until(lambda: handler.numbers(1) == [2, 4], "what comes later elsewhere")
+        await until(lambda: handler.numbers(1) == [2, 4], "later events of the other partition")
     assert handler.numbers() == [0]
-    assert letters == [], "a newer version is upgraded to, never put away"
+    assert sent == [], "a newer version is no dead letter"
     assert await committed(kafka, topic) == {0: 1, 1: 2}
 
 
 async def stop_of(consumer: GroupConsumer) -> Stall:
-    """The one stall, once it is there."""
+    """The only stall, once it is reported."""
     await until(lambda: not consumer.is_healthy, "the stop")
     (stall,) = consumer.stalls()
     return stall
 
 
-async def test_records_that_expired_unread_stop_the_partition_with_the_lost_range(kafka: KafkaSettings) -> None:
+async def test_consumer_stops_at_records_that_expired_unread(kafka: KafkaSettings) -> None:
     gate, blob = asyncio.Event(), (("x", b"x" * 50_000),)
     records = [numbered(FIELD_REPORTS, n) for n in range(100)]
     await write(kafka, [r._replace(headers=r.headers + blob) for r in records])
@@ -225,7 +225,7 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
         await gate.wait()
 
     handler = Recorder(wait)
-    async with reading(kafka, FIELD_REPORTS, handler) as consumer:  # under the eyes of a living reader
+    async with reading(kafka, FIELD_REPORTS, handler) as consumer:  # while the consumer reads
         tp = aiokafka.TopicPartition(FIELD_REPORTS.name, 0)
         await until(lambda: tp in consumer._readers and tp in consumer._consumer.paused(), "the pause")
         await delete_before(kafka, FIELD_REPORTS, 90)
@@ -235,7 +235,7 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
     assert handler.numbers() == list(range(seen))
     assert stall.reason == f"offsets {seen} to 89 expired before they were read and are lost"
     assert await committed(kafka, FIELD_REPORTS) == {0: seen}
-    async with reading(kafka, FIELD_REPORTS, handler) as consumer:  # and at the start
+    async with reading(kafka, FIELD_REPORTS, handler) as consumer:  # and when it starts
         stall = await stop_of(consumer)
         assert (stall.offset, stall.reason) == (
             seen,
@@ -245,7 +245,7 @@ async def test_records_that_expired_unread_stop_the_partition_with_the_lost_rang
 
 
 class Ledger(Recorder):
-    """A handler that keeps its own positions, as a projection does: a batch from elsewhere is a conflict."""
+    """A handler that stores its positions, as a projection does; a batch that starts elsewhere is a conflict."""
 
     def __init__(self, before: Callable[[EventBatch], Any] | None = None) -> None:
         super().__init__(before)
@@ -259,11 +259,11 @@ class Ledger(Recorder):
         place = (batch.topic, batch.partition)
         if self.positions.get(place, 0) != batch.start:
             self.batches.pop()
-            raise ConflictError("somebody else was first")
+            raise ConflictError("another member was first")
         self.positions[place] = batch.end
 
 
-async def test_a_log_that_ends_before_the_position_is_a_wiped_broker(kafka: KafkaSettings) -> None:
+async def test_consumer_stops_at_a_log_shorter_than_its_position(kafka: KafkaSettings) -> None:
     ledger = Ledger()
     ledger.positions = {(BLUEPRINTS.name, 0): 7}
     await write(kafka, [numbered(BLUEPRINTS, n) for n in range(3)])
@@ -275,32 +275,32 @@ async def test_a_log_that_ends_before_the_position_is_a_wiped_broker(kafka: Kafk
     assert ledger.batches == []
 
 
-async def test_a_topic_that_is_made_anew_under_a_living_reader_stops_it(kafka: KafkaSettings) -> None:
+async def test_consumer_stops_at_a_recreated_topic(kafka: KafkaSettings) -> None:
     ledger = Ledger()
     await write(kafka, [numbered(POLICIES, n) for n in range(10)])
     async with reading(kafka, POLICIES, ledger, load_positions=ledger.load) as consumer:
         await until(lambda: len(ledger.numbers()) == 10, "the old log")
         async with admin_client(kafka) as client:
             await client.delete_topics([POLICIES.name])
-        await asyncio.wait_for(_made_again(kafka, POLICIES), 20)
+        await asyncio.wait_for(_recreated(kafka, POLICIES), 20)
         await write(kafka, [numbered(POLICIES, n) for n in range(20, 24)])
         stall = await stop_of(consumer)
         assert "wiped" in stall.reason
-    assert ledger.numbers() == list(range(10)), "nothing of the new log, which has other things at these offsets"
+    assert ledger.numbers() == list(range(10)), "nothing of the new log, which has other records at these offsets"
 
 
-async def _made_again(kafka: KafkaSettings, topic: TopicSpec) -> None:
+async def _recreated(kafka: KafkaSettings, topic: TopicSpec) -> None:
     async def is_made() -> bool:
         try:
             await make_topics(kafka, topic)
-        except AssertionError:  # its deletion is not through yet
+        except AssertionError:  # its deletion is not complete yet
             return False
         return True
 
     await wait_until_async(is_made, 20, "the topic")
 
 
-async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_twice(kafka: KafkaSettings) -> None:
+async def test_consumers_handle_each_event_once_through_rebalances(kafka: KafkaSettings) -> None:
     total = 12_000
     await write(kafka, [numbered(TELEMETRY, n, n % 12) for n in range(total)])
 
@@ -312,8 +312,8 @@ async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_tw
     async with reading(kafka, TELEMETRY, first, load_positions=first.load):
         await until(lambda: len(first.batches) > 12, "the first alone")
         async with reading(kafka, TELEMETRY, second, load_positions=second.load):
-            await until(lambda: len(second.batches) > 12, "the second beside it")
-        await until(lambda: sum(first.positions.values()) == total, "the rest by the first", 90.0)
+            await until(lambda: len(second.batches) > 12, "the second in addition")
+        await until(lambda: sum(first.positions.values()) == total, "the rest, by the first alone", 90.0)
     found = defaultdict(list)
     for batch in first.batches + second.batches:
         found[batch.partition].append((batch.start, [r.message.id.int for r in batch.events]))
@@ -322,7 +322,7 @@ async def test_members_that_come_and_go_share_the_work_and_nothing_is_handled_tw
         assert handled == list(range(partition, total, 12)), "each once, in order"
 
 
-async def test_stop_does_not_wait_for_a_handler_that_hangs(kafka: KafkaSettings) -> None:
+async def test_consumer_stop_cancels_a_hanging_handler(kafka: KafkaSettings) -> None:
     is_hanging = asyncio.Event()
 
     async def hang(_batch: EventBatch) -> None:
@@ -339,7 +339,7 @@ async def test_stop_does_not_wait_for_a_handler_that_hangs(kafka: KafkaSettings)
     assert await committed(kafka, REDRIVES) == {}
 
 
-async def test_a_broker_that_is_away_is_a_stall_and_its_return_is_the_end_of_it(
+async def test_consumer_reports_a_silent_broker_as_a_stall(
     broker: EmbeddedKafka, kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "END_MAX_AGE_S", 1.0)
@@ -357,7 +357,7 @@ async def test_a_broker_that_is_away_is_a_stall_and_its_return_is_the_end_of_it(
         await until(lambda: consumer.is_healthy, "its end", 15)
 
 
-async def test_a_group_that_assigns_nothing_is_a_stall(kafka: KafkaSettings) -> None:
+async def test_consumer_reports_a_missing_assignment_as_a_stall(kafka: KafkaSettings) -> None:
     never_joined = GroupConsumer(kafka, "g", [RUNS], Recorder(), options=GroupConsumerOptions(stalled_after_s=0.2))
     assert never_joined.is_healthy
     assert (await stop_of(never_joined)).reason == "the group has assigned no partition to this member"

@@ -1,4 +1,4 @@
-"""Oona beside other clients of Kafka: the same partitions, topics that are made once, one clear error."""
+"""The event bus next to other clients of Kafka: the same partitions, unchanged topics, one clear error."""
 
 import uuid
 
@@ -17,7 +17,7 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import RUNS
 
 
-async def test_other_clients_choose_the_same_partition(stack: EmbeddedStack) -> None:
+async def test_partitioner_matches_other_clients(stack: EmbeddedStack) -> None:
     kafka = stack.settings().need_kafka()
     keys = [f"run-{uuid.uuid4().hex}" for _n in range(24)]
     theirs: dict[str, int] = {}
@@ -40,13 +40,13 @@ async def test_other_clients_choose_the_same_partition(stack: EmbeddedStack) -> 
     assert keys[0].encode() in {r.key for r in read}
 
 
-async def test_topics_are_made_once_and_never_changed(stack: EmbeddedStack) -> None:
+async def test_apply_topics_changes_nothing_that_exists(stack: EmbeddedStack) -> None:
     kafka = stack.settings().need_kafka()
     assert {s.state for s in await apply_topics(kafka)} == {TopicState.PRESENT}
     assert {s.state for s in await list_topics(kafka)} == {TopicState.PRESENT}
 
 
-async def test_a_wrong_address_is_one_clear_error_within_seconds() -> None:
+async def test_wrong_address_is_one_clear_error() -> None:
     kafka = KafkaSettings(bootstrap_servers="127.0.0.1:1")
     with pytest.raises(UnavailableError, match="no Kafka broker answers"):
         await list_topics(kafka)

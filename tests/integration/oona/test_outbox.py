@@ -1,4 +1,4 @@
-"""The outbox against a plain list, through crashes and on a full disk; and the commands that look after it."""
+"""The outbox compared with a list, through crashes and on a full disk; and its commands."""
 
 import asyncio
 import signal
@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes.esper_processes import cli
-from support.processes.small_disk import end_of, on_small_disk
 from support.processes.separate_broker import new_topic
+from support.processes.small_disk import end_of, on_small_disk
 
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import ContractError, OutboxFullError, UnavailableError
@@ -64,9 +64,9 @@ def opened(path: Path, **options: Any) -> Outbox:
 
 @settings(max_examples=20, deadline=None)
 @given(STEPS)
-def test_it_is_a_list_on_disk_whatever_is_done_in_whatever_order(steps: list[Any]) -> None:
+def test_outbox_matches_a_list_model(steps: list[Any]) -> None:
     model: list[Record] = []
-    marks: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     refused: list[tuple[Any, ...]] = []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         path = Path(folder) / "o.sqlite"
@@ -77,7 +77,7 @@ def test_it_is_a_list_on_disk_whatever_is_done_in_whatever_order(steps: list[Any
                 case "append", records, named:
                     outbox.append(records, named)
                     model += records
-                    marks |= named
+                    metadata |= named
                 case "remove", count if model:
                     outbox.remove_up_to(outbox.oldest(count)[-1][0])
                     del model[:count]
@@ -88,20 +88,20 @@ def test_it_is_a_list_on_disk_whatever_is_done_in_whatever_order(steps: list[Any
                     refused.append((first.topic, first.key, first.value, first.timestamp_ms, "why"))
                     del model[0]
                 case ("crash",):
-                    outboxes.append(opened(path))  # what a killed process held open is of no use to anybody
+                    outboxes.append(opened(path))  # as after a crash: the open connections are never used again
                 case ("close",):
                     outbox.close()
                     outboxes[-1] = opened(path)
             assert [r for _id, r in outboxes[-1].oldest(1_000)] == model
             assert len(outboxes[-1]) == len(model)
-            assert outboxes[-1].metadata() == marks
+            assert outboxes[-1].metadata() == metadata
         for outbox in outboxes:
             outbox.close()
         assert refused_in(path) == refused
         assert num_waiting_in(path) == len(model)
 
 
-def test_what_it_took_survives_sigkill_in_order(tmp_path: Path) -> None:
+def test_outbox_survives_sigkill_in_order(tmp_path: Path) -> None:
     path = tmp_path / "outbox.sqlite"
     writer = subprocess.Popen([sys.executable, "-c", APPEND, str(path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
@@ -114,13 +114,13 @@ def test_what_it_took_survives_sigkill_in_order(tmp_path: Path) -> None:
     values = [int(r.value or b"") for _id, r in outbox.oldest(1_000_000)]
     outbox.close()
     assert values == list(range(len(values)))
-    assert 0 <= len(values) - len(printed) <= 1, "only the one that was being written may be there untold"
+    assert 0 <= len(values) - len(printed) <= 1, "only the record that was being written may be stored and not printed"
 
 
-def test_at_its_size_limit_it_takes_all_or_nothing_and_goes_on_with_room(tmp_path: Path) -> None:
+def test_outbox_appends_all_or_nothing_at_its_size_limit(tmp_path: Path) -> None:
     outbox = opened(tmp_path / "outbox.sqlite", max_pages=64)
     count = 0
-    with pytest.raises(OutboxFullError, match="free some disk"):
+    with pytest.raises(OutboxFullError, match="free disk space"):
         while True:
             outbox.append([record(count, 2_000), record(count + 1, 2_000)])
             count += 2
@@ -131,7 +131,7 @@ def test_at_its_size_limit_it_takes_all_or_nothing_and_goes_on_with_room(tmp_pat
     outbox.close()
 
 
-def test_a_record_that_no_broker_takes_is_refused_with_its_batch(tmp_path: Path) -> None:
+def test_outbox_refuses_a_batch_with_a_too_large_record(tmp_path: Path) -> None:
     outbox = opened(tmp_path / "outbox.sqlite")
     for large in (record(1, RECORD_LIMIT_BYTES), record(1)._replace(key=b"k" * RECORD_LIMIT_BYTES)):
         with pytest.raises(ContractError, match="too large"):
@@ -141,48 +141,48 @@ def test_a_record_that_no_broker_takes_is_refused_with_its_batch(tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", ["no database", "a torn header"])
-def test_a_damaged_file_is_one_clear_error(tmp_path: Path, damage: str) -> None:
+def test_outbox_reports_a_damaged_file(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "outbox.sqlite"
     outbox = opened(path)
     outbox.append([record(0)])
     outbox.close()
     whole = path.read_bytes()
     path.write_bytes(b"no database at all" * 300 if damage == "no database" else b"\xff" * 100 + whole[100:])
-    with pytest.raises(UnavailableError, match=r"cannot be used.*is it no file of Esper's"):
+    with pytest.raises(UnavailableError, match=r"cannot be opened.*not Esper's, move it away"):
         outbox.open()
     with pytest.raises(UnavailableError, match="cannot be read as an outbox"):
         num_waiting_in(path)
 
 
-def test_an_append_is_not_held_up_by_whoever_reads_and_sends(tmp_path: Path) -> None:
+def test_append_does_not_wait_for_readers_or_the_sender(tmp_path: Path) -> None:
     path = tmp_path / "outbox.sqlite"
     outbox = opened(path)
     outbox.append([record(0)])
-    with closing(sqlite3.connect(path, isolation_level=None)) as reader, outbox._sending:
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader, outbox._sender_lock:
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
-        outbox.append([record(1)], {"mark": "set"})
-        assert outbox.metadata() == {"mark": "set"}
-        assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,), "it still reads what it read"
+        outbox.append([record(1)], {"name": "value"})
+        assert outbox.metadata() == {"name": "value"}
+        assert reader.execute("SELECT count(*) FROM outbox").fetchone() == (1,), "its snapshot is unchanged"
     assert [r for _id, r in outbox.oldest(9)] == [record(0), record(1)]
     outbox.close()
 
 
-def test_a_reserve_that_a_crash_cut_short_is_taken_again(tmp_path: Path) -> None:
+def test_outbox_rewrites_a_truncated_reserve(tmp_path: Path) -> None:
     reserve = tmp_path / "outbox.reserve"
     reserve.write_bytes(b"")
     opened(tmp_path / "outbox.sqlite").close()
     assert reserve.stat().st_size > 0
 
 
-def test_on_a_full_disk_sending_goes_on_and_nothing_is_lost(stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_outbox_sends_on_a_full_disk(stack: EmbeddedStack, tmp_path: Path) -> None:
     child = on_small_disk(stack, tmp_path, "outbox")
     child.start()
     printed = end_of(child)
-    assert printed.count("outbox.reserve_failed") <= 1, "told once"
+    assert printed.count("outbox.reserve_failed") <= 1, "logged once"
 
 
-async def test_what_waits_is_listed_and_sent_in_order_by_command(stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_outbox_command_lists_and_sends_in_order(stack: EmbeddedStack, tmp_path: Path) -> None:
     kafka = stack.settings().need_kafka()
     topic = await new_topic(kafka, 1)
     for run, name, numbers in (("run-1", "outbox", range(1_200)), ("run-2", "telemetry", range(3))):

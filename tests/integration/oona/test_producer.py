@@ -1,4 +1,4 @@
-"""The producer on a real broker: a result for every record, and order, whatever becomes of the broker."""
+"""The producer on a real broker: a result for every record, and order, whatever happens to the broker."""
 
 import asyncio
 import time
@@ -44,20 +44,20 @@ def kafka(broker: EmbeddedKafka) -> KafkaSettings:
 
 
 def record(topic: TopicSpec, number: int, size: int = 20) -> Record:
-    """A record that says which it is; three partitions in turn."""
+    """A record with its number as value; three partitions in turn."""
     return Record(topic.name, b"k", str(number).encode().ljust(size), (), 0, number % topic.num_partitions)
 
 
 async def numbers(kafka: KafkaSettings, topic: TopicSpec) -> dict[int, list[int]]:
-    """What each partition has, in order."""
+    """The numbers in each partition, in order."""
     return {p: [int(r.value or b"") for r in records] for p, records in (await read_all(kafka, topic)).items()}
 
 
-async def test_whatever_is_sent_comes_back_equal_and_in_order(broker: EmbeddedKafka) -> None:
+async def test_producer_delivers_records_unchanged_and_in_order(broker: EmbeddedKafka) -> None:
     kafka = settings_of(broker)
     first, second = await new_topic(kafka), await new_topic(kafka, 1)
     await make_topics(kafka, TELEMETRY)
-    topics = (first, second, TELEMETRY)  # the last has a lane of its own
+    topics = (first, second, TELEMETRY)  # telemetry has its own connection
     written: dict[TopicPartition, list[Record]] = {}
     async with OonaProducer(kafka) as producer:
 
@@ -93,7 +93,9 @@ async def test_whatever_is_sent_comes_back_equal_and_in_order(broker: EmbeddedKa
 
 @pytest.mark.parametrize("num_neighbours", [4, 60])
 @pytest.mark.parametrize("where", ["value", "key", "headers"])
-async def test_a_record_over_the_limit_fails_alone(kafka: KafkaSettings, where: str, num_neighbours: int) -> None:
+async def test_producer_fails_only_the_record_over_the_limit(
+    kafka: KafkaSettings, where: str, num_neighbours: int
+) -> None:
     topic, blob = await new_topic(kafka, 1), b"x" * (RECORD_LIMIT_BYTES + MIB)
     records = [record(topic, n) for n in range(num_neighbours)]
     large = records[2]._replace(**{where: (("h", blob),) if where == "headers" else blob})
@@ -108,9 +110,7 @@ async def test_a_record_over_the_limit_fails_alone(kafka: KafkaSettings, where: 
     assert await numbers(kafka, topic) == {0: kept}, "each once, in order"
 
 
-async def test_a_broker_that_answers_nobody_is_an_error_in_time_with_memory_bounded_and_a_quick_end(
-    broker: EmbeddedKafka, kafka: KafkaSettings
-) -> None:
+async def test_producer_bounds_memory_while_the_broker_is_silent(broker: EmbeddedKafka, kafka: KafkaSettings) -> None:
     topic, num_callers, num_each = await new_topic(kafka), 10, 10_000
     value, memory = b"x" * 1000, psutil.Process().memory_info
     records = [Record(topic.name, b"k", value, (), 0, n % 3) for n in range(num_each)]
@@ -132,20 +132,18 @@ async def test_a_broker_that_answers_nobody_is_an_error_in_time_with_memory_boun
                 errors = send.result().errors
                 assert len(errors) == len(send.result())
                 assert {type(e) for e in errors} == {UnavailableError}
-            held = 3 * BATCH_BYTES * (2 + num_callers)  # two a partition, and the one that each caller waits with
-            assert most < 3 * held < num_callers * num_each * len(value), "the lane holds what it says, and no more"
+            held = 3 * BATCH_BYTES * (2 + num_callers)  # two for each partition, and one for each waiting caller
+            assert most < 3 * held < num_callers * num_each * len(value), "no more than the documented bound"
             began = time.monotonic()
             await producer.__aexit__(None, None, None)
-            assert time.monotonic() - began < 8.5, "both lanes had something under way"
+            assert time.monotonic() - began < 8.5, "both connections had batches in flight"
         finally:
             broker.resume()
         deliveries = await producer.deliver([signal])
-        assert isinstance(deliveries.errors[0], InvariantError), "closed for good: nothing opens it again"
+        assert isinstance(deliveries.errors[0], InvariantError), "a closed producer stays closed"
 
 
-async def test_a_broker_that_is_killed_and_comes_back_has_everything_once_and_in_order(
-    broker: EmbeddedKafka, kafka: KafkaSettings
-) -> None:
+async def test_producer_delivers_once_through_a_broker_restart(broker: EmbeddedKafka, kafka: KafkaSettings) -> None:
     topic, sent = await new_topic(kafka), 0
     async with OonaProducer(kafka) as producer:
         is_over = asyncio.Event()
@@ -171,9 +169,7 @@ async def test_a_broker_that_is_killed_and_comes_back_has_everything_once_and_in
     assert await numbers(kafka, topic) == {p: list(range(p, sent, 3)) for p in range(3)}
 
 
-async def test_a_wiped_broker_under_a_living_producer_takes_what_comes_next(
-    broker: EmbeddedKafka, kafka: KafkaSettings
-) -> None:
+async def test_producer_continues_on_a_wiped_broker(broker: EmbeddedKafka, kafka: KafkaSettings) -> None:
     topic = await new_topic(kafka)
     async with OonaProducer(kafka) as producer:
         for start in range(0, 90, 30):  # the sequence numbers of the old cluster are past the first

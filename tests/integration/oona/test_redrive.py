@@ -1,4 +1,4 @@
-"""Dead letters through their life: written by a worker with a bug, looked at, redriven, folded once, replayed."""
+"""Dead letters from end to end: written by a worker with a bug, listed, redriven, projected once, replayed."""
 
 import asyncio
 import sys
@@ -28,20 +28,20 @@ from esper.schemas.topics import REDRIVES, RUNS, TELEMETRY
 
 pytestmark = pytest.mark.slow
 
-# a worker as it was before a bug was mended: it refuses epochs and health, whatever is in them
+# a worker with a bug that was fixed later: it cannot decode epochs and health
 BUGGY = """
 import sys
 from esper.errors import DecodeError
 from esper.oona import cloudevents
-from esper.streams import health_reports
+from esper.streams.projectors import health_report_decoder
 
-whole = cloudevents._event
+original = cloudevents._event
 def with_a_bug(entry, *rest):
     if entry.type.startswith(("esper.epoch.completed", "esper.layer-health.measured")):
         raise DecodeError("invalid", "this reader has a bug")
-    return whole(entry, *rest)
+    return original(entry, *rest)
 cloudevents._event = with_a_bug
-health_reports.read_report = lambda record: None  # health takes the long way too
+health_report_decoder.read_report = lambda record: None  # health is decoded by cloudevents too
 sys.argv[0] = "faust"
 from faust.cli.faust import cli
 cli()
@@ -49,17 +49,17 @@ cli()
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
 
 
-def told(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+def run_event(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
     body = event(run_id=run_id, incarnation=1, sequence=sequence, step=sequence, **fields)
     return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
 
 
 def story(run_id: str) -> list[OonaMessage]:
     """A run with three epochs, one boundary behind them."""
-    started = told(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
+    started = run_event(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
                    command_offset=0)  # fmt: skip
-    epochs = [told(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 10}) for n in (1, 2, 3)]
-    return [started, *epochs, told(run_id, 4, events.BoundaryReached, boundary=1, epoch=3, last_sequences={})]
+    epochs = [run_event(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 10}) for n in (1, 2, 3)]
+    return [started, *epochs, run_event(run_id, 4, events.BoundaryReached, boundary=1, epoch=3, last_sequences={})]
 
 
 async def rows(stack: EmbeddedStack, query: str, *arguments: object) -> list[Any]:
@@ -71,20 +71,20 @@ async def rows(stack: EmbeddedStack, query: str, *arguments: object) -> list[Any
 
 
 @pytest.mark.timeout(240)
-async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_redrive_applies_a_record_once_and_replay_agrees(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     kafka, run_id = fresh_stack.settings().need_kafka(), f"epochs-{uuid.uuid4().hex[:8]}"
     garbage = Record(RUNS.name, None, b"\x00\xff", (), 0, partition=0)
     async with OonaProducer(kafka) as producer:
         await producer.send_batch(story(run_id))
         await producer.send_records([garbage, garbage._replace(value=None)])
 
-    async def is_folded_and_told() -> bool:
+    async def is_projected_and_sent() -> bool:
         folded = await rows(fresh_stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id)
         return bool(folded) and not await rows(fresh_stack, "SELECT 1 FROM esper.pending_letters")
 
     buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
     with running(buggy, "worker.ready"):
-        await wait_until_async(is_folded_and_told, 90, "what the bug does not touch, and the letters of the rest")
+        await wait_until_async(is_projected_and_sent, 90, "the unaffected events, and the dead letters")
 
     def run(*arguments: str) -> str:
         code, printed = cli(fresh_stack, tmp_path, *arguments, COLUMNS="200")
@@ -94,11 +94,11 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     async def esper(*arguments: str) -> str:
         return await asyncio.to_thread(run, *arguments)
 
-    letters = [x async for x in find_dead_letters(kafka, [RUNS])]
-    mine = [x for x in letters if x.record.key == run_id.encode()]
+    dead_letters = [x async for x in find_dead_letters(kafka, [RUNS])]
+    mine = [x for x in dead_letters if x.record.key == run_id.encode()]
     originals = {r.position: r async for r in read_range(kafka, RUNS)}
     assert len(mine) == 3
-    for letter in letters:
+    for letter in dead_letters:
         origin = originals[letter.origin]
         assert letter.record[1:4] == (origin.key, origin.value, origin.headers), "byte for byte"
         assert letter.position.partition == letter.origin.partition
@@ -122,14 +122,14 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
         assert "nothing to redrive" in await esper("dlq", "redrive")
         assert "3 redriven" in await esper("dlq", "redrive", "--again", "--where", f"key={run_id}")
         async with OonaProducer(kafka) as producer:
-            await producer.send(told(run_id, 5, events.CheckpointSaved, epoch=3, sha256="0" * 64, size_bytes=1,
+            await producer.send(run_event(run_id, 5, events.CheckpointSaved, epoch=3, sha256="0" * 64, size_bytes=1,
                                      command_offset=0))  # fmt: skip
 
         async def all_is_folded() -> bool:
             saved = await rows(fresh_stack, "SELECT 1 FROM esper.checkpoints WHERE run_id = $1", run_id)
             return bool(saved) and len(await rows(fresh_stack, "SELECT 1 FROM esper.redrives")) == 6
 
-        await wait_until_async(all_is_folded, 30, "what came after the redrive")
+        await wait_until_async(all_is_folded, 30, "the event after the redrive")
         folded = await rows(fresh_stack, "SELECT epoch, step FROM esper.epochs WHERE run_id = $1 ORDER BY 1", run_id)
         assert folded == [(1, 1), (2, 2), (3, 3)]
         assert await rows(fresh_stack, "SELECT step FROM esper.runs WHERE run_id = $1", run_id) == [(4,)]
@@ -143,16 +143,14 @@ async def test_a_letter_is_redriven_once_and_a_replay_agrees(fresh_stack: Embedd
     assert sorted(first for first, here in origins if first != here) == sorted([x.origin for x in mine] * 2)
 
 
-async def test_a_letter_that_was_sent_twice_is_listed_and_redriven_once(
-    fresh_stack: EmbeddedStack, tmp_path: Path
-) -> None:
-    """What a worker leaves that dies between sending its letters and forgetting them."""
+async def test_duplicate_dead_letter_is_redriven_once(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    """The log after a worker that crashed between sending its dead letters and deleting them."""
     kafka = fresh_stack.settings().need_kafka()
     async with OonaProducer(kafka) as producer:
         await producer.send_batch(story("again"))
         skipped_record = [r async for r in read_range(kafka, RUNS)][1:3]
-        letters = [dead_letter(r, DecodeError("invalid", "a bug"), PROJECTIONS) for r in skipped_record]
-        await producer.send_records(letters * 2)
+        dead_letters = [dead_letter(r, DecodeError("invalid", "a bug"), PROJECTIONS) for r in skipped_record]
+        await producer.send_records(dead_letters * 2)
 
     async def dlq(*arguments: str) -> str:
         code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", *arguments, COLUMNS="200")
@@ -165,30 +163,28 @@ async def test_a_letter_that_was_sent_twice_is_listed_and_redriven_once(
     assert "2 already redriven" in await dlq("redrive")
 
 
-async def test_a_letter_that_is_still_broken_comes_back_with_its_first_origin_and_one_attempt_more(
-    fresh_stack: EmbeddedStack, tmp_path: Path
-) -> None:
+async def test_undecodable_redrive_keeps_its_first_origin(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     kafka = fresh_stack.settings().need_kafka()
     broken = encode(story("broken")[1])._replace(value=b'{"type": "esper.epoch.completed.v1"}')
     async with OonaProducer(kafka) as producer:
         await producer.send_records([broken])
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
 
-        async def letters(count: int) -> list[Any]:
+        async def dead_letters(count: int) -> list[Any]:
             found = [x async for x in find_dead_letters(kafka, [RUNS])]
             return found if len(found) == count else []
 
-        (first,) = await wait_until_async(lambda: letters(1), 30, "the letter")
+        (first,) = await wait_until_async(lambda: dead_letters(1), 30, "the dead letter")
         code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", "redrive", "--unreadable")
         assert code == 0, printed
-        _first, second = await wait_until_async(lambda: letters(2), 30, "the letter of the letter")
+        _first, second = await wait_until_async(lambda: dead_letters(2), 30, "the second dead letter")
     assert (second.attempts, second.first_origin) == (2, first.origin)
     assert second.origin.offset > first.origin.offset
     assert (second.record.key, second.record.value) == (first.record.key, first.record.value)
 
 
-async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: EmbeddedStack, tmp_path: Path) -> None:
-    """Records of other clients: a forged origin, numbers without end, and one too large for any letter."""
+async def test_forged_headers_redirect_nothing_and_stop_no_worker(stack: EmbeddedStack, tmp_path: Path) -> None:
+    """Records of other clients: a forged origin, endless numbers, and one too large for a dead letter."""
     kafka, run_id = stack.settings().need_kafka(), f"forged-{uuid.uuid4().hex[:8]}"
     started, *_others = story(run_id)
     good = encode(started)
@@ -198,42 +194,42 @@ async def test_nobody_can_steer_a_letter_or_stop_a_worker_by_a_header(stack: Emb
         (ATTEMPTS_HEADER, b"7" * 5_000),
     ]
     broken = [good._replace(value=b"{}", headers=(*good.headers, header)) for header in forged]
-    sound = [encode(m)._replace(headers=(*encode(m).headers, forged[1])) for m in story(run_id)[1:]]
+    valid = [encode(m)._replace(headers=(*encode(m).headers, forged[1])) for m in story(run_id)[1:]]
     async with OonaProducer(kafka) as producer:
-        await producer.send_records([good, *broken, *sound])
+        await producer.send_records([good, *broken, *valid])
     client = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, max_request_size=2**23)
     await client.start()
     await client.send_and_wait(RUNS.name, b"x" * (RECORD_LIMIT_BYTES + 50_000), key=run_id.encode())
     await client.stop()
 
-    async def letters() -> list[Any]:
+    async def dead_letters() -> list[Any]:
         found = [x async for x in find_dead_letters(kafka, [RUNS], [Condition("key", run_id, is_substring=False)])]
         return found if len(found) == 4 else []
 
-    for name in ("first", "second"):  # what stopped one worker stopped every one after it
+    for name in ("first", "second"):  # a record that stopped one worker would stop every later one
         with running(worker(stack, tmp_path, name), "worker.ready") as child:
-            mine = await wait_until_async(letters, 30, "the letters")
+            mine = await wait_until_async(dead_letters, 30, "the dead letters")
             assert "partition.stopped" not in log_of(child)
-    assert await rows(stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id), "what lies behind them"
-    assert {x.first_origin for x in mine} == {x.origin for x in mine}, "no header moves a letter"
+    assert await rows(stack, "SELECT 1 FROM esper.boundaries WHERE run_id = $1", run_id), "the events after them"
+    assert {x.first_origin for x in mine} == {x.origin for x in mine}, "no header moves a record"
     assert max(len(x.record.value or b"") for x in mine) > RECORD_LIMIT_BYTES
 
 
-async def test_an_event_with_two_letters_is_folded_once(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
-    """A trainer that was killed sends again; a worker with a bug passes over both; both are redriven."""
+async def test_event_with_two_dead_letters_is_projected_once(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
+    """A killed trainer sends an event again; a worker with a bug skips both records; both are redriven."""
     kafka, run_id = fresh_stack.settings().need_kafka(), "twice"
     signal = HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_score=0.5)
-    measured = told(run_id, 1, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,))
+    measured = run_event(run_id, 1, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,))
     async with OonaProducer(kafka) as producer:
         await producer.send_batch([measured, measured])
 
-    async def letters() -> list[Any]:
+    async def dead_letters() -> list[Any]:
         found = [x async for x in find_dead_letters(kafka, [TELEMETRY])]
         return found if len(found) == 2 else []
 
     buggy = process(fresh_stack, tmp_path, "buggy", sys.executable, "-c", BUGGY, *WORKER[1:])
     with running(buggy, "worker.ready"):
-        await wait_until_async(letters, 30, "both letters")
+        await wait_until_async(dead_letters, 30, "both dead letters")
     code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
     assert code == 0, printed
     with running(worker(fresh_stack, tmp_path), "worker.ready"):

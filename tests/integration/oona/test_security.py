@@ -1,4 +1,4 @@
-"""Oona with everything on: SCRAM over TLS and ACLs on the real broker; no secret is ever shown."""
+"""The event bus with SCRAM, TLS and ACLs on a real broker; no secret is ever shown."""
 
 import asyncio
 import logging
@@ -78,15 +78,15 @@ def run_started(run_id: str) -> OonaMessage:
     return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, 0), source="test")
 
 
-def told_everywhere(error: BaseException) -> str:
-    """All that anybody could print of an error."""
+def all_texts_of(error: BaseException) -> str:
+    """Every text that an error can print."""
     return "".join((str(error), repr(error), *traceback.format_exception(error)))
 
 
 # -- let in ---------------------------------------------------------------------------------
 
 
-async def test_an_event_goes_round_by_scram_over_tls(secure: SecureKafka, run_id: str) -> None:
+async def test_event_round_trip_with_scram_over_tls(secure: SecureKafka, run_id: str) -> None:
     sent = run_started(run_id)
     async with OonaProducer(secure.settings(user(Service.TRAINER))) as producer:
         position = await producer.send(sent)
@@ -96,9 +96,7 @@ async def test_an_event_goes_round_by_scram_over_tls(secure: SecureKafka, run_id
 
 
 @pytest.mark.parametrize("service", Service)
-async def test_each_service_sees_all_topics_and_only_the_worker_its_group(
-    secure: SecureKafka, service: Service
-) -> None:
+async def test_service_sees_all_topics_and_only_the_worker_its_group(secure: SecureKafka, service: Service) -> None:
     kafka = secure.settings(user(service))
     await verify_topics(kafka)
     if service is Service.WORKER:
@@ -108,7 +106,7 @@ async def test_each_service_sees_all_topics_and_only_the_worker_its_group(
             await verify_group(kafka, GROUP)
 
 
-async def test_a_password_is_changed_without_a_restart(secure: SecureKafka) -> None:
+async def test_password_change_needs_no_restart(secure: SecureKafka) -> None:
     secure.add_users("rotated")
     await wait_until_async(lambda: is_let_in(secure.settings("rotated")), 10, "the new user's entry")
     old = secure.settings("rotated")
@@ -130,7 +128,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "authority not trusted": ({"ca_file": "{foreign}"}, "is not signed by the authority in"),
     "plaintext against TLS": (
         {"protocol": "PLAINTEXT"},
-        "speaks TLS, but ESPER_KAFKA__SECURITY__PROTOCOL is PLAINTEXT",
+        "uses TLS, but ESPER_KAFKA__SECURITY__PROTOCOL is PLAINTEXT",
     ),
     "password in the clear against TLS": ({"protocol": "SASL_PLAINTEXT"}, "is SASL_PLAINTEXT: set SASL_SSL"),
     "no user": ({"protocol": "SSL"}, "requires a user (SCRAM-SHA-512)"),
@@ -138,9 +136,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("changed", "told"), REFUSALS.values(), ids=REFUSALS.keys())
-async def test_a_refusal_is_one_clear_error_within_seconds(
-    secure: SecureKafka, changed: dict[str, Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("changed", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
+async def test_refusal_is_one_clear_error_within_seconds(
+    secure: SecureKafka, changed: dict[str, Any], expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     secret = secrets.token_urlsafe(24)
@@ -159,33 +157,33 @@ async def test_a_refusal_is_one_clear_error_within_seconds(
         _never = [r async for r in read_range(kafka, RUNS)]
     assert time.monotonic() - before < REFUSED_WITHIN_S
     for caught in (produced, listed, read):
-        assert told in str(caught.value)
+        assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
-        shown = told_everywhere(caught.value) + caplog.text + repr(kafka)
+        shown = all_texts_of(caught.value) + caplog.text + repr(kafka)
         assert secret not in shown
         assert secure.passwords[user(Service.TRAINER)] not in shown
 
 
-async def test_tls_against_a_plaintext_broker_is_told(stack: EmbeddedStack, secure: SecureKafka) -> None:
+async def test_tls_client_reports_a_plaintext_broker(stack: EmbeddedStack, secure: SecureKafka) -> None:
     here = {"bootstrap_servers": stack.kafka.bootstrap_servers}
-    for protocol, told in (
+    for protocol, expected in (
         ("SSL", "does not speak TLS"),
         ("SASL_SSL", "does not speak TLS"),
         ("SASL_PLAINTEXT", "requires no user"),
     ):
         security = {**secure.section(user(Service.TRAINER)), "protocol": protocol}
-        with pytest.raises(NotAllowedError, match=told):
+        with pytest.raises(NotAllowedError, match=expected):
             await list_topics(KafkaSettings.model_validate({**here, "security": security}))
 
 
-async def test_a_certificate_is_asked_for_where_the_broker_wants_one(secure: SecureKafka) -> None:
+async def test_client_reports_a_required_certificate(secure: SecureKafka) -> None:
     known = secure.administrator
     without = known.model_copy(update={"security": known.security.model_copy(update={"cert_file": None})})
     with pytest.raises(NotAllowedError, match="requires a client certificate"):
         await list_topics(without)
 
 
-def test_a_trainer_is_refused_before_its_run_begins(secure: SecureKafka, stack: EmbeddedStack, tmp_path: Path) -> None:
+def test_trainer_is_refused_before_its_run_begins(secure: SecureKafka, stack: EmbeddedStack, tmp_path: Path) -> None:
     import torch
 
     import esper
@@ -194,7 +192,7 @@ def test_a_trainer_is_refused_before_its_run_begins(secure: SecureKafka, stack: 
     model = esper.wrap(torch.nn.Sequential(torch.nn.Linear(4, 2)), seeds_per_layer=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = LinkOptions.model_validate({"folder": tmp_path})
-    for kafka, told in (
+    for kafka, expected in (
         (secure.settings("stranger"), "User:stranger has no right to see"),
         (secure.settings(user(Service.URZA)), "User:esper-urza lacks a right on topic control.kasmina"),
         (secure.settings(user(Service.TRAINER), password="wrong"), "refuses user 'esper-trainer'"),
@@ -202,7 +200,7 @@ def test_a_trainer_is_refused_before_its_run_begins(secure: SecureKafka, stack: 
         settings = stack.settings().model_copy(update={"kafka": kafka})
         before = time.monotonic()
         with (
-            pytest.raises(NotAllowedError, match=told),
+            pytest.raises(NotAllowedError, match=expected),
             esper.connect(model, optimizer, settings=settings, options=options),
         ):
             pass
@@ -213,9 +211,7 @@ def test_a_trainer_is_refused_before_its_run_begins(secure: SecureKafka, stack: 
 
 
 @pytest.mark.parametrize("service", Service)
-async def test_who_may_read_and_write_what_is_exactly_what_the_rights_say(
-    secure: SecureKafka, service: Service
-) -> None:
+async def test_broker_enforces_exactly_the_listed_rights(secure: SecureKafka, service: Service) -> None:
     kafka, names = secure.settings(user(service)), [t.name for t in all_topics()]
     may = {
         Operation.READ: await asyncio.gather(*(may_read(kafka, name) for name in names)),
@@ -243,18 +239,18 @@ async def may_write(kafka: KafkaSettings, topic: str) -> bool:
         return True
 
 
-async def is_allowed(attempt: Awaitable[object], told: str) -> bool:
+async def is_allowed(attempt: Awaitable[object], expected: str) -> bool:
     try:
         await attempt
     except NotAllowedError as error:
         refusal = str(error)
     else:
         return True
-    assert told in refusal
+    assert expected in refusal
     return False
 
 
-async def test_only_tamiyo_decides(secure: SecureKafka, run_id: str) -> None:
+async def test_broker_accepts_decisions_from_tamiyo_only(secure: SecureKafka, run_id: str) -> None:
     decision = OonaMessage.of(
         DecisionMade(
             run_id=run_id,
@@ -278,7 +274,7 @@ async def test_only_tamiyo_decides(secure: SecureKafka, run_id: str) -> None:
             await producer.send(decision)
 
 
-async def test_a_stranger_sees_nothing_and_is_told_so(secure: SecureKafka) -> None:
+async def test_unknown_user_sees_nothing_and_gets_a_clear_error(secure: SecureKafka) -> None:
     kafka = secure.settings("stranger")
     for attempt in (verify_topics(kafka), apply_topics(kafka)):
         with pytest.raises(NotAllowedError, match="User:stranger has no right to see"):
@@ -289,7 +285,7 @@ async def test_a_stranger_sees_nothing_and_is_told_so(secure: SecureKafka) -> No
             await attempt
 
 
-async def test_extra_rights_are_shown_and_go_only_when_asked(secure: SecureKafka) -> None:
+async def test_apply_acls_removes_extra_acls_only_with_prune(secure: SecureKafka) -> None:
     admin = secure.administrator
     mine = Acl("User:stranger", "topic", TELEMETRY.name, "read")
     theirs = Acl("User:other", "topic", "elsewhere.", "read", pattern="prefixed")
@@ -297,14 +293,14 @@ async def test_extra_rights_are_shown_and_go_only_when_asked(secure: SecureKafka
     await apply_acls(admin, AclPlan(frozenset({mine, theirs, grabbing}), frozenset()))
     states = {s.acl: s.state for s in await apply_acls(admin, PLAN)}
     assert (states[mine], states[grabbing]) == (AclState.EXTRA, AclState.EXTRA)
-    assert theirs not in states, "it bears on nothing of Esper's"
+    assert theirs not in states, "it concerns nothing of Esper"
     states = {s.acl: s.state for s in await apply_acls(admin, PLAN, prune=True)}
     assert (states[mine], states[grabbing]) == (AclState.REMOVED, AclState.EXTRA)
     left = {s.acl: s.state for s in await list_acls(admin, AclPlan(frozenset({theirs}), frozenset({"User:other"})))}
     assert left == {theirs: AclState.PRESENT, grabbing: AclState.EXTRA}
 
 
-async def test_a_broker_without_an_authorizer_is_told_apart(stack: EmbeddedStack) -> None:
+async def test_apply_acls_reports_a_broker_without_authorizer(stack: EmbeddedStack) -> None:
     with pytest.raises(EsperError, match="has no authorizer, so every client may do everything"):
         await apply_acls(stack.settings().need_kafka(), PLAN)
 
@@ -326,7 +322,7 @@ def logs_in(*folders: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in logs)
 
 
-def test_a_worker_folds_with_its_own_credentials_and_shows_no_secret(
+def test_worker_runs_with_its_credentials_and_shows_no_secret(
     stack: EmbeddedStack, secure: SecureKafka, database: dict[str, str], tmp_path: Path, run_id: str
 ) -> None:
     env = {**secure.environment(user(Service.WORKER)), **database, "ESPER_LOGGING__LEVEL": "DEBUG"}
@@ -349,7 +345,7 @@ def test_a_worker_folds_with_its_own_credentials_and_shows_no_secret(
 
 
 @pytest.mark.parametrize("command", ["worker", "topics", "urza"])
-def test_a_wrong_password_ends_every_command_with_one_line(
+def test_wrong_password_ends_every_command_with_one_line(
     stack: EmbeddedStack, secure: SecureKafka, database: dict[str, str], tmp_path: Path, command: str
 ) -> None:
     secret = secrets.token_urlsafe(24)
@@ -362,24 +358,24 @@ def test_a_wrong_password_ends_every_command_with_one_line(
     else:
         words = ("serve", command) if command == "urza" else (command, "list")
         code, printed = cli(stack, tmp_path, *words, **env)
-    told = [line for line in printed.splitlines() if "refuses user 'esper-worker' (SCRAM-SHA-512)" in line]
-    assert (code, len(told)) == (1, 1), printed
+    refusals = [line for line in printed.splitlines() if "refuses user 'esper-worker' (SCRAM-SHA-512)" in line]
+    assert (code, len(refusals)) == (1, 1), printed
     assert "Traceback" not in printed
     if command != "worker":  # Faust prints its banner
-        assert printed.splitlines() == told
+        assert printed.splitlines() == refusals
     assert not [s for s in all_secrets(stack, secure, secret) if s in printed + command_lines()]
 
 
-def test_a_worker_without_its_ca_file_ends_with_one_line(
+def test_worker_without_its_ca_file_ends_with_one_line(
     stack: EmbeddedStack, secure: SecureKafka, tmp_path: Path
 ) -> None:
     env = secure.environment(user(Service.WORKER), ca_file=tmp_path / "gone.pem")
     child = process(stack, tmp_path, "worker", *WORKER, **env)
     child.start()
     wait_until(lambda: not child.is_alive, REFUSED_WITHIN_S + 15, "the worker's end")
-    (told,) = log_of(child).splitlines()
-    assert "a certificate file cannot be used" in told
-    assert (child.returncode, str(tmp_path / "gone.pem") in told) == (1, True)
+    (line,) = log_of(child).splitlines()
+    assert "a certificate file cannot be used" in line
+    assert (child.returncode, str(tmp_path / "gone.pem") in line) == (1, True)
 
 
 @pytest.fixture
@@ -395,18 +391,14 @@ def as_administrator(secure: SecureKafka) -> dict[str, str]:
     }
 
 
-def test_the_acls_command_applies_and_lists(
-    stack: EmbeddedStack, as_administrator: dict[str, str], tmp_path: Path
-) -> None:
+def test_acls_command_applies_and_lists(stack: EmbeddedStack, as_administrator: dict[str, str], tmp_path: Path) -> None:
     code, printed = cli(stack, tmp_path, "acls", "apply", **as_administrator)
     assert (code, f"{len(PLAN.required)} present" in printed) == (0, True), printed
     code, printed = cli(stack, tmp_path, "acls", "list", "--principal", "trainer=alice", **as_administrator)
     assert (code, "User:alice" in printed, "missing" in printed) == (0, True, True), printed
 
 
-async def test_the_password_command_takes_it_from_stdin_alone(
-    secure: SecureKafka, as_administrator: dict[str, str]
-) -> None:
+async def test_password_command_reads_stdin(secure: SecureKafka, as_administrator: dict[str, str]) -> None:
     secure.passwords["typed"] = secrets.token_urlsafe(24)
     done = subprocess.run(
         [str(SCRIPTS / "esper"), "acls", "password", "typed"],

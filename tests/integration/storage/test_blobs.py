@@ -1,4 +1,4 @@
-"""Blobs in a real S3: whole or not there, verified on every read, collected only when nothing names them."""
+"""Blobs in a real S3: whole or absent, verified on every read, collected only when nothing references them."""
 
 import asyncio
 import hashlib
@@ -49,13 +49,13 @@ async def blobs(stack: EmbeddedStack) -> AsyncIterator[BlobStore]:
 
 @pytest.fixture
 def big_file(tmp_path: Path) -> Path:
-    """A file that goes in parts."""
+    """A file that is uploaded in parts."""
     path = tmp_path / "big"
     path.write_bytes(random.Random(uuid.uuid4().int).randbytes(MULTIPART_BYTES + PART_BYTES // 2))
     return path
 
 
-async def test_what_esper_relies_on_in_the_embedded_s3(stack: EmbeddedStack) -> None:
+async def test_embedded_s3_has_the_documented_behavior(stack: EmbeddedStack) -> None:
     """Facts of this rclone that docs/guides/storage.md names: a new version that changes one fails here."""
     async with raw_client(stack.s3) as s3:
 
@@ -69,12 +69,12 @@ async def test_what_esper_relies_on_in_the_embedded_s3(stack: EmbeddedStack) -> 
         assert await put("md5", b"bytes", ContentMD5="XrY7u+Ae7tCTyyK7j1rNww==") == "BadDigest"
         assert await put("sha256", b"bytes", ChecksumSHA256="47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=") == "taken"
         assert await put("once", b"first") == "taken"
-        assert await put("once", b"second", IfNoneMatch="*") == "taken", "no compare-and-set here: it is ignored"
+        assert await put("once", b"second", IfNoneMatch="*") == "taken", "rclone ignores IfNoneMatch"
         found = await s3.list_objects_v2(Bucket=BUCKET, Prefix="facts/")
         assert [row["Key"] for row in found["Contents"]] == ["facts/once", "facts/sha256"]
 
 
-async def test_a_file_goes_in_parts_and_comes_back(blobs: BlobStore, big_file: Path, tmp_path: Path) -> None:
+async def test_file_round_trip_in_parts(blobs: BlobStore, big_file: Path, tmp_path: Path) -> None:
     digest = await blobs.put_file(big_file)
     assert digest == hashlib.sha256(big_file.read_bytes()).hexdigest()
     back = tmp_path / "back"
@@ -82,11 +82,11 @@ async def test_a_file_goes_in_parts_and_comes_back(blobs: BlobStore, big_file: P
     assert back.read_bytes() == big_file.read_bytes()
     with pytest.raises(KernelError, match="over 1,000"):
         await blobs.get_file(digest, tmp_path / "too-big", max_bytes=1_000)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "big"], "nothing half-written is left"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "big"], "no partial file is left"
     assert not [u async for u in dead_uploads(blobs.client)]
 
 
-async def test_many_are_stored_at_once_and_each_operation_is_counted(stack: EmbeddedStack) -> None:
+async def test_concurrent_puts_are_each_observed(stack: EmbeddedStack) -> None:
     stats, many = StorageStats(), [some_bytes() for _n in range(40)]
     async with BlobStore(stack.settings().need_s3(), stats.add) as blobs:
         digests = await asyncio.gather(*map(blobs.put, many))
@@ -98,7 +98,7 @@ async def test_many_are_stored_at_once_and_each_operation_is_counted(stack: Embe
     assert stats.num_bytes["put"] == stats.num_bytes["get"] == 800 * 40
 
 
-async def test_a_file_that_changes_while_it_is_uploaded_is_refused(blobs: BlobStore, big_file: Path) -> None:
+async def test_upload_refuses_a_file_that_changes(blobs: BlobStore, big_file: Path) -> None:
     async with blobs.client.operation("test") as operation:
         from esper.storage.uploads import put_file
 
@@ -109,7 +109,7 @@ async def test_a_file_that_changes_while_it_is_uploaded_is_refused(blobs: BlobSt
     assert not [u async for u in dead_uploads(blobs.client)], "aborted"
 
 
-async def test_an_upload_that_is_cancelled_leaves_nothing(blobs: BlobStore, big_file: Path) -> None:
+async def test_cancelled_upload_leaves_nothing(blobs: BlobStore, big_file: Path) -> None:
     upload = asyncio.create_task(blobs.put_file(big_file))
     found = [await wait_until_async(lambda: first_upload(blobs), what="the upload")]
     upload.cancel()
@@ -144,7 +144,7 @@ asyncio.run(main())
 """
 
 
-async def test_an_upload_whose_process_was_killed_is_never_seen_and_can_be_aborted(
+async def test_upload_of_a_killed_process_can_be_aborted(
     stack: EmbeddedStack, blobs: BlobStore, big_file: Path
 ) -> None:
     env = {**os.environ, "KEY": stack.s3.access_key, "SECRET": stack.s3.secret_key}
@@ -179,7 +179,7 @@ def settings_of(s3: EmbeddedS3, **changed: Any) -> S3Settings:
     return S3Settings.model_validate({**fields, **changed})
 
 
-async def test_operations_go_on_when_s3_is_killed_and_comes_back(own_s3: EmbeddedS3, tmp_path: Path) -> None:
+async def test_operations_continue_after_an_s3_restart(own_s3: EmbeddedS3, tmp_path: Path) -> None:
     many = [random.Random(n).randbytes(200_000) for n in range(60)]
     (tmp_path / "file").write_bytes(random.Random(61).randbytes(3 * MULTIPART_BYTES))
     async with BlobStore(settings_of(own_s3)) as blobs:
@@ -197,14 +197,14 @@ async def test_operations_go_on_when_s3_is_killed_and_comes_back(own_s3: Embedde
     own_s3.stop()
     own_s3.start()
     left = [p for p in folder_of(own_s3).rglob("*") if p.is_file() and p.name.startswith(".rclone_temp")]
-    assert not left, "what the killed server had begun is cleared away at its next start"
+    assert not left, "a killed server's partial files are deleted at its next start"
 
 
 async def has_stored(s3: EmbeddedS3, count: int) -> bool:
     return sum(not p.name.startswith(".") for p in (folder_of(s3) / "kernels").glob("*")) >= count
 
 
-async def test_an_s3_that_stays_away_is_one_error_within_the_deadline(own_s3: EmbeddedS3) -> None:
+async def test_silent_s3_is_one_error_within_the_deadline(own_s3: EmbeddedS3) -> None:
     async with BlobStore(settings_of(own_s3, deadline_s=4.0)) as blobs:
         digest = await blobs.put(b"x")
         own_s3.stop()
@@ -213,7 +213,7 @@ async def test_an_s3_that_stays_away_is_one_error_within_the_deadline(own_s3: Em
                 await attempt
 
 
-async def test_a_wrong_bucket_or_address_is_told_at_once(own_s3: EmbeddedS3) -> None:
+async def test_wrong_bucket_or_endpoint_fails_at_once(own_s3: EmbeddedS3) -> None:
     async with BlobStore(settings_of(own_s3, bucket="nobodys")) as blobs:
         for attempt in (blobs.put(b"x"), blobs.get("0" * 64, max_bytes=1)):
             with pytest.raises((ConfigError, MissingBlobError)):
@@ -223,7 +223,7 @@ async def test_a_wrong_bucket_or_address_is_told_at_once(own_s3: EmbeddedS3) -> 
             pass
 
 
-async def test_altered_bytes_are_never_given_out(blobs: BlobStore, stack: EmbeddedStack, tmp_path: Path) -> None:
+async def test_altered_bytes_are_never_returned(blobs: BlobStore, stack: EmbeddedStack, tmp_path: Path) -> None:
     data = some_bytes()
     digest = await blobs.put(data)
     place = folder_of(stack.s3) / "kernels" / digest
@@ -237,10 +237,10 @@ async def test_altered_bytes_are_never_given_out(blobs: BlobStore, stack: Embedd
             await attempt
     assert not (tmp_path / "f").exists()
     await blobs.put(data)
-    assert await blobs.get(digest, max_bytes=1_000) == data, "storing it again mends it"
+    assert await blobs.get(digest, max_bytes=1_000) == data, "storing it again repairs it"
 
 
-async def test_who_stores_waits_while_a_collector_has_the_blob_in_hand(blobs: BlobStore) -> None:
+async def test_put_waits_for_a_tombstone(blobs: BlobStore) -> None:
     data = some_bytes()
     digest = hashlib.sha256(data).hexdigest()
     async with blobs.client.operation("test") as operation:
@@ -254,7 +254,7 @@ async def test_who_stores_waits_while_a_collector_has_the_blob_in_hand(blobs: Bl
     assert await blobs.get(digest, max_bytes=1_000) == data
 
 
-async def test_nothing_that_is_stored_while_a_collector_runs_is_lost(own_s3: EmbeddedS3) -> None:
+async def test_put_during_a_collection_is_kept(own_s3: EmbeddedS3) -> None:
     many = [some_bytes() for _n in range(60)]
     async with BlobStore(settings_of(own_s3)) as blobs:
         digests = await store_long_ago(own_s3, *many)

@@ -1,4 +1,4 @@
-"""What is said when a service refuses: always one line, never a secret; and every error is in the tree."""
+"""Errors for refusals: always one line, never a secret; and every error class is in the tree."""
 
 import re
 import ssl
@@ -20,11 +20,11 @@ from esper.oona.broker_errors import kafka_error
 from esper.streams.database.postgres_errors import database_address, postgres_error
 
 SECRETS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=8, max_size=40)
-SECRETS = SECRETS.map(lambda s: f"~{s}~")  # so that it is no word of a message, nor of a setting that other tests list
+SECRETS = SECRETS.map(lambda s: f"~{s}~")  # not a word of a message, or of a setting that other tests list
 MARK = "s3cr3t"
 
 
-def test_the_drawing_of_the_error_tree_is_complete() -> None:
+def test_error_tree_lists_every_error() -> None:
     drawn = re.findall(r"^(?:[│ ]*[├└]── )?(\w+Error)\b", errors.__doc__ or "", re.M)
     defined = [name for name, kind in vars(errors).items() if isinstance(kind, type)]
     assert sorted(drawn) == sorted(defined)
@@ -45,7 +45,7 @@ def certificate_error(code: int) -> ssl.SSLCertVerificationError:
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "expected"),
     [
         (kafka_errors.SaslAuthenticationFailed("no"), "refuses user 'alice' (SCRAM-SHA-512)"),
         (kafka_errors.UnsupportedSaslMechanismError(), "has not enabled SCRAM-SHA-512"),
@@ -59,17 +59,17 @@ def certificate_error(code: int) -> ssl.SSLCertVerificationError:
         (certificate_error(20), "is not signed by an authority that this system trusts"),
     ],
 )
-def test_what_must_be_mended_is_told_also_from_deep_inside(raised: BaseException, told: str) -> None:
+def test_kafka_error_finds_a_refusal_in_the_chain(raised: BaseException, expected: str) -> None:
     outer = kafka_errors.KafkaConnectionError("closed")
     outer.__cause__ = raised
     for error in (raised, outer):
-        explained = kafka_error(error, kafka())
-        assert isinstance(explained, NotAllowedError)
-        assert told in str(explained)
-        assert "\n" not in str(explained)
+        translated = kafka_error(error, kafka())
+        assert isinstance(translated, NotAllowedError)
+        assert expected in str(translated)
+        assert "\n" not in str(translated)
 
 
-def test_what_a_retry_can_mend_and_what_no_broker_takes_are_told_apart() -> None:
+def test_kafka_error_separates_transient_from_permanent() -> None:
     for away in (kafka_errors.KafkaConnectionError("gone"), TimeoutError(), ConnectionRefusedError()):
         assert "no Kafka broker answers at broker:9093" in str(kafka_error(away, kafka()))
     assert isinstance(kafka_error(kafka_errors.NotEnoughReplicasError(), kafka()), UnavailableError)
@@ -79,7 +79,7 @@ def test_what_a_retry_can_mend_and_what_no_broker_takes_are_told_apart() -> None
 
 
 @given(secret=SECRETS)
-def test_no_error_of_kafkas_shows_the_password(secret: str) -> None:
+def test_kafka_error_never_shows_the_password(secret: str) -> None:
     assume(len(set(secret)) > 5)  # "aaaaaaaa" may stand anywhere by chance
     known = kafka(secret)
     for raised in (kafka_errors.SaslAuthenticationFailed("no"), certificate_error(20), TimeoutError()):
@@ -97,7 +97,7 @@ def postgres(dsn: str) -> PostgresSettings:
 
 
 @given(secret=SECRETS, as_query=st.booleans())
-def test_an_encoded_password_is_taken_and_never_shown(secret: str, as_query: bool) -> None:
+def test_dsn_accepts_an_encoded_password_and_hides_it(secret: str, as_query: bool) -> None:
     coded = quote(secret, safe="")
     dsn = f"postgresql://u@h/d?password={coded}" if as_query else f"postgresql://u:{coded}@h:1,[::1]:2/d"
     address = database_address(postgres(dsn))
@@ -109,8 +109,8 @@ def test_an_encoded_password_is_taken_and_never_shown(secret: str, as_query: boo
 
 
 @given(head=st.text("ab1", min_size=1), middle=st.sampled_from("@/:?#[]"), tail=st.text("cd2", min_size=1))
-def test_a_password_that_should_have_been_encoded_is_never_repeated(head: str, middle: str, tail: str) -> None:
-    """Either the whole is taken as the drivers take it, or it is refused without a word of it."""
+def test_dsn_error_never_shows_an_unencoded_password(head: str, middle: str, tail: str) -> None:
+    """The DSN is either parsed as the drivers parse it, or refused without being shown."""
     secret = f"{MARK}{head}{middle}{MARK}{tail}"
     try:
         address = database_address(postgres(f"postgresql://u:{secret}@h/d"))
@@ -125,7 +125,7 @@ def test_a_password_that_should_have_been_encoded_is_never_repeated(head: str, m
 @pytest.mark.parametrize(
     "dsn", ["", "h/d", "host=h password=s3cr3t", "mysql://u:s3cr3t@h/d", "postgresql://u:s3cr3t@h:x/d"]
 )
-def test_what_is_no_address_is_refused_without_a_word_of_it(dsn: str) -> None:
+def test_dsn_error_never_shows_a_malformed_dsn(dsn: str) -> None:
     with pytest.raises(ConfigError, match="write postgresql://USER:PASSWORD@HOST:PORT/DATABASE") as caught:
         database_address(postgres(dsn))
     assert MARK not in "".join(traceback.format_exception(caught.value))
@@ -145,8 +145,8 @@ def test_what_is_no_address_is_refused_without_a_word_of_it(dsn: str) -> None:
         (TimeoutError(), UnavailableError),
     ],
 )
-def test_both_drivers_are_told_apart_by_what_to_do(raised: BaseException, kind: type[Exception]) -> None:
-    explained = postgres_error(raised, postgres(f"postgresql://u:{MARK}@h:5432/d"))
-    assert type(explained) is kind
-    assert "\n" not in str(explained)
-    assert MARK not in str(explained)
+def test_postgres_error_translates_both_drivers(raised: BaseException, kind: type[Exception]) -> None:
+    translated = postgres_error(raised, postgres(f"postgresql://u:{MARK}@h:5432/d"))
+    assert type(translated) is kind
+    assert "\n" not in str(translated)
+    assert MARK not in str(translated)

@@ -1,10 +1,10 @@
-"""Who does not get on is named, and nobody else."""
+"""ProgressWatch reports the partitions that stall, and no other."""
 
 import pytest
 
 from esper.oona.progress_watch import ProgressWatch, Stall
 
-PLACE = ("runs", 3)
+PARTITION = ("runs", 3)
 
 
 class Clock:
@@ -25,80 +25,78 @@ def clock() -> Clock:
 @pytest.fixture
 def watch(clock: Clock) -> ProgressWatch:
     watch = ProgressWatch(30, clock)
-    watch.assign(PLACE, 5)
+    watch.assign(PARTITION, 5)
     return watch
 
 
-def test_records_left_and_no_progress_is_a_stall_after_the_time_and_not_before(
-    watch: ProgressWatch, clock: Clock
-) -> None:
+def test_watch_reports_a_stall_after_the_timeout(watch: ProgressWatch, clock: Clock) -> None:
     clock.now += 29.9
-    assert watch.stalls({PLACE: 9}) == []
+    assert watch.stalls({PARTITION: 9}) == []
     clock.now += 0.1
-    assert watch.stalls({PLACE: 9}) == [Stall("runs", 3, 5, 4, 30.0, "no progress")]
-    assert str(watch.stalls({PLACE: 9})[0]) == "runs[3] has been at offset 5 with a lag of 4 for 30 s: no progress"
+    assert watch.stalls({PARTITION: 9}) == [Stall("runs", 3, 5, 4, 30.0, "no progress")]
+    assert str(watch.stalls({PARTITION: 9})[0]) == "runs[3] has been at offset 5 with a lag of 4 for 30 s: no progress"
 
 
-def test_progress_starts_the_time_anew_and_forgets_the_trouble(watch: ProgressWatch, clock: Clock) -> None:
-    watch.note_problem(PLACE, "the handler failed")
+def test_watch_restarts_the_timeout_on_progress(watch: ProgressWatch, clock: Clock) -> None:
+    watch.note_problem(PARTITION, "the handler failed")
     clock.now += 29
-    watch.advance(PLACE, 6)
+    watch.advance(PARTITION, 6)
     clock.now += 29
-    assert watch.stalls({PLACE: 9}) == []
+    assert watch.stalls({PARTITION: 9}) == []
     clock.now += 1
-    (stall,) = watch.stalls({PLACE: 9})
+    (stall,) = watch.stalls({PARTITION: 9})
     assert (stall.offset, stall.reason) == (6, "no progress")
 
 
-def test_going_back_is_no_progress(watch: ProgressWatch, clock: Clock) -> None:
+def test_watch_ignores_a_lower_offset(watch: ProgressWatch, clock: Clock) -> None:
     clock.now += 30
-    watch.advance(PLACE, 5)
-    watch.advance(PLACE, 2)
-    assert watch.stalls({PLACE: 9})[0].offset == 5
+    watch.advance(PARTITION, 5)
+    watch.advance(PARTITION, 2)
+    assert watch.stalls({PARTITION: 9})[0].offset == 5
 
 
-def test_who_has_read_everything_waits_as_long_as_it_takes(watch: ProgressWatch, clock: Clock) -> None:
+def test_watch_reports_no_stall_without_unread_records(watch: ProgressWatch, clock: Clock) -> None:
     for _n in range(5):
         clock.now += 29
-        assert watch.stalls({PLACE: 5}) == []
+        assert watch.stalls({PARTITION: 5}) == []
     clock.now += 29
-    assert watch.stalls({PLACE: 6}) == [], "the time counts from when it last had everything"
+    assert watch.stalls({PARTITION: 6}) == [], "the timeout starts when it last had no unread records"
     clock.now += 1
-    assert [s.lag for s in watch.stalls({PLACE: 6})] == [1]
+    assert [s.lag for s in watch.stalls({PARTITION: 6})] == [1]
 
 
-def test_an_end_that_nobody_heard_of_is_no_lag_of_nothing(watch: ProgressWatch, clock: Clock) -> None:
+def test_watch_reports_an_unknown_end_as_unknown_lag(watch: ProgressWatch, clock: Clock) -> None:
     clock.now += 30
-    for unknown in ({}, {PLACE: None}):
+    for unknown in ({}, {PARTITION: None}):
         (stall,) = watch.stalls(unknown)
         assert stall.lag is None
         assert "an unknown lag" in str(stall)
         assert stall.reason == "no progress; no broker answers"
 
 
-def test_the_trouble_is_named(watch: ProgressWatch, clock: Clock) -> None:
-    watch.note_problem(PLACE, "the handler failed")
-    assert watch.stalls({PLACE: 9}) == [], "what mends itself in time is no stall"
+def test_watch_reports_the_noted_problem(watch: ProgressWatch, clock: Clock) -> None:
+    watch.note_problem(PARTITION, "the handler failed")
+    assert watch.stalls({PARTITION: 9}) == [], "a problem that passes in time is no stall"
     clock.now += 30
-    assert watch.stalls({PLACE: 9})[0].reason == "the handler failed"
+    assert watch.stalls({PARTITION: 9})[0].reason == "the handler failed"
 
 
-def test_a_stopped_partition_is_a_stall_at_once_and_stays_one(watch: ProgressWatch, clock: Clock) -> None:
-    watch.stop(PLACE, "a newer version")
+def test_watch_reports_a_stopped_partition_at_once(watch: ProgressWatch, clock: Clock) -> None:
+    watch.stop(PARTITION, "a newer version")
     for end in (9, 5, None):
-        assert [s.reason for s in watch.stalls({PLACE: end})] == ["a newer version"]
-    watch.advance(PLACE, 7)  # the batch that was under way
-    (stall,) = watch.stalls({PLACE: 9})
+        assert [s.reason for s in watch.stalls({PARTITION: end})] == ["a newer version"]
+    watch.advance(PARTITION, 7)  # the batch that was in progress
+    (stall,) = watch.stalls({PARTITION: 9})
     assert (stall.offset, stall.lag, stall.reason) == (7, 2, "a newer version")
 
 
-def test_a_partition_that_was_given_away_is_nobodys_stall(watch: ProgressWatch, clock: Clock) -> None:
-    watch.stop(PLACE, "a newer version")
-    watch.revoke(PLACE)
-    watch.advance(PLACE, 9)
-    watch.note_problem(PLACE, "late news")
-    watch.stop(PLACE, "late news")
+def test_watch_forgets_a_revoked_partition(watch: ProgressWatch, clock: Clock) -> None:
+    watch.stop(PARTITION, "a newer version")
+    watch.revoke(PARTITION)
+    watch.advance(PARTITION, 9)
+    watch.note_problem(PARTITION, "late")
+    watch.stop(PARTITION, "late")
     clock.now += 60
-    assert watch.stalls({PLACE: 9}) == []
-    watch.assign(PLACE, 9)
-    assert watch.stalls({PLACE: 12}) == []
+    assert watch.stalls({PARTITION: 9}) == []
+    watch.assign(PARTITION, 9)
+    assert watch.stalls({PARTITION: 12}) == []

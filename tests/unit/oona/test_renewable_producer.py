@@ -1,4 +1,4 @@
-"""A lane's producer is renewed for many senders at once."""
+"""RenewableProducer renews its producer for many senders at once."""
 
 import asyncio
 
@@ -7,27 +7,27 @@ from esper.errors import UnavailableError
 from esper.oona.renewable_producer import RenewableProducer
 
 
-class LaneWithoutBroker(RenewableProducer):
-    """One whose broker is away."""
+class ProducerWithoutBroker(RenewableProducer):
+    """A producer whose broker is away."""
 
     async def open(self) -> None:
         await asyncio.sleep(0)
         raise UnavailableError("the broker is away")
 
 
-async def test_every_sender_hears_that_the_broker_is_away_and_nothing_else() -> None:
-    """Whose renewal failed may find that another sender has begun the next one already."""
-    lane = LaneWithoutBroker(KafkaSettings(bootstrap_servers="127.0.0.1:1"), "test")
+async def test_renewal_raises_the_same_error_to_every_sender() -> None:
+    """A sender whose renewal failed may find that another one has started the next renewal."""
+    producer = ProducerWithoutBroker(KafkaSettings(bootstrap_servers="127.0.0.1:1"), "test")
 
-    async def ask() -> list[Exception]:
-        heard: list[Exception] = []
+    async def renew() -> list[Exception]:
+        errors: list[Exception] = []
         for _ in range(5):
             try:
-                await lane._renewed(None)
+                await producer._renewed(None)
             except Exception as error:
-                heard.append(error)
-        return heard
+                errors.append(error)
+        return errors
 
-    heard = [e for some in await asyncio.gather(*[ask() for _ in range(8)]) for e in some]
-    assert len(heard) == 40
-    assert {type(e) for e in heard} == {UnavailableError}
+    errors = [e for some in await asyncio.gather(*[renew() for _ in range(8)]) for e in some]
+    assert len(errors) == 40
+    assert {type(e) for e in errors} == {UnavailableError}

@@ -1,4 +1,4 @@
-"""Rights: every topic has its one writer and a reader, and only Tamiyo writes what decides over a run."""
+"""Rights: every topic has one writer and a reader, and only Tamiyo writes what controls a run."""
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +17,7 @@ def who_may(operation: Operation, topic: str) -> set[Service]:
 
 
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda t: t.name)
-def test_a_topic_is_written_by_one_service_and_read_by_the_worker(topic: TopicSpec) -> None:
+def test_rights_give_each_topic_one_writer(topic: TopicSpec) -> None:
     writers = who_may(Operation.WRITE, topic.name)
     assert len(writers - {Service.OPERATOR}) == 1
     assert topic is not REDRIVES or writers == {Service.OPERATOR, Service.TAMIYO}
@@ -28,11 +28,11 @@ def test_a_topic_is_written_by_one_service_and_read_by_the_worker(topic: TopicSp
 
 
 @pytest.mark.parametrize("topic", [VIEWS, DECISIONS, COMMANDS, POLICIES], ids=lambda t: t.name)
-def test_only_tamiyo_writes_what_decides(topic: TopicSpec) -> None:
+def test_rights_let_only_tamiyo_write_control_topics(topic: TopicSpec) -> None:
     assert who_may(Operation.WRITE, topic.name) == {Service.TAMIYO}
 
 
-def test_rights_are_on_esper_s_own_alone_and_none_changes_or_deletes() -> None:
+def test_rights_concern_only_resources_of_esper() -> None:
     topics = {t.name for t in all_topics()}
     for right in RIGHTS:
         known = {Resource.TOPIC: topics, Resource.GROUP: {"workers"}, Resource.CLUSTER: {CLUSTER}}
@@ -43,7 +43,7 @@ def test_rights_are_on_esper_s_own_alone_and_none_changes_or_deletes() -> None:
     ]
 
 
-def test_prune_takes_what_bears_on_esper_and_leaves_patterns_of_others() -> None:
+def test_plan_prunes_no_pattern_of_another_user() -> None:
     plan = AclPlan.of(default_principals(), "workers")
     mine = Acl("User:esper-trainer", "topic", "elsewhere", "write")
     exact = Acl("User:eve", "topic", DECISIONS.name, "write")
@@ -67,7 +67,7 @@ def test_prune_takes_what_bears_on_esper_and_leaves_patterns_of_others() -> None
 
 
 @pytest.mark.parametrize("option", ["nobody=alice", "trainer", "trainer="])
-def test_a_principal_that_says_nothing_is_told_how_to(option: str) -> None:
+def test_acls_command_refuses_a_malformed_principal(option: str) -> None:
     done = CliRunner().invoke(
         app, ["acls", "list", "--principal", option], env={"ESPER_KAFKA__BOOTSTRAP_SERVERS": "h:1"}
     )

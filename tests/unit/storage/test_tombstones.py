@@ -1,4 +1,4 @@
-"""Storing and collecting the same blob, in any order of their requests: what was stored is there in the end."""
+"""Storing and collecting the same blob in any order of requests: a blob that was stored remains."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ DATA = b"what is stored"
 
 
 class OneAtATime:
-    """S3 in memory: each request waits until the schedule lets it through, then happens in one go."""
+    """S3 in memory: each request waits for its turn in the schedule, then happens atomically."""
 
     def __init__(self, choices: list[int]) -> None:
         self.objects: dict[str, tuple[bytes, datetime]] = {}
@@ -86,7 +86,7 @@ DIGEST = blobs_module.hashlib.sha256(DATA).hexdigest()
 
 @settings(max_examples=120, deadline=None)
 @given(choices=st.lists(st.integers(0, 3), max_size=40), num_storers=st.integers(1, 3))
-def test_what_was_stored_is_there_whatever_a_collector_does(choices: list[int], num_storers: int) -> None:
+def test_put_survives_any_order_of_a_collector(choices: list[int], num_storers: int) -> None:
     async def scenario() -> None:
         s3 = OneAtATime(choices)
         blob, older_than = old_blob(s3, DIGEST), NOW - timedelta(days=7)
@@ -101,7 +101,7 @@ def test_what_was_stored_is_there_whatever_a_collector_does(choices: list[int], 
 
 @settings(max_examples=25, deadline=None)
 @given(choices=st.lists(st.integers(0, 3), max_size=20))
-def test_what_nobody_stores_again_goes_once(choices: list[int]) -> None:
+def test_collect_deletes_a_blob_once(choices: list[int]) -> None:
     async def scenario() -> None:
         s3 = OneAtATime(choices)
         blob, older_than = old_blob(s3, DIGEST), NOW - timedelta(days=7)
@@ -113,7 +113,7 @@ def test_what_nobody_stores_again_goes_once(choices: list[int]) -> None:
     asyncio.run(scenario())
 
 
-def test_the_mark_of_a_dead_collector_holds_nobody_up_for_ever() -> None:
+def test_put_ignores_an_expired_tombstone() -> None:
     async def scenario() -> None:
         s3 = OneAtATime([])
         s3.objects[key_of(BlobKind.KERNEL, DIGEST) + SUFFIX] = (b"", NOW - timedelta(seconds=TOMBSTONE_TTL_S + 1))

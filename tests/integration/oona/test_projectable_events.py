@@ -1,4 +1,4 @@
-"""What the contracts let through, the real tables take: no record that decodes can stop a partition."""
+"""The real tables accept every event that the contracts accept: no record that decodes can stop a partition."""
 
 import asyncio
 import uuid
@@ -21,42 +21,42 @@ from esper.streams.read_models.seed_causes import causes_of_seed
 from esper.streams.worker.partition_cache import PartitionCache, Progress
 
 
-def remembering(event: Event) -> PartitionCache:
-    """What the fold knows of a run before it hands an event on."""
+def cache_with(event: Event) -> PartitionCache:
+    """The cache that a worker has of a run before it projects an event."""
     cache = PartitionCache()
     if isinstance(event, TrainerEvent):
         cache.progress[event.run_id, event.incarnation] = Progress()
     return cache
 
 
-async def fold_alone(connection: asyncpg.Connection, event: Event) -> None:
-    """Fold one event into tables that are empty, and take it back."""
+async def project_alone(connection: asyncpg.Connection, event: Event) -> None:
+    """Project one event into empty tables, and roll back."""
     topic = REGISTRY[event.type].topic.name
     message = OonaMessage.of(event, id=uuid.uuid4(), source="test")
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await PROJECTORS[topic](connection, [ProjectedEvent.of(message, Position(topic, 0, 0))], remembering(event))
+        await PROJECTORS[topic](connection, [ProjectedEvent.of(message, Position(topic, 0, 0))], cache_with(event))
     finally:
         await transaction.rollback()
 
 
 @pytest.mark.timeout(120)
-def test_whatever_decodes_can_be_folded(own_database: PostgresSettings) -> None:
+def test_every_decodable_event_can_be_projected(own_database: PostgresSettings) -> None:
     with asyncio.Runner() as runner:
         path = {"search_path": own_database.schema_name}
         connection = runner.run(asyncpg.connect(own_database.dsn.get_secret_value(), server_settings=path))
 
         @given(st.one_of(*(values_of(entry.model) for entry in REGISTRY.values())))
         @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-        def folds(event: Event) -> None:
-            runner.run(fold_alone(connection, event))
+        def projects(event: Event) -> None:
+            runner.run(project_alone(connection, event))
 
-        folds()
+        projects()
         runner.run(connection.close())
 
 
-async def test_why_tells_of_a_seeds_breaker(own_database: PostgresSettings) -> None:
+async def test_causes_include_breaker_changes(own_database: PostgresSettings) -> None:
     path = {"search_path": own_database.schema_name}
     connection = await asyncpg.connect(own_database.dsn.get_secret_value(), server_settings=path)
     opened = BY_TYPE["esper.seed-breaker.changed.v1"]
