@@ -69,18 +69,14 @@ async def assigned_consumer(
 
 async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
     """The offset that the next record of each partition will have."""
-    pairs = [(t.name, p) for t in topics for p in range(t.num_partitions)]
-    async with assigned_consumer(kafka, pairs) as consumer:
-        found = await consumer.end_offsets([aiokafka.TopicPartition(*pair) for pair in pairs])
-        return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+    async with assigned_consumer(kafka, _partitions_of(*topics)) as consumer:
+        return dict(await consumer.end_offsets(consumer.assignment()))
 
 
 async def beginning_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
     """The offset of the oldest record in each partition."""
-    pairs = [(t.name, p) for t in topics for p in range(t.num_partitions)]
-    async with assigned_consumer(kafka, pairs) as consumer:
-        found = await consumer.beginning_offsets([aiokafka.TopicPartition(*pair) for pair in pairs])
-        return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+    async with assigned_consumer(kafka, _partitions_of(*topics)) as consumer:
+        return dict(await consumer.beginning_offsets(consumer.assignment()))
 
 
 async def read_range(
@@ -103,10 +99,8 @@ async def read_range(
     Raises:
         NotAllowedError, UnavailableError: as ``assigned_consumer``.
     """
-    numbers = range(topic.num_partitions) if partition is None else (partition,)
-    pairs = [(topic.name, n) for n in numbers]
-    async with assigned_consumer(kafka, pairs) as consumer:
-        assigned = [aiokafka.TopicPartition(*pair) for pair in pairs]
+    async with assigned_consumer(kafka, _partitions_of(topic, partition=partition)) as consumer:
+        assigned = consumer.assignment()
         first = await consumer.beginning_offsets(assigned)
         last = await consumer.end_offsets(assigned)
         remaining = set()
@@ -145,11 +139,8 @@ async def follow(
     Raises:
         NotAllowedError, UnavailableError: as ``assigned_consumer``.
     """
-    numbers = range(topic.num_partitions) if partition is None else (partition,)
-    pairs = [(topic.name, n) for n in numbers]
-    async with assigned_consumer(kafka, pairs) as consumer:
-        for pair in pairs:
-            tp = aiokafka.TopicPartition(*pair)
+    async with assigned_consumer(kafka, _partitions_of(topic, partition=partition)) as consumer:
+        for tp in consumer.assignment():
             if start is None:
                 await consumer.seek_to_end(tp)
             else:
@@ -157,6 +148,10 @@ async def follow(
         while True:
             async for _tp, record in _fetch(consumer):
                 yield record
+
+
+def _partitions_of(*topics: TopicSpec, partition: int | None = None) -> list[TopicPartition]:
+    return [(t.name, n) for t in topics for n in (range(t.num_partitions) if partition is None else (partition,))]
 
 
 async def _fetch(consumer: Any) -> AsyncIterator[tuple[aiokafka.TopicPartition, StoredRecord]]:

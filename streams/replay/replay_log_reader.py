@@ -1,6 +1,7 @@
 """Reads ranges of the log for a replay: one consumer on every partition, opened once and used for every range.
 
 The last range of a rebuild is read under a lock that workers wait for, so no connection may be opened then.
+aiokafka's TopicPartition is a named tuple, equal to the plain (topic, partition) of Oona.
 """
 
 import asyncio
@@ -12,11 +13,10 @@ from typing import Any
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 
 from esper.config import KafkaSettings
 from esper.errors import UnavailableError
-from esper.oona.broker_errors import kafka_error
+from esper.oona.broker_errors import CLIENT_ERRORS, kafka_error
 from esper.oona.log_reader import StoredRecord, assigned_consumer, to_stored_record
 from esper.oona.records import TopicPartition
 from esper.schemas.topics import TopicSpec, all_topics
@@ -43,18 +43,18 @@ class LogReader:
 
     async def first_offsets(self) -> dict[TopicPartition, int]:
         """The oldest offset of each partition."""
-        return _by_partition(await self._request(self._consumer.beginning_offsets(self._partitions)))
+        return dict(await self._request(self._consumer.beginning_offsets(self._partitions)))
 
     async def end_offsets(self) -> dict[TopicPartition, int]:
         """The offset of the next record of each partition."""
-        return _by_partition(await self._request(self._consumer.end_offsets(self._partitions)))
+        return dict(await self._request(self._consumer.end_offsets(self._partitions)))
 
     async def offsets_at(self, at: datetime) -> dict[TopicPartition, int]:
         """The offset of the first record with a broker timestamp of ``at`` or later; the end if there is none."""
         ends = await self.end_offsets()
         timestamps = dict.fromkeys(self._partitions, int(at.timestamp() * 1000))
         found = await self._request(self._consumer.offsets_for_times(timestamps))
-        later = {(tp.topic, tp.partition): seen.offset for tp, seen in found.items() if seen is not None}
+        later = {tp: seen.offset for tp, seen in found.items() if seen is not None}
         return {**ends, **later}
 
     async def read(self, starts: Offsets, ends: Offsets) -> AsyncGenerator[Batch, None]:
@@ -74,8 +74,8 @@ class LogReader:
             while left:
                 fetched = await self._request(self._consumer.getmany(timeout_ms=POLL_MS, max_records=FETCHED_RECORDS))
                 for tp, records in fetched.items():
-                    end = left.get((tp.topic, tp.partition), 0)
-                    buffer.add((tp.topic, tp.partition), [to_stored_record(r) for r in records if r.offset < end])
+                    end = left.get(tp, 0)
+                    buffer.add(tp, [to_stored_record(r) for r in records if r.offset < end])
                 done = [tp for tp in left if await self._is_past(tp, left[tp])]
                 for tp in done:
                     self._consumer.pause(aiokafka.TopicPartition(*tp))
@@ -103,7 +103,7 @@ class LogReader:
         try:
             async with asyncio.timeout(BROKER_TIMEOUT_S):
                 return await request
-        except (KafkaError, TimeoutError) as error:
+        except CLIENT_ERRORS as error:
             raise kafka_error(error, self._kafka) from error
 
 
@@ -153,7 +153,3 @@ class _BatchBuffer:
         batch = Batch(*tp, self._starts[tp], tuple(self._records.pop(tp)))
         self._starts[tp] = batch.end
         return batch
-
-
-def _by_partition(offsets: Mapping[aiokafka.TopicPartition, int]) -> dict[TopicPartition, int]:
-    return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}

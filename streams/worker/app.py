@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, cast
 
 import faust
-from aiokafka.errors import KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.types import TP
 from yarl import URL
@@ -21,13 +20,14 @@ from yarl import URL
 from esper.config import KafkaSettings, Settings, load_settings
 from esper.errors import EsperError
 from esper.logging import configure_logging, get_logger
+from esper.oona.broker_errors import CLIENT_ERRORS
 from esper.oona.client_options import tls_context
 from esper.oona.records import TopicPartition
 from esper.schemas.topics import TOPICS
 from esper.streams.settings import StreamsSettings
 from esper.streams.worker.faust_batches import BatchSchema, BatchTransport
 from esper.streams.worker.partition_executor import PartitionExecutor
-from esper.streams.worker.projection_worker import TRANSIENT, ProjectionWorker
+from esper.streams.worker.projection_worker import TRANSIENT, Offsets, ProjectionWorker
 
 EXIT_REFUSED = 1
 GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch allocates 100,000 objects without cycles
@@ -40,7 +40,10 @@ _log = get_logger(__name__)
 
 
 class EsperApp(faust.App):
-    """A Faust app that reads batches, from the positions that Postgres holds."""
+    """A Faust app that reads batches, from the positions that Postgres holds.
+
+    Faust's TP is a named tuple, equal to the plain (topic, partition) of Oona.
+    """
 
     projection_worker: ProjectionWorker
     executor: PartitionExecutor
@@ -72,10 +75,10 @@ class EsperApp(faust.App):
 
     async def load_positions(self, assigned: set[TP]) -> Mapping[TP, int]:
         """The stored positions of the assigned partitions. Retries while Postgres or Kafka is unavailable."""
-        async for attempt in self.projection_worker.retries((*TRANSIENT, KafkaError)):
+        async for attempt in self.projection_worker.retries((*TRANSIENT, *CLIENT_ERRORS)):
             with attempt:
                 bounds = await self._log_bounds(*assigned)
-                found = await self.projection_worker.assign({(tp.topic, tp.partition) for tp in assigned}, *bounds)
+                found = await self.projection_worker.assign(assigned, *bounds)
         return {TP(*partition): offset for partition, offset in found.items()}
 
     async def may_deliver(self, tp: TP, start: int, fetched: int) -> bool:
@@ -84,20 +87,19 @@ class EsperApp(faust.App):
         The client silently moves to the log's first offset if the log no longer holds ``start``. A gap within the log
         (expired or aborted records) looks the same, so this reads the bounds of the log from the broker.
         """
-        partition = (tp.topic, tp.partition)
-        if self.projection_worker.is_stopped(partition):
+        if self.projection_worker.is_stopped(tp):
             return False
         if fetched == start:
             return True
-        async for attempt in self.projection_worker.retries((KafkaError, OSError)):
+        async for attempt in self.projection_worker.retries(CLIENT_ERRORS):
             with attempt:
                 bounds = await self._log_bounds(tp)
-        return self.projection_worker.verify_fetched(partition, start, fetched, *bounds)
+        return self.projection_worker.verify_fetched(tp, start, fetched, *bounds)
 
-    async def _log_bounds(self, *assigned: TP) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    async def _log_bounds(self, *assigned: TP) -> tuple[Offsets, Offsets]:
         """The oldest offset and the end of the log of each partition."""
-        first, end = await self.consumer.earliest_offsets(*assigned), await self.consumer.highwaters(*assigned)
-        return _by_partition(first), _by_partition(end)
+        consumer: Any = self.consumer
+        return await consumer.earliest_offsets(*assigned), await consumer.highwaters(*assigned)
 
 
 def make_app() -> EsperApp:
@@ -187,16 +189,16 @@ async def _check_progress_periodically(app: Any) -> None:
             await app.projection_worker.verify_cluster()
         assigned = app.consumer.assignment()
         offsets = app.projection_worker.offsets()
-        ends: dict[TopicPartition, int | None] = dict.fromkeys((tp.topic, tp.partition) for tp in assigned)
+        ends: dict[TopicPartition, int | None] = dict.fromkeys(assigned)
         first: Mapping[TP, int] = {}
         try:
             async with asyncio.timeout(WATCH_S):
                 first = await app.consumer.earliest_offsets(*assigned)
-                ends |= _by_partition(await app.consumer.highwaters(*assigned))
-        except (KafkaError, OSError):
+                ends |= await app.consumer.highwaters(*assigned)
+        except CLIENT_ERRORS:
             pass  # the ends stay unknown, and are reported as such
         idle = {tp: offset for tp, offset in first.items() if not app.consumer.has_in_flight(tp)}
-        app.projection_worker.check_progress(ends, offsets, _by_partition(idle))
+        app.projection_worker.check_progress(ends, offsets, idle)
 
 
 async def _drop_expired_periodically(app: Any) -> None:
@@ -208,7 +210,3 @@ async def _drop_expired_periodically(app: Any) -> None:
 
 async def _log_ready(app: Any, **_fields: Any) -> None:
     _log.info("worker.ready", instance=app.projection_worker.instance_id, partitions=len(app.consumer.assignment()))
-
-
-def _by_partition(offsets: Mapping[Any, int]) -> dict[TopicPartition, int]:
-    return {(tp.topic, tp.partition): offset for tp, offset in offsets.items()}
