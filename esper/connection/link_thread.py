@@ -35,7 +35,7 @@ from esper.oona.producer import OonaProducer
 from esper.retry import Backoff
 from esper.schemas.events import CommandRejected, SeedCommand, SeedTransitioned
 from esper.schemas.messages import OonaMessage
-from esper.schemas.topics import COMMANDS, LIFECYCLE
+from esper.schemas.topics import COMMANDS, LIFECYCLE, TopicSpec
 from esper.storage.blobs import BlobStore
 
 IDLE_S = 0.02  # between two looks at an empty outbox
@@ -83,8 +83,8 @@ class LinkThread:
         self._thread = threading.Thread(target=self._run, name="esper-link", daemon=True)
         self._exits = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
-        self._producer: OonaProducer | None = None
-        self._kernels: KernelFetcher | None = None
+        self._producer: OonaProducer  # opened by start()
+        self._kernels: KernelFetcher
         self.health = Health(self._problems)
         self._send_problem: str | None = None  # why events stay in the outbox, while they do
 
@@ -98,19 +98,15 @@ class LinkThread:
             UnavailableError: no broker answers.
         """
         self._thread.start()
-        self._wait(self._open(), START_TIMEOUT_S)
+        self._run_in_thread(self._open(), START_TIMEOUT_S)
 
-    def end_of_commands(self) -> int:
-        """The end offset of the run's partition of commands."""
-        return int(self._wait(self._end_of(COMMANDS.name), START_TIMEOUT_S))
-
-    def end_of_lifecycle(self) -> int:
-        """The end offset of the run's partition of lifecycle events."""
-        return int(self._wait(self._end_of(LIFECYCLE.name), START_TIMEOUT_S))
+    def end_offset(self, topic: TopicSpec) -> int:
+        """The end offset of the run's partition of a topic: commands or lifecycle events."""
+        return int(self._run_in_thread(self._end_offset(topic.name), START_TIMEOUT_S))
 
     def drain(self, timeout_s: float) -> bool:
         """Send everything that waits; False if some is left after ``timeout_s``."""
-        return bool(self._wait(self._drain(timeout_s), timeout_s + START_TIMEOUT_S))
+        return bool(self._run_in_thread(self._drain(timeout_s), timeout_s + START_TIMEOUT_S))
 
     def read_replay(self, incarnation: int, step: int, lifecycle_offset: int) -> Replay:
         """What incarnations before ``incarnation`` did with commands after ``step``.
@@ -118,12 +114,12 @@ class LinkThread:
         Args:
             lifecycle_offset: where the run begins in its partition of lifecycle events.
         """
-        replay: Replay = self._wait(self._read_replay(incarnation, step, lifecycle_offset), None)
+        replay: Replay = self._run_in_thread(self._read_replay(incarnation, step, lifecycle_offset), None)
         return replay
 
-    def receive(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
+    def receive(self, inbox: CommandInbox, replay: Replay | None) -> None:
         """Start sending, and receiving commands from the inbox's offset on."""
-        self._wait(self._start_tasks(inbox, offset, replay), START_TIMEOUT_S)
+        self._run_in_thread(self._start_tasks(inbox, replay), START_TIMEOUT_S)
 
     def stop(self) -> bool:
         """Send what waits, for at most ``flush_timeout_s``, and end the thread; False if something is left on disk."""
@@ -136,7 +132,7 @@ class LinkThread:
         """End the thread without sending: for a run that did not begin."""
         if not self._thread.is_alive():
             return
-        self._wait(self._close(), START_TIMEOUT_S)
+        self._run_in_thread(self._close(), START_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -147,7 +143,8 @@ class LinkThread:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def _wait(self, work: Coroutine[Any, Any, Any], timeout_s: float | None) -> Any:
+    def _run_in_thread(self, work: Coroutine[Any, Any, Any], timeout_s: float | None) -> Any:
+        """Run a coroutine in this thread's event loop, and wait for its result."""
         future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
         return future.result(timeout_s)
 
@@ -170,36 +167,27 @@ class LinkThread:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._exits.aclose()
 
-    async def _end_of(self, topic: str) -> int:
+    async def _end_offset(self, topic: str) -> int:
         tp = TopicPartition(topic, self._partition)
         return int((await self._consumer.end_offsets([tp]))[tp])
 
-    async def _start_tasks(self, inbox: CommandInbox, offset: int, replay: Replay | None) -> None:
+    async def _start_tasks(self, inbox: CommandInbox, replay: Replay | None) -> None:
         self._consumer.pause(TopicPartition(LIFECYCLE.name, self._partition))
-        producer = self._require_producer()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "outbox": self._keep_sending,
-            "telemetry": lambda: self.telemetry.keep_sending(producer),
-            "spill": lambda: self.telemetry.keep_emptying_spill(producer),
+            "telemetry": lambda: self.telemetry.keep_sending(self._producer),
+            "spill": lambda: self.telemetry.keep_emptying_spill(self._producer),
             "commands": lambda: self._keep_receiving(inbox, replay),
-            "prefetch": self._require_kernels().keep_prefetching,
+            "prefetch": self._kernels.keep_prefetching,
             "beat": self.health.keep_beating,
         }
         self._tasks = [asyncio.create_task(_run_forever(n, loop), name=f"link-{n}") for n, loop in loops.items()]
-
-    def _require_producer(self) -> OonaProducer:
-        assert self._producer is not None
-        return self._producer
-
-    def _require_kernels(self) -> KernelFetcher:
-        assert self._kernels is not None
-        return self._kernels
 
     async def _keep_sending(self) -> None:
         backoff = Backoff(*RETRY_S)
         while True:
             try:
-                is_idle = not await send_oldest(self._outbox, self._require_producer())
+                is_idle = not await send_oldest(self._outbox, self._producer)
                 self._send_problem = None
                 backoff.reset()
                 if is_idle:
@@ -230,10 +218,9 @@ class LinkThread:
 
     async def _receive(self, records: list[Any], inbox: CommandInbox, replay: Replay | None) -> None:
         """Fetch the kernels of these commands concurrently; add the commands to the inbox in the order of the log."""
-        kernels = self._require_kernels()
         async with asyncio.TaskGroup() as tasks:
             commands = [(r.offset, found) for r in records if (found := self._command_in(r, replay)) is not None]
-            fetches = [(offset, m, c, tasks.create_task(kernels.fetch_for(c))) for offset, (m, c) in commands]
+            fetches = [(offset, m, c, tasks.create_task(self._kernels.fetch_for(c))) for offset, (m, c) in commands]
             for offset, message, command, fetch in fetches:
                 kernel, problem = await fetch
                 at_step = replay.applied_at.get(message.id) if replay is not None else None
@@ -259,7 +246,7 @@ class LinkThread:
         try:
             async with asyncio.timeout(timeout_s):
                 if not self._tasks:
-                    while await send_oldest(self._outbox, self._require_producer()):
+                    while await send_oldest(self._outbox, self._producer):
                         pass
                 while len(self._outbox) or (self._tasks and not self.telemetry.is_empty):
                     await asyncio.sleep(IDLE_S)

@@ -35,6 +35,7 @@ from esper.schemas import events
 from esper.schemas.assets import TrainingResults
 from esper.schemas.base import Scalar
 from esper.schemas.enums import RunStatus
+from esper.schemas.topics import COMMANDS, LIFECYCLE
 
 TELEMETRY_METADATA = "telemetry_safe"  # in the outbox: the incarnation, and its number of settled telemetry records
 
@@ -235,8 +236,8 @@ class RunLink:
         self._replicas.follow_growth()
 
     def _begin(self) -> None:
-        offset = self._link.end_of_commands()
-        self._lifecycle_offset = self._link.end_of_lifecycle()
+        offset = self._link.end_offset(COMMANDS)
+        self._lifecycle_offset = self._link.end_offset(LIFECYCLE)
         self._prepare(CommandInbox(offset))
         layers, edges = self._model.graph()
         _warn_of_approximate_graph(self._model)
@@ -250,7 +251,7 @@ class RunLink:
             command_offset=offset,
             hyperparameters=self._hyperparameters,
         )
-        self._link.receive(self._inbox, offset, None)
+        self._link.receive(self._inbox, None)
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         if not self._link.drain(self._options.flush_timeout_s):
@@ -269,7 +270,7 @@ class RunLink:
             command_offset=offset,
         )
         self._record_crash_losses(*saved.get("telemetry", (0, 0)))
-        self._link.receive(self._inbox, offset, replay)
+        self._link.receive(self._inbox, replay)
         self._wait_until_received(replay.applied_at)
 
     def _wait_until_received(self, commands: Iterable[UUID]) -> None:

@@ -46,7 +46,7 @@ def main() -> None:
     incarnation = store.claim_incarnation(is_resumed=(folder / "incarnations" / "1").exists())
     journal = Journal(run_id, incarnation, outbox)
     link.drain(60)  # events of earlier incarnations are sent first
-    link.receive(CommandInbox(0), link.end_of_commands(), None)
+    link.receive(CommandInbox(0), None)
     number = int(outbox.metadata().get(NEXT, 0))
     print(f"writing from {number}", flush=True)
     while not stopping.wait(1 / per_second):
