@@ -17,7 +17,7 @@ from esper.metrics import Health, Kind, Problem, ProcessMetrics
 NO_ROUTE = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before the response
-NOT_READY = "Kafka, Postgres or S3 is away, or the catalogue is not complete yet"
+NOT_READY = "Kafka, Postgres or S3 is unavailable, or the catalogue is incomplete; the log names the cause"
 
 
 class UrzaMetrics(ProcessMetrics):

@@ -156,10 +156,10 @@ def test_lag_with_broker_clock_ahead_is_not_negative(worker: tuple[WorkerMetrics
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 10**7)), max_size=20))
-def test_lag_is_never_negative(looks: list[tuple[int, int, int]]) -> None:
+def test_lag_is_never_negative(updates: list[tuple[int, int, int]]) -> None:
     metrics = WorkerMetrics(now_s=Clock(5_000.0), clock=Clock(1.0))
     metrics.partitions_assigned({PLACE: 0})
-    for start, end, time_ms in looks:
+    for start, end, time_ms in updates:
         metrics.batch_projected(batch(start, time_ms), 1)
         metrics.update_positions({PLACE: end}, [])
         records, seconds = lag_of(metrics)
