@@ -38,7 +38,7 @@ def main() -> None:
     outbox, spill = Outbox(folder / OUTBOX_FILE), Outbox(folder / SPILL_FILE)
     outbox.open()
     spill.open()
-    access_history = folder / "habits.json"
+    access_history = folder / "access_history.json"
     link = started(
         lambda: LinkThread(settings, run_id, outbox, spill, options, KernelCache(), access_history), stopping
     )
@@ -50,7 +50,7 @@ def main() -> None:
     number = int(outbox.metadata().get(NEXT, 0))
     print(f"writing from {number}", flush=True)
     while not stopping.wait(1 / per_second):
-        journal.mark(NEXT, str(number + 1))
+        journal.set_metadata(NEXT, str(number + 1))
         try:
             journal.record(EpochCompleted, step=number, epoch=number, metrics={})
             number += 1
