@@ -86,8 +86,8 @@ def try_outbox(folder: Path) -> None:
         removed += len(waiting)
     assert removed == appended, "events lost or duplicated"
     assert reserve.stat().st_size == RESERVE_BYTES, "space not reserved again"
-    outbox.append([record(appended)], {"mark": "kept"})
-    assert outbox.marks() == {"mark": "kept"}
+    outbox.append([record(appended)], {"name": "kept"})
+    assert outbox.metadata() == {"name": "kept"}
     outbox.close()
     say("whole")
 
