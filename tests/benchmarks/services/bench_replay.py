@@ -64,11 +64,9 @@ def decided_runs(num_layers: int, num_decisions: int, rng: random.Random) -> Sto
             key = (view.run_id, view.incarnation, view.boundary)
             choices = legal_choices(view)
             choice = choices[rng.randrange(1, len(choices)) if view.boundary % 2 else 0]
-            story.tell(recorded(view), ids.view_id(*key))
-            story.tell(decided(view, choice, 1 / len(choices)), ids.decision_id(*key))
-            story.tell(
-                recorded(view, boundary=100_000 + view.boundary), ids.view_id(key[0], 1, 100_000 + view.boundary)
-            )
+            story.add(recorded(view), ids.view_id(*key))
+            story.add(decided(view, choice, 1 / len(choices)), ids.decision_id(*key))
+            story.add(recorded(view, boundary=100_000 + view.boundary), ids.view_id(key[0], 1, 100_000 + view.boundary))
             if choice.seed is not None:
                 reported(story, key, choice, ids.decision_id(*key), after=rng.random())
     return story
