@@ -9,6 +9,7 @@ Invariant: no exception leaves ``project``, since a Faust agent would acknowledg
 
 import asyncio
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -173,7 +174,9 @@ class ProjectionWorker:
         kafka = self._settings.need_kafka()
         await claim_cluster(connection, await cluster_id(kafka), kafka)
 
-    async def assign(self, assigned: set[TopicPartition], first: Offsets, last: Offsets) -> dict[TopicPartition, int]:
+    async def assign(
+        self, assigned: AbstractSet[TopicPartition], first: Offsets, last: Offsets
+    ) -> dict[TopicPartition, int]:
         """Take over partitions, and return the offset to read each one from. Stops those that do not match the log.
 
         Args:
@@ -241,7 +244,7 @@ class ProjectionWorker:
         self._stall_reporter.report(stalls)
         self.metrics.update_positions(ends, stalls)
 
-    async def _send_pending_dead_letters(self, connection: Connection, assigned: set[TopicPartition]) -> None:
+    async def _send_pending_dead_letters(self, connection: Connection, assigned: AbstractSet[TopicPartition]) -> None:
         """Send the dead letters that an earlier owner of these partitions committed and did not send."""
         assert self._producer is not None
         rows = [row async for row in queries("dead_letters").all_pending(connection)]

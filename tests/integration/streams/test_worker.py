@@ -156,7 +156,7 @@ async def test_worker_refuses_to_start_with_one_clear_error(fresh_stack: Embedde
     )
     assert "a wiped broker, or the wrong address" in wiped
     assert "esper projections rebuild" in wiped
-    assert "unknown setting 'streams.member_idd'; did you mean 'member_id'?" in bad_key
+    assert "unknown setting 'streams.memberid'; did you mean 'member_id'?" in bad_key
     assert "no Kafka broker answers at 127.0.0.1:1" in no_broker
     code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "projections", "rebuild")
     assert code == 0, printed
