@@ -37,11 +37,11 @@ class Times:
     """Durations of one variant and size in seconds: from rows to decision, and of whole polls."""
 
     decisions_s: list[float] = field(default_factory=list)
-    looks_s: list[float] = field(default_factory=list)
+    polls_s: list[float] = field(default_factory=list)
 
     @property
     def per_second(self) -> float:
-        return len(self.decisions_s) / sum(self.looks_s)
+        return len(self.decisions_s) / sum(self.polls_s)
 
 
 def percentile(times_s: Sequence[float], share: float) -> float:
@@ -49,23 +49,23 @@ def percentile(times_s: Sequence[float], share: float) -> float:
     return 1000 * sorted(times_s)[min(len(times_s) - 1, int(share * len(times_s)))]
 
 
-async def look(service: DecisionService, connection: Any, runs: Runs, times: Times) -> None:
+async def poll(service: DecisionService, connection: Any, runs: Runs, times: Times) -> None:
     """Create runs, make them visible, and record when each is decided."""
-    room: Any = service._room
+    queue: Any = service._queue
     await fill_runs(connection, runs)
-    decided = room.decided
+    mark_decided = queue.mark_decided
     moments: list[float] = []
 
-    def noting(boundary: PendingBoundary) -> float:
+    def record_time(boundary: PendingBoundary) -> float:
         moments.append(time.perf_counter())
-        return float(decided(boundary))
+        return float(mark_decided(boundary))
 
-    room.decided = noting
+    queue.mark_decided = record_time
     await connection.execute("UPDATE runs SET status = 'running' WHERE starts_with(run_id, $1)", f"{runs.prefix}-")
     began = time.perf_counter()
     await service.tick()
-    times.looks_s.append(time.perf_counter() - began)
-    room.decided = decided
+    times.polls_s.append(time.perf_counter() - began)
+    queue.mark_decided = mark_decided
     assert len(moments) == runs.count, f"{len(moments)} of {runs.count} runs were decided"
     times.decisions_s += [at - began for at in moments]
     await connection.execute("UPDATE runs SET status = 'completed' WHERE status = 'running'")
@@ -91,20 +91,20 @@ async def measure(settings: Settings, given: argparse.Namespace) -> None:
             ):  # the order of the variants matters too
                 service._tamiyo = settings_of[name]
                 runs = Runs(f"{name[0]}{size}x{number}", size, "completed", BOUNDARIES, given.layers)
-                await look(service, connection, runs, times if number else Times())  # the first round is the warm-up
+                await poll(service, connection, runs, times if number else Times())  # the first round is the warm-up
                 if number == 0:
                     await analyzed(connection)
         show(found, sizes)
 
 
 def show(found: dict[tuple[str, int], Times], sizes: Sequence[int]) -> None:
-    heads = ("decisions/s", "p50 ms", "p95 ms", "look p50 ms", "decisions")
+    heads = ("decisions/s", "p50 ms", "p95 ms", "poll p50 ms", "decisions")
     print(f"{'runs':>12s} {'':12s}" + "".join(f"{head:>13s}" for head in heads))
     for size in sizes:
         for name in MODES:
             times = found[name, size]
             figures = (times.per_second, *(percentile(times.decisions_s, s) for s in (0.5, 0.95)),
-                       percentile(times.looks_s, 0.5))  # fmt: skip
+                       percentile(times.polls_s, 0.5))  # fmt: skip
             row = "".join(f"{figure:13,.1f}" for figure in figures)
             print(f"{size:12d} {name:12s}{row}{len(times.decisions_s):13,d}")
         ratio = found["batched", size].per_second / found["one by one", size].per_second

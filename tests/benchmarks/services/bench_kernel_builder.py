@@ -134,7 +134,7 @@ async def bench_kernels(parts: Parts, num_widths: int, rounds: int, away_s: Sequ
                 parts.blobs.line.wait_s, begin = wait_s, time.monotonic()
                 if name == "Urza":
                     builder = KernelBuilder(
-                        parts.pool, parts.producer, parts.blobs, parts.sandbox, OWN, ExaminedKernels()
+                        parts.reader, parts.producer, parts.blobs, parts.sandbox, OWN, ExaminedKernels()
                     )
                     count[name] += await builder.build_wanted()
                 else:
