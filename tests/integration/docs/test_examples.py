@@ -1,5 +1,6 @@
 """The programs of docs/examples and the code blocks that need the stack, run as a reader runs them."""
 
+import asyncio
 import re
 import sys
 import uuid
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 from docs.test_docs import PYTHON, Block
 from support.conditions import wait_until
+from support.events.event_examples import EXAMPLES
 from support.paths import DOCS, ROOT
 from support.processes.esper_processes import SCRIPTS, cli, log_of, process, running, worker
 
 from esper.embedded.stack import EmbeddedStack
+from esper.oona import OonaProducer
+from esper.schemas.events import FieldReported
+from esper.schemas.messages import OonaMessage
 
 OWN_LOOP_S = 400.0
 BLOCK_S = 120.0
@@ -54,6 +59,22 @@ def test_own_loop_grows_and_exports(stack: EmbeddedStack, tmp_path: Path) -> Non
     assert "decision" in why
     load = "import torch; print(torch.export.load('grown.pt2').module()(torch.zeros(3, 1, 8, 8)).shape)"
     assert "torch.Size([3, 10])" in run_python(stack, tmp_path, "-c", load, timeout_s=BLOCK_S)
+
+
+@pytest.mark.timeout(180)
+async def test_react_to_events_prints_a_field_report(stack: EmbeddedStack, tmp_path: Path, run_id: str) -> None:
+    """The example consumer prints a report that is in the log, and ends at SIGTERM."""
+    example = next(e for e in EXAMPLES if isinstance(e, FieldReported))
+    report = example.model_copy(update={"run_id": run_id})
+    async with OonaProducer(stack.settings().need_kafka(), client_id="test") as oona:
+        await oona.send(OonaMessage.of(report, id=uuid.uuid4(), source="test"))
+    program, group = str(DOCS / "examples" / "react_to_events.py"), f"test-{uuid.uuid4().hex[:8]}"
+    child = process(stack, tmp_path, "consumer", sys.executable, "-u", program, group)
+    with running(child, "reading"):
+        await asyncio.to_thread(
+            wait_until, lambda: f"{run_id}: {report.metric}" in log_of(child), BLOCK_S, "the report"
+        )
+    assert "Traceback" not in log_of(child)
 
 
 @pytest.mark.parametrize("block", [b for b in PYTHON if b.mark == "needs the stack"], ids=str)
