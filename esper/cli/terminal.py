@@ -21,7 +21,7 @@ from esper.errors import ConfigError, EsperError
 from esper.redaction import mask_text
 
 EXIT_ERROR = 1
-EXIT_FAILED = 2  # as of diff and grep: 1 is a negative answer, 2 means that there is no answer
+EXIT_FAILED = 2  # as with diff and grep: 1 is a negative answer, 2 means no answer
 EXIT_INTERRUPTED = 130
 
 T = TypeVar("T")

@@ -61,11 +61,11 @@ class Log:
 
         asyncio.run(delete())
 
-    def wait_until_folded(self) -> None:
+    def wait_until_projected(self) -> None:
         """Wait until every epoch is projected."""
-        wait_until(lambda: self.num_folded() == self._sequence, 60, "the epochs")
+        wait_until(lambda: self.num_projected() == self._sequence, 60, "the epochs")
 
-    def num_folded(self) -> int:
+    def num_projected(self) -> int:
         """Number of projected epochs."""
         with psycopg.connect(self.stack.postgres.dsn) as connection:
             row = connection.execute("SELECT count(*) FROM esper.epochs WHERE run_id = %s", (RUN,)).fetchone()
@@ -106,7 +106,7 @@ def test_worker_overtaken_by_retention_reports_loss(fresh_stack: EmbeddedStack, 
     log = Log(fresh_stack)
     log.add(5)
     with running(worker(fresh_stack, tmp_path, "first", **TIMES), "worker.ready"):
-        log.wait_until_folded()
+        log.wait_until_projected()
     log.add(5)
     log.expire()
     refused = refusal(fresh_stack, tmp_path, "overtaken-while-stopped")
@@ -115,7 +115,7 @@ def test_worker_overtaken_by_retention_reports_loss(fresh_stack: EmbeddedStack, 
     run(fresh_stack, tmp_path, "projections", "rebuild")
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready") as child:
         log.add(1)
-        wait_until(lambda: log.num_folded() == 1, 60, "the epoch after the loss")
+        wait_until(lambda: log.num_projected() == 1, 60, "the epoch after the loss")
         child.send(
             signal.SIGSTOP
         )  # overtaken while it runs: the Kafka client would silently continue at the log's start
@@ -143,7 +143,7 @@ def test_worker_refuses_inconsistent_state(fresh_stack: EmbeddedStack, tmp_path:
     with running(
         worker(fresh_stack, tmp_path, "first", ESPER_STREAMS__MEMBER_ID="3", **TIMES), "worker.ready"
     ) as child:
-        log.wait_until_folded()
+        log.wait_until_projected()
         refused = refusal(fresh_stack, tmp_path, "same-member-id", ESPER_STREAMS__MEMBER_ID="3")
         assert "member id 3 of this host is held by another worker" in refused
         log.execute("DROP SCHEMA esper CASCADE")  # recreated under a worker that is at offset 5
@@ -151,7 +151,7 @@ def test_worker_refuses_inconsistent_state(fresh_stack: EmbeddedStack, tmp_path:
         log.add(1)
         assert "the projections hold no position any more" in stop_line(child)
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
-        log.wait_until_folded()
+        log.wait_until_projected()
     log.execute(f"UPDATE esper.positions SET next_offset = 1000 WHERE topic = '{RUNS.name}'")
     refused = refusal(fresh_stack, tmp_path, "beyond-the-end")
     assert f"{RUNS.name}[{log.place[1]}]: the projections end at offset 1000, the log at 6" in refused
@@ -174,10 +174,10 @@ def test_worker_stopped_in_transaction_blocks_no_other(fresh_stack: EmbeddedStac
             wait_until(lambda: connection.execute(waiting).fetchone() == (1,), 60, "the worker at the lock")
             stopped.send(signal.SIGSTOP)
         with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
-            log.wait_until_folded()
+            log.wait_until_projected()
             stopped.send(signal.SIGCONT)
             log.add(5)
-            log.wait_until_folded()
+            log.wait_until_projected()
             assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")
 
 
@@ -187,7 +187,7 @@ def test_worker_detects_wiped_broker(fresh_stack: EmbeddedStack, tmp_path: Path)
     log = Log(fresh_stack)
     log.add(5)
     with running(worker(fresh_stack, tmp_path, "first", **TIMES), "worker.ready") as child:
-        log.wait_until_folded()
+        log.wait_until_projected()
         fresh_stack.kafka.stop()
         fresh_stack.kafka.wipe()
         fresh_stack.kafka.start()
@@ -195,8 +195,8 @@ def test_worker_detects_wiped_broker(fresh_stack: EmbeddedStack, tmp_path: Path)
         log.add(20)  # longer than the old log, so that its offsets look valid
         wait_until(lambda: "a wiped broker, or the wrong address" in log_of(child), 120, "the refusal")
         assert "esper projections rebuild" in log_of(child)
-        assert log.num_folded() == 5, "records of the new log were projected"
+        assert log.num_projected() == 5, "records of the new log were projected"
     run(fresh_stack, tmp_path, "projections", "rebuild")
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready"):
-        wait_until(lambda: log.num_folded() == 20, 60, "the new log")
+        wait_until(lambda: log.num_projected() == 20, 60, "the new log")
         assert "live and rebuilt are equal" in run(fresh_stack, tmp_path, "projections", "verify")

@@ -112,7 +112,7 @@ def test_partitions_are_balanced_and_lag_bounded(fresh_stack: EmbeddedStack, tmp
             )
             assert max(lags) < MAX_LAG < LOOK_RECORDS
         stage.writer.pause()
-        stage.wait_until_folded("all workers joined")
+        stage.wait_until_projected("all workers joined")
         stage.judge("all workers joined")
 
 

@@ -73,10 +73,10 @@ def print_verification(verification: ViewVerification, num_views: int) -> None:
         print_line(f"{len(verification.older):,} have an older view version, which is no longer computed")
     if verification.different:
         key, digest = verification.different[0]
-        gives = f"gives {digest[:16]}" if digest else "does not have that boundary"
+        what = f"gives {digest[:16]}" if digest else "does not have that boundary"
         print_line(
             f"[red]{len(verification.different):,} differ though the log is whole; the first is "
-            f"{escape(_format_key(key))}: the log {gives}[/red]"
+            f"{escape(_format_key(key))}: the log {what}[/red]"
         )
 
 

@@ -34,7 +34,7 @@ Reason = Annotated[str, typer.Option(help="Reason; recorded in the log.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands, in the order in which a policy goes through them."""
+    """Add the commands, in the order of a policy's lifecycle."""
     commands: Commands = {
         "corpus": corpus,
         "replay": replay,

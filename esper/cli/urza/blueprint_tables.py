@@ -30,7 +30,7 @@ def format_module(spec: dict[str, Any]) -> str:
 
 
 def outcomes_table(outcomes: list[ChangeOutcome], key: str, pending: str) -> Table:
-    """Requested changes and their verdicts; ``pending`` stands where there is no verdict yet."""
+    """Requested changes and their verdicts; ``pending`` replaces a missing verdict."""
     title = f"idempotency key {key}"
     table = new_table("blueprint", "change", "verdict", numbers=("version",), title=title)
     for o in outcomes:

@@ -110,7 +110,7 @@ class Workers:
         """Project the rest without faults."""
         for place in self._places:
             stored = await self._stored(0, place)
-            await self._fold(0, self._batch(place, stored, len(self._log[place]), 0), None)
+            await self._project(0, self._batch(place, stored, len(self._log[place]), 0), None)
 
     async def _attempt(self, attempt: Attempt) -> None:
         place = self._places[attempt.place % len(self._places)]
@@ -118,7 +118,7 @@ class Workers:
         starts = {"own": self._own_positions[attempt.worker].get(place, self._first), "stored": stored}
         start = max(self._first, starts.get(attempt.start_from, stored + attempt.shift))
         try:
-            await self._fold(
+            await self._project(
                 attempt.worker, self._batch(place, start, attempt.num_records, attempt.num_misread), attempt
             )
         except Crash:
@@ -127,7 +127,7 @@ class Workers:
             assert start > self._first
             self._own_positions[attempt.worker].pop(place, None)
 
-    async def _fold(self, worker: int, batch: Batch, attempt: Attempt | None) -> None:
+    async def _project(self, worker: int, batch: Batch, attempt: Attempt | None) -> None:
         if not batch.records:
             return
         connection = self._connections[worker]

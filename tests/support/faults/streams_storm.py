@@ -112,7 +112,7 @@ class StreamsStorm:
         begun = time.monotonic()
         self.writer.pause()
         self._restart_refused()
-        self.wait_until_folded(after)
+        self.wait_until_projected(after)
         seconds = time.monotonic() - begun
         self.judge(after)
         self.writer.resume()
@@ -120,13 +120,13 @@ class StreamsStorm:
 
     def kill_amid_progress(self) -> None:
         """Kill a worker at a random moment after progress since the last kill, and start another."""
-        before = self.num_folded()
-        wait_until(lambda: self.num_folded() > before or self._is_hopeless(), RECOVERY_S, "some progress")
+        before = self.num_projected()
+        wait_until(lambda: self.num_projected() > before or self._is_hopeless(), RECOVERY_S, "some progress")
         assert not self.log_lines(RED), self.logs()
         time.sleep(self.rng.uniform(0, KILL_WITHIN_S))
         self._worker_killed()
 
-    def num_folded(self) -> int:
+    def num_projected(self) -> int:
         """Records that are projected."""
         with psycopg.connect(self.stack.postgres.dsn) as connection:
             row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM esper.positions").fetchone()
@@ -136,7 +136,7 @@ class StreamsStorm:
         """Transactions so far whose worker disconnected; a worker may have several."""
         return self.stack.postgres.log_path.read_text(errors="replace").count(TORN)
 
-    def wait_until_folded(self, after: str) -> None:
+    def wait_until_projected(self, after: str) -> None:
         """Wait until every record is projected and every worker is alive."""
         try:
             wait_until(lambda: self.lag() == 0 or self._is_hopeless(), RECOVERY_S, f"every record, after: {after}")
