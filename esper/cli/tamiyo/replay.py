@@ -18,7 +18,6 @@ from esper.services.tamiyo.dataset.experiences import Experiences
 from esper.services.tamiyo.dataset.log_ranges import EARLIEST, ReplayRange
 from esper.services.tamiyo.dataset.log_replay import Replay
 from esper.services.tamiyo.dataset.log_replay import replay as read_log
-from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.dataset.view_verification import verify_views
 from esper.services.tamiyo.settings import RentSettings, TamiyoSettings
 
@@ -117,10 +116,10 @@ def _rent(again: Path | None) -> RentSettings:
 
 
 def _read(settings: Settings, log_range: ReplayRange, again: Path | None, quiet: bool) -> Replay:
-    kafka, rewards = settings.need_kafka(), fork_rewards(_rent(again))
+    kafka, rent = settings.need_kafka(), _rent(again)
     bounds = None if again is None else read_origin(again).bounds
     with replay_progress(quiet=quiet) as on_progress:
-        return run_or_exit(lambda: read_log(kafka, log_range, rewards, bounds=bounds, on_progress=on_progress))
+        return run_or_exit(lambda: read_log(kafka, log_range, rent, bounds=bounds, on_progress=on_progress))
 
 
 def _compare_digests(found: Experiences, folder: Path) -> bool:

@@ -14,18 +14,22 @@ from esper.errors import ContractError, NewerVersionError
 from esper.graph.graph_view import GraphView
 from esper.oona.records import Position
 from esper.schemas import ids
-from esper.schemas.enums import Action
+from esper.schemas.enums import Action, ReportMethod
 from esper.schemas.events import CommandRejected, DecisionMade, FieldReported, ViewRecorded
 from esper.services.tamiyo.control.legal_choices import Choice, legal_choices
 from esper.services.tamiyo.control.recorded_view import unpack_view
 from esper.services.tamiyo.dataset.exclusions import Exclusion, Reason
 from esper.services.tamiyo.dataset.experiences import Experiences, Key, StoredExperience
 from esper.services.tamiyo.dataset.record_index import RecordIndex, SourcedEvent
-from esper.services.tamiyo.dataset.report_rewards import Reward, RewardFunction
+from esper.services.tamiyo.evaluation.reward import reward_of
 from esper.services.tamiyo.policies import MIN_EPSILON
+from esper.services.tamiyo.settings import RentSettings
 
 ROUNDING = 1e-9
 """By how much rounding may lift a probability above the largest one of an epsilon-soft policy."""
+
+Reward = tuple[float, float | None]
+"""An estimate in units of the metric, and its variance if known."""
 
 UNMEASURED = frozenset({Reason.NO_METRIC, Reason.BEFORE_AFTER, Reason.NO_REPORT})
 """The decision was carried out as far as is known, and no fork measured its effect."""
@@ -70,11 +74,11 @@ class _ExcludedError(Exception):
 
 def join_experiences(
     index: RecordIndex,
-    reward_function: RewardFunction,
+    rent: RentSettings,
     is_in_range: Callable[[Position], bool] = lambda _position: True,
     on_progress: Callable[[int], None] = lambda _num: None,
 ) -> ExperienceJoin:
-    """Make every experience of an index.
+    """Make every experience of an index. Only forks give rewards: their gain less rent.
 
     Args:
         is_in_range: selects decisions by position. Those outside still count as the first decision for their boundary,
@@ -84,7 +88,7 @@ def join_experiences(
     Raises:
         NewerVersionError: a newer program wrote a view.
     """
-    joiner = _Joiner(index, reward_function)
+    joiner = _Joiner(index, rent)
     num_decisions = 0
     for key, decision, rivals in index.counting_decisions():
         joiner.register(decision, rivals)
@@ -100,13 +104,13 @@ def join_experiences(
 
 
 class _Joiner:
-    def __init__(self, index: RecordIndex, reward_function: RewardFunction) -> None:
+    def __init__(self, index: RecordIndex, rent: RentSettings) -> None:
         self.experiences: list[StoredExperience] = []
         self.exclusions: list[Exclusion] = []
         self.views: dict[Key, ViewReference] = {}
         self.num_eligible = Counter[Action]()
         self._num_rewarded = Counter[Action]()
-        self._index, self._reward_function = index, reward_function
+        self._index, self._rent = index, rent
         self._decision_ids = set[UUID]()
 
     def register(self, decision: SourcedEvent, rivals: Sequence[SourcedEvent]) -> None:
@@ -179,7 +183,7 @@ class _Joiner:
         if event.probability > 1.0 - MIN_EPSILON * (1.0 - 1.0 / len(choices)) + ROUNDING:
             raise _ExcludedError(Reason.NO_CHANCE, f"probability {event.probability:g} among {len(choices)} choices")
         try:
-            reward, report = self._reward(key, decision, choices[chosen])
+            (reward, variance), report = self._reward(key, decision, choices[chosen])
         except _ExcludedError as excluded:
             self.num_eligible[event.action] += excluded.reason in UNMEASURED
             raise
@@ -195,8 +199,8 @@ class _Joiner:
             probability=event.probability,
             policy_id=event.policy_id,
             policy_version=event.policy_version,
-            reward=reward.value,
-            reward_variance=reward.variance,
+            reward=reward,
+            reward_variance=variance,
             method=report.method if report else None,
             decision_id=decision.message.id,
             view_digest=recorded.digest,
@@ -242,13 +246,13 @@ class _Joiner:
                 detail = f"{_describe('report on', *reported)}, decided was {_describe(choice.action, *decided)}"
                 self._exclude(key, sourced, Reason.WRONG_REPORT, detail)
         if choice.action is Action.WAIT:
-            return Reward(0.0, None), None
-        rewards = [(self._reward_function(report, choice.action), report) for report in fitting]
-        for reward, report in rewards:
-            if isinstance(reward, Reward):
+            return (0.0, None), None
+        forks = [report for report in fitting if report.method is ReportMethod.FORK]
+        for report in forks:
+            if (reward := reward_of(report, choice.action, self._rent)) is not None:
                 return reward, report
-        if rewards:
-            raise _ExcludedError(min((r for r, _report in rewards if isinstance(r, Reason)), key=list(Reason).index))
+        if fitting:
+            raise _ExcludedError(Reason.NO_METRIC if forks else Reason.BEFORE_AFTER)
         rejected = self._index.rejections.get(ids.command_id(decision.message.id))
         if rejected is not None:
             assert isinstance(rejected.message.data, CommandRejected)

@@ -16,7 +16,7 @@ from esper.services.tamiyo.dataset.exclusions import Exclusion
 from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join_experiences
 from esper.services.tamiyo.dataset.log_ranges import EXPERIENCE_TOPICS, OffsetBounds, ReplayRange, lost_offsets
 from esper.services.tamiyo.dataset.record_index import RecordIndex, is_rejection
-from esper.services.tamiyo.dataset.report_rewards import RewardFunction
+from esper.services.tamiyo.settings import RentSettings
 from esper.streams.dead_letters import skipped_record
 from esper.streams.replay import ProgressCallback, ReplayProgress
 from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
@@ -40,7 +40,7 @@ class Replay:
 async def replay(
     kafka: KafkaSettings,
     log_range: ReplayRange,
-    reward_function: RewardFunction,
+    rent: RentSettings,
     *,
     bounds: OffsetBounds | None = None,
     on_progress: ProgressCallback = ignore_progress,
@@ -69,7 +69,7 @@ async def replay(
         def report(num: int) -> None:
             on_progress(ReplayProgress("joining decisions", num, max(num, total)))
 
-        joined = join_experiences(pass_.index, reward_function, found.contains, report)
+        joined = join_experiences(pass_.index, rent, found.contains, report)
         return Replay(found, joined, pass_.num_records)
 
 

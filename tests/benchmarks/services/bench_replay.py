@@ -28,7 +28,6 @@ from esper.schemas.enums import LayerKind, SeedStage
 from esper.services.tamiyo.control.legal_choices import legal_choices
 from esper.services.tamiyo.dataset.log_ranges import ReplayRange
 from esper.services.tamiyo.dataset.log_replay import replay
-from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.evaluation.policy_evaluation import baselines, evaluate
 from esper.services.tamiyo.settings import TamiyoSettings
 
@@ -95,7 +94,7 @@ def measure(kafka: KafkaSettings, num_layers: int, num_decisions: int) -> None:
         phases.setdefault(what.phase.split(":")[0], time.perf_counter())
 
     began = time.perf_counter()
-    found = asyncio.run(replay(kafka, log_range, fork_rewards(TAMIYO.rent), on_progress=on_progress))
+    found = asyncio.run(replay(kafka, log_range, TAMIYO.rent, on_progress=on_progress))
     ended = time.perf_counter()
     joining = phases["joining decisions"]
     experiences = found.joined.experiences

@@ -32,7 +32,6 @@ from esper.services.tamiyo.dataset.experience_join import join_experiences
 from esper.services.tamiyo.dataset.log_ranges import EARLIEST, ReplayRange
 from esper.services.tamiyo.dataset.log_replay import Replay, replay
 from esper.services.tamiyo.dataset.record_index import RecordIndex
-from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.settings import RentSettings
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.stored_positions import claim_cluster
@@ -50,12 +49,12 @@ def expected_digest(stories: list[Story]) -> str:
     index, rent = RecordIndex(), RentSettings.model_validate({})
     for record in lay_out(stories, random.Random(0)):
         index.add(record)
-    return join_experiences(index, fork_rewards(rent)).experiences.digest
+    return join_experiences(index, rent).experiences.digest
 
 
 async def read(settings: Settings, since: str = EARLIEST, until: tuple[str, ...] = (), runs: str = "*") -> Replay:
     return await replay(
-        settings.need_kafka(), ReplayRange.parse([since], until, [runs]), fork_rewards(RentSettings.model_validate({}))
+        settings.need_kafka(), ReplayRange.parse([since], until, [runs]), RentSettings.model_validate({})
     )
 
 

@@ -32,14 +32,13 @@ from esper.services.tamiyo.dataset.experience_files import (
 from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join_experiences
 from esper.services.tamiyo.dataset.experiences import Experiences
 from esper.services.tamiyo.dataset.record_index import RecordIndex
-from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 
 
 def joined(records: list[StoredRecord], **options: Any) -> ExperienceJoin:
     index = RecordIndex(**options)
     for record in records:
         index.add(record)
-    return join_experiences(index, fork_rewards(RENT))
+    return join_experiences(index, RENT)
 
 
 def without_locations(found: ExperienceJoin) -> Any:

@@ -23,7 +23,6 @@ from esper.services.tamiyo.dataset.experience_files import write_experiences
 from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join_experiences
 from esper.services.tamiyo.dataset.experiences import Experiences, StoredExperience
 from esper.services.tamiyo.dataset.record_index import RecordIndex
-from esper.services.tamiyo.dataset.report_rewards import fork_rewards
 from esper.services.tamiyo.evaluation.off_policy import EvaluationSettings
 from esper.services.tamiyo.evaluation.policy_evaluation import AS_LOGGED, baselines, evaluate, verdict_of
 from esper.services.tamiyo.policies import ActionDistribution
@@ -42,7 +41,7 @@ def joined(num_runs: int, num_boundaries: int) -> ExperienceJoin:
         [generate_run(f"r{n}", random.Random(n), num_boundaries) for n in range(num_runs)], random.Random(0)
     ):
         index.add(record)
-    return join_experiences(index, fork_rewards(RENT))
+    return join_experiences(index, RENT)
 
 
 MANY = joined(20, 25)
