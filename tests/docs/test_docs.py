@@ -226,6 +226,7 @@ def test_names_in_the_text_exist(page: Path) -> None:
     code = "\n".join(CODE.findall(text))
     paths = re.findall(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w/.-]+\w)(?![\w/*{{<])", code)
     assert [path for path in paths if not exists(path)] == []
+    assert [name for name in re.findall(r"^::: (\S+)$", text, re.M) if not is_name(name)] == []
     modules = [name.rstrip(".") for name in re.findall(r"\besper\.[a-z_]+(?:\.\w+)+", code)]
     assert [name for name in modules if not is_name(name)] == []
     assert set(re.findall(r"\bmake ([a-z][\w-]+)", code)) <= make_targets() | {"with"}
