@@ -81,12 +81,12 @@ def by_size(sizes: Sequence[int], seeds: Sequence[int], rounds: int) -> None:
         for way in WAYS:
             gnn = policy(way)
             batch = gnn._batch([view])
-            acting = EpsilonSoft(gnn, 0.05, 0)
+            soft_policy = EpsilonSoft(gnn, 0.05, 0)
             steps: dict[str, Callable[[], Any]] = {
                 "read": partial(read_view, view, METRIC),
                 "batch": partial(GraphBatch.of, [arrays], {}),
                 "forward": partial(torch.inference_mode()(gnn.network), batch),
-                "decide": partial(acting.choose, view),
+                "decide": partial(soft_policy.choose, view),
             }
             for name, act in steps.items():
                 line = f"{size:>8,}{len(view.seeds):>8,}{len(legal_choices(view)):>10,}  {way:16} {name:8}"
