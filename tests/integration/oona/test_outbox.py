@@ -203,5 +203,5 @@ async def test_outbox_command_lists_and_sends_in_order(stack: EmbeddedStack, tmp
     assert [line.split()[0] for line in listed.splitlines()] == ["0", "3"]
     code, printed = await esper("send", str(tmp_path / "nowhere"))
     assert code != 0
-    assert "holds no outbox.sqlite: name a run's folder" in " ".join(printed.split())
+    assert "no outbox.sqlite in it; name the folder of a run" in " ".join(printed.split())
     assert "Traceback" not in printed
