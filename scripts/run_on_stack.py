@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from esper.embedded.processes import die_with_parent
-from esper.embedded.stack import PUBLIC_FOLDER, EmbeddedStack, inherited_environment
+from esper.embedded.stack import FOLDER_MODE, EmbeddedStack, inherited_environment
 
 ESPER = Path(sys.executable).parent / "esper"
 PREPARE = ("topics apply", "migrate")
@@ -31,7 +31,7 @@ def main() -> None:
         sys.exit(f"{options.new} already exists; name a new folder, or remove it")
     die_with_parent(signal.SIGTERM)
     folder = Path(tempfile.mkdtemp(prefix="esper-stack-", dir="/var/tmp"))
-    folder.chmod(PUBLIC_FOLDER)
+    folder.chmod(FOLDER_MODE)
     try:
         with EmbeddedStack(folder / "stack", report=print) as stack:
             environment = {**os.environ, **inherited_environment(), **stack.environment()}
