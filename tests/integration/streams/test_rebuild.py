@@ -12,7 +12,7 @@ import asyncpg
 import psycopg
 import pytest
 from support.conditions import wait_until, wait_until_async
-from support.data.rebuild_runs import different, epochs, esper, project_new_records, health, live, send, started
+from support.data.rebuild_runs import different, epochs, esper, health, live, project_new_records, send, started
 from support.processes.esper_processes import log_of, process, running, worker
 
 from esper.config import Settings

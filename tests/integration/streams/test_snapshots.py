@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 from support.conditions import wait_until_async
-from support.data.rebuild_runs import different, epochs, esper, project_new_records, health, live, send, started
+from support.data.rebuild_runs import different, epochs, esper, health, live, project_new_records, send, started
 
 from esper.config import Settings
 from esper.oona.cloudevents import encode
