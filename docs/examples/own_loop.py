@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import esper
+from esper.schemas.lifecycle import ACTIVE_STAGES
 
 NUM_EPOCHS = 14
 COPIES = 20  # noisy copies of the training set in one epoch
@@ -74,7 +75,10 @@ def main() -> None:
         for seed in model.seeds_not_dormant():
             print(f"  {seed.layer_id}:{seed.seed_id} {seed.stage.lower()}, blueprint {seed.blueprint_id}")
 
-    # 5. Keep the network without Esper: permanent seeds become plain modules, and torch.export takes the result.
+    # 5. Keep the network without Esper. Seeds still in progress are removed, permanent ones become plain modules.
+    for seed in model.seeds_not_dormant():
+        if seed.stage in ACTIVE_STAGES:
+            model.apply_transition(model.plan_cull(seed.layer_id, seed.seed_id), step=run.step_number, boundary=0)
     exported = torch.export.export(model.bake().eval(), (val_images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.export.save(exported, "grown.pt2")
 
