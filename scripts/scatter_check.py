@@ -28,9 +28,7 @@ def build() -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     if shutil.which("c++") is None and shutil.which("g++") is None:
-        sys.exit(
-            "torch-scatter must be compiled, and there is no C++ compiler; install g++ (apt-get install g++)"
-        )
+        sys.exit("torch-scatter must be compiled, and there is no C++ compiler; install g++ (apt-get install g++)")
     print("compiling torch-scatter once; takes about 7 minutes", flush=True)
     uv = (Path(sys.executable).parent / "uv", "pip", "install", "--python", sys.executable, "-q")
     how = ("--target", SCATTER, "--no-build-isolation", "--no-deps", "--require-hashes", "-r", PINS)
