@@ -1,6 +1,6 @@
 """Reacts to Esper's events: prints each seed that has become a permanent part of its network, and each field report.
 
-``python react_to_events.py [GROUP]``, while the stack runs. Ctrl-C ends it. Processes with the same GROUP share the work.
+``python react_to_events.py [GROUP]``, while the stack runs. Ctrl-C ends it. Processes with one GROUP share the work.
 """
 
 import asyncio
