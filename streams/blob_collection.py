@@ -47,7 +47,7 @@ class CollectionPlan:
 
 @asynccontextmanager
 async def planned_collection(
-    settings: Settings, blobs: BlobStore, grace: timedelta = DEFAULT_GRACE, patience_s: float = LAG_TIMEOUT_S
+    settings: Settings, blobs: BlobStore, grace: timedelta = DEFAULT_GRACE, timeout_s: float = LAG_TIMEOUT_S
 ) -> AsyncIterator[CollectionPlan]:
     """Plan a collection. Execute the plan inside the context, which locks out other collectors.
 
@@ -70,7 +70,7 @@ async def planned_collection(
             older_than = await server_time(blobs.client) - grace
             stored = await stored_blobs(blobs)
             uploads = [upload async for upload in dead_uploads(blobs.client) if upload.begun_at < older_than]
-            await wait_until_projected(connection, kafka, patience_s)
+            await wait_until_projected(connection, kafka, timeout_s)
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 referenced = {digest for _kind, digest in await referenced_blobs(connection)}
                 referenced |= await mentioned_digests(connection, kafka)

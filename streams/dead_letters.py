@@ -33,7 +33,7 @@ async def record_dead_letters(connection: Connection, undecodable: Sequence[Unde
     sql = queries("dead_letters")
     rows = [
         {
-            **_key(record.position),
+            **_position_columns(record.position),
             "reason": error.reason,
             "detail": stored_detail(error),
             "event_id": event_id_of(record),
@@ -89,10 +89,10 @@ async def pending_dead_letters(connection: Connection) -> list[StoredRecord]:
     ]
 
 
-def skipped_record(stored: StoredRecord) -> DeadLetter | None:
-    """The dead letter in a record of a dead-letter topic, if a stream worker wrote it.
+def projection_dead_letter(stored: StoredRecord) -> DeadLetter | None:
+    """The dead letter in a record of a dead-letter topic, if a stream worker wrote it; None for any other record.
 
-    None for anything else: other consumer groups skip other records than the projections.
+    Other consumer groups skip other records, so their dead letters do not apply to the projections.
     """
     try:
         letter = read_dead_letter(stored)
@@ -101,14 +101,14 @@ def skipped_record(stored: StoredRecord) -> DeadLetter | None:
     return letter if letter.reader == PROJECTIONS else None
 
 
-def _key(position: Position) -> dict[str, Any]:
+def _position_columns(position: Position) -> dict[str, Any]:
     return {"topic": position.topic, "log_partition": position.partition, "log_offset": position.offset}
 
 
 def _pending_row(record: StoredRecord, error: DecodeError) -> dict[str, Any]:
     letter = dead_letter(record, error, PROJECTIONS)
     return {
-        **_key(record.position),
+        **_position_columns(record.position),
         "key": letter.key,
         "value": letter.value,
         "headers": headers_to_json(letter.headers),

@@ -1,4 +1,4 @@
-"""Prints the features of views as Markdown tables: the generated part of docs/reference/view-features.md`.
+"""Prints the features of views as Markdown tables: the generated part of docs/reference/view-features.md.
 
 ``python -m esper.graph.feature_docs docs/reference/view-features.md`` rewrites the page after the line of ``MARK``.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esper.graph.features import FEATURES, VIEW_VERSION, Feature, Level
 
-MARK = "<!-- from here on written by `python -m esper.graph.feature_docs docs/reference/view-features.md` -->"
+MARK = "<!-- generated from here on by `python -m esper.graph.feature_docs docs/reference/view-features.md` -->"
 _TITLES = {
     Level.RUN: "The run and the boundary",
     Level.LAYER: "Nodes: layers",

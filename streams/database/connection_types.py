@@ -1,6 +1,6 @@
-"""The types of asyncpg's connections and pools, as annotations name them.
+"""Type aliases for asyncpg's connections and pools.
 
-asyncpg's classes are generic in its stubs alone: at run time they take no type argument.
+asyncpg's classes are generic only in its stubs: subscripting them at run time fails.
 """
 
 from typing import TYPE_CHECKING

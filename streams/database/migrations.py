@@ -60,5 +60,5 @@ async def missing_migrations(connection: Connection | Pool) -> list[str]:
 
 def _with_schema(dsn: str, schema: str) -> str:
     scheme, rest = dsn.split("://", 1)
-    joint = "&" if "?" in rest else "?"
-    return f"{scheme}+psycopg://{rest}{joint}schema={schema}"
+    separator = "&" if "?" in rest else "?"
+    return f"{scheme}+psycopg://{rest}{separator}schema={schema}"

@@ -73,10 +73,10 @@ def postgres_error(error: BaseException, postgres: PostgresSettings) -> EsperErr
 
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""Every error that asyncpg raises. It raises InternalClientError where Postgres closes a connection during a query."""
+"""The base classes of asyncpg's errors. InternalClientError: Postgres closed the connection during a query."""
 
 CONNECT_ERRORS = (OSError, *DRIVER_ERRORS, psycopg.Error)
-"""What a driver raises where it cannot connect; a TimeoutError is an OSError."""
+"""Errors of a driver that cannot connect. TimeoutError is a subclass of OSError."""
 
 CONNECTION_LOST_ERRORS = (
     OSError,
@@ -84,7 +84,7 @@ CONNECTION_LOST_ERRORS = (
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
 )
-"""What asyncpg raises where the server does not answer, whatever the statement."""
+"""Errors of asyncpg when the connection is lost, independent of the statement."""
 
 UNAVAILABLE_ERRORS = (
     *CONNECTION_LOST_ERRORS,
@@ -92,7 +92,7 @@ UNAVAILABLE_ERRORS = (
     asyncpg.InsufficientResourcesError,
     asyncpg.InsufficientPrivilegeError,
 )
-"""What asyncpg raises where the server is away, is out of resources or refuses; the statement is not at fault."""
+"""Errors of asyncpg when the server is unavailable, out of resources or refuses; the statement is not the cause."""
 
 TRANSIENT_ERRORS = (
     *CONNECTION_LOST_ERRORS,
@@ -103,13 +103,13 @@ TRANSIENT_ERRORS = (
     asyncpg.TransactionTimeoutError,
     asyncpg.TransactionRollbackError,
     asyncpg.InvalidCachedStatementError,  # a rebuild was swapped in
-    asyncpg.UndefinedTableError,  # likewise
-    asyncpg.InternalServerError,  # likewise: "could not open relation with OID"
+    asyncpg.UndefinedTableError,  # a rebuild was swapped in
+    asyncpg.InternalServerError,  # a rebuild was swapped in: "could not open relation with OID"
 )
-"""What a retry of the whole transaction can cure."""
+"""Errors after which a retry of the whole transaction can succeed."""
 
 LOCK_ERRORS = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
-"""What a statement with a lock timeout raises where another transaction holds the lock."""
+"""Errors of a statement with a lock timeout when another transaction holds the lock."""
 
 
 def _malformed() -> ConfigError:

@@ -39,7 +39,7 @@ class DatabaseRole(StrEnum):
         return f"esper_{self.value}"
 
 
-RIGHTS = {
+PRIVILEGES = {
     DatabaseRole.READER: ("SELECT",),
     DatabaseRole.WRITER: ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
@@ -69,7 +69,7 @@ def apply_roles(postgres: PostgresSettings) -> list[DatabaseRole]:
         exists = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (_quoted(postgres.schema_name),))
         if exists.fetchone() != (True,):
             raise ConfigError(f"schema {postgres.schema_name!r} does not exist: run `esper migrate`")
-        missing = [role for role in DatabaseRole if role not in _existing(connection)]
+        missing = [role for role in DatabaseRole if role not in _existing_roles(connection)]
         for role in missing:
             connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role.group)))
         grant(connection, postgres.schema_name)
@@ -78,17 +78,17 @@ def apply_roles(postgres: PostgresSettings) -> list[DatabaseRole]:
 
 def grant(connection: psycopg.Connection[Any], schema: str) -> None:
     """Grant the existing group roles their privileges on a schema, in the caller's transaction if there is one."""
-    existing = _existing(connection)
+    existing = _existing_roles(connection)
     if existing:  # concurrent grants fail: both update the same catalog rows
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('esper roles'))")
     for role in existing:
         names = {"schema": sql.Identifier(schema), "group": sql.Identifier(role.group)}
-        rights = sql.SQL(", ").join(sql.SQL(right) for right in RIGHTS[role])
+        privileges = sql.SQL(", ").join(sql.SQL(privilege) for privilege in PRIVILEGES[role])
         connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {group}").format(**names))
-        tables = sql.SQL("GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {group}")
-        connection.execute(tables.format(rights=rights, **names))
+        tables = sql.SQL("GRANT {privileges} ON ALL TABLES IN SCHEMA {schema} TO {group}")
+        connection.execute(tables.format(privileges=privileges, **names))
     if DatabaseRole.WRITER in existing:
-        _give_partitions(connection, schema)
+        _transfer_partitions(connection, schema)
 
 
 def make_user(postgres: PostgresSettings, user: str, role: DatabaseRole, password: SecretStr | None) -> bool:
@@ -105,7 +105,7 @@ def make_user(postgres: PostgresSettings, user: str, role: DatabaseRole, passwor
         NotAllowedError, UnavailableError: as ``apply_roles``.
     """
     with _connected(postgres) as connection:
-        if role not in _existing(connection):
+        if role not in _existing_roles(connection):
             raise ConfigError(f"role {role.group} does not exist: run `esper roles apply`")
         names = {"user": sql.Identifier(user), "group": sql.Identifier(role.group)}
         found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (user,)).fetchone()
@@ -119,8 +119,8 @@ def make_user(postgres: PostgresSettings, user: str, role: DatabaseRole, passwor
             connection.execute(altered.format(hashed=sql.Literal(hashed.decode()), **names))
         if role is DatabaseRole.WRITER:
             database = sql.Identifier(connection.info.dbname)
-            acts = sql.SQL("ALTER ROLE {user} IN DATABASE {database} SET role = {group}")
-            connection.execute(acts.format(database=database, **names))
+            set_role = sql.SQL("ALTER ROLE {user} IN DATABASE {database} SET role = {group}")
+            connection.execute(set_role.format(database=database, **names))
     return found is None
 
 
@@ -137,14 +137,14 @@ def members(postgres: PostgresSettings) -> list[Member]:
     return sorted({Member(roles[group], user, can_login) for group, user, can_login in rows}, key=str)
 
 
-def _existing(connection: psycopg.Connection[Any]) -> list[DatabaseRole]:
+def _existing_roles(connection: psycopg.Connection[Any]) -> list[DatabaseRole]:
     rows = connection.execute(
         "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", ([role.group for role in DatabaseRole],)
     ).fetchall()
     return [role for role in DatabaseRole if (role.group,) in rows]
 
 
-def _give_partitions(connection: psycopg.Connection[Any], schema: str) -> None:
+def _transfer_partitions(connection: psycopg.Connection[Any], schema: str) -> None:
     """Make the writer group the owner of ``health_windows`` and its partitions, and let it create in the schema."""
     group = sql.Identifier(DatabaseRole.WRITER.group)
     connection.execute(sql.SQL("GRANT CREATE ON SCHEMA {} TO {}").format(sql.Identifier(schema), group))

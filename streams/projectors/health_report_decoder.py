@@ -19,7 +19,7 @@ from esper.schemas.topics import TELEMETRY
 
 TYPE = "esper.layer-health.measured.v2"
 MAX_FLOAT = 1.7976931348623157e308  # JSON's 1e999 would be infinite
-TEXTS_CACHED = 4096
+MAX_CACHED_TEXTS = 4096
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INT64)]
 _Epoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_INT32)]
@@ -103,7 +103,7 @@ def _has_valid_envelope(record: StoredRecord) -> bool:
         return False
 
 
-@lru_cache(TEXTS_CACHED)
+@lru_cache(MAX_CACHED_TEXTS)
 def _are_common_headers(headers: Headers) -> bool:
     """Whether these are valid headers of a report, apart from those that differ between the reports of a run."""
     values = dict(headers)
@@ -116,7 +116,7 @@ def _are_common_headers(headers: Headers) -> bool:
     )
 
 
-@lru_cache(TEXTS_CACHED)
+@lru_cache(MAX_CACHED_TEXTS)
 def _is_slug(text: str) -> bool:
     return _SLUG.fullmatch(text) is not None
 

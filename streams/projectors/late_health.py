@@ -1,7 +1,7 @@
 """telemetry.seed.health, redriven -> late_health_signals.
 
-A window must not change after a view was made of it. So signals that are redriven after later ones of their
-incarnation were projected get rows of their own, which count only in views of later boundaries.
+A window must not change after a view has read it. So signals that are redriven after later ones of their incarnation
+were projected get separate rows, which count only in views of later boundaries.
 """
 
 from collections.abc import Iterator, Sequence

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
-    """Insert versions, evaluations and activations. A redriven activation counts from its own time, not from now."""
+    """Insert versions, evaluations and activations. A redriven activation counts from its event time."""
     inserts = BatchedInserts()
     for projected in batch:
         columns = projected.columns

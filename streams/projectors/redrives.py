@@ -12,7 +12,7 @@ from esper.streams.worker.partition_cache import PartitionCache
 
 
 async def project(connection: Connection, batch: Sequence[ProjectedEvent], _cache: PartitionCache) -> None:
-    """Insert the redriven dead letters with the reason."""
+    """Insert the redrives of dead letters with their reasons."""
     await write_rows(connection, queries("dead_letters"), "insert_redrives", [_row(projected) for projected in batch])
 
 

@@ -3,7 +3,7 @@
 Invariant: the bits of a sum do not depend on how the log was cut into batches, since records are added one by one in
 log order, starting from the stored row. A window whose steps lie beyond every projected step of its incarnation is
 new, and is inserted by COPY. Other windows are updated; those of layers that are not in the cache are read first.
-Late signals (redriven) have rows of their own: ``late_health``.
+``late_health`` inserts late (redriven) signals as separate rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from esper.streams.projectors.projected_event import ProjectedEvent
 from esper.streams.worker.partition_cache import LayerKey, OpenWindow, PartitionCache
 
 KEY_COLUMNS = ("run_id", "incarnation", "step", "layer_id", "seed_id")
-COPIED = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *COLUMNS)
+COPIED_COLUMNS = (*KEY_COLUMNS, "logged_at", "log_partition", "first_offset", *COLUMNS)
 
 Report = HealthReport | LayerHealthMeasured
 """Both decoders give the same attributes."""
@@ -47,7 +47,7 @@ async def project(connection: Connection, batch: Sequence[ProjectedEvent], cache
     if new:
         await make_partitions(connection, {window.logged_at.date() for _key, _seed_id, window in new})
         rows = [(*key, seed_id, w.logged_at, w.log_partition, w.first_offset, *w.sums) for key, seed_id, w in new]
-        await connection.copy_records_to_table(TABLE, records=rows, columns=COPIED)
+        await connection.copy_records_to_table(TABLE, records=rows, columns=COPIED_COLUMNS)
     if stored:
         await _update_windows(connection, [(*key, seed_id, w.logged_at, *w.sums) for key, seed_id, w in stored])
     for _key, _seed_id, window in new:

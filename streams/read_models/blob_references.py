@@ -60,13 +60,13 @@ async def mentioned_digests(connection: Connection, kafka: KafkaSettings) -> set
     return found
 
 
-async def wait_until_projected(connection: Connection, kafka: KafkaSettings, patience_s: float) -> None:
+async def wait_until_projected(connection: Connection, kafka: KafkaSettings, timeout_s: float) -> None:
     """Wait until the projections hold every event that is in the log at the time of the call.
 
     Raises:
         PositionError: nothing was projected, the projections come from another cluster, or the log does not hold
             a stored position.
-        UnavailableError: the projections are still behind after ``patience_s``.
+        UnavailableError: the projections are still behind after ``timeout_s``.
     """
     known, here = await queries("positions").cluster_id(connection), await cluster_id(kafka)
     if known is None:
@@ -76,7 +76,7 @@ async def wait_until_projected(connection: Connection, kafka: KafkaSettings, pat
     first, last = await beginning_offsets(kafka, BLOB_TOPICS), await end_offsets(kafka, BLOB_TOPICS)
     for tp in sorted(stored.keys() & last.keys()):
         check_position(tp, stored[tp], first, last)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         behind = {p: last[p] - stored.get(p, first[p]) for p in last}
         lag = sum(n for n in behind.values() if n > 0)

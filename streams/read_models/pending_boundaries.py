@@ -13,7 +13,6 @@ from esper.schemas.topics import LIFECYCLE
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.read_models.view_row_reader import boundary_rows
-from esper.streams.read_models.view_row_reader import read_view_rows as read_view_rows
 
 ABANDONED_AFTER = timedelta(days=1)
 """A running run that is this far behind the newest event of any running run counts as dead, and is skipped."""

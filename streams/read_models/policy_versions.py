@@ -17,7 +17,7 @@ from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 
 MAX_CHANGES = 1_000
-"""How many changes are read at most, the newest first."""
+"""The maximum number of changes to read, newest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
-    """What a controller needs to act by a version. Parameters of the activation override those of the training."""
+    """A version, as a controller loads it. Parameters of the activation override those of the training."""
 
     policy_id: str
     version: int

@@ -49,14 +49,12 @@ async def read_many_view_rows(
     connection: Connection, names: Sequence[BoundaryName], blueprint_offsets: Sequence[int] | None = None
 ) -> list[ViewRows | None]:
     """Read the rows of many views, in their order; None for a boundary that is not projected."""
-    at_of = await boundary_rows(connection, names)
-    if not at_of:
+    found = await boundary_rows(connection, names)
+    if not found:
         return [None] * len(names)
     offsets = await _blueprint_offsets(connection) if blueprint_offsets is None else tuple(blueprint_offsets)
-    numbers, ats = list(at_of), list(at_of.values())
-    parts = await _Reader(connection, ats).read(offsets)
-    found = dict(zip(numbers, parts, strict=True))
-    return [found.get(n) for n in range(len(names))]
+    rows = dict(zip(found, await _Reader(connection, list(found.values())).read(offsets), strict=True))
+    return [rows.get(n) for n in range(len(names))]
 
 
 async def boundary_rows(connection: Connection, names: Sequence[BoundaryName]) -> dict[int, dict[str, Any]]:
@@ -69,40 +67,40 @@ async def boundary_rows(connection: Connection, names: Sequence[BoundaryName]) -
 class _Reader:
     """Reads the rows of some boundaries, one query per table."""
 
-    def __init__(self, connection: Connection, ats: Sequence[Row]) -> None:
-        self._connection, self._ats, self._sql = connection, ats, queries("views")
-        self._lifecycle_sequences = [at["last_sequences"].get(LIFECYCLE.name, -1) for at in ats]
-        self._window = [last_complete_window(at["step"]) for at in ats]
-        self._run = {"run_ids": [at["run_id"] for at in ats]}
-        self._incarnations = {**self._run, "incarnations": [at["incarnation"] for at in ats]}
-        self._before = {**self._incarnations, "log_offsets": [at["log_offset"] for at in ats]}
+    def __init__(self, connection: Connection, boundaries: Sequence[Row]) -> None:
+        self._connection, self._boundaries, self._sql = connection, boundaries, queries("views")
+        self._lifecycle_sequences = [b["last_sequences"].get(LIFECYCLE.name, -1) for b in boundaries]
+        self._newest_windows = [last_complete_window(b["step"]) for b in boundaries]
+        self._run = {"run_ids": [b["run_id"] for b in boundaries]}
+        self._incarnations = {**self._run, "incarnations": [b["incarnation"] for b in boundaries]}
+        self._before = {**self._incarnations, "log_offsets": [b["log_offset"] for b in boundaries]}
 
     async def read(self, offsets: tuple[int, ...]) -> list[ViewRows]:
         sql, connection = self._sql, self._connection
         sent = {**self._incarnations, "sequences": self._lifecycle_sequences}
         lineages = await self._lineages()
-        layers = await _by_number(sql.layers(connection, **self._run))
-        edges = await _by_number(sql.edges(connection, **self._run))
+        layers = await _by_index(sql.layers(connection, **self._run))
+        edges = await _by_index(sql.edges(connection, **self._run))
         lifecycle = await self._lifecycle(lineages)
-        breakers = await _by_number(sql.breakers(connection, **sent))
-        after = [at["step"] - RECENT_STEPS for at in self._ats]
-        rejections = await _by_number(sql.rejections(connection, **sent, after_steps=after))
-        epochs = await _by_number(sql.epochs(connection, **self._before, max_epochs=MAX_EPOCHS))
-        first = [window - WINDOW_STEPS for window in self._window]
-        gaps = await _by_number(sql.gaps(connection, **self._before, from_steps=first))
+        breakers = await _by_index(sql.breakers(connection, **sent))
+        after = [b["step"] - RECENT_STEPS for b in self._boundaries]
+        rejections = await _by_index(sql.rejections(connection, **sent, after_steps=after))
+        epochs = await _by_index(sql.epochs(connection, **self._before, max_epochs=MAX_EPOCHS))
+        first = [window - WINDOW_STEPS for window in self._newest_windows]
+        gaps = await _by_index(sql.gaps(connection, **self._before, from_steps=first))
         windows = await self._windows(first)
         kernels = await self._kernels(layers, offsets)
         return [
             ViewRows(
                 boundary={
-                    **at,
-                    "hyperparameters": json.loads(at["hyperparameters"] or "{}"),
-                    "from_step": at["from_step"] or 0,
+                    **boundary,
+                    "hyperparameters": json.loads(boundary["hyperparameters"] or "{}"),
+                    "from_step": boundary["from_step"] or 0,
                 },
-                layers=layers.get(n, ()) if _is_started(at) else (),
-                edges=edges.get(n, ()) if _is_started(at) else (),
+                layers=layers.get(n, ()) if _is_started(boundary) else (),
+                edges=edges.get(n, ()) if _is_started(boundary) else (),
                 lineage=lineages[n],
-                resumed_seeds=json.loads(at["seeds"] or "[]"),
+                resumed_seeds=json.loads(boundary["seeds"] or "[]"),
                 lifecycle=lifecycle.get(n, ()),
                 breakers=breakers.get(n, ()),
                 rejections=rejections.get(n, ()),
@@ -110,37 +108,37 @@ class _Reader:
                 num_epochs=epochs[n][0]["num_epochs"] if n in epochs else 0,
                 gaps=gaps.get(n, ()),
                 windows=windows.get(n, ()),
-                kernels=_fitting(kernels, layers.get(n, ())) if _is_started(at) else (),
+                kernels=_fitting(kernels, layers.get(n, ())) if _is_started(boundary) else (),
                 blueprint_offsets=offsets,
             )
-            for n, at in enumerate(self._ats)
+            for n, boundary in enumerate(self._boundaries)
         ]
 
     async def _lineages(self) -> list[list[Row]]:
         """The incarnations that count at each boundary, its own first, with the last lifecycle sequence of each."""
         older: RowsByBoundary = {}
-        if any(at["incarnation"] > 1 for at in self._ats):
-            older = await _by_number(self._sql.older_incarnations(self._connection, **self._before))
-        own = zip(self._ats, self._lifecycle_sequences, strict=True)
+        if any(b["incarnation"] > 1 for b in self._boundaries):
+            older = await _by_index(self._sql.older_incarnations(self._connection, **self._before))
+        own = zip(self._boundaries, self._lifecycle_sequences, strict=True)
         return [
-            [{"incarnation": at["incarnation"], "lifecycle_sequence": sequence}, *older.get(n, ())]
-            for n, (at, sequence) in enumerate(own)
+            [{"incarnation": b["incarnation"], "lifecycle_sequence": sequence}, *older.get(n, ())]
+            for n, (b, sequence) in enumerate(own)
         ]
 
     async def _lifecycle(self, lineages: Sequence[Sequence[Row]]) -> RowsByBoundary:
         keys = [
-            (n + 1, self._ats[n]["run_id"], row["incarnation"], row["lifecycle_sequence"])
+            (n + 1, self._boundaries[n]["run_id"], row["incarnation"], row["lifecycle_sequence"])
             for n, lineage in enumerate(lineages)
             for row in lineage
         ]
         names = ("ns", "run_ids", "incarnations", "sequences")
         columns = {name: list(column) for name, column in zip(names, zip(*keys, strict=True), strict=True)}
-        return await _by_number(self._sql.lifecycle(self._connection, **columns))
+        return await _by_index(self._sql.lifecycle(self._connection, **columns))
 
     async def _windows(self, first: Sequence[int]) -> RowsByBoundary:
-        sequences = [at["last_sequences"].get(TELEMETRY.name, -1) for at in self._ats]
-        steps = {"first": list(first), "second": self._window}
-        return await _by_number(self._sql.windows(self._connection, **self._incarnations, sequences=sequences, **steps))
+        sequences = [b["last_sequences"].get(TELEMETRY.name, -1) for b in self._boundaries]
+        steps = {"first": list(first), "second": self._newest_windows}
+        return await _by_index(self._sql.windows(self._connection, **self._incarnations, sequences=sequences, **steps))
 
     async def _kernels(self, layers: RowsByBoundary, offsets: Sequence[int]) -> list[Row]:
         """The kernels that fit any layer of any of the runs."""
@@ -150,9 +148,9 @@ class _Reader:
         return [r async for r in found] if shapes else []
 
 
-def _is_started(at: Row) -> bool:
+def _is_started(boundary: Row) -> bool:
     """Whether the start of the run precedes the boundary in the log."""
-    return at["hyperparameters"] is not None
+    return boundary["hyperparameters"] is not None
 
 
 def _fitting(kernels: Sequence[Row], layers: Sequence[Row]) -> list[Row]:
@@ -160,7 +158,7 @@ def _fitting(kernels: Sequence[Row], layers: Sequence[Row]) -> list[Row]:
     return [r for r in kernels if (r["target"], r["num_features"]) in shapes]
 
 
-async def _by_number(rows: AsyncIterator[Row]) -> dict[int, list[Row]]:
+async def _by_index(rows: AsyncIterator[Row]) -> dict[int, list[Row]]:
     found: dict[int, list[Row]] = {}
     async for row in rows:
         found.setdefault(row["n"] - 1, []).append(row)

@@ -89,5 +89,5 @@ def _time(text: str, option: str) -> datetime:
     if at.tzinfo is None:
         raise ConfigError(f"{option} {text} has no time zone: write {text}Z for UTC, or {text}+02:00")
     if at > datetime.now(UTC):
-        raise ConfigError(f"{option} {text} is in the future; give a time that is past")
+        raise ConfigError(f"{option} {text} is in the future; give a past time")
     return at

@@ -1,6 +1,6 @@
 """Replays the log beside the live rows, and swaps the result in.
 
-The order is the design:
+The steps, in the order that makes this correct:
 1. project, in rounds, into a scratch schema, as far as the live projections; workers continue meanwhile;
 2. carry over from the live rows what the log no longer holds; compare, if requested;
 3. lock the workers' positions: nothing is projected into the live schema from here on (readers notice nothing);
@@ -35,7 +35,7 @@ from esper.streams.replay.replay_projection import ProgressCallback, ignore_prog
 from esper.streams.replay.replay_schemas import (
     BEFORE,
     REPLACED,
-    Mark,
+    SchemaMark,
     copy_privileges,
     drop_schema,
     mark_schema,
@@ -234,7 +234,7 @@ class _Rebuild:
                 await connection.execute(f"ALTER SCHEMA {quoted(self.session.schema)} RENAME TO {quoted(name)}")
                 is_kept = replaced != self._replaced_name
                 why = "rows that the log could not reproduce, from before a rebuild" if is_kept else ""
-                mark = Mark(BEFORE if is_kept else REPLACED, name, why, is_complete=True)
+                mark = SchemaMark(BEFORE if is_kept else REPLACED, name, why, is_complete=True)
                 await mark_schema(connection, replaced, mark)
                 await connection.execute(f"COMMENT ON SCHEMA {quoted(name)} IS NULL")
             return time.monotonic() - began

@@ -27,7 +27,7 @@ SCRATCH, REPLACED, SNAPSHOT, BEFORE = "scratch", "replaced", "snapshot", "before
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class SchemaMark:
     """The description of a schema beside the live one, stored as its comment in Postgres.
 
     Attributes:
@@ -75,13 +75,13 @@ async def scratch_schema(postgres: PostgresSettings, connection: Connection) -> 
         await drop_schema(connection, leftover)
     await asyncio.to_thread(migrate, postgres, name)
     try:
-        await mark_schema(connection, name, Mark(SCRATCH, postgres.schema_name))
+        await mark_schema(connection, name, SchemaMark(SCRATCH, postgres.schema_name))
         yield name
     finally:
         await drop_schema(connection, name)
 
 
-async def mark_schema(connection: Connection, schema: str, mark: Mark) -> None:
+async def mark_schema(connection: Connection, schema: str, mark: SchemaMark) -> None:
     """Store a mark as the comment of a schema."""
     text = json.dumps(
         {
@@ -98,7 +98,7 @@ async def mark_schema(connection: Connection, schema: str, mark: Mark) -> None:
     await connection.execute(statement)
 
 
-async def marked_schemas(connection: Connection) -> dict[str, Mark]:
+async def marked_schemas(connection: Connection) -> dict[str, SchemaMark]:
     """Every schema of the database that carries a mark, sorted by name."""
     rows = await connection.fetch(
         "SELECT nspname, obj_description(oid, 'pg_namespace') AS comment FROM pg_namespace ORDER BY nspname"
@@ -143,11 +143,11 @@ async def copy_privileges(connection: Connection, source: str, target: str) -> N
         await connection.execute(statement)
 
 
-def _parse_mark(comment: str | None) -> Mark | None:
+def _parse_mark(comment: str | None) -> SchemaMark | None:
     try:
         found = json.loads(comment or "")
         if found["is"] != MARK:
             return None
-        return Mark(found["kind"], found["live"], found["description"], found["complete"])
+        return SchemaMark(found["kind"], found["live"], found["description"], found["complete"])
     except (ValueError, KeyError, TypeError):
         return None  # another program's comment

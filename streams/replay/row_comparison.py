@@ -12,8 +12,7 @@ from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.replay.replay_schemas import quoted
 
-NO_PROJECTIONS = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
-"""Tables that are no projections."""
+NON_PROJECTION_TABLES = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
 
 FETCHED_KEYS = 2_000
 
@@ -87,7 +86,7 @@ class Side:
 async def tables_of(side: Side) -> list[str]:
     """The projections in a schema, partitioned tables last."""
     rows = queries("replay").tables_of(side.connection, schema=side.schema)
-    return [row["name"] async for row in rows if row["name"] not in NO_PROJECTIONS]
+    return [row["name"] async for row in rows if row["name"] not in NON_PROJECTION_TABLES]
 
 
 async def compare_all(

@@ -9,7 +9,7 @@ from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position, TopicPartition
 from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection
-from esper.streams.dead_letters import Undecodable, pending_dead_letters, record_dead_letters, skipped_record
+from esper.streams.dead_letters import Undecodable, pending_dead_letters, projection_dead_letter, record_dead_letters
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
 
 
@@ -49,7 +49,7 @@ class SkippedRecords:
         self._expired.clear()
 
     def _add(self, record: StoredRecord) -> None:
-        letter = skipped_record(record)
+        letter = projection_dead_letter(record)
         if letter is None or letter.origin in self.errors:
             return
         error = self.errors[letter.origin] = DecodeError(letter.reason, letter.detail)

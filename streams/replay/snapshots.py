@@ -12,7 +12,15 @@ from esper.streams.database.sql_queries import queries
 from esper.streams.replay.cutoff import Cutoff
 from esper.streams.replay.replay_log_reader import open_log
 from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress
-from esper.streams.replay.replay_schemas import BEFORE, SNAPSHOT, Mark, drop_schema, exists, mark_schema, marked_schemas
+from esper.streams.replay.replay_schemas import (
+    BEFORE,
+    SNAPSHOT,
+    SchemaMark,
+    drop_schema,
+    exists,
+    mark_schema,
+    marked_schemas,
+)
 from esper.streams.replay.replay_session import open_session
 
 NAME_RULE = "a to z, 0 to 9 and _, at most 41 characters, and no digit first"
@@ -59,7 +67,7 @@ async def create_snapshot(
                 raise ConflictError(
                     f"schema {schema!r} exists already: run `esper projections drop {schema}`, or choose another name"
                 )
-            mark = Mark(SNAPSHOT, postgres.schema_name, str(cutoff))
+            mark = SchemaMark(SNAPSHOT, postgres.schema_name, str(cutoff))
             migrate(postgres, schema)
             try:
                 await mark_schema(live, schema, mark)

@@ -16,7 +16,7 @@ from esper.oona.log_reader import partition_of
 from esper.oona.records import TopicPartition
 from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, RUNS, TELEMETRY
 from esper.streams.database.connection_types import Connection
-from esper.streams.read_models.pending_boundaries import read_view_rows
+from esper.streams.read_models.view_row_reader import read_view_rows
 from esper.streams.replay.replay_log_reader import LogReader, Offsets
 from esper.streams.replay.replay_projection import ProgressCallback, ReplayProgress, ReplayProjector, ignore_progress
 from esper.streams.replay.replay_session import open_scratch_session

@@ -1,1 +1,1 @@
-"""The Faust worker: from fetched batches to committed rows, effectively once."""
+"""The Faust worker: projects fetched batches into Postgres, effectively once."""

@@ -1,6 +1,6 @@
 """The Faust app: one agent per topic passes batches to the ``ProjectionWorker``.
 
-Owns the Faust configuration, the agents and the periodic checks; what happens to a batch is decided elsewhere.
+Owns the Faust configuration, the agents and the periodic checks; ``ProjectionWorker`` handles the batches.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ from esper.streams.worker.projection_worker import TRANSIENT, Offsets, Projectio
 
 EXIT_REFUSED = 1
 GC_ALLOCATIONS, GC_GENERATIONS = 100_000, (20, 20)  # a batch allocates 100,000 objects without cycles
-RETENTION_S = 600.0  # between two drops of expired windows
-WATCH_S = 5.0  # between two progress checks
+DROP_EXPIRED_EVERY_S = 600.0
+PROGRESS_CHECK_EVERY_S = 5.0
 CLUSTER_CHECK_EVERY = 4  # progress checks between two checks of the cluster id
 UNKNOWN_BROKER = "127.0.0.1:9092"  # a placeholder: a worker without Kafka settings refuses to start
 
@@ -55,8 +55,8 @@ class EsperApp(faust.App):
     async def on_start(self) -> None:
         """Open the ``ProjectionWorker``. If it refuses, log the reason in one line and exit with code 1."""
         configure_logging(self.settings.logging)  # Faust replaced the handlers
-        for chatty in ("faust", "mode"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for name in ("faust", "mode"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             await self.projection_worker.open()
         except EsperError as error:
@@ -182,7 +182,7 @@ def _projection_agent(app: EsperApp) -> Any:
 async def _check_progress_periodically(app: Any) -> None:
     """Check every few seconds that each partition makes progress: a stall must never be silent."""
     for number in itertools.count():
-        await asyncio.sleep(WATCH_S)
+        await asyncio.sleep(PROGRESS_CHECK_EVERY_S)
         if app.should_stop:
             return
         if number % CLUSTER_CHECK_EVERY == 0:
@@ -192,7 +192,7 @@ async def _check_progress_periodically(app: Any) -> None:
         ends: dict[TopicPartition, int | None] = dict.fromkeys(assigned)
         first: Mapping[TP, int] = {}
         try:
-            async with asyncio.timeout(WATCH_S):
+            async with asyncio.timeout(PROGRESS_CHECK_EVERY_S):
                 first = await app.consumer.earliest_offsets(*assigned)
                 ends |= await app.consumer.highwaters(*assigned)
         except CLIENT_ERRORS:
@@ -205,7 +205,7 @@ async def _drop_expired_periodically(app: Any) -> None:
     """Drop expired health windows at an interval."""
     while not app.should_stop:
         await app.projection_worker.drop_expired()
-        await app.sleep(RETENTION_S)
+        await app.sleep(DROP_EXPIRED_EVERY_S)
 
 
 async def _log_ready(app: Any, **_fields: Any) -> None:

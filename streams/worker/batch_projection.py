@@ -1,6 +1,6 @@
 """Projects one batch of one partition, effectively once.
 
-The order is the design:
+The steps, in the order that makes this correct:
 1. decode every record; records that cannot be decoded get a dead letter with the reason;
 2. in one transaction: lock the partition's position; drop records below it; refuse a gap; record the dead letters;
    drop redriven events that were projected before, and resends by their sequence; project; record the progress of
@@ -85,7 +85,7 @@ def decode_batch(batch: Batch, skipped: Mapping[Position, DecodeError] = NOT_SKI
         try:
             if skipped and record.position in skipped:
                 raise skipped[record.position]
-            events.append(_projected(record))
+            events.append(_decode_record(record))
         except DecodeError as error:
             undecodable.append((record, error))
         except NewerVersionError as error:
@@ -148,11 +148,11 @@ async def _project_decoded(
     return len(fresh)
 
 
-def _projected(record: StoredRecord) -> ProjectedEvent:
+def _decode_record(record: StoredRecord) -> ProjectedEvent:
     report = read_report(record)
     if report is not None:
-        name = next(value for header, value in record.headers if header == "ce_id")
-        return ProjectedEvent(report, cast("bytes", name).decode(), record.position, record.timestamp_ms)
+        event_id = next(value for name, value in record.headers if name == "ce_id")
+        return ProjectedEvent(report, cast("bytes", event_id).decode(), record.position, record.timestamp_ms)
     origin = first_origin(record.headers, record.position)
     return ProjectedEvent.of(
         record.decode(),

@@ -49,7 +49,7 @@ class WorkerMetrics(ProcessMetrics):
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._stopped: dict[TopicPartition, str] = {}
         self._stalls: tuple[Stall, ...] = ()
-        self._behind_s = 0.0
+        self._clock_skew_s = 0.0
         super().__init__("worker", Health(self._problems))
         self._create_metrics()
 
@@ -124,7 +124,7 @@ class WorkerMetrics(ProcessMetrics):
             known.position = max(known.position, batch.end)
             known.newest_ms = batch.records[-1].timestamp_ms
             # a timestamp in the future: the broker's clock is ahead by at least that much
-            self._behind_s = max(self._behind_s, known.newest_ms / 1000 - self._now_s())
+            self._clock_skew_s = max(self._clock_skew_s, known.newest_ms / 1000 - self._now_s())
 
     def batch_retried(self, topic: str, error: BaseException) -> None:
         """Count a failed attempt that is retried."""
@@ -137,9 +137,9 @@ class WorkerMetrics(ProcessMetrics):
     def update_positions(self, ends: Mapping[TopicPartition, int | None], stalls: Iterable[Stall]) -> None:
         """Update the ends of the log (None if unknown) and the stalled partitions."""
         self._stalls = tuple(stalls)
-        stuck = {(s.topic, s.partition) for s in self._stalls}
+        stalled = {(s.topic, s.partition) for s in self._stalls}
         for tp, partition in self._partitions.items():
-            partition.end, partition.is_stalled = ends.get(tp), tp in stuck
+            partition.end, partition.is_stalled = ends.get(tp), tp in stalled
             if partition.lag == 0:
                 partition.empty_at = self._clock()
 
@@ -156,7 +156,7 @@ class WorkerMetrics(ProcessMetrics):
             return partition.lag
         bounds = []
         if partition.newest_ms is not None:
-            bounds.append(self._now_s() + self._behind_s - partition.newest_ms / 1000)
+            bounds.append(self._now_s() + self._clock_skew_s - partition.newest_ms / 1000)
         if partition.empty_at is not None:
             bounds.append(self._clock() - partition.empty_at)
         return max(0.0, min(bounds)) if bounds else None

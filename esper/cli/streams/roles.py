@@ -7,7 +7,7 @@ import typer
 from esper.cli.command_group import Commands, add_group
 from esper.cli.terminal import new_table, print_table, read_password
 from esper.config import load_settings
-from esper.streams.database.roles import RIGHTS, DatabaseRole, apply_roles, make_user, members
+from esper.streams.database.roles import PRIVILEGES, DatabaseRole, apply_roles, make_user, members
 
 TOKEN_BYTES = 32
 
@@ -22,7 +22,9 @@ def apply() -> None:
     """Create the groups esper_reader and esper_writer with their rights. Needs the owner of the schema."""
     created = apply_roles(load_settings().need_postgres())
     users = {DatabaseRole.READER: "Urza, Tamiyo", DatabaseRole.WRITER: "workers"}
-    rows = [(r.group, ", ".join(RIGHTS[r]), users[r], "created" if r in created else "exists") for r in DatabaseRole]
+    rows = [
+        (r.group, ", ".join(PRIVILEGES[r]), users[r], "created" if r in created else "exists") for r in DatabaseRole
+    ]
     print_table(new_table("group", "rights on every table", "used by", "state", rows=rows))
 
 

@@ -17,7 +17,7 @@ from esper.services.tamiyo.dataset.experience_join import ExperienceJoin, join_e
 from esper.services.tamiyo.dataset.log_ranges import EXPERIENCE_TOPICS, OffsetBounds, ReplayRange, lost_offsets
 from esper.services.tamiyo.dataset.record_index import RecordIndex, is_rejection
 from esper.services.tamiyo.settings import RentSettings
-from esper.streams.dead_letters import skipped_record
+from esper.streams.dead_letters import projection_dead_letter
 from esper.streams.replay import ProgressCallback, ReplayProgress
 from esper.streams.replay.replay_log_reader import LogReader, Offsets, open_log
 from esper.streams.replay.replay_projection import ignore_progress
@@ -108,7 +108,7 @@ class _LogPass:
         found: dict[Position, str] = {}
 
         def add(record: StoredRecord) -> None:
-            dead_letter = skipped_record(record)
+            dead_letter = projection_dead_letter(record)
             if dead_letter is not None:
                 found[dead_letter.origin] = f"{dead_letter.reason}: {dead_letter.detail}"
 

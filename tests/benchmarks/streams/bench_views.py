@@ -30,8 +30,8 @@ from esper.streams.read_models.pending_boundaries import (
     decisions_without_command,
     is_complete,
     pending_boundaries,
-    read_view_rows,
 )
+from esper.streams.read_models.view_row_reader import read_view_rows
 
 BOUNDARY = 60
 NUM_SEEDS = 4

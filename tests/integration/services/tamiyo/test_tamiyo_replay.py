@@ -35,7 +35,7 @@ from esper.services.tamiyo.dataset.record_index import RecordIndex
 from esper.services.tamiyo.settings import RentSettings
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.stored_positions import claim_cluster
-from esper.streams.read_models.pending_boundaries import read_view_rows
+from esper.streams.read_models.view_row_reader import read_view_rows
 from esper.streams.worker.batch_projection import Batch, project_batch
 
 pytestmark = pytest.mark.slow
