@@ -240,29 +240,29 @@ def test_check_of_the_reverse_change_breaks_the_other_side() -> None:
 @pytest.mark.parametrize(
     ("change", "subject", "expected_text", "affected"),
     [
-        (lambda s: move(s, topic="system.other"), V1, "system.runs became system.other", Affected.ALL_CLIENTS),
-        (lambda s: move(s, key_field="name"), V1, "run_id became name", Affected.ALL_CLIENTS),
+        (lambda s: with_routing(s, topic="system.other"), V1, "system.runs became system.other", Affected.ALL_CLIENTS),
+        (lambda s: with_routing(s, key_field="name"), V1, "run_id became name", Affected.ALL_CLIENTS),
         (lambda s: ContractSet({}, s.topics), V1, "the type was removed", Affected.LOG_READERS),
         (
-            lambda s: retopic(s, topics.RUNS.name, num_partitions=24),
+            lambda s: with_topic(s, topics.RUNS.name, num_partitions=24),
             "system.runs",
             "12 became 24",
             Affected.ALL_CLIENTS,
         ),
         (
-            lambda s: retopic(s, topics.RUNS.name, retention_ms=5),
+            lambda s: with_topic(s, topics.RUNS.name, retention_ms=5),
             "system.runs",
             "for ever became 5 ms",
             Affected.REBUILDS,
         ),
         (
-            lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=5),
+            lambda s: with_topic(s, topics.TELEMETRY.name, retention_ms=5),
             "telemetry.seed.health",
             "5 ms",
             Affected.REBUILDS,
         ),
         (
-            lambda s: retopic(s, topics.TELEMETRY.name, retention_ms=-1),
+            lambda s: with_topic(s, topics.TELEMETRY.name, retention_ms=-1),
             "telemetry.seed.health",
             "for ever",
             Affected.NONE,
@@ -277,17 +277,17 @@ def test_check_reports_changed_topics_keys_and_retention(
     assert [f.affected for f in findings if f.subject == subject and expected_text in f.what] == [affected]
 
 
-def move(contract_set: ContractSet, **place: str) -> ContractSet:
-    return dataclasses.replace(contract_set, types={V1: dataclasses.replace(contract_set.types[V1], **place)})
+def with_routing(contract_set: ContractSet, **routing: str) -> ContractSet:
+    return dataclasses.replace(contract_set, types={V1: dataclasses.replace(contract_set.types[V1], **routing)})
 
 
-def retopic(contract_set: ContractSet, name: str, **shape: int) -> ContractSet:
-    changed = dataclasses.replace(contract_set.topics[name], **shape)
+def with_topic(contract_set: ContractSet, name: str, **limits: int) -> ContractSet:
+    changed = dataclasses.replace(contract_set.topics[name], **limits)
     return dataclasses.replace(contract_set, topics={**contract_set.topics, name: changed})
 
 
 def test_check_ignores_titles_and_descriptions() -> None:
-    titled = create_model("Other", __base__=Event, __doc__="Said otherwise.", **FIELDS)
+    titled = create_model("Other", __base__=Event, __doc__="Another description.", **FIELDS)
     described = contracts(level=(Annotated[int, Field(ge=1, le=9, description="how much", title="L")], ...))
     assert check(contracts(), of_model(titled), {}) == check(contracts(), described, {}) == []
 

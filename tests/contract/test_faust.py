@@ -91,15 +91,15 @@ def test_page_names_existing_tests() -> None:
         assert (f"def {function}(" if function else "def test_") in (ROOT / path).read_text(), f"{path}::{function}"
 
 
-def test_page_names_a_test_for_every_hole() -> None:
+def test_page_names_a_test_for_every_failure_mode() -> None:
     page = (ROOT / "docs" / "design" / "stream-worker.md").read_text()
-    holes = [
+    rows = [
         line
         for line in page.split("## Failure modes", 1)[1].splitlines()
         if line.startswith("| ") and "---" not in line
     ]
-    assert len(holes) > 15
-    assert [line for line in holes[1:] if "`tests/" not in line] == []
+    assert len(rows) > 15
+    assert [line for line in rows[1:] if "`tests/" not in line] == []
 
 
 def test_app_has_the_settings_of_the_page() -> None:

@@ -82,9 +82,9 @@ def test_decode_of_a_broken_value_gives_a_short_reason(event: object, data: st.D
 
 def with_altered_bytes(value: bytes) -> st.SearchStrategy[bytes]:
     """The value with some bytes dropped, changed or doubled."""
-    place = st.integers(0, len(value) - 1)
+    index = st.integers(0, len(value) - 1)
     piece = st.binary(max_size=4) | st.just(value)
-    return st.tuples(place, place, piece).map(lambda t: value[: min(t[:2])] + t[2] + value[max(t[:2]) :])
+    return st.tuples(index, index, piece).map(lambda t: value[: min(t[:2])] + t[2] + value[max(t[:2]) :])
 
 
 def with_mangled_member(value: bytes) -> st.SearchStrategy[bytes]:

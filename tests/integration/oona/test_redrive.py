@@ -148,8 +148,8 @@ async def test_duplicate_dead_letter_is_redriven_once(fresh_stack: EmbeddedStack
     kafka = fresh_stack.settings().need_kafka()
     async with OonaProducer(kafka) as producer:
         await producer.send_batch(story("again"))
-        skipped_record = [r async for r in read_range(kafka, RUNS)][1:3]
-        dead_letters = [dead_letter(r, DecodeError("invalid", "a bug"), PROJECTIONS) for r in skipped_record]
+        records = [r async for r in read_range(kafka, RUNS)][1:3]
+        dead_letters = [dead_letter(r, DecodeError("invalid", "a bug"), PROJECTIONS) for r in records]
         await producer.send_records(dead_letters * 2)
 
     async def dlq(*arguments: str) -> str:

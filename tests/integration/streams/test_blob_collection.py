@@ -71,14 +71,14 @@ async def send_garbage(stack: EmbeddedStack, value: bytes) -> None:
 
 
 def has_rows(stack: EmbeddedStack, table: str, count: int) -> Callable[[], bool]:
-    async def ask() -> bool:
+    async def query() -> bool:
         connection = await asyncpg.connect(stack.postgres.dsn)
         try:
             return bool(await connection.fetchval(f"SELECT count(*) >= {count} FROM esper.{table}"))
         finally:
             await connection.close()
 
-    return lambda: asyncio.run(ask())
+    return lambda: asyncio.run(query())
 
 
 def esper(stack: EmbeddedStack, *arguments: str) -> Any:
@@ -127,7 +127,7 @@ def test_gc_keeps_referenced_blobs_and_deletes_the_rest(
     assert report["on_trainers_disks"] == [saved.sha256]
     assert {b["digest"] for b in report["unreferenced"]} >= {unread_digest, junk_digest, young_digest}
     shown = esper(worker_stack, "verify", "--sample", "0")
-    assert shown.exit_code == 1, "all are looked for, if none is read"
+    assert shown.exit_code == 1, "every blob is looked up, though none is read"
     assert "missing: 1" in shown.stdout
     assert "altered" not in shown.stdout
 
@@ -137,7 +137,7 @@ def test_gc_keeps_referenced_blobs_and_deletes_the_rest(
     ran = esper(worker_stack, "gc", "--delete")
     assert ran.exit_code == 0, ran.output
     assert "deleted 2 blobs" in ran.stdout, "this one, and that of the test before"
-    left = {d for _kind, d in asyncio.run(everything(worker_stack))}
+    left = {d for _kind, d in asyncio.run(all_stored(worker_stack))}
     assert left == {kept_digest, altered_digest, unread_digest, young_digest}
 
     ran = esper(worker_stack, "get", kept_digest[:10], "-o", str(tmp_path / "kept"))
@@ -152,7 +152,7 @@ async def store_now(stack: EmbeddedStack, *many: bytes) -> str:
         return (await asyncio.gather(*map(blobs.put, many)))[0]
 
 
-async def everything(stack: EmbeddedStack) -> Any:
+async def all_stored(stack: EmbeddedStack) -> Any:
     async with BlobStore(stack.settings().need_s3()) as blobs:
         return await stored_blobs(blobs)
 
@@ -172,7 +172,7 @@ def test_gc_keeps_blobs_registered_while_it_runs(worker_stack: EmbeddedStack, ru
     async def collect_again_and_again(blobs: BlobStore, registering: asyncio.Task[None]) -> int:
         count = 0
         while not registering.done():
-            async with planned_collection(settings, blobs, patience_s=30) as planned:
+            async with planned_collection(settings, blobs, timeout_s=30) as planned:
                 is_planned.set()
                 count += len((await collect(blobs, planned.garbage, planned.older_than)).deleted)
         return count
@@ -188,7 +188,7 @@ def test_gc_keeps_blobs_registered_while_it_runs(worker_stack: EmbeddedStack, ru
 
     num_deleted = asyncio.run(both())
     assert num_deleted, "collectors met the old ones before they were stored again"
-    assert {d for _kind, d in asyncio.run(everything(worker_stack))} >= set(digests)
+    assert {d for _kind, d in asyncio.run(all_stored(worker_stack))} >= set(digests)
 
 
 @pytest.mark.timeout(240)

@@ -36,7 +36,7 @@ def activated(policy: str) -> OonaMessage:
     return OonaMessage.of(event, id=event.activation_id, source="test")
 
 
-def harmful(run_id: str, number: int) -> list[OonaMessage]:
+def harmful_run(run_id: str, number: int) -> list[OonaMessage]:
     """A run in which the schedule germinated one seed, and the branch without it was better."""
     decision_id = ids.decision_id(run_id, 1, 1)
     decision = events.DecisionMade(
@@ -49,8 +49,8 @@ def harmful(run_id: str, number: int) -> list[OonaMessage]:
         decision_id=decision_id, command_id=ids.command_id(decision_id), method="fork", metric="val_accuracy",
         before=0.9, after=0.8 - number / 1_000, germinated_at_step=10, num_parameters=46, fork=FORK,
     )  # fmt: skip
-    story = [run_started(run_id), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
-    return [*story, OonaMessage.of(decision, id=decision_id, source="test"), report]
+    messages = [run_started(run_id), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
+    return [*messages, OonaMessage.of(decision, id=decision_id, source="test"), report]
 
 
 @pytest.mark.timeout(240)
@@ -59,7 +59,7 @@ async def test_guard_rolls_a_harmful_version_back_once(mine: Settings, log: Embe
         for message in (activated("heuristic"), activated("schedule")):
             await producer.send(message)
         for number in range(NUM_RUNS):
-            await producer.send_batch(harmful(f"harmed-{number}", number))
+            await producer.send_batch(harmful_run(f"harmed-{number}", number))
     dsn = mine.need_postgres().dsn.get_secret_value()
     worker = process(log, tmp_path, "worker", *WORKER, ESPER_POSTGRES__DSN=dsn)
     with running(worker, "worker.ready"):
@@ -74,11 +74,11 @@ async def test_guard_rolls_a_harmful_version_back_once(mine: Settings, log: Embe
             async with DecisionService(mine, tamiyo) as one, DecisionService(mine, tamiyo) as other:
                 deciding = [asyncio.create_task(service.run()) for service in (one, other)]
 
-                async def has_gone_back() -> bool:
+                async def is_rolled_back() -> bool:
                     active = await active_policy(connection)
                     return active is not None and active.version.policy_id == "heuristic"
 
-                await wait_until_async(has_gone_back, 40, "the rollback's row")
+                await wait_until_async(is_rolled_back, 40, "the rollback's row")
                 for task in deciding:
                     task.cancel()
             active = await active_policy(connection)

@@ -44,8 +44,8 @@ def old_database(stack: EmbeddedStack) -> PostgresSettings:
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(own.schema_name)))
     scheme, rest = address.split("://", 1)
-    joint = "&" if "?" in rest else "?"
-    backend = yoyo.get_backend(f"{scheme}+psycopg://{rest}{joint}schema={own.schema_name}")
+    separator = "&" if "?" in rest else "?"
+    backend = yoyo.get_backend(f"{scheme}+psycopg://{rest}{separator}schema={own.schema_name}")
     with backend, as_file(files("esper.streams").joinpath("migrations_sql")) as folder:
         old = [m for m in backend.to_apply(yoyo.read_migrations(str(folder))) if m.id <= LAST_OLD]
         with backend.lock():
@@ -71,9 +71,9 @@ def opened(postgres: PostgresSettings) -> psycopg.Connection[Any]:
 async def project_log(postgres: PostgresSettings, log: GeneratedLog, topics: set[str]) -> None:
     path = {"search_path": postgres.schema_name}
     connection = await asyncpg.connect(postgres.dsn.get_secret_value(), server_settings=path)
-    for place, records in log.partitions.items():
-        if place[0] in topics:
-            await project_batch(connection, Batch(*place, 0, tuple(records)))
+    for tp, records in log.partitions.items():
+        if tp[0] in topics:
+            await project_batch(connection, Batch(*tp, 0, tuple(records)))
     await connection.close()
 
 
@@ -116,13 +116,13 @@ def copy_into_old(new: psycopg.Connection[Any], old: psycopg.Connection[Any]) ->
                 (name,),
             )
         ]
-        asked = sql.SQL("COPY (SELECT DISTINCT ON ({}) {} FROM {}) TO STDOUT").format(
+        query = sql.SQL("COPY (SELECT DISTINCT ON ({}) {} FROM {}) TO STDOUT").format(
             sql.SQL(", ").join(map(sql.Identifier, key)),
             sql.SQL(", ").join(sql.SQL(IN_ARRAYS[c]) if c in IN_ARRAYS else sql.Identifier(c) for c in columns),
             sql.Identifier(name),
         )
         with (
-            new.cursor().copy(asked) as source,
+            new.cursor().copy(query) as source,
             old.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(sql.Identifier(name))) as target,
         ):
             for data in source:

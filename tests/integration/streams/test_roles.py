@@ -39,7 +39,7 @@ def refused(stack: EmbeddedStack, user: str, statement: str) -> str:
     return str(caught.value)
 
 
-def story(run_id: str) -> list[OonaMessage]:
+def run_messages(run_id: str) -> list[OonaMessage]:
     """A run with fossilized seeds, and one health report, whose partition the worker must create."""
     signal = HealthSignal(layer_id=LAYERS[0].layer_id, seed_id=0, chunk_id=0, epoch=0, health_score=0.5)
     report = events.LayerHealthMeasured(
@@ -54,7 +54,7 @@ def story(run_id: str) -> list[OonaMessage]:
 def send(stack: EmbeddedStack, run_id: str) -> None:
     async def now() -> None:
         async with OonaProducer(stack.settings().need_kafka()) as producer:
-            await producer.send_batch(story(run_id))
+            await producer.send_batch(run_messages(run_id))
 
     asyncio.run(now())
 
@@ -85,18 +85,18 @@ def test_roles_bound_worker_and_api_across_a_rebuild(fresh_stack: EmbeddedStack,
         with psycopg.connect(stack.postgres.dsn, autocommit=True) as owner:
             wait_until(lambda: owner.execute(windows).fetchone() == (1,), 60, "the window in the worker's partition")
             assert owner.execute(owners).fetchall() == [("esper_writer",)]
-        _is_bounded(stack)
+        _assert_privileges_are_bounded(stack)
 
         code, printed = cli(stack, tmp_path, "projections", "rebuild")
         assert code == 0, printed
         assert api.get(f"/runs/{RUN}/reports").json()["items"]
-        _is_bounded(stack)
+        _assert_privileges_are_bounded(stack)
         send(stack, "after-the-rebuild")
         wait_until(lambda: api.get("/runs/after-the-rebuild").status_code == 200, 60, "a run after the rebuild")
         assert "partition.stopped" not in log_of(working)
 
 
-def _is_bounded(stack: EmbeddedStack) -> None:
+def _assert_privileges_are_bounded(stack: EmbeddedStack) -> None:
     for statement in (
         "INSERT INTO esper.edges VALUES ('x', 'y', 'z')",
         "UPDATE esper.runs SET step = 0",

@@ -34,8 +34,8 @@ async def test_snapshot_ends_at_a_time_or_an_offset(mine: Settings) -> None:
     await project_new_records(mine)
     code, printed = await esper(mine, "projections", "rebuild", "--until", now.isoformat(), "--into", "at_noon")
     assert code == 0, printed
-    place = f"{RUNS.name}[{records[4].position.partition}]@{records[4].position.offset}"
-    await create_snapshot(mine, Cutoff.parse([place]), "early")
+    offset = f"{RUNS.name}[{records[4].position.partition}]@{records[4].position.offset}"
+    await create_snapshot(mine, Cutoff.parse([offset]), "early")
     async with live(mine) as connection:
 
         async def counts(schema: str) -> tuple[int, int]:
@@ -49,14 +49,14 @@ async def test_snapshot_ends_at_a_time_or_an_offset(mine: Settings) -> None:
         assert await counts("esper") == (20, 2)
         found = {snapshot.schema: snapshot for snapshot in await list_snapshots(mine)}
         assert set(found) == {"at_noon", "early"}
-        assert (found["early"].description, found["early"].is_complete) == (place, True)
+        assert (found["early"].description, found["early"].is_complete) == (offset, True)
         code, printed = await esper(mine, "projections", "list")
         assert "at_noon" in printed
         assert now.isoformat() in printed
         code, printed = await esper(mine, "why", run_id, "fc1:0", "--schema", "at_noon")
         assert "no events for seed fc1:0" in printed
         with pytest.raises(Exception, match="schema 'early' exists already"):
-            await create_snapshot(mine, Cutoff.parse([place]), "early")
+            await create_snapshot(mine, Cutoff.parse([offset]), "early")
         with pytest.raises(Exception, match="'public' is not a snapshot of 'esper'; choose one of at_noon, early"):
             await drop_snapshot(mine, "public")
         assert (await rebuild(mine)).is_swapped, "snapshots stay"
@@ -70,10 +70,10 @@ async def test_snapshot_ends_at_a_time_or_an_offset(mine: Settings) -> None:
 
 async def expire(settings: Settings, run_id: str, before: int) -> None:
     """Delete telemetry records as retention does."""
-    place = TopicPartition(TELEMETRY.name, partition_of(run_id, TELEMETRY))
+    tp = TopicPartition(TELEMETRY.name, partition_of(run_id, TELEMETRY))
     client = AIOKafkaAdminClient(bootstrap_servers=settings.need_kafka().bootstrap_servers)
     await client.start()
-    await client.delete_records({place: RecordsToDelete(before)})
+    await client.delete_records({tp: RecordsToDelete(before)})
     await client.close()
 
 
@@ -84,13 +84,13 @@ async def test_rebuild_carries_over_expired_telemetry(mine: Settings) -> None:
     assert await different(mine) == []
     records = [r async for r in read_range(mine.need_kafka(), TELEMETRY, partition=partition_of(run_id, TELEMETRY))]
     own = [r for r in records if r.key == run_id.encode()]
-    await expire(mine, run_id, own[40].position.offset)  # in the midst of the window that begins at step 32
+    await expire(mine, run_id, own[40].position.offset)  # inside the window that begins at step 32
     query = "SELECT step, num_signals, first_offset FROM health_windows WHERE run_id = $1 ORDER BY step"
     async with live(mine) as connection:
         before = await connection.fetch(query, run_id)
         late = "INSERT INTO late_health_signals VALUES ($1, 1, 0, $2, $3, 0, now(), 90, 'fc1', 0, false, 0.5)"
-        place = own[7].position
-        await connection.execute(late, run_id, place.partition, place.offset)
+        position = own[7].position
+        await connection.execute(late, run_id, position.partition, position.offset)
         assert await different(mine) == []
         done = await rebuild(mine, comparison=ComparisonOptions())
         assert (done.is_swapped, done.num_carried_over) == (True, 3)
@@ -102,14 +102,14 @@ async def test_rebuild_carries_over_expired_telemetry(mine: Settings) -> None:
         await project_new_records(mine)
         assert await different(mine) == []
         await connection.execute("UPDATE health_windows SET num_signals = 99 WHERE run_id = $1 AND step = 80", run_id)
-        assert await different(mine) == ["health_windows"], "what lies inside the log still counts"
+        assert await different(mine) == ["health_windows"], "rows whose records are in the log count"
         (day,) = await connection.fetch("SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = "
                                         "'health_windows'::regclass")  # fmt: skip
         await connection.execute(
             "CREATE TABLE tomorrow PARTITION OF health_windows FOR VALUES FROM ('2200-01-01Z') TO ('2200-01-02Z')"
         )
         await connection.execute(f"DROP TABLE {day['name']}")
-        assert await different(mine) == [], "rows older than live's oldest day do not count"
+        assert await different(mine) == [], "rows older than the oldest live day do not count"
 
 
 async def test_rebuild_keeps_rows_of_another_cluster(mine: Settings) -> None:

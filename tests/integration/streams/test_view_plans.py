@@ -16,11 +16,10 @@ from esper.streams.read_models.pending_boundaries import (
     decisions_without_command,
     is_complete,
     pending_boundaries,
-    read_view_rows,
 )
-from esper.streams.read_models.view_row_reader import read_many_view_rows
+from esper.streams.read_models.view_row_reader import read_many_view_rows, read_view_rows
 
-UNDER_WAY = 8
+NUM_ACTIVE = 8
 BIG = (
     "boundaries", "decisions", "commands", "lifecycle", "epochs", "progress", "kernels", "blueprint_changes",
     "breaker_changes", "rejections", "telemetry_gaps", "layers", "edges", "runs", "incarnations", "health_windows", "views",
@@ -56,7 +55,7 @@ class Explaining:
         self.nodes += nodes(json.loads(found)[0]["Plan"])
 
     @property
-    def read_whole(self) -> set[str]:
+    def scanned_tables(self) -> set[str]:
         """The tables that a query read with a sequential scan."""
         return {n["Relation Name"] for n in self.nodes if n["Node Type"] == "Seq Scan"}
 
@@ -91,7 +90,7 @@ async def connection(own_database: PostgresSettings) -> AsyncIterator[asyncpg.Co
     async with found.transaction():
         await make_partitions(found, [date(2026, 1, 1)])
     await fill_library(found, 500)
-    await fill_runs(found, Runs("live", UNDER_WAY, "running", told_at_days=9))
+    await fill_runs(found, Runs("live", NUM_ACTIVE, "running", told_at_days=9))
     await fill_runs(found, Runs("dead", 200, "running", num_boundaries=4))
     await fill_runs(found, Runs("old", 2_000, num_boundaries=4))
     await analyzed(found)
@@ -103,7 +102,7 @@ async def polled(connection: asyncpg.Connection) -> Explaining:
     """One poll of Tamiyo."""
     explaining = Explaining(connection)
     pending = await pending_boundaries(explaining)
-    assert [p.run_id for p in pending] == [f"live-{n}" for n in range(1, UNDER_WAY + 1)]
+    assert [p.run_id for p in pending] == [f"live-{n}" for n in range(1, NUM_ACTIVE + 1)]
     assert all(p.is_complete and p.boundary == 60 for p in pending)
     assert await decisions_without_command(explaining) == []
     return explaining
@@ -114,21 +113,21 @@ async def polled(connection: asyncpg.Connection) -> Explaining:
 async def test_poll_and_view_queries_use_indexes(connection: asyncpg.Connection, plans: str) -> None:
     await connection.execute(f"SET plan_cache_mode = {plans}")
     before = await polled(connection)
-    assert not before.read_whole.intersection(BIG)
+    assert not before.scanned_tables.intersection(BIG)
     view = Explaining(connection)
     assert await is_complete(view, "live-3", 1, 60)
     seen = assemble(await read_view_rows(view, "live-3", 1, 60))
     assert (len(seen.layers), len(seen.kernels), seen.num_epochs) == (4, 500, 60)
-    names = [(f"live-{n}", 1, 60) for n in range(1, UNDER_WAY + 1)]
+    names = [(f"live-{n}", 1, 60) for n in range(1, NUM_ACTIVE + 1)]
     together = await read_many_view_rows(view, names)
     assert together[2] is not None
-    assert assemble(together[2]).to_bytes() == seen.to_bytes(), "the same, whichever others are read with it"
-    assert not {name for name in view.read_whole if name.startswith(BIG)}
+    assert assemble(together[2]).to_bytes() == seen.to_bytes(), "the rows of one boundary do not depend on the others"
+    assert not {name for name in view.scanned_tables if name.startswith(BIG)}
 
     await fill_runs(connection, Runs("older", 6_000, num_boundaries=4))
     await fill_runs(connection, Runs("deader", 600, "running", num_boundaries=4))
     await analyzed(connection)
     after = await polled(connection)
-    assert not after.read_whole.intersection(BIG)
-    assert after.num_rows <= before.num_rows, "four times the history, and not one more row is read"
-    assert after.num_rows <= 100 * UNDER_WAY
+    assert not after.scanned_tables.intersection(BIG)
+    assert after.num_rows <= before.num_rows, "four times the history, but no more rows are read"
+    assert after.num_rows <= 100 * NUM_ACTIVE

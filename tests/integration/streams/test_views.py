@@ -19,8 +19,8 @@ from esper.config import PostgresSettings
 from esper.graph.assembly import assemble
 from esper.graph.graph_view import GraphView
 from esper.oona.records import TopicPartition
-from esper.streams.read_models.pending_boundaries import is_complete, pending_boundaries, read_view_rows
-from esper.streams.read_models.view_row_reader import read_many_view_rows
+from esper.streams.read_models.pending_boundaries import is_complete, pending_boundaries
+from esper.streams.read_models.view_row_reader import read_many_view_rows, read_view_rows
 from esper.streams.worker.batch_projection import Batch, project_batch
 from esper.streams.worker.partition_cache import PartitionCache
 
@@ -62,21 +62,21 @@ class Reader:
 
     async def project_all(self, boundaries: list[BoundaryKey]) -> None:
         """Project to the end of the log."""
-        while open_places := [p for p, n in self._next.items() if n < len(self._log.partitions[p])]:
-            await self._project_some(self._rng.choice(open_places))
-            await self._look(boundaries)
+        while unread := [p for p, n in self._next.items() if n < len(self._log.partitions[p])]:
+            await self._project_some(self._rng.choice(unread))
+            await self._read_complete_views(boundaries)
 
-    async def _project_some(self, place: TopicPartition) -> None:
+    async def _project_some(self, tp: TopicPartition) -> None:
         if self._rng.random() < 0.1:  # a restart, or another worker
             self._caches.clear()
-        begin = max(0, self._next[place] - self._rng.choice((0, 0, 0, 3)))  # a stale fetch reads some again
-        records = self._log.partitions[place][begin : begin + self._rng.choice(self._sizes) + self._next[place] - begin]
-        start = self._log.partitions[place][begin - 1].position.offset + 1 if begin else 0
-        cache = self._caches.setdefault(place, PartitionCache())
-        await project_batch(self._connection, Batch(*place, start, tuple(records)), cache=cache)
-        self._next[place] = begin + len(records)
+        begin = max(0, self._next[tp] - self._rng.choice((0, 0, 0, 3)))  # a stale fetch reads some again
+        records = self._log.partitions[tp][begin : begin + self._rng.choice(self._sizes) + self._next[tp] - begin]
+        start = self._log.partitions[tp][begin - 1].position.offset + 1 if begin else 0
+        cache = self._caches.setdefault(tp, PartitionCache())
+        await project_batch(self._connection, Batch(*tp, start, tuple(records)), cache=cache)
+        self._next[tp] = begin + len(records)
 
-    async def _look(self, boundaries: list[BoundaryKey]) -> None:
+    async def _read_complete_views(self, boundaries: list[BoundaryKey]) -> None:
         for key in boundaries:
             if key not in self.views and await is_complete(self._connection, *key):
                 view = await view_of(self._connection, key)
@@ -99,7 +99,7 @@ async def read_again(connection: Any, views: dict[BoundaryKey, Read]) -> dict[Bo
         by_offsets.setdefault(offsets, []).append(key)
     again: dict[BoundaryKey, Read] = {}
     for offsets, keys in by_offsets.items():
-        unknown = ("nobody", 1, 1)
+        unknown = ("unknown-run", 1, 1)
         *found, missing = await read_many_view_rows(connection, [*keys, unknown], offsets)
         assert missing is None
         for key, rows in zip(keys, found, strict=True):
@@ -161,11 +161,11 @@ async def compare_projections(
             if not log.has_undecodable:
                 assert reader.views.keys() == known.keys(), "nothing is missing, so every boundary is complete"
                 for key, (_offsets, data) in reader.views.items():
-                    agrees(GraphView.from_bytes(data), *known[key])
+                    assert_agrees(GraphView.from_bytes(data), *known[key])
     assert seen[0].keys() == seen[1].keys()
 
 
-def agrees(
+def assert_agrees(
     view: GraphView,
     seeds: dict[tuple[str, int], Any],
     epochs: tuple[tuple[int, int], ...],

@@ -26,14 +26,14 @@ from esper.schemas.upcasters import next_version
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=2)
 
 
-def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+def message(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
     body = event(run_id=run_id, incarnation=1, sequence=sequence, **fields)
     return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
 
 
-def story(run_id: str, num_steps: int) -> list[OonaMessage]:
+def run_messages(run_id: str, num_steps: int) -> list[OonaMessage]:
     """A run's start and its health, step by step."""
-    started = made(
+    started = message(
         run_id,
         0,
         events.RunStarted,
@@ -53,7 +53,7 @@ def story(run_id: str, num_steps: int) -> list[OonaMessage]:
             for n in range(2)
         )
         messages.append(
-            made(run_id, step, events.LayerHealthMeasured, step=step, epoch=0, layer_id="fc1", signals=signals)
+            message(run_id, step, events.LayerHealthMeasured, step=step, epoch=0, layer_id="fc1", signals=signals)
         )
     return messages
 
@@ -84,12 +84,12 @@ async def test_worker_dead_letters_garbage_without_stalling(stack: EmbeddedStack
             )
     await producer.stop()
     with running(worker(stack, tmp_path), "worker.ready") as child:
-        await send(stack, story(run_id, 40))
+        await send(stack, run_messages(run_id, 40))
 
-        async def clean() -> bool:
+        async def all_projected() -> bool:
             return await num_signals(stack, run_id) == 80
 
-        await wait_until_async(clean, 30, "the events behind the garbage")
+        await wait_until_async(all_projected, 30, "the events behind the garbage")
         assert "partition.stopped" not in log_of(child)
         for topic in TOPICS:
 
@@ -111,7 +111,7 @@ async def test_worker_dead_letters_garbage_without_stalling(stack: EmbeddedStack
 
 async def test_worker_stops_a_partition_at_a_newer_version(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
     kafka = fresh_stack.settings().need_kafka()
-    first, newer, behind = story("newer", 2)[1], story("newer", 2)[2], story("newer", 3)[3]
+    first, newer, behind = run_messages("newer", 2)[1], run_messages("newer", 2)[2], run_messages("newer", 3)[3]
     record = encode(newer)
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
     await producer.start()
@@ -119,7 +119,7 @@ async def test_worker_stops_a_partition_at_a_newer_version(fresh_stack: Embedded
     headers = [(n, next_version(newer.data.type).encode() if n == "ce_type" else v) for n, v in record.headers]
     await producer.send_and_wait(record.topic, record.value, key=record.key, headers=headers)
     await producer.stop()
-    await send(fresh_stack, [behind, *story("other-run", 5)])
+    await send(fresh_stack, [behind, *run_messages("other-run", 5)])
     with running(worker(fresh_stack, tmp_path), "worker.ready") as child:
 
         async def others_continue() -> bool:
@@ -134,7 +134,7 @@ async def test_worker_stops_a_partition_at_a_newer_version(fresh_stack: Embedded
 
 @pytest.mark.timeout(240)
 async def test_worker_refuses_to_start_with_one_clear_error(fresh_stack: EmbeddedStack, tmp_path: Path) -> None:
-    await send(fresh_stack, story("old", 5))
+    await send(fresh_stack, run_messages("old", 5))
     with running(worker(fresh_stack, tmp_path), "worker.ready"):
 
         async def projected() -> bool:
@@ -181,7 +181,7 @@ async def test_workers_share_partitions_and_take_over(fresh_stack: EmbeddedStack
             assert "partitions=96" not in log_of(second)
             assert "-1 " in log_of(second).split("instance=")[1][:200] or "-1" in log_of(second)
             for n in range(8):
-                await send(fresh_stack, story(f"shared-{n}", 30))
+                await send(fresh_stack, run_messages(f"shared-{n}", 30))
 
             async def all_projected() -> bool:
                 counts = [await num_signals(fresh_stack, f"shared-{n}") for n in range(8)]
@@ -189,7 +189,7 @@ async def test_workers_share_partitions_and_take_over(fresh_stack: EmbeddedStack
 
             await wait_until_async(all_projected, 60, "both workers' share")
             second.kill()
-        await send(fresh_stack, [m for n in range(8, 16) for m in story(f"shared-{n}", 30)])
+        await send(fresh_stack, [m for n in range(8, 16) for m in run_messages(f"shared-{n}", 30)])
 
         async def taken_over() -> bool:
             counts = [await num_signals(fresh_stack, f"shared-{n}") for n in range(8, 16)]
@@ -211,7 +211,7 @@ async def test_worker_reports_a_stall_with_offset_and_lag(stack: EmbeddedStack, 
     with running(child, "worker.ready"):
         async with connection.transaction():
             await connection.execute("LOCK TABLE esper.health_windows IN ACCESS EXCLUSIVE MODE")
-            await send(stack, story(run_id, 5))
+            await send(stack, run_messages(run_id, 5))
             stalls = wait_until(stalled, 60, "the stall")
         assert "lag=5" in stalls[0]
         wait_until(lambda: "worker.recovered" in log_of(child), 60, "its end")
