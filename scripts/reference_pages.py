@@ -25,7 +25,7 @@ _OMITTED = ("help", "install_completion", "show_completion")
 
 
 def cli_page(_current: str = "") -> str:
-    """Every command of `esper`, with its arguments and options, from the typer tree."""
+    """Every command of `esper`, with its arguments and options, as typer declares them."""
     head = (
         "# CLI",
         "`python scripts/reference_pages.py` writes this page from the code; a test keeps it up to date.",
@@ -38,7 +38,7 @@ def cli_page(_current: str = "") -> str:
 
 
 def events_page(_current: str = "") -> str:
-    """Every topic and every event type, from the registry."""
+    """Every topic and every event type, as the registry declares them."""
     lines = [
         "# Events",
         "`python scripts/reference_pages.py` writes this page from the code; a test keeps it up to date.",
@@ -73,13 +73,13 @@ GENERATED: dict[Path, Callable[[str], str]] = {
     DOCS / "deployment" / "configuration.md": lambda _current: settings_markdown(),
     DOCS / "deployment" / "monitoring.md": monitoring_page,
 }
-"""Page -> what writes it anew from its current text."""
+"""Page -> function from its current text to its new one."""
 
 
 def _command_lines(command: Any, path: tuple[str, ...]) -> Iterator[str]:
     if path:
         yield from ("", f"{'#' * min(4, 1 + len(path))} esper {' '.join(path)}", _plain(command.help))
-    children = getattr(command, "commands", {})  # typer has its own copy of click: no isinstance with click's classes
+    children = getattr(command, "commands", {})  # isinstance fails: typer bundles a copy of click
     shown = [p for p in command.params if p.name not in _OMITTED] if path else []
     if shown:
         yield from ("", "| argument, option | default | meaning |", "|---|---|---|")
@@ -100,12 +100,13 @@ def _parameter_row(parameter: Any) -> str:
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
+    if isinstance(parameter.show_default, str):
+        return f"`{parameter.show_default}`"
     value = parameter.default
-    if value is None or value is False or value in ("", (), []) or callable(value):
+    if not parameter.show_default or value is None or value is False or value in ("", (), []) or callable(value):
         return ""
-    if isinstance(value, Path) and value.is_absolute():  # a file that comes with Esper
-        return f"`{value.relative_to(DOCS.parent)}`"
-    return f"`{getattr(value, 'value', value)}`"
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(f"`{getattr(v, 'value', v)}`" for v in values)
 
 
 def _topic_facts(topic: TopicSpec) -> str:

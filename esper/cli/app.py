@@ -55,9 +55,9 @@ _register_commands()
 
 
 def main() -> None:
-    """Run the command line. An error of Esper's becomes one message on stderr, without secrets, and exit code 1."""
+    """Run the command line. An ``EsperError`` becomes a message on stderr, with secrets masked, and exit code 1."""
     install_crash_hooks()
-    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # its failures arrive as errors, printed once
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # its failures are also raised, and printed once
     try:
         app()
     except EsperError as error:

@@ -6,18 +6,13 @@ from typing import Any
 import typer
 
 Commands = Mapping[str, Callable[..., Any]]
-"""Functions by the word that follows the name of their group."""
+"""Name of a command within its group -> its function."""
 
 
-def add_group(app: typer.Typer, name: str, about: str, commands: Commands) -> typer.Typer:
-    """Add a group to the application and return it.
-
-    Args:
-        about: help text of the group.
-        commands: in the order of the help text.
-    """
-    group = typer.Typer(no_args_is_help=True, help=about)
-    for word, command in commands.items():
-        group.command(word)(command)
+def add_group(app: typer.Typer, name: str, help: str, commands: Commands) -> typer.Typer:
+    """Add a group to the application and return it; ``help`` lists ``commands`` in their order."""
+    group = typer.Typer(no_args_is_help=True, help=help)
+    for command_name, command in commands.items():
+        group.command(command_name)(command)
     app.add_typer(group, name=name)
     return group

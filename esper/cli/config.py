@@ -36,14 +36,16 @@ def show(
         typer.echo(f"not configured: {', '.join(absent)}")
 
 
-def check(file: Path = typer.Argument(..., help="YAML file. Environment variables are checked with it.")) -> None:
+def check(
+    file: Path = typer.Argument(..., help="YAML file. Environment variables are checked, too."),
+) -> None:
     """Check every section of a file, including those of services. Exits with 1 if a setting is invalid."""
     check_all(load_settings(file))
     typer.echo(f"{file} is valid")
 
 
 def docs() -> None:
-    """Print the reference of all settings in Markdown, as the documentation has it."""
+    """Print the reference of all settings in Markdown, as in the documentation."""
     typer.echo(markdown(), nl=False)
 
 

@@ -17,12 +17,12 @@ def register(app: typer.Typer) -> None:
 
 
 def docs() -> None:
-    """Print the reference of all metrics in Markdown, as the documentation has it."""
+    """Print the reference of all metrics in Markdown, as in the documentation."""
     typer.echo(markdown(catalogue()), nl=False)
 
 
 def catalogue() -> dict[str, tuple[MetricSpec, ...]]:
-    """The metrics of each process. ``SHARED`` has those that every process exposes; the others leave them out."""
+    """Metrics by process. Those that every process exposes are listed once, under ``SHARED``."""
     build = Meter()
     client_metrics.show_build(build, "")
     shared = (*build.specs, *client_metrics.METER.specs)
@@ -34,7 +34,7 @@ def markdown(metrics: Mapping[str, Iterable[MetricSpec]]) -> str:
     """The catalogue as Markdown tables, one for each process."""
     lines = []
     for process, specs in metrics.items():
-        lines += ["", f"### {process[0].upper()}{process[1:]}", "", "| metric | type | labels | what it says |"]
+        lines += ["", f"### {process[0].upper()}{process[1:]}", "", "| metric | type | labels | meaning |"]
         lines.append("|---|---|---|---|")
         for spec in specs:
             labels = ", ".join(f"`{label}`" for label in spec.labels)

@@ -25,8 +25,8 @@ def urza() -> None:
 
     settings = load_settings()
     configure_logging(settings.logging)
-    own = settings.section("urza", UrzaSettings)
-    check_exposure(own)  # before the import of torch, which takes seconds
+    urza_settings = settings.section("urza", UrzaSettings)
+    check_exposure(urza_settings)  # before the import of torch, which takes seconds
 
     import uvicorn
     from uvicorn.loops.auto import auto_loop_factory
@@ -35,24 +35,24 @@ def urza() -> None:
     from esper.services.urza.api import make_api
     from esper.services.urza.urza_service import open_urza
 
-    port = own.port or free_port()
+    port = urza_settings.port or free_port()
 
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Capture none: uvicorn raises captured signals again when it ends, before Urza is closed."""
+            """Capture no signals: uvicorn would raise them again when it ends, before Urza is closed."""
             yield
 
     async def serve() -> bool:
         async with open_urza(settings) as opened:
             api = opened.metrics.wrap_app(make_api(opened, settings))
-            server = Server(uvicorn.Config(api, host=own.host, port=port, log_config=None, access_log=False))
+            server = Server(uvicorn.Config(api, host=urza_settings.host, port=port, log_config=None, access_log=False))
             _on_stop_signals(lambda: setattr(server, "should_exit", True))
             running = asyncio.create_task(server.serve())
             while not server.started and not running.done():
                 await asyncio.sleep(0.05)
             if server.started:
-                _log.info("urza.ready", url=f"http://{own.host}:{port}")
+                _log.info("urza.ready", url=f"http://{urza_settings.host}:{port}")
             await running
             return server.started
 
@@ -62,16 +62,16 @@ def urza() -> None:
 
 
 def tamiyo() -> None:
-    """Run Tamiyo: decides at each boundary of each run whether and where to grow."""
+    """Run Tamiyo: the controller that decides at each boundary of each run whether and where to grow."""
     from esper.services.tamiyo.decision_service import DecisionService
     from esper.services.tamiyo.settings import TamiyoSettings
 
     settings = load_settings()
     configure_logging(settings.logging)
-    own = settings.section("tamiyo", TamiyoSettings)
+    tamiyo_settings = settings.section("tamiyo", TamiyoSettings)
 
     async def decide() -> None:
-        async with DecisionService(settings, own) as service:
+        async with DecisionService(settings, tamiyo_settings) as service:
             deciding = asyncio.create_task(service.run())
             _on_stop_signals(deciding.cancel)
             with suppress(asyncio.CancelledError):

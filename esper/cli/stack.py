@@ -78,7 +78,7 @@ def down() -> None:
 
 
 def status() -> None:
-    """Show each part of the stack: its address, its process and whether it answers."""
+    """Show each part of the stack: its address, process, state and log file."""
     stack = running_stack()
     if stack is None:
         typer.echo("the stack is not running; `esper up` starts it")
@@ -99,7 +99,7 @@ def prepare() -> None:
 def running_stack() -> dict[str, Any] | None:
     """The content of stack.json; None if there is no such file, or if its supervisor has ended.
 
-    Checks the supervisor's command line, since another process may have got its pid.
+    Checks the command line of the process, since the supervisor's pid may belong to another program by now.
     """
     try:
         loaded: dict[str, Any] = json.loads((state_dir() / STACK_FILE).read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def _state_of(address: str) -> str:
 
 
 def _data_folder(folder: Path) -> Path:
-    """The folder of the data: in the state folder, or for root in one that Postgres' user may enter."""
+    """The data folder: inside the state folder, or, for root, a folder that Postgres' unprivileged user can access."""
     if os.geteuid() != 0:
         return folder / "stack"
     pointer = folder / "data-folder"

@@ -65,12 +65,15 @@ def get_blob(
 
 def verify(
     sample: float = typer.Option(
-        1.0, min=0.0, max=1.0, help="Share of the blobs whose bytes are read; all are checked for existence."
+        1.0,
+        min=0.0,
+        max=1.0,
+        help="Share of the blobs to download and compare with their SHA-256; all must exist.",
     ),
     seed: int | None = typer.Option(None, help="Random seed of the sample. [default: different each time]"),
     as_json: bool = _JSON,
 ) -> None:
-    """Verify that every referenced blob exists and has its bytes. Exits with 1 if one is missing or altered."""
+    """Verify that every referenced blob exists and is unaltered. Exits with 1 if one is missing or altered."""
     found = asyncio.run(_inspect(load_settings(), sample, random.Random(seed)))
     if as_json:
         print_json({**_inspection_fields(found), "is_whole": found.is_whole})
@@ -81,7 +84,7 @@ def verify(
 
 
 def gc(
-    delete: bool = typer.Option(False, "--delete", help="Delete. Without it, the command only lists."),
+    delete: bool = typer.Option(False, "--delete", help="Delete. Without this option the command only lists."),
     grace_h: float = typer.Option(
         DEFAULT_GRACE / timedelta(hours=1), "--grace-h", help="Keep blobs stored within this many hours."
     ),

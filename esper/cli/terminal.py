@@ -1,6 +1,6 @@
-"""What commands print and read: lines, tables, JSON, progress bars, errors and passwords.
+"""Output and input of commands: lines, tables, JSON, progress bars, errors and passwords.
 
-Owns the form; the content belongs to each command. Invariant: no error is printed with a secret in it.
+This module owns the formats; each command owns its content. Invariant: no printed error holds a secret.
 """
 
 import asyncio
@@ -50,10 +50,13 @@ def print_error(message: str) -> None:
 def new_table(
     *columns: str, numbers: Sequence[str] = (), title: str | None = None, rows: Iterable[Sequence[str]] = ()
 ) -> Table:
-    """A table. Columns named in ``numbers`` come last and are aligned to the right."""
+    """A table. Columns named in ``numbers`` come last and are aligned to the right.
+
+    Cells wrap and are never truncated, so that paths and digests can be copied.
+    """
     table = Table(title=title, title_justify="left")
     for position, name in enumerate(columns):
-        table.add_column(name, no_wrap=position == 0)
+        table.add_column(name, no_wrap=position == 0, overflow="fold")
     for name in numbers:
         table.add_column(name, justify="right")
     for row in rows:
@@ -74,7 +77,7 @@ def format_interval(value: float, low: float | None, high: float | None, form: s
 
 
 def run_or_exit(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end. An error of Esper's ends the process with ``EXIT_FAILED``."""
+    """Run a coroutine and return its result. An ``EsperError`` ends the process with ``EXIT_FAILED``."""
     try:
         return asyncio.run(work())
     except EsperError as error:
@@ -101,8 +104,12 @@ def read_password() -> SecretStr:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, so that stdout has results alone. Yields a function that takes (number done, number in all)."""
+    """A bar on stderr if that is a terminal; stdout holds only results.
+
+    Yields a function that takes the number done and the total number.
+    """
+    console = Console(stderr=True)
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -139,7 +139,7 @@ class BlueprintChanges:
         versions = await self.expected_versions(unique_ids, key=key)
         unknown = sorted(set(unique_ids) - versions.keys())
         if unknown:
-            raise ContractError(f"no blueprint {', '.join(unknown)}; `esper blueprints list` shows all blueprints")
+            raise ContractError(f"blueprint {', '.join(unknown)} does not exist; `esper blueprints list` lists all")
         return [
             BlueprintChangeRequested(
                 blueprint_id=blueprint_id, change=change, expected_version=versions[blueprint_id], reason=reason

@@ -8,11 +8,10 @@ from itertools import groupby
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from esper.cli.command_group import Commands, add_group
 from esper.cli.oona.topics import topic_named
-from esper.cli.terminal import EXIT_ERROR, print_line, print_table
+from esper.cli.terminal import EXIT_ERROR, new_table, print_line, print_table
 from esper.config import KafkaSettings, load_settings
 from esper.errors import ConfigError, NotAllowedError
 from esper.oona.dead_letters.dead_letter import DeadLetter
@@ -59,9 +58,7 @@ def list_dead_letters(
     if not dead_letters:
         print_line("no dead letters")
         return
-    table = Table()
-    for column in ("topic", "position", "type", "key", "reason", "attempts", "state"):
-        table.add_column(column, overflow="fold")
+    table = new_table("topic", "position", "type", "key", "reason", "attempts", "state")
     for dead_letter in dead_letters[:limit]:
         fields, position = field_values(dead_letter), dead_letter.position
         state = "redriven" if is_redriven(dead_letter, redriven) else ""

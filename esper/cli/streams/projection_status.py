@@ -120,12 +120,16 @@ def _print_first(what: str, lines: list[str]) -> None:
 
 
 def _cells(mine: list[PartitionStatus], status: ProjectionStatus) -> tuple[str, ...]:
-    """Records, projected records, lag, and the age of the oldest record that is not projected."""
+    """Records, projected records, lag, and the age of the oldest record that is not projected.
+
+    Without Kafka the first offset of a partition is unknown, so the position is only an upper bound of the number of
+    projected records.
+    """
     records = "" if status.kafka_error else f"{sum(p.num_records or 0 for p in mine):,}"
     if status.postgres_error:
         return records, "", "", ""
     if status.kafka_error:
-        return records, f"{sum(p.position or 0 for p in mine):,}", "", ""
+        return records, f"up to {sum(p.position or 0 for p in mine):,}", "", ""
     lag = sum(p.lag or 0 for p in mine)
     num_projected = sum((p.num_records or 0) - (p.lag or 0) for p in mine)
     ages = [p.oldest_age_s for p in mine if p.oldest_age_s is not None]

@@ -32,5 +32,5 @@ def train(
     if trainer.link.metrics_port is None:
         trainer = trainer.model_copy(update={"link": trainer.link.model_copy(update={"metrics_port": 0})})
     name, results = run_training(trainer, settings, run_id=run_id, is_resumed=resume, report=print_epoch)
-    print_line(results.model_dump_json(indent=2))
+    typer.echo(results.model_dump_json(indent=2))
     print_line(f"run {name}: `esper why {name} LAYER:SEED` explains what happened to a seed")

@@ -45,7 +45,7 @@ def find_version(
         return PolicyVersion(policy_id, version, policy_id, policy_parameters(policy_id, tamiyo))
     known = ", ".join(f"v{n}" for n in sorted(versions)) or "none"
     raise ConfigError(
-        f"{policy_id} v{version} was never trained (of this policy: {known}): see `esper tamiyo policies`"
+        f"{policy_id} v{version} does not exist; the trained versions of this policy: {known} (`esper tamiyo policies`)"
     )
 
 
@@ -163,9 +163,9 @@ def rollback(
     """
     standing = standing_activations(changes)
     if not standing:
-        raise ConflictError("no policy is active, so there is nothing to go back from; activate one")
+        raise ConflictError("nothing to roll back: no policy is active; `esper tamiyo activate` activates one")
     if len(standing) < 2:
-        raise ConflictError(f"{standing[-1].version} is the first that was active: there is nothing to go back to")
+        raise ConflictError(f"nothing to roll back to: {standing[-1].version} was the first active version; activate another one instead")
     _check_reason(reason)
     active, before = standing[-1].version, standing[-2].version
     event = PolicyRolledBack(

@@ -124,7 +124,7 @@ async def test_activation_and_rollback_from_the_command_line(
                 code, printed = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
                 assert (code, f"{back_to} decides now" in printed) == (0, True), printed
             code, printed = await esper(mine, "tamiyo", "rollback", "--reason", "worse")
-            assert (code, "heuristic v1 is the first that was active" in printed) == (1, True), printed
+            assert (code, "heuristic v1 was the first active version" in printed) == (1, True), printed
             code, printed = await esper(mine, "tamiyo", "policies")
             assert code == 0
             assert "active: heuristic v1, since" in printed
@@ -247,7 +247,7 @@ async def test_swaps_under_load_leave_no_boundary_undecided(mine: Settings, log:
             await producer.send_batch([boundary_reached(run_id, last + 1, last) for run_id in run_ids])
             await decided.wait_for(lambda: all((r, last) in decided.first for r in run_ids), "the last boundaries")
             metrics = [s.metrics.meter.registry for s in (one, other)]
-            broken = [registry.get_sample_value("esper_tamiyo_decision_failures_total", {"what": w})
+            broken = [registry.get_sample_value("esper_tamiyo_decision_failures_total", {"step": w})
                       for registry in metrics for w in ("policy", "view", "record")]  # fmt: skip
             for task in running_tasks:
                 task.cancel()

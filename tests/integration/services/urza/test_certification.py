@@ -205,7 +205,7 @@ async def test_retired_blueprint_is_not_offered_and_keeps_kernels(urza: Urza) ->
     found = await lineage(urza, blueprint_id)
     assert [k["num_features"] for k in found.kernels].count(width) == 1
     assert await urza.blobs.exists(found.kernels[0]["kernel_sha256"])
-    with pytest.raises(ContractError, match="no blueprint missing"):
+    with pytest.raises(ContractError, match="blueprint missing does not exist"):
         await urza.changes.same_change(BlueprintChange.RETIRE, ["missing"], key="k", reason="")
     again = await urza.changes.same_change(BlueprintChange.RETIRE, [blueprint_id], key=blueprint_id, reason="done")
     assert again == wanted, "under its key it names the version that it named first"

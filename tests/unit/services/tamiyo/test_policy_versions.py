@@ -103,7 +103,7 @@ def test_find_version_by_training_activation_or_baseline() -> None:
     before = change(1, version("gnn", 1, "gnn", width=4, forced=True))
     assert find_version("gnn", 1, [trained], [before], TAMIYO).parameters == {"width": 4}
     assert find_version("schedule", 7, [], [], TAMIYO).parameters == {"every_epochs": 4, "epsilon": 0.05}
-    with pytest.raises(ConfigError, match=r"gnn v3 was never trained \(of this policy: v1, v2\)"):
+    with pytest.raises(ConfigError, match="gnn v3 does not exist; the trained versions of this policy: v1, v2"):
         find_version("gnn", 3, [trained], [before], TAMIYO)
 
 
@@ -115,7 +115,7 @@ def test_rollback_follows_standing_activations(steps: list[int | str]) -> None:
     for n, step in enumerate(steps):
         if step == "rollback":
             if len(stack) < 2:
-                with pytest.raises(ConflictError, match="nothing to go back"):
+                with pytest.raises(ConflictError, match="nothing to roll back"):
                     rollback(changes, "test", "test")
                 continue
             event = rollback(changes, "test", "test").data
