@@ -84,8 +84,8 @@ async def test_broken_run_delays_no_other_run(stack: EmbeddedStack, tmp_path: Pa
                 await wait_until_async(is_given_up, 3 * STALE_AFTER_S, "the broken one's WAIT")
                 (given_up,), (failed,) = await decisions_of(broken), await decisions_of(hated)
                 counted = service.metrics.meter.registry.get_sample_value
-                assert (counted("esper_tamiyo_decision_failures_total", {"what": "view"}) or 0) > 1
-                assert counted("esper_tamiyo_decision_failures_total", {"what": "policy"}) == 1
+                assert (counted("esper_tamiyo_decision_failures_total", {"step": "view"}) or 0) > 1
+                assert counted("esper_tamiyo_decision_failures_total", {"step": "policy"}) == 1
                 assert service.metrics.health.problems() == [], "it is ready: the others are served"
             finally:
                 deciding.cancel()

@@ -70,7 +70,7 @@ async def test_a_fitted_policy_is_published_activated_and_decides(
                 == (into / "policy.safetensors").read_bytes()
             )
         code, printed = await esper(mine, "tamiyo", "activate", "gnn", "1", "--reason", "trust me")
-        assert (code, "--force activates it all the same" in printed) == (1, True), printed
+        assert (code, "--force activates it anyway" in printed) == (1, True), printed
         code, printed = await esper(mine, "tamiyo", "activate", "gnn", "1", "--reason", "a trial", "--force")
         assert code == 0, printed
 
