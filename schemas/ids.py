@@ -21,7 +21,7 @@ def view_id(run_id: str, incarnation: int, boundary: int) -> UUID:
 
 
 def decision_id(run_id: str, incarnation: int, boundary: int) -> UUID:
-    """The id of the decision for a boundary: the same whichever controller decides."""
+    """The id of the decision for a boundary: the same for every controller."""
     return _id("decision", run_id, incarnation, boundary)
 
 

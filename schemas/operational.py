@@ -41,7 +41,7 @@ class HealthSignal(FrozenContract):
 
     model_config = ConfigDict(json_schema_extra=when("non_finite", True, then={"health_score": {"const": 0}}))
 
-    # Not LayerId: the report checks that it equals its own layer_id, which is one.
+    # not a LayerId: the report checks that it equals the layer_id of the report, which is validated
     layer_id: Annotated[str, Field(min_length=1, max_length=255)]
     seed_id: SeedId
     chunk_id: SeedId

@@ -1,7 +1,7 @@
 """The registry of event types: type -> model, topic and record key.
 
 It alone maps an event to its topic; Oona, the projections, the published schemas and the tests read it. It holds the
-newest version of each type. An older version is found under its own name and read through its upcasters.
+newest version of each type. An older version is found by its type and read through its upcasters.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -3,22 +3,27 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-FOR_EVER_MS = -1
+FOREVER_MS = -1
 TELEMETRY_RETENTION = timedelta(hours=72)
 DEAD_LETTER_SUFFIX = ".dlq"
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """One topic. ``retention_ms`` is -1 where records are kept for ever."""
+    """One topic. ``retention_ms`` is -1 where records are kept forever."""
 
     name: str
     num_partitions: int
-    retention_ms: int = FOR_EVER_MS
+    retention_ms: int = FOREVER_MS
+
+    @property
+    def partitions(self) -> list[tuple[str, int]]:
+        """(topic, partition) of every partition."""
+        return [(self.name, n) for n in range(self.num_partitions)]
 
     @property
     def dead_letters(self) -> "TopicSpec":
-        """The topic for records of this topic that cannot be decoded: same partition count, kept for ever.
+        """The topic for records of this topic that cannot be decoded: same partition count, kept forever.
 
         A dead letter must outlive its origin, since a replay skips records that have one.
         """

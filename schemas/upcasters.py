@@ -2,7 +2,7 @@
 
 An upcaster is pure: it takes the decoded JSON object of ``esper.<noun>.<verb>.v<n>`` and returns that of ``v<n+1>``.
 ``upcast`` sets ``type``. All other code uses the newest models alone. An upcaster is never deleted, since the log is
-kept for ever.
+kept forever.
 """
 
 import re
@@ -23,7 +23,7 @@ def _unchanged(value: Value) -> Value:
 
 
 def _as_before_after(value: Value) -> Value:
-    """A report of version 1 counts as method before_after, whichever it names, since it has no data of a fork."""
+    """A report of version 1 becomes method before_after, whatever method it has: it has no data of a fork."""
     return {**value, "method": "before_after"}
 
 

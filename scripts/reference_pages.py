@@ -16,7 +16,7 @@ from esper.cli.metrics import markdown as metrics_markdown
 from esper.config.settings_reference import markdown as settings_markdown
 from esper.graph.feature_docs import replace_feature_tables
 from esper.schemas.registry import REGISTRY
-from esper.schemas.topics import FOR_EVER_MS, TOPICS, TopicSpec
+from esper.schemas.topics import FOREVER_MS, TOPICS, TopicSpec
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 METRICS_HEADING = "## All metrics"
@@ -110,7 +110,7 @@ def _default(parameter: Any) -> str:
 
 
 def _topic_facts(topic: TopicSpec) -> str:
-    kept = "kept forever" if topic.retention_ms == FOR_EVER_MS else f"kept {topic.retention_ms // _MS_PER_H} h"
+    kept = "kept forever" if topic.retention_ms == FOREVER_MS else f"kept {topic.retention_ms // _MS_PER_H} h"
     return (
         f"{topic.num_partitions} partitions, {kept}. Records that cannot be decoded go to `{topic.dead_letters.name}`."
     )

@@ -1,6 +1,6 @@
 """The bytes of a view: the columns that ``esper.graph.features`` declares, in canonical JSON.
 
-Invariant: views stay in the log for ever, so every version stays readable. Older versions are read through the
+Invariant: views stay in the log forever, so every version stays readable. Older versions are read through the
 upcasters below, one version after the other; a newer version is refused.
 """
 

@@ -1,6 +1,6 @@
 """Finds breaking changes of the contracts: compares the models with the released set.
 
-Consumers refuse unknown fields and types, and the log is kept for ever. So a released type never changes its shape: a
+Consumers refuse unknown fields and types, and the log is kept forever. So a released type never changes its shape: a
 narrower one cannot read the log, and consumers that are not upgraded cannot read a wider one. A necessary change
 becomes the next version of the type, with an upcaster.
 """
@@ -54,7 +54,7 @@ def _type_findings(released: ContractSet, current: ContractSet, upcasters: Mappi
         if new is None:
             yield Finding(
                 name, "", "the type was removed", Affected.LOG_READERS,
-                "its records are in the log for ever and would become dead letters of unknown type",
+                "its records are in the log forever and would become dead letters of unknown type",
                 f"keep its model, or read it as {next_version(name)} through an upcaster in schemas/upcasters.py",
             )  # fmt: skip
             continue
@@ -140,4 +140,4 @@ def _topic_findings(name: str, old: TopicContract, new: TopicContract) -> Iterat
 
 
 def _retention_text(topic: TopicContract) -> str:
-    return "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms:,} ms"
+    return "forever" if topic.retention_ms < 0 else f"{topic.retention_ms:,} ms"

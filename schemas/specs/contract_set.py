@@ -31,7 +31,7 @@ class TypeContract:
 
 @dataclass(frozen=True, slots=True)
 class TopicContract:
-    """One topic. ``retention_ms`` is -1 where records are kept for ever."""
+    """One topic. ``retention_ms`` is -1 where records are kept forever."""
 
     num_partitions: int
     retention_ms: int

@@ -23,6 +23,7 @@ from esper.config import PostgresSettings
 from esper.errors import ConfigError
 from esper.streams.database.health_window_partitions import TABLE as PARTITIONED
 from esper.streams.database.postgres_errors import database_address, postgres_error
+from esper.streams.database.sql_queries import quoted
 
 CONNECT_TIMEOUT_S = 10
 
@@ -66,7 +67,7 @@ def apply_roles(postgres: PostgresSettings) -> list[DatabaseRole]:
         UnavailableError, ConfigError: as ``migrate``; ConfigError also if the schema does not exist.
     """
     with _connected(postgres) as connection:
-        exists = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (_quoted(postgres.schema_name),))
+        exists = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (quoted(postgres.schema_name),))
         if exists.fetchone() != (True,):
             raise ConfigError(f"schema {postgres.schema_name!r} does not exist: run `esper migrate`")
         missing = [role for role in DatabaseRole if role not in _existing_roles(connection)]
@@ -156,14 +157,10 @@ def _transfer_partitions(connection: psycopg.Connection[Any], schema: str) -> No
         "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind IN ('r', 'p') "
         "AND pg_get_userbyid(relowner) <> %(group)s AND (relname = %(table)s OR oid IN "
         "(SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass(%(schema)s || '.' || %(table)s)))",
-        {"schema": _quoted(schema), "table": PARTITIONED, "group": DatabaseRole.WRITER.group},
+        {"schema": quoted(schema), "table": PARTITIONED, "group": DatabaseRole.WRITER.group},
     ).fetchall()
     for (name,) in rows:
         connection.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(schema, name), group))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 @contextmanager

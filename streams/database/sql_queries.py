@@ -1,4 +1,4 @@
-"""Loads the named SQL queries of streams/sql.
+"""Loads the named SQL queries of streams/sql, and quotes identifiers for other statements.
 
 The queries are plain SQL but for one macro. ``INSERT INTO t {rows: a text, b bigint = :c}`` inserts many rows: it
 expands to the column list and an ``unnest`` of one array per column, from the parameters ``:a`` and ``:c``.
@@ -21,6 +21,11 @@ def queries(name: str) -> Any:
     """The queries of ``sql/<name>.sql``, as functions of a connection and keyword parameters."""
     text = files("esper.streams").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
     return aiosql.from_str(_ROWS.sub(_expand_rows, text), "asyncpg", mandatory_parameters=False)
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

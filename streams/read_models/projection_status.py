@@ -16,7 +16,7 @@ from esper.errors import DecodeError, NewerVersionError, PositionError, Unavaila
 from esper.oona.admin.topics import cluster_id
 from esper.oona.log_reader import StoredRecord, assigned_consumer, beginning_offsets, end_offsets, to_stored_record
 from esper.oona.records import TopicPartition
-from esper.schemas.topics import TOPICS, TopicSpec, all_topics
+from esper.schemas.topics import TOPICS, all_topics
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect_pool
 from esper.streams.database.postgres_errors import UNAVAILABLE_ERRORS, postgres_error
@@ -129,9 +129,8 @@ async def topic_lags(connection: Connection, kafka: KafkaSettings) -> list[Topic
     first, end = await beginning_offsets(kafka, all_topics()), await end_offsets(kafka, all_topics())
     lags = []
     for spec in all_topics():
-        partitions = _partitions(spec)
-        num_records = sum(end[p] - first[p] for p in partitions)
-        lag = sum(end[p] - positions.get(p, first[p]) for p in partitions) if spec in TOPICS else None
+        num_records = sum(end[p] - first[p] for p in spec.partitions)
+        lag = sum(end[p] - positions.get(p, first[p]) for p in spec.partitions) if spec in TOPICS else None
         lags.append(TopicLag(spec.name, num_records, lag))
     return lags
 
@@ -155,12 +154,8 @@ async def projection_status(settings: Settings) -> ProjectionStatus:
         log = await _read_kafka(kafka, None if rows_error else rows.positions)
     except UnavailableError as error:
         log_error = str(error)
-    partitions = tuple(_partition_status(p, rows, log, kafka) for spec in TOPICS for p in _partitions(spec))
+    partitions = tuple(_partition_status(p, rows, log, kafka) for spec in TOPICS for p in spec.partitions)
     return ProjectionStatus(partitions, rows.dead_letters, rows.refused, log_error, rows_error)
-
-
-def _partitions(spec: TopicSpec) -> list[TopicPartition]:
-    return [(spec.name, n) for n in range(spec.num_partitions)]
 
 
 async def _read_postgres(settings: Settings) -> _PostgresSide:

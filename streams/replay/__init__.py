@@ -1,6 +1,6 @@
 """Replays of the log into Postgres: rebuilds of the live projections, verification, and snapshots.
 
-Every replay projects into a schema of its own. Invariant: the live rows change only in the swap of a rebuild.
+Every replay projects into a separate schema. Invariant: the live rows change only in the swap of a rebuild.
 """
 
 from esper.streams.replay.cutoff import Cutoff as Cutoff

@@ -65,10 +65,10 @@ class Cutoff:
                     f"{last[topic, n]}"
                 )
         return {
-            (t.name, n): self.offsets.get((t.name, n), max(found[t.name, n], first[t.name, n]))
-            for t in TOPICS
-            if t in reader.topics
-            for n in range(t.num_partitions)
+            tp: self.offsets.get(tp, max(found[tp], first[tp]))
+            for topic in TOPICS
+            if topic in reader.topics
+            for tp in topic.partitions
         }
 
 

@@ -25,9 +25,8 @@ from esper.schemas.topics import TELEMETRY
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.health_window_partitions import TABLE as WINDOWS
 from esper.streams.database.health_window_partitions import make_partitions
-from esper.streams.database.sql_queries import queries
+from esper.streams.database.sql_queries import queries, quoted
 from esper.streams.replay.replay_log_reader import Offsets
-from esper.streams.replay.replay_schemas import quoted
 from esper.streams.replay.row_comparison import ComparableRows, RowFilter, Side
 
 LATE = "late_health_signals"
@@ -43,7 +42,7 @@ async def comparable_rows(live: Side, rebuilt: Side, first: Offsets) -> Comparab
         live: its connection sees the live rows as they are compared; that of ``rebuilt`` sees them as they are now.
         first: the oldest offset of each partition, read after the rebuilt rows were projected.
     """
-    firsts = [first[TELEMETRY.name, n] for n in range(TELEMETRY.num_partitions)]
+    firsts = [first[tp] for tp in TELEMETRY.partitions]
     oldest = await oldest_day(rebuilt.connection, live.schema)
     differing = await _windows_with_other_start(rebuilt.connection, live.schema, rebuilt.schema, firsts, oldest)
     ahead = await _runs_ahead(live, rebuilt, firsts)
@@ -91,7 +90,7 @@ async def carry_over(
         The number of windows.
     """
     live, rebuilt = quoted(live_schema), quoted(rebuilt_schema)
-    firsts = [first[TELEMETRY.name, n] for n in range(TELEMETRY.num_partitions)]
+    firsts = [first[tp] for tp in TELEMETRY.partitions]
     expired = "l.log_partition = ANY($2::integer[]) AND l.first_offset < ($1::bigint[])[l.log_partition + 1]"
     using = f"({', '.join(WINDOW_KEY)})"
     await connection.execute(

@@ -1,7 +1,7 @@
-"""Replays the log beside the live rows, and swaps the result in.
+"""Replays the log into a scratch schema, and swaps it with the live one.
 
 The steps, in the order that makes this correct:
-1. project, in rounds, into a scratch schema, as far as the live projections; workers continue meanwhile;
+1. project, in rounds, up to the positions of the live projections; workers continue meanwhile;
 2. carry over from the live rows what the log no longer holds; compare, if requested;
 3. lock the workers' positions: nothing is projected into the live schema from here on (readers notice nothing);
 4. project and carry over the remainder;
@@ -27,7 +27,7 @@ from esper.schemas.topics import TELEMETRY, TOPICS
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import missing_migrations
-from esper.streams.database.sql_queries import queries
+from esper.streams.database.sql_queries import queries, quoted
 from esper.streams.database.stored_positions import stored_positions
 from esper.streams.replay.expired_rows import carry_over
 from esper.streams.replay.replay_log_reader import Offsets
@@ -39,7 +39,6 @@ from esper.streams.replay.replay_schemas import (
     copy_privileges,
     drop_schema,
     mark_schema,
-    quoted,
 )
 from esper.streams.replay.replay_session import ReplaySession, open_scratch_session
 from esper.streams.replay.row_comparison import Side, TableComparison, tables_of
@@ -95,7 +94,7 @@ async def rebuild(
 
     Workers and readers continue meanwhile. Records that workers have not read are left to them, since they write the
     dead letters. Rows that the log cannot reproduce (it is another cluster's, or lost records that are kept forever)
-    are not dropped but kept in a schema of their own.
+    are not dropped but kept in a separate schema.
 
     Raises:
         ConflictError: another rebuild or verification runs, or a transaction blocks the swap.
@@ -194,8 +193,7 @@ class _Rebuild:
         stored = await stored_positions(self.session.live)
         if self.is_same_cluster:
             first, end = await self.session.reader.first_offsets(), await self.session.reader.end_offsets()
-            kept_topics = [(t.name, n) for t in TOPICS if t != TELEMETRY for n in range(t.num_partitions)]
-            has_lost_start = any(first[tp] for tp in kept_topics)
+            has_lost_start = any(first[tp] for topic in TOPICS if topic != TELEMETRY for tp in topic.partitions)
             if not has_lost_start and not any(end[tp] < offset for tp, offset in stored.items()):
                 return None
         elif not stored:

@@ -39,7 +39,7 @@ class LogReader:
         self.topics = tuple(topics)
         self._consumer = consumer
         self._kafka = kafka
-        self._partitions = [aiokafka.TopicPartition(t.name, n) for t in topics for n in range(t.num_partitions)]
+        self._partitions = [aiokafka.TopicPartition(*tp) for topic in topics for tp in topic.partitions]
 
     async def first_offsets(self) -> dict[TopicPartition, int]:
         """The oldest offset of each partition."""
@@ -115,8 +115,7 @@ async def open_log(kafka: KafkaSettings, topics: Sequence[TopicSpec] | None = No
         NotAllowedError, UnavailableError: as every Kafka client of Oona.
     """
     read = all_topics() if topics is None else topics
-    partitions = [(t.name, n) for t in read for n in range(t.num_partitions)]
-    async with assigned_consumer(kafka, partitions) as consumer:
+    async with assigned_consumer(kafka, [tp for topic in read for tp in topic.partitions]) as consumer:
         consumer.pause(*consumer.assignment())  # before the first fetch
         yield LogReader(consumer, kafka, read)
 
@@ -139,13 +138,13 @@ class _BatchBuffer:
         ready = [p for p in done if p in self._records]
         full = {p for p, r in self._records.items() if len(r) >= BATCH_RECORDS or self._bytes[p] >= BATCH_BYTES}
         ready += sorted(full.difference(ready))
-        rest = sum(self._bytes.values()) - sum(self._bytes[p] for p in ready)
+        num_bytes = sum(self._bytes.values()) - sum(self._bytes[p] for p in ready)
         for tp in sorted(self._bytes, key=self._bytes.__getitem__, reverse=True):
-            if rest <= MAX_BUFFERED_BYTES:
+            if num_bytes <= MAX_BUFFERED_BYTES:
                 break
             if tp not in ready:
                 ready.append(tp)
-                rest -= self._bytes[tp]
+                num_bytes -= self._bytes[tp]
         return [self._batch(tp) for tp in ready]
 
     def _batch(self, tp: TopicPartition) -> Batch:

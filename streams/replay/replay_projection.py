@@ -50,8 +50,8 @@ class ReplayProjector:
         self._connections = connections
         self._reader = reader
         self._on_progress = on_progress
-        self._positions = {(t.name, n): first[t.name, n] for t in TOPICS for n in range(t.num_partitions)}
-        self._queue_numbers = {(t.name, n): i + n for i, t in enumerate(TOPICS) for n in range(t.num_partitions)}
+        self._positions = {tp: first[tp] for topic in TOPICS for tp in topic.partitions}
+        self._queue_numbers = {tp: i + tp[1] for i, topic in enumerate(TOPICS) for tp in topic.partitions}
         self._caches: dict[TopicPartition, PartitionCache] = {}
         self._num_expected = 0
         self._phase = "projecting"

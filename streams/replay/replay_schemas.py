@@ -1,4 +1,4 @@
-"""The schemas beside the live one: the scratch schema of a replay, snapshots, and rows that a rebuild replaced.
+"""The schemas besides the live one: the scratch schema of a replay, snapshots, and rows that a rebuild replaced.
 
 Owns their creation, marks, locks, privileges and removal. Invariants: one rebuild or verification of a live schema
 runs at a time; only schemas with a replay's name or with Esper's mark are dropped.
@@ -16,7 +16,7 @@ from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect
 from esper.streams.database.migrations import migrate, missing_migrations
 from esper.streams.database.postgres_errors import LOCK_ERRORS
-from esper.streams.database.sql_queries import queries
+from esper.streams.database.sql_queries import queries, quoted
 
 MARK = "esper projections"
 DROP_LOCK_TIMEOUT_MS = 500  # shorter than Postgres' deadlock check (1 s), which could abort a reader
@@ -28,7 +28,7 @@ SCRATCH, REPLACED, SNAPSHOT, BEFORE = "scratch", "replaced", "snapshot", "before
 
 @dataclass(frozen=True, slots=True)
 class SchemaMark:
-    """The description of a schema beside the live one, stored as its comment in Postgres.
+    """The description of a schema other than the live one, stored as its comment in Postgres.
 
     Attributes:
         live: the name of the live schema.
@@ -39,11 +39,6 @@ class SchemaMark:
     live: str
     description: str = ""
     is_complete: bool = False
-
-
-def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 @asynccontextmanager

@@ -48,6 +48,9 @@ async def open_session(
     async with open_replay_projector(postgres, schema, reader, on_progress) as projector:
         await claim_cluster(projector.connection, cluster, kafka)
         skipped = SkippedRecords(reader, projector.first)
+        projector.report("reading dead letters")
+        await skipped.refresh(live)  # reads almost all of them; ``project_to`` reads those that are written meanwhile
+        projector.report("projecting")
         yield ReplaySession(postgres, cluster, live, reader, schema, projector, skipped)
 
 

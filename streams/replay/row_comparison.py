@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper.streams.database.connection_types import Connection
-from esper.streams.database.sql_queries import queries
-from esper.streams.replay.replay_schemas import quoted
+from esper.streams.database.sql_queries import queries, quoted
 
 NON_PROJECTION_TABLES = ("cluster", "pending_letters", "_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock")
 

@@ -36,7 +36,7 @@ class SkippedRecords:
         for record in await pending_dead_letters(live):
             self._add(record)
         ends = await self._reader.end_offsets()
-        partitions = [(t.dead_letters.name, n) for t in TOPICS for n in range(t.num_partitions)]
+        partitions = [tp for topic in TOPICS for tp in topic.dead_letters.partitions]
         starts = {tp: self._next.get(tp, self._first[tp]) for tp in partitions}
         async for batch in self._reader.read(starts, {tp: ends[tp] for tp in partitions}):
             for record in batch.records:

@@ -1,4 +1,4 @@
-"""Snapshots: the projections as of a time or an offset, in schemas that stay beside the live one until dropped."""
+"""Snapshots: the projections as of a time or an offset, each in a separate schema that stays until it is dropped."""
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace

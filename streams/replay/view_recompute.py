@@ -13,7 +13,6 @@ from esper.graph.assembly import assemble
 from esper.graph.graph_view import GraphView
 from esper.graph.health_windows import WINDOW_STEPS
 from esper.oona.log_reader import partition_of
-from esper.oona.records import TopicPartition
 from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, RUNS, TELEMETRY
 from esper.streams.database.connection_types import Connection
 from esper.streams.read_models.view_row_reader import read_view_rows
@@ -23,8 +22,6 @@ from esper.streams.replay.replay_session import open_scratch_session
 
 RUN_TOPICS = (RUNS, LIFECYCLE, TELEMETRY)
 """A view's topics that are keyed by run; innovation.blueprints is the other one."""
-
-BLUEPRINT_PARTITIONS: tuple[TopicPartition, ...] = tuple((BLUEPRINTS.name, n) for n in range(BLUEPRINTS.num_partitions))
 
 BoundaryKey = tuple[str, int, int]
 """(run, incarnation, boundary)."""
@@ -71,12 +68,12 @@ async def recompute_views(
 async def _ends(reader: LogReader, run_ids: Iterable[str]) -> Offsets:
     end = await reader.end_offsets()
     partitions = {(topic.name, partition_of(run_id, topic)) for run_id in run_ids for topic in RUN_TOPICS}
-    return {tp: end[tp] for tp in (*BLUEPRINT_PARTITIONS, *partitions)}
+    return {tp: end[tp] for tp in (*BLUEPRINTS.partitions, *partitions)}
 
 
 async def _recompute(projector: ReplayProjector, key: BoundaryKey, offsets: Sequence[int]) -> RecomputedView:
     run_id, incarnation, _boundary = key
-    kept = [*BLUEPRINT_PARTITIONS, *((topic.name, partition_of(run_id, topic)) for topic in (RUNS, LIFECYCLE))]
+    kept = [*BLUEPRINTS.partitions, *((topic.name, partition_of(run_id, topic)) for topic in (RUNS, LIFECYCLE))]
     is_kept = not any(projector.first[tp] for tp in kept)
     try:
         view = assemble(await read_view_rows(projector.connection, *key, blueprint_offsets=offsets))

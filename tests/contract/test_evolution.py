@@ -51,7 +51,7 @@ def decoded_event(found: dict[str, Any]) -> Event:
 def test_golden_records_cover_every_type_and_version() -> None:
     existing = {p.stem for p in golden_records.FOLDER.glob("*.json")}
     assert set(REGISTRY) - existing == set(), "run `PYTHONPATH=tests python -m support.events.golden_records`"
-    assert set(read_released().types) - existing == set(), "a golden record of a released type is kept for ever"
+    assert set(read_released().types) - existing == set(), "a golden record of a released type is kept forever"
 
 
 def test_models_do_not_break_released_contracts() -> None:
@@ -252,7 +252,7 @@ def test_check_of_the_reverse_change_breaks_the_other_side() -> None:
         (
             lambda s: with_topic(s, topics.RUNS.name, retention_ms=5),
             "system.runs",
-            "for ever became 5 ms",
+            "forever became 5 ms",
             Affected.REBUILDS,
         ),
         (
@@ -264,7 +264,7 @@ def test_check_of_the_reverse_change_breaks_the_other_side() -> None:
         (
             lambda s: with_topic(s, topics.TELEMETRY.name, retention_ms=-1),
             "telemetry.seed.health",
-            "for ever",
+            "forever",
             Affected.NONE,
         ),
         (lambda s: ContractSet(s.types, {}), "system.runs", "the topic was removed", Affected.ALL_CLIENTS),

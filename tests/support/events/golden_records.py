@@ -1,4 +1,4 @@
-"""The golden records: one file for each event type and version, readable for ever.
+"""The golden records: one file for each event type and version, readable forever.
 
 A file has a record as it lies in the log (key, headers, value as text) and the value that it decodes to.
 `PYTHONPATH=tests python -m support.events.golden_records` writes the files of types that have none; it never changes a file that
