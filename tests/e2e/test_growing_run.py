@@ -43,6 +43,12 @@ CONTROLLER = {
 
 
 @pytest.fixture(scope="module")
+def stack(log: EmbeddedStack) -> EmbeddedStack:
+    """A stack of this module alone: its tests count all blueprints and all records."""
+    return log
+
+
+@pytest.fixture(scope="module")
 def services(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("services")
     esper = str(SCRIPTS / "esper")
