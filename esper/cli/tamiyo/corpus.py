@@ -1,4 +1,7 @@
-"""`esper tamiyo corpus`: trains many small runs through the bus, for Tamiyo to learn from."""
+"""`esper tamiyo corpus`: trains many small networks, from whose runs a policy learns.
+
+The runs go to the log; `esper tamiyo replay` and `retrain` make experiences of them.
+"""
 
 import asyncio
 import time
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 RANDOM_TAMIYO: Mapping[str, str] = {
     "ESPER_TAMIYO__POLICY": "random",
-    "ESPER_TAMIYO__RANDOM_WAIT_SHARE": "0.7",
+    "ESPER_TAMIYO__RANDOM_WAIT_PROBABILITY": "0.7",
 }
 """Settings of the Tamiyo that makes a corpus. Its random decisions let the log support the evaluation of any policy."""
 
@@ -46,7 +49,10 @@ def corpus(
         False, "--services", help="Start a worker, Urza and a random Tamiyo, and stop them at the end."
     ),
 ) -> None:
-    """Train many different small runs that Tamiyo learns from. Needs a running stack (`esper up`)."""
+    """Train many small networks of different kinds: the runs that a policy learns from.
+
+    Takes minutes to hours, and needs a running stack (`esper up`). Afterwards `esper tamiyo retrain` trains the policy.
+    """
     from esper.services.tolaria.corpus.training_corpus import CorpusSettings, find_cifar, train_corpus
 
     settings = load_settings()

@@ -1,1 +1,1 @@
-"""The training corpus: many small runs for Tamiyo to learn from."""
+"""The training corpus: plans and trains many small runs for Tamiyo to learn from."""

@@ -1,7 +1,8 @@
-"""The training corpus: many small runs, all different, each drawn from a number, that go through the real bus.
+"""Trains the training corpus: many small networks with different settings, whose runs Tamiyo learns from.
 
-Owns how plans are drawn, and the processes that train them. Invariant: plan n of seed s is the same in any process
-and for any number of plans.
+A corpus is not recorded experience but what produces it: each run sends its events over the bus as any other run does,
+and a replay of the log makes experiences of them. Owns how the plans of the runs are drawn from a seed, and the
+processes that train them. Invariant: plan n of seed s is the same in any process and for any number of plans.
 """
 
 import hashlib

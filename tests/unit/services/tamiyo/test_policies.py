@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.cli.tamiyo.corpus import RANDOM_TAMIYO
+from esper.config import load_settings
 from esper.graph.graph_view import EpochView, GraphView, KernelView, LayerView, SeedView
 from esper.graph.health_windows import FIELDS
 from esper.schemas.enums import Action, LayerKind, SeedStage
@@ -73,6 +75,11 @@ def test_every_legal_choice_is_sampled_with_its_probability(view: GraphView, kin
     sampled = soft_policy.choose(view)
     assert sampled.probability == probabilities[choices.index(sampled.choice)]
     assert soft_policy.choose(view) == sampled
+
+
+def test_environment_of_a_corpus_sets_the_random_policy() -> None:
+    tamiyo = load_settings(environ=RANDOM_TAMIYO).section("tamiyo", TamiyoSettings)
+    assert (tamiyo.policy, tamiyo.random_wait_probability) == ("random", 0.7)
 
 
 def test_policy_without_exploration_is_rejected() -> None:
