@@ -104,22 +104,22 @@ def certification_events(
         cause: the change that made this version.
     """
 
-    def change(change: BlueprintChange, seen: int, reason: str, cause: Cause | OonaMessage) -> OonaMessage:
+    def request(change: BlueprintChange, version: int, reason: str, cause: Cause | OonaMessage) -> OonaMessage:
         event = BlueprintChangeRequested(
-            blueprint_id=blueprint_id, change=change, expected_version=seen, reason=reason_of(reason)
+            blueprint_id=blueprint_id, change=change, expected_version=version, reason=reason_of(reason)
         )
-        event_id = ids.library_request_id(blueprint_id, seen, change)
+        event_id = ids.library_request_id(blueprint_id, version, change)
         return OonaMessage.of(event, id=event_id, source=SOURCE, causation_id=cause.id, traceparent=cause.traceparent)
 
     if found.build_error is not None:
-        return [change(BlueprintChange.REJECT, version, f"it cannot be built: {found.build_error}", cause)]
+        return [request(BlueprintChange.REJECT, version, f"it cannot be built: {found.build_error}", cause)]
     events = []
     if status == BlueprintStatus.PROPOSED:
-        cause = change(BlueprintChange.COMPILE, version, "it was built for every layer that it names", cause)
+        cause = request(BlueprintChange.COMPILE, version, "it was built for every layer that it names", cause)
         events.append(cause)
         version += 1
     if found.check_error is not None:
-        return [*events, change(BlueprintChange.REJECT, version, f"it failed a check: {found.check_error}", cause)]
+        return [*events, request(BlueprintChange.REJECT, version, f"it failed a check: {found.check_error}", cause)]
     certificate = OonaMessage.of(
         CertificateIssued(
             blueprint_id=blueprint_id,
@@ -134,4 +134,4 @@ def certification_events(
         traceparent=cause.traceparent,
     )
     passed = f"it passed {', '.join(found.checks)}"
-    return [*events, certificate, change(BlueprintChange.CERTIFY, version, passed, certificate)]
+    return [*events, certificate, request(BlueprintChange.CERTIFY, version, passed, certificate)]

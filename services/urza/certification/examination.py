@@ -70,7 +70,7 @@ def examine(job: ExamineJob, *, max_kernel_bytes: int) -> Examination:
     """Build the blueprint for all its layers, check it, measure it. Raises nothing that a blueprint can cause.
 
     Args:
-        max_kernel_bytes: of the examined kernels that the result includes, in their order.
+        max_kernel_bytes: maximum size of all kernels in the result; it has those that fit, in the order of the modules.
     """
     torch.manual_seed(job.kernel_rng_seed)
     examiner = f"torch {torch.__version__}, cpu, {torch.get_num_threads()} thread"[:64]

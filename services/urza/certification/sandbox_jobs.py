@@ -18,7 +18,7 @@ MAX_REASON_CHARS = 500
 HEADER_LENGTH_BYTES = 4  # the length of a frame's header, before it
 MAX_HEADER_BYTES = 64 * 1024
 MAX_EXAMINED_BYTES = 4 * 1024 * 1024
-"""Of kernels that an examination returns; the kernel builder builds the rest."""
+"""Of the kernels that one examination returns; the kernel builder builds the others."""
 
 
 class Limits(FrozenContract):
@@ -74,7 +74,7 @@ class JobResult(FrozenContract):
 
 
 class ExaminedKernel(FrozenContract):
-    """A kernel whose module was examined, read back and verified as a trainer does."""
+    """A kernel whose module passed its examination; verified in the sandbox as a built one, by the trainer's checks."""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -87,18 +87,21 @@ class ExaminedKernel(FrozenContract):
 class Examination(FrozenContract):
     """The result of examining a blueprint: why it cannot be built, the check that it fails, or its measurements."""
 
-    @model_validator(mode="after")
-    def _passed_by_checks(self) -> Self:
-        if self.build_error is None and self.check_error is None and not (self.checks and self.measurements):
-            raise ValueError("an examination without an error needs checks and measurements")
-        return self
-
     build_error: Remark | None = None
     check_error: Remark | None = None
     examiner: ShortName = "unknown"
     checks: tuple[ShortName, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     kernels: tuple[ExaminedKernel, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_result(self) -> Self:
+        has_passed = self.build_error is None and self.check_error is None
+        if has_passed and not (self.checks and self.measurements):
+            raise ValueError("an examination without an error needs checks and measurements")
+        if self.kernels and not has_passed:
+            raise ValueError("an examination with an error has no kernels")
+        return self
 
 
 class KernelHeader(FrozenContract):

@@ -137,7 +137,7 @@ def _describe_exit(status: int, limits: Limits) -> str | None:
         return f"it was killed by {signal.Signals(number).name}"
     code = os.WEXITSTATUS(status)
     if code == EXIT_MEMORY:
-        return f"it needed more than {limits.memory_bytes >> 20} MB of memory"
+        return f"it needed more than {limits.memory_bytes >> 20} MiB of memory"
     return f"it ended with exit code {code}" if code else None
 
 
@@ -164,7 +164,7 @@ def _confine(limits: Limits, writer: int) -> None:
     os.nice(NICENESS)
     with open("/proc/self/statm", "rb") as statm:
         own_bytes = int(statm.read().split()[0]) * PAGE_BYTES
-    for limited, most in (
+    for resource_id, limit in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
@@ -172,9 +172,9 @@ def _confine(limits: Limits, writer: int) -> None:
         (resource.RLIMIT_AS, own_bytes + limits.memory_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
     ):
-        hard = resource.getrlimit(limited)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limited, (most, most + (limited == resource.RLIMIT_CPU)))
+        hard = resource.getrlimit(resource_id)[1]
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource_id, (soft, soft + (resource_id == resource.RLIMIT_CPU)))
 
 
 def _execute(request: JobRequest, output: BinaryIO) -> None:

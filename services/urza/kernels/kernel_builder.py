@@ -97,17 +97,22 @@ class KernelBuilder:
         return examined
 
     async def _build_batch(self, queue: deque[WantedKernel]) -> list[Built]:
-        """Build the next batch. After a failure the rest returns to the queue; a failed first kernel is refused."""
+        """Build the next batch. Unbuilt kernels return to the queue; one that fails alone is refused."""
         batch = await self._next_batch(queue)
         if not batch:
             return []
-        job = BuildJob(kernels=tuple(batch), kernel_rng_seed=self._settings.kernel_rng_seed)
-        built, failure = await self._sandbox.build(job)
+        built, failure = await self._build(batch)
+        if failure is not None and not built and len(batch) > 1:  # any kernel of the batch can have lost its output
+            built, failure = await self._build(batch[:1])
         left = batch[len(built) :]
-        if failure is not None and not built:  # the first kernel alone used the limits, in each attempt
+        if failure is not None and not built:
             await self._refuse(left.pop(0), failure)
         queue.extendleft(reversed(left))
         return list(zip(batch, built, strict=False))
+
+    async def _build(self, kernels: Sequence[WantedKernel]) -> tuple[list[BuiltKernel], str | None]:
+        job = BuildJob(kernels=tuple(kernels), kernel_rng_seed=self._settings.kernel_rng_seed)
+        return await self._sandbox.build(job)
 
     async def _next_batch(self, queue: deque[WantedKernel]) -> list[WantedKernel]:
         """The next kernels that fit into one job; those that the catalogue refuses are refused on the way."""

@@ -6,8 +6,10 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from esper.errors import KernelError, UnavailableError
 from esper.kasmina.catalogue import CATALOGUE, cost_of
@@ -116,13 +118,18 @@ def test_frames_of_a_cut_off_output_are_read_while_whole(datas: list[bytes], end
 
 
 class FakeSandbox:
-    """Builds kernels of four bytes each; a job that reaches a culprit ends there. ``built`` has their widths."""
+    """Builds kernels of four bytes each; ``built`` has their widths.
 
-    def __init__(self, culprits: set[int], refused: set[int]) -> None:
-        self.culprits, self.refused, self.built = culprits, refused, set[int]()
+    A job that reaches a culprit ends there; the whole output of a job with a breaker is lost.
+    """
+
+    def __init__(self, culprits: set[int], breakers: set[int], refused: set[int]) -> None:
+        self.culprits, self.breakers, self.refused, self.built = culprits, breakers, refused, set[int]()
 
     async def build(self, job: BuildJob) -> tuple[list[BuiltKernel], str | None]:
         built = []
+        if any(kernel.num_features in self.breakers for kernel in job.kernels):
+            return [], "contained"
         for kernel in job.kernels:
             if kernel.num_features in self.culprits:
                 return built, "contained"
@@ -169,6 +176,12 @@ def kernels_of(widths: set[int]) -> ExaminedKernels:
     return kernels
 
 
+def test_examination_with_an_error_has_no_kernels() -> None:
+    kernel = ExaminedKernel(target="linear", num_features=8, num_parameters=1, data=b"kernel")
+    with pytest.raises(ValidationError, match="an examination with an error has no kernels"):
+        Examination(check_error="identity: no", kernels=(kernel,))
+
+
 def test_examined_kernel_is_taken_once_and_for_its_own_spec() -> None:
     wanted = WantedKernel(blueprint_id="b", blueprint_version=3, spec=SPEC, target="linear", num_features=7)
     other = SPEC.model_copy(update={"description": "else"})
@@ -184,12 +197,13 @@ def test_examined_kernel_is_taken_once_and_for_its_own_spec() -> None:
 @given(
     widths=st.sets(st.integers(1, 200), max_size=120),
     culprits=st.sets(st.integers(1, 200), max_size=20),
+    breakers=st.sets(st.integers(1, 200), max_size=5),
     refused=st.sets(st.integers(1, 200), max_size=20),
     fails=st.sets(st.integers(1, 200), max_size=10),
     examined=st.sets(st.integers(1, 200), max_size=10),
 )
 def test_wanted_kernels_are_registered_or_refused_once(
-    widths: set[int], culprits: set[int], refused: set[int], fails: set[int], examined: set[int]
+    widths: set[int], culprits: set[int], breakers: set[int], refused: set[int], fails: set[int], examined: set[int]
 ) -> None:
     rows = [
         {
@@ -204,9 +218,10 @@ def test_wanted_kernels_are_registered_or_refused_once(
         for n in sorted(widths)
     ]
     parts = FakeParts(rows, {n.to_bytes(4, "big") for n in fails})
-    examined -= culprits | refused
+    unbuildable = culprits | breakers | refused
+    examined -= unbuildable
     kernels = kernels_of(examined)
-    sandbox: Any = FakeSandbox(culprits, refused)
+    sandbox: Any = FakeSandbox(culprits, breakers, refused)
 
     async def build_all() -> None:
         builder = KernelBuilder(parts, parts, parts, sandbox, UrzaSettings(), kernels)  # type: ignore[arg-type]
@@ -221,8 +236,8 @@ def test_wanted_kernels_are_registered_or_refused_once(
     asyncio.run(build_all())
     registered = [m.data.kernel.num_features for m in parts.sent if isinstance(m.data, KernelRegistered)]
     refusals = [m.data.num_features for m in parts.sent if isinstance(m.data, KernelRefused)]
-    assert sorted(registered) == sorted(widths - culprits - refused)
-    assert set(refusals) == widths & (culprits | refused)
+    assert sorted(registered) == sorted(widths - unbuildable)
+    assert set(refusals) == widths & unbuildable
     assert not sandbox.built & (examined - fails), "an examined kernel is not built again"
     assert parts.stored.keys() == {n.to_bytes(4, "big").hex() for n in registered}
     assert len({m.id for m in parts.sent}) == len(widths), "a retry sends the same event"
