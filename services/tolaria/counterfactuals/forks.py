@@ -26,7 +26,7 @@ from esper.connection.commands import ReceivedCommand
 from esper.connection.events.journal import Cause
 from esper.connection.run_link import RunLink
 from esper.embedded.processes import die_with_parent
-from esper.errors import EsperError
+from esper.errors import ContractError, EsperError
 from esper.kasmina.distributed import Move
 from esper.logging import get_logger
 from esper.schemas.enums import Action, ReportMethod, SeedStage
@@ -163,8 +163,7 @@ class Forks:
             seed = self._training.model.seed(*pending.job.decided.seed)
             pending.outcome = pending.outcome or seed.stage
             if pending.job.run_step == pending.job.decided.step:  # no step lies between decision and horizon
-                self._pending.remove(pending)
-                self.counts["skipped"] += 1
+                self._finish(pending, "skipped")
             else:
                 self._start_branch(pending)
         self._report_finished()
@@ -240,13 +239,16 @@ class Forks:
                 self._report(pending, pending.result.get)
 
     def _report(self, pending: PendingFork, measurement: Callable[[], ForkMeasurement]) -> None:
-        """Report a fork; one whose measurement raises has failed."""
-        self._pending.remove(pending)
+        """Report a fork. A failed measurement does not end the run, whose training is valid without it."""
         try:
             measured = measurement()
-        except (EsperError, RuntimeError, OSError) as error:
-            self.counts["failed"] += 1
-            _log.warning("fork.failed", run=self._run.run_id, decision=str(pending.decision_id), error=str(error))
+        except (EsperError, RuntimeError, OSError) as error:  # torch raises RuntimeError, a broken pipe OSError
+            unexpected = None if isinstance(error, ContractError) else error  # its traceback shows a bug
+            decision_id = str(pending.decision_id)
+            _log.warning(
+                "fork.failed", run=self._run.run_id, decision=decision_id, error=str(error), exc_info=unexpected
+            )
+            self._finish(pending, "failed")
             return
         job = pending.job
         is_recorded = self._run.report(
@@ -265,7 +267,11 @@ class Forks:
             num_parameters=job.kernel.num_parameters,
             fork=measured.fork,
         )
-        self.counts["reported" if is_recorded else "dropped"] += 1
+        self._finish(pending, "reported" if is_recorded else "dropped")
+
+    def _finish(self, pending: PendingFork, state: str) -> None:
+        self._pending.remove(pending)
+        self.counts[state] += 1
 
 
 def _seed_of(received: ReceivedCommand) -> SeedKey:

@@ -1,7 +1,8 @@
 """Which decisions are forked, and how forks end: the run and its bus are fakes here."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from esper.schemas.events import CullSeed, FieldReported, GerminateSeed
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.evaluation.reward import reward_of
 from esper.services.tamiyo.settings import RentSettings
+from esper.services.tolaria.counterfactuals import forks as forks_module
 from esper.services.tolaria.counterfactuals.branch_trainer import AppliedCommand, BranchTrainer
 from esper.services.tolaria.counterfactuals.forks import Forks
 from esper.services.tolaria.settings import TrainerSettings
@@ -177,6 +179,36 @@ def test_branch_with_an_inapplicable_command_fails() -> None:
         forks._pending[0].job.commands.append(AppliedCommand(9, Action.FOSSILIZE, "hidden.0", 0))
         forks.finish()
     assert (forks.counts["failed"], scripted.run.reports) == (1, [])
+
+
+def measurement_that_raises(error: Exception) -> Callable[..., None]:
+    def measure(*_arguments: object) -> None:
+        raise error
+
+    return measure
+
+
+def test_branch_that_torch_refuses_fails_with_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, Any]] = []
+    log = SimpleNamespace(warning=lambda _event, **fields: logged.append(fields), info=lambda *_a, **_f: None)
+    error = RuntimeError("out of memory")
+    monkeypatch.setattr(forks_module, "_log", log)
+    monkeypatch.setattr(forks_module, "measure", measurement_that_raises(error))
+    scripted = ScriptedRun(trainer_of(), {6: [command(1)]})
+    with scripted.forks as forks:
+        scripted.train(0, 3)
+        forks.finish()
+    assert (forks.counts["failed"], forks.counts["dropped"], scripted.run.reports) == (1, 0, [])
+    assert [(one["error"], one["exc_info"]) for one in logged] == [("out of memory", error)]
+
+
+def test_bug_in_a_measurement_ends_the_run_and_drops_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks_module, "measure", measurement_that_raises(AssertionError("a bug")))
+    scripted = ScriptedRun(trainer_of(), {6: [command(1)]})
+    with pytest.raises(AssertionError, match="a bug"), scripted.forks as forks:
+        scripted.train(0, 3)
+        forks.finish()
+    assert (forks.counts["failed"], forks.counts["dropped"]) == (0, 1)
 
 
 @pytest.mark.parametrize("saved_after", [0, 1])
