@@ -1,7 +1,8 @@
 """BlobStore: content-addressed blobs in S3. A key is the SHA-256 of the bytes, verified on every read.
 
-Invariant: once ``put`` has returned a digest, the whole blob is in S3 and survives the garbage collector's grace
-period, in which the event that references it must be written to the log. A blob never changes.
+Invariant: once ``put`` has returned a digest, the whole blob is in S3, which verified its checksum on upload, and
+survives the garbage collector's grace period, in which the event that references it must be written to the log. A blob
+never changes.
 """
 
 import asyncio

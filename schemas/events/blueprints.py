@@ -46,7 +46,7 @@ class BlueprintChangeRequested(Event):
 
 
 class KernelRegistered(Event):
-    """A kernel is available: its bytes are in S3 under their SHA-256 and were read back."""
+    """A kernel is available: its bytes are in S3 under their SHA-256, and S3 verified their checksum on upload."""
 
     type: Literal["esper.kernel.registered.v2"] = "esper.kernel.registered.v2"
     blueprint_id: BlueprintId
