@@ -18,7 +18,7 @@ from esper.streams.database.postgres_errors import DRIVER_ERRORS, TRANSIENT_ERRO
 from esper.streams.database.sql_queries import queries
 
 MAX_ATTEMPTS = 4
-RETRY_S = (0.01, 0.1)  # first and longest wait
+RETRY_S = (0.03, 0.1)  # bounds of the first wait and of every wait; a rebuild swaps its tables in this time
 ACQUIRE_TIMEOUT_S = 5.0  # for a free connection of the pool
 JSON_COLUMNS = ("spec", "results", "hyperparameters", "metrics", "checks", "measurements")
 

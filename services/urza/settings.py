@@ -40,11 +40,11 @@ class UrzaSettings(MetricsEndpointSettings):
         description="Layer widths at which a blueprint is examined before its certification.",
     )
     sandbox_wall_s: float = Field(
-        30.0, gt=0, description="Maximum wall time of a sandbox job, in seconds; too few reject sound blueprints."
+        30.0, gt=0, description="Maximum wall time of a sandbox job, in seconds; a short time rejects good blueprints."
     )
     sandbox_cpu_s: int = Field(20, ge=1, description="Maximum CPU time of one sandbox job, in seconds.")
     sandbox_memory_mib: int = Field(
-        2048, ge=256, description="Maximum address space of a sandbox job, in MiB; the largest kernel needs 1024."
+        2048, ge=256, description="Memory that a sandbox job may allocate, in MiB; the largest kernel needs 1024."
     )
     poll_s: float = Field(
         0.2, gt=0, description="Seconds between two reads of the projections; small values load Postgres."
@@ -79,16 +79,16 @@ class UrzaSettings(MetricsEndpointSettings):
         return self
 
 
-def check_exposure(own: UrzaSettings) -> None:
+def check_exposure(settings: UrzaSettings) -> None:
     """Check that the API does not serve other hosts without a token.
 
     Raises:
         ConfigError: it would; the message names the settings to change.
     """
-    if own.has_tokens or own.allow_anonymous or own.host in LOOPBACK:
+    if settings.has_tokens or settings.allow_anonymous or settings.host in LOOPBACK:
         return
     raise ConfigError(
-        f"urza.host is {own.host}, which other hosts can reach, and no token is configured; create tokens with "
+        f"urza.host is {settings.host}, which other hosts can reach, and no token is configured; create tokens with "
         "`esper roles token` and set ESPER_URZA__WRITER_TOKENS_SHA256 and ESPER_URZA__READER_TOKENS_SHA256, "
         "or set ESPER_URZA__ALLOW_ANONYMOUS=true behind a proxy that authenticates callers"
     )

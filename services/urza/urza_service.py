@@ -81,20 +81,20 @@ async def open_urza(settings: Settings) -> AsyncIterator[Urza]:
     Raises:
         ConfigError, NotAllowedError, UnavailableError: a dependency is misconfigured, refuses Urza, or is away.
     """
-    own = settings.section("urza", UrzaSettings)
+    urza_settings = settings.section("urza", UrzaSettings)
     kafka, postgres = settings.need_kafka(), settings.need_postgres()
     await verify_topics(kafka)
     async with AsyncExitStack() as exits:
-        sandbox = await exits.enter_async_context(Sandbox(sandbox_limits(own)))  # first: it warms up meanwhile
+        sandbox = await exits.enter_async_context(Sandbox(sandbox_limits(urza_settings)))  # first: it starts slowly
         pool = await exits.enter_async_context(connect_pool(postgres))
         urza = Urza(
             reader=ProjectionReader(pool, postgres),
             producer=await exits.enter_async_context(OonaProducer(kafka, client_id="urza")),
             blobs=await exits.enter_async_context(BlobStore(settings.need_s3())),
             sandbox=sandbox,
-            settings=own,
+            settings=urza_settings,
         )
-        port = urza.metrics.serve(own.metrics_address)
+        port = urza.metrics.serve(urza_settings.metrics_address)
         exits.callback(urza.metrics.stop)
         _log.info("urza.metrics_served", port=port)
         loops = {name: _run_loop(urza, name, step) for name, step in _loop_steps(urza).items()}
@@ -138,10 +138,10 @@ async def _run_loop(urza: Urza, name: str, step: Step) -> None:
             urza.loops_complete[name] = await step()
             backoff.reset()
             await asyncio.sleep(urza.settings.poll_s)
-            continue
-        except TRANSIENT as error:
-            _log.warning("urza.delayed", loop=name, error=str(error))
-        except Exception:  # a bug must not end the loop: Urza would look alive and do nothing
-            _log.exception("urza.failed", loop=name)
-        urza.loops_complete[name] = False
-        await backoff.wait()
+        except Exception as error:
+            urza.loops_complete[name], wait_s = False, backoff.next_s()
+            if isinstance(error, TRANSIENT):
+                _log.warning("urza.delayed", loop=name, error=str(error), retry_s=round(wait_s, 3))
+            else:  # a bug must not end the loop: Urza would look alive and do nothing
+                _log.exception("urza.failed", loop=name, retry_s=round(wait_s, 3))
+            await asyncio.sleep(wait_s)

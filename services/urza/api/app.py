@@ -40,7 +40,7 @@ def make_api(urza: Urza, settings: Settings) -> FastAPI:
     cache_bytes = int(urza.settings.cache_mib * MIB)
     cache: LruCache[bytes, CachedResponse] = LruCache(cache_bytes, cache_bytes // MAX_RESPONSE_SHARE)
     api.add_middleware(ResponseCache, cache=cache, versions=context.versions, visibility=visibility)
-    api.add_middleware(RequestAuth, own=urza.settings)  # outermost: the last one added
+    api.add_middleware(RequestAuth, settings=urza.settings)  # outermost: the last one added
     add_problem_handlers(api)
     for router in (
         health.router,

@@ -1,4 +1,4 @@
-"""Authentication: tokens with roles, and the bounds of a request, checked before the application reads it.
+"""Authentication by tokens with roles, and the size limit of a body, before the application reads a request.
 
 Owns the first check of every request. Tokens are kept as SHA-256 only, and each is compared with all of them, in
 constant time. Without tokens Urza serves its own host only, and only requests whose Host header names that host: so
@@ -35,10 +35,10 @@ class Role(IntEnum):
 class RequestAuth:
     """ASGI middleware: responds with 400, 401, 403 or 413 before the application sees the request."""
 
-    def __init__(self, app: ASGIApp, own: UrzaSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: UrzaSettings) -> None:
         self._app = app
-        self._own = own
-        self._hashes = [(Role.READER, own.reader_hashes), (Role.WRITER, own.writer_hashes)]
+        self._settings = settings
+        self._hashes = [(Role.READER, settings.reader_hashes), (Role.WRITER, settings.writer_hashes)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,8 +66,8 @@ class RequestAuth:
         return None
 
     def _check_caller(self, method: str, headers: Headers) -> Response | None:
-        if not self._own.has_tokens:
-            if self._own.allow_anonymous or _host_of(headers) in LOOPBACK:
+        if not self._settings.has_tokens:
+            if self._settings.allow_anonymous or _host_of(headers) in LOOPBACK:
                 return None
             return problem(
                 400, "without tokens Urza serves localhost and 127.0.0.1 only; set tokens, see docs/guides/security.md"

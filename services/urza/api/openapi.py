@@ -1,4 +1,4 @@
-"""The published OpenAPI document: FastAPI's own, completed with the problems, headers and tokens that it cannot know.
+"""The published OpenAPI document: FastAPI's, completed with problems, headers and tokens.
 
 Owns ``/openapi.json``. Invariant: an operation lists every status that it can respond with.
 """
@@ -32,19 +32,19 @@ STATUS_DESCRIPTIONS = {
 _GENERATED = ("HTTPValidationError", "ValidationError")
 
 
-def publish_openapi(api: FastAPI, own: UrzaSettings) -> None:
+def publish_openapi(api: FastAPI, settings: UrzaSettings) -> None:
     """Replace the document that FastAPI generates."""
     cached: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
         if not cached:
-            cached.update(_document(api, own))
+            cached.update(_document(api, settings))
         return cached
 
     api.openapi = openapi  # type: ignore[method-assign]
 
 
-def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
+def _document(api: FastAPI, settings: UrzaSettings) -> dict[str, Any]:
     document = get_openapi(title=api.title, version=api.version, description=DESCRIPTION, routes=api.routes)
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -54,13 +54,13 @@ def _document(api: FastAPI, own: UrzaSettings) -> dict[str, Any]:
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
     _close_patterns(schemas)
-    if own.has_tokens:
+    if settings.has_tokens:
         components["securitySchemes"] = {
             BEARER: {"type": "http", "scheme": "bearer", "description": "A reader's or a writer's token."}
         }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _complete_operation(path, method, operation, own)
+            _complete_operation(path, method, operation, settings)
     return document
 
 
@@ -73,13 +73,13 @@ def _close_patterns(schema: Any) -> None:
             _close_patterns(part)
 
 
-def _complete_operation(path: str, method: str, operation: dict[str, Any], own: UrzaSettings) -> None:
+def _complete_operation(path: str, method: str, operation: dict[str, Any], settings: UrzaSettings) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     is_health = path.startswith("/health")
-    for status in _error_statuses(path, method, operation, own, is_health):
+    for status in _error_statuses(path, method, operation, settings.has_tokens):
         responses[str(status)] = _problem_response(status)
-    if own.has_tokens and not is_health:
+    if settings.has_tokens and not is_health:
         operation["security"] = [{BEARER: []}]
     if method == "get" and not is_health:
         tag = {"ETag": {"schema": {"type": "string"}, "required": True, "description": "Identifies these bytes."}}
@@ -89,14 +89,14 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any], own: 
         responses["202"]["description"] = "In the log and not projected yet: `status` is the address of its verdict."
 
 
-def _error_statuses(path: str, method: str, operation: dict[str, Any], own: UrzaSettings, is_health: bool) -> list[int]:
+def _error_statuses(path: str, method: str, operation: dict[str, Any], has_tokens: bool) -> list[int]:
     found = [422, 500, 503]
-    if not is_health:
-        found += [401] if own.has_tokens else [400]
+    if not path.startswith("/health"):
+        found += [401] if has_tokens else [400]
     if "{" in path or any(p["name"] == "cursor" for p in operation.get("parameters", ())):
         found.append(404)
     if method == "post":
-        found += [409, 413, 415] + ([403] if own.has_tokens else [])
+        found += [409, 413, 415] + ([403] if has_tokens else [])
     if path.startswith("/kernels/"):
         found.append(502)
     return sorted(found)

@@ -6,39 +6,32 @@ Owns the cursor: opaque to clients, valid for one list only. A cursor of another
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import HTTPException, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, Field, TypeAdapter
 
 from esper.schemas.base import MAX_INT32, MAX_INT64, Text
 from esper.services.urza.api.api_context import api_context
+from esper.services.urza.api.models import ApiModel
 from esper.services.urza.api.response_cache import json_response
 
 Item = TypeVar("Item")
 CURSOR_PATTERN = r"^[A-Za-z0-9_-]{1,4000}$"
 
 
-class ResponseModel(BaseModel):
-    """Base of the API's responses."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Page(ResponseModel, Generic[Item]):
+class Page(ApiModel, Generic[Item]):
     """A page of a list, in the list's order."""
 
     items: list[Item]
     next: str | None = Field(description="The address of the next page; null on the last one.")
 
 
-class PageQuery(BaseModel):
-    """The parameters of every list; an unknown parameter is an error."""
-
-    model_config = ConfigDict(extra="forbid")
+class PageQuery(ApiModel):
+    """The parameters of every list."""
 
     limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of items of a page.")] = 100
     cursor: Annotated[
@@ -61,13 +54,18 @@ INT8 = KeyType(-1, Annotated[int, Field(ge=-1, le=MAX_INT64)])
 LATEST = KeyType(END, Annotated[AwareDatetime, Field(lt=END)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Listing:
     """A paginated list: its statement, the (parameter, column, type) of its order, and the statement's SQL file."""
 
     statement: str
     order: Sequence[tuple[str, str, KeyType]]
     sql_file: str = "urza"
+    _cursor_type: TypeAdapter[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        types = [Literal[self.statement], *(key.type for _parameter, _column, key in self.order)]
+        self._cursor_type = TypeAdapter(tuple[*types])  # type: ignore[valid-type]
 
     def after(self, cursor: str | None) -> dict[str, Any]:
         """The parameters that name the last row of the previous page.
@@ -77,10 +75,9 @@ class Listing:
         """
         if cursor is None:
             return {parameter: key.first for parameter, _column, key in self.order}
-        types = [Literal[self.statement], *(key.type for _parameter, _column, key in self.order)]
         try:
             text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-            _name, *values = TypeAdapter(tuple[*types]).validate_json(text, strict=True)  # type: ignore[valid-type]
+            _name, *values = self._cursor_type.validate_json(text, strict=True)
         except ValueError:  # not base64, or not of these types
             raise HTTPException(404, "this list has no page at this cursor; start again without one") from None
         return {parameter: value for (parameter, _column, _key), value in zip(self.order, values, strict=True)}

@@ -3,12 +3,12 @@
 from typing import Annotated, TypeVar
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict
 
 from esper.schemas.base import BlueprintId, RunId, Sha256
+from esper.services.urza.api.models import ApiModel
 from esper.services.urza.api.pagination import PageQuery
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=ApiModel)
 
 QueryOf = Annotated[Model, Query()]
 RunPath = Annotated[RunId, Path(description="The run's id.", examples=["digits-demo"])]
@@ -20,10 +20,8 @@ class UnfilteredQuery(PageQuery):
     """The query of a list without filters."""
 
 
-class EmptyQuery(BaseModel):
-    """The query of a route without parameters: any parameter is an error."""
-
-    model_config = ConfigDict(extra="forbid")
+class EmptyQuery(ApiModel):
+    """The query of a route without parameters."""
 
 
 NoParameters = Annotated[EmptyQuery, Query()]

@@ -1,4 +1,4 @@
-"""Errors as problem+json (RFC 9457): their shape, and which error becomes which status.
+"""Errors as problem+json (RFC 9457): their format, and the status of each error.
 
 Owns every response that is not a success. Invariant: a response with a status of 400 or more is
 ``application/problem+json``, says what to do, and holds no traceback.
@@ -11,13 +11,14 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import compile_path
 
-from esper.errors import ConflictError, EsperError, KernelError, NotAllowedError, UnavailableError
+from esper.errors import ConflictError, EsperError, NotAllowedError, UnavailableError
 from esper.logging import get_logger
+from esper.services.urza.api.models import ApiModel
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -25,20 +26,17 @@ RETRY_AFTER_S = 1
 _log = get_logger(__name__)
 
 
-class FieldProblem(BaseModel):
+class FieldProblem(ApiModel):
     """One invalid part of a request: where (``query.limit``), and what is wrong."""
-
-    model_config = ConfigDict(extra="forbid")
 
     at: str
     detail: str
 
 
-class Problem(BaseModel):
+class Problem(ApiModel):
     """Why a request failed, and what to do."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "example": {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no run 'x'"}
         },
@@ -75,14 +73,8 @@ def add_problem_handlers(api: FastAPI) -> None:
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
     for error_type in (UnavailableError, NotAllowedError):  # not allowed: the dependency refuses Urza, not the caller
         api.add_exception_handler(error_type, _on_unavailable)
-    api.add_exception_handler(KernelError, _on_broken_kernel)
     api.add_exception_handler(ConflictError, _on_conflict)
     api.add_exception_handler(Exception, _on_failure)
-
-
-def bad_store(error: Exception) -> Response:
-    """A 502: the object store does not have what the log says."""
-    return problem(502, f"the object store has other bytes than the log says: {error}")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -120,11 +112,6 @@ def _field_problems(errors: Sequence[Any]) -> list[FieldProblem]:
 
 async def _on_unavailable(_request: Request, error: Exception) -> Response:
     return unavailable(str(error))
-
-
-async def _on_broken_kernel(_request: Request, error: Exception) -> Response:
-    _log.error("kernel.check_failed", error=str(error))
-    return bad_store(error)
 
 
 async def _on_conflict(_request: Request, error: Exception) -> Response:

@@ -12,7 +12,8 @@ from esper.schemas.base import RunId
 from esper.schemas.enums import BlueprintStatus, LayerKind, RunStatus, SeedStage
 from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS, TopicSpec
 from esper.services.urza.api.api_context import api_context
-from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.models import ApiModel
+from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery
 from esper.services.urza.api.parameters import BlueprintPath, NoParameters, QueryOf, UnfilteredQuery
 from esper.services.urza.api.problems import not_found
 from esper.services.urza.api.response_cache import json_response
@@ -50,7 +51,7 @@ REPORTS = Listing(
 )
 
 
-class BlueprintResponse(ResponseModel):
+class BlueprintResponse(ApiModel):
     """A blueprint. ``version`` counts its accepted changes."""
 
     blueprint_id: str
@@ -60,7 +61,7 @@ class BlueprintResponse(ResponseModel):
     changed_at: datetime
 
 
-class CertificateResponse(ResponseModel):
+class CertificateResponse(ApiModel):
     """Checks and measurements of a blueprint version that passed its examination; the cause of its certification."""
 
     blueprint_version: int
@@ -71,7 +72,7 @@ class CertificateResponse(ResponseModel):
     at: datetime
 
 
-class KernelRefusalResponse(ResponseModel):
+class KernelRefusalResponse(ApiModel):
     """A kernel that cannot be built: the blueprint is not offered to layers of this kind and width."""
 
     blueprint_version: int
@@ -82,7 +83,7 @@ class KernelRefusalResponse(ResponseModel):
     at: datetime
 
 
-class ActiveSeedResponse(ResponseModel):
+class ActiveSeedResponse(ApiModel):
     """A seed that uses a blueprint in the newest incarnation of its run."""
 
     run_id: str
@@ -94,7 +95,7 @@ class ActiveSeedResponse(ResponseModel):
     kernel_sha256: str | None
 
 
-class UsingRunResponse(ResponseModel):
+class UsingRunResponse(ApiModel):
     """A run in which a blueprint germinated. ``num_given_up`` counts cancelled and culled seeds."""
 
     run_id: RunId
@@ -107,7 +108,7 @@ class UsingRunResponse(ResponseModel):
     last_at: datetime
 
 
-class OutcomeResponse(ResponseModel):
+class OutcomeResponse(ApiModel):
     """Field reports of one outcome, method and metric. A gain is the metric after minus the metric before."""
 
     outcome: SeedStage
@@ -124,7 +125,7 @@ class OutcomeResponse(ResponseModel):
     last_at: datetime
 
 
-class OutcomesResponse(ResponseModel):
+class OutcomesResponse(ApiModel):
     """The outcomes of a blueprint in all runs, without superseded reports."""
 
     items: list[OutcomeResponse]

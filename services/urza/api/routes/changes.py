@@ -20,7 +20,7 @@ from esper.schemas.events import BlueprintChangeRequested
 from esper.schemas.events.blueprints import SPEC_ONLY_WITH_PROPOSE, check_spec
 from esper.schemas.topics import BLUEPRINTS
 from esper.services.urza.api.api_context import api_context
-from esper.services.urza.api.pagination import ResponseModel
+from esper.services.urza.api.models import ApiModel
 from esper.services.urza.api.parameters import BlueprintPath, NoParameters, QueryOf
 from esper.services.urza.api.problems import not_found
 from esper.services.urza.api.response_cache import json_response
@@ -47,11 +47,10 @@ ChangePath = Annotated[
 Traceparent = Annotated[str | None, Header(description="W3C Trace Context: the event joins this trace.")]
 
 
-class ChangeRequest(ResponseModel):
+class ChangeRequest(ApiModel):
     """A change of a blueprint; ``expected_version`` is the version that the caller saw, 0 for a new one."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             **SPEC_ONLY_WITH_PROPOSE,
             "example": {"change": "retire", "expected_version": 3, "reason": "superseded by low-rank-8"},
@@ -75,13 +74,13 @@ class NamedChangeRequest(ChangeRequest):
     blueprint_id: BlueprintId
 
 
-class ChangesRequest(ResponseModel):
+class ChangesRequest(ApiModel):
     """Several changes; each has its own verdict."""
 
     changes: Annotated[list[NamedChangeRequest], Field(min_length=1, max_length=MAX_CHANGES)]
 
 
-class ChangeResponse(ResponseModel):
+class ChangeResponse(ApiModel):
     """A requested change and its verdict."""
 
     event_id: UUID
@@ -96,20 +95,20 @@ class ChangeResponse(ResponseModel):
     at: datetime
 
 
-class PendingChange(ResponseModel):
+class PendingChange(ApiModel):
     """A change that is in the log and not projected yet: ``status`` is the address of its verdict."""
 
     event_id: UUID
     status: str
 
 
-class ChangeQuery(ResponseModel):
+class ChangeQuery(ApiModel):
     """Chooses among changes with one id: a key that is sent to two processes at the same time can have two."""
 
     blueprint_id: BlueprintId | None = Field(None, description="The change of this blueprint.")
 
 
-class ChangesResponse(ResponseModel):
+class ChangesResponse(ApiModel):
     """The verdicts in the order of the request; for pending changes, their addresses."""
 
     changes: list[ChangeResponse | PendingChange]
@@ -154,7 +153,7 @@ async def show_change(request: Request, event_id: ChangePath, query: QueryOf[Cha
     found = judged.get(event_id, {})
     row = next(iter(found.values()), None) if query.blueprint_id is None else found.get(query.blueprint_id)
     if row is None:
-        raise not_found("judged change (yet)", event_id)
+        raise not_found("projected change", event_id)
     return json_response(request, row, [BLUEPRINTS.name])
 
 

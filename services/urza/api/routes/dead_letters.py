@@ -5,7 +5,8 @@ from pydantic import Field
 
 from esper.schemas.base import ShortName
 from esper.schemas.topics import TOPICS
-from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.models import ApiModel
+from esper.services.urza.api.pagination import INT4, INT8, TEXT, Listing, Page, PageQuery
 from esper.services.urza.api.parameters import QueryOf
 
 router = APIRouter(tags=["dead letters"])
@@ -16,7 +17,7 @@ ALL = Listing(
 )
 
 
-class DeadLetterResponse(ResponseModel):
+class DeadLetterResponse(ApiModel):
     """A record that workers skipped, by its position in the log; `esper dlq show` prints its bytes."""
 
     topic: str
@@ -35,6 +36,6 @@ class DeadLetterQuery(PageQuery):
 
 
 @router.get("/dead-letters", response_model=Page[DeadLetterResponse])
-async def list_undecodable_records(request: Request, query: QueryOf[DeadLetterQuery]) -> Response:
+async def list_dead_letters(request: Request, query: QueryOf[DeadLetterQuery]) -> Response:
     """All dead letters, in the order of the log."""
     return await ALL.page(request, query, [t.name for t in TOPICS], topic=query.topic)

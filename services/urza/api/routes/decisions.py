@@ -1,18 +1,19 @@
-"""Decisions and causes: what Tamiyo chose, what followed, and why a seed is in its state."""
+"""/decisions, and the causes of a seed's state: Tamiyo's choices and the events that followed from them."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from esper.schemas import ids
 from esper.schemas.base import LayerId, SeedId
 from esper.schemas.enums import Action
 from esper.schemas.topics import COMMANDS, DECISIONS, FIELD_REPORTS, LIFECYCLE, RUNS
 from esper.services.urza.api.api_context import api_context
-from esper.services.urza.api.pagination import INT4, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.models import ApiModel
+from esper.services.urza.api.pagination import INT4, Listing, Page, PageQuery
 from esper.services.urza.api.parameters import NoParameters, QueryOf, RunPath
 from esper.services.urza.api.problems import not_found
 from esper.services.urza.api.response_cache import json_response
@@ -29,7 +30,7 @@ DecisionPath = Annotated[
 ]
 
 
-class DecisionSummary(ResponseModel):
+class DecisionSummary(ApiModel):
     """Tamiyo's choice for one boundary. It is superseded where a resumed run took over before its step."""
 
     incarnation: int
@@ -51,7 +52,7 @@ class DecisionSummary(ResponseModel):
     is_superseded: bool
 
 
-class CauseResponse(ResponseModel):
+class CauseResponse(ApiModel):
     """One event of a seed's history. ``causation_id`` is the event that caused it."""
 
     at: datetime
@@ -70,7 +71,7 @@ class DecisionResponse(DecisionSummary):
     consequences: list[CauseResponse]
 
 
-class SeedHistoryResponse(ResponseModel):
+class SeedHistoryResponse(ApiModel):
     """Every decision, command, transition and report of a seed, in the order of the run's steps."""
 
     run_id: str
@@ -85,10 +86,8 @@ class DecisionQuery(PageQuery):
     action: Action | None = Field(None, description="With this action.")
 
 
-class SeedQuery(BaseModel):
+class SeedSelector(ApiModel):
     """Identifies a seed. A layer's name may hold any character, so it is not part of the path."""
-
-    model_config = ConfigDict(extra="forbid")
 
     layer_id: LayerId = Field(description="The layer, by its qualified name.", examples=["fc1"])
     seed_id: Annotated[SeedId, Field(description="The seed's number in its layer.", examples=[0])]
@@ -102,7 +101,7 @@ async def list_decisions(request: Request, run_id: RunPath, query: QueryOf[Decis
 
 
 @router.get("/runs/{run_id}/causes", response_model=SeedHistoryResponse)
-async def show_seed_history(request: Request, run_id: RunPath, query: QueryOf[SeedQuery]) -> Response:
+async def show_seed_history(request: Request, run_id: RunPath, query: QueryOf[SeedSelector]) -> Response:
     """Why a seed is in its state: decisions, commands, transitions and reports. Empty where it was always dormant."""
     await existing_run(request, run_id)
     seed = {"run_id": run_id, **query.model_dump()}
@@ -111,7 +110,7 @@ async def show_seed_history(request: Request, run_id: RunPath, query: QueryOf[Se
 
 @router.get("/decisions/{event_id}", response_model=DecisionResponse)
 async def show_decision(request: Request, event_id: DecisionPath, _: NoParameters) -> Response:
-    """One decision with its consequences: every event that its causation ids lead back to it."""
+    """One decision with its consequences: every event whose causation ids lead back to it."""
     row = await api_context(request).reader.one("decision", event_id=event_id)
     if row is None:
         raise not_found("decision", event_id)

@@ -6,10 +6,10 @@ from uuid import UUID
 from pydantic import Field
 
 from esper.schemas.enums import ReportMethod, SeedStage
-from esper.services.urza.api.pagination import ResponseModel
+from esper.services.urza.api.models import ApiModel
 
 
-class FieldReportResponse(ResponseModel):
+class FieldReportResponse(ApiModel):
     """The outcome of one adaptation. It is superseded where a resumed run took over before its step."""
 
     run_id: str

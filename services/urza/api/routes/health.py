@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from esper.errors import EsperError
 from esper.oona.client_options import preflight_check
 from esper.services.urza.api.api_context import ApiContext
-from esper.services.urza.api.pagination import ResponseModel
+from esper.services.urza.api.models import ApiModel
 from esper.services.urza.api.parameters import NoParameters
 from esper.services.urza.api.problems import unavailable
 
@@ -22,13 +22,13 @@ ABSENT_BLOB = "0" * 64
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-class LiveResponse(ResponseModel):
+class LiveResponse(ApiModel):
     """The process responds."""
 
     status: Literal["live"]
 
 
-class ReadyResponse(ResponseModel):
+class ReadyResponse(ApiModel):
     """All dependencies of Urza answer, and the catalogue is complete."""
 
     status: Literal["ready"]

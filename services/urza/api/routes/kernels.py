@@ -6,18 +6,22 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from esper.errors import ContractError, KernelError
+from esper.errors import ContractError
 from esper.kasmina.catalogue import MAX_KERNEL_BYTES
+from esper.logging import get_logger
 from esper.schemas.base import BlueprintId, NumFeatures
 from esper.schemas.enums import LayerKind
 from esper.schemas.topics import BLUEPRINTS
 from esper.services.urza.api.api_context import api_context
-from esper.services.urza.api.pagination import INT4, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.models import ApiModel
+from esper.services.urza.api.pagination import INT4, TEXT, Listing, Page, PageQuery
 from esper.services.urza.api.parameters import KernelPath, NoParameters, QueryOf
-from esper.services.urza.api.problems import bad_store, not_found
+from esper.services.urza.api.problems import not_found, problem
 from esper.services.urza.api.response_cache import immutable_response
 
 router = APIRouter(prefix="/kernels", tags=["kernels"])
+
+_log = get_logger(__name__)
 
 _WITHIN_BLUEPRINT = [
     ("after_target", "target", TEXT),
@@ -28,7 +32,7 @@ ALL = Listing("kernels", [("after_blueprint", "blueprint_id", TEXT), *_WITHIN_BL
 OF_BLUEPRINT = Listing("kernels_of_blueprint", _WITHIN_BLUEPRINT)
 
 
-class KernelResponse(ResponseModel):
+class KernelResponse(ApiModel):
     """A registered kernel; its bytes are at /kernels/{kernel_sha256}."""
 
     kernel_sha256: str
@@ -69,14 +73,13 @@ async def list_kernels(request: Request, query: QueryOf[KernelQuery]) -> Respons
     },
 )
 async def get_kernel(request: Request, kernel_sha256: KernelPath, _: NoParameters) -> Response:
-    """The verified bytes of a kernel. They never change: a client may cache them without end."""
+    """The verified bytes of a kernel. They never change, so a client may cache them forever."""
     context = api_context(request)
     if await context.reader.one("kernel", kernel_sha256=kernel_sha256) is None:
         raise not_found("kernel", kernel_sha256)
     try:
         data = await context.urza.blobs.get(kernel_sha256, max_bytes=MAX_KERNEL_BYTES)
-    except KernelError:
-        raise
-    except ContractError as error:
-        return bad_store(error)
+    except ContractError as error:  # S3 lacks the blob, or has other bytes
+        _log.error("kernel.check_failed", kernel=kernel_sha256, error=str(error))
+        return problem(502, f"the object store does not have the kernel that the log names: {error}")
     return immutable_response(request, data, kernel_sha256)

@@ -12,7 +12,8 @@ from esper.schemas.base import Scalar
 from esper.schemas.enums import LayerKind, RunStatus, SeedStage
 from esper.schemas.topics import BLUEPRINTS, FIELD_REPORTS, LIFECYCLE, RUNS, VIEWS, TopicSpec
 from esper.services.urza.api.api_context import api_context
-from esper.services.urza.api.pagination import INT4, INT8, LATEST, TEXT, Listing, Page, PageQuery, ResponseModel
+from esper.services.urza.api.models import ApiModel
+from esper.services.urza.api.pagination import INT4, INT8, LATEST, TEXT, Listing, Page, PageQuery
 from esper.services.urza.api.parameters import NoParameters, QueryOf, RunPath, UnfilteredQuery
 from esper.services.urza.api.problems import not_found
 from esper.services.urza.api.response_cache import json_response
@@ -31,7 +32,7 @@ REPORTS = Listing("reports_of", _SEQUENCE)
 SEEN_VIEWS = Listing("views_of", [("after_incarnation", "incarnation", INT4), ("after_boundary", "boundary", INT4)])
 
 
-class RunSummary(ResponseModel):
+class RunSummary(ApiModel):
     """The state of a run in its newest incarnation."""
 
     run_id: str
@@ -52,7 +53,7 @@ class RunResponse(RunSummary):
     detail: str
 
 
-class IncarnationResponse(ResponseModel):
+class IncarnationResponse(ApiModel):
     """One process that trained a run: it took over after ``from_step`` of ``from_incarnation``."""
 
     incarnation: int
@@ -64,7 +65,7 @@ class IncarnationResponse(ResponseModel):
     at: datetime
 
 
-class LayerResponse(ResponseModel):
+class LayerResponse(ApiModel):
     """A layer that holds seeds."""
 
     layer_id: str
@@ -75,14 +76,14 @@ class LayerResponse(ResponseModel):
     num_seeds: int
 
 
-class EdgeResponse(ResponseModel):
+class EdgeResponse(ApiModel):
     """The output of ``source`` flows into ``target``."""
 
     source: str
     target: str
 
 
-class SeedResponse(ResponseModel):
+class SeedResponse(ApiModel):
     """A seed that left DORMANT at least once, in the newest incarnation of its run."""
 
     layer_id: str
@@ -94,7 +95,7 @@ class SeedResponse(ResponseModel):
     num_parameters: int
 
 
-class EpochResponse(ResponseModel):
+class EpochResponse(ApiModel):
     """An epoch with its metrics. It is superseded where a resumed run took over before its step."""
 
     incarnation: int
@@ -107,7 +108,7 @@ class EpochResponse(ResponseModel):
     is_superseded: bool
 
 
-class ViewResponse(ResponseModel):
+class ViewResponse(ApiModel):
     """A view that a decision saw: the SHA-256 of its bytes, and their position in `control.tamiyo.views`."""
 
     incarnation: int
