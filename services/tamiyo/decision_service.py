@@ -22,7 +22,7 @@ from esper.services.tamiyo.control.decision_events import SOURCE, STALE_REASON, 
 from esper.services.tamiyo.control.legal_choices import legal_choices
 from esper.services.tamiyo.control.pending_boundary_queue import PendingBoundaryQueue
 from esper.services.tamiyo.control.recorded_view import read_recorded_view
-from esper.services.tamiyo.evaluation.policy_guard import PolicyGuard
+from esper.services.tamiyo.evaluation.automatic_rollback import AutomaticRollback
 from esper.services.tamiyo.metrics import TamiyoMetrics
 from esper.services.tamiyo.policies import EpsilonSoft, Policy
 from esper.services.tamiyo.policies.active_policy import ActivePolicy
@@ -66,7 +66,7 @@ class DecisionService:
             self._soften,
             self.metrics,
         )
-        self._guard = PolicyGuard(tamiyo.guard, tamiyo.rent, SOURCE)
+        self._rollback = AutomaticRollback(tamiyo.rollback, tamiyo.rent, SOURCE)
         self._queue = PendingBoundaryQueue(tamiyo.stale_after_s)
         self._exits = AsyncExitStack()
         self._pool: Pool
@@ -122,7 +122,7 @@ class DecisionService:
             change = await active_policy(connection) if self._is_following else None
             pending = await pending_boundaries(connection)
             uncommanded = await decisions_without_command(connection)
-            rollback = await self._guard.check(connection, change)
+            rollback = await self._rollback.check(connection, change)
         if rollback is not None:
             await self._producer.send(rollback)
         undecided = [p for p in self._queue.update(pending) if not self._is_decided(p)]

@@ -44,12 +44,12 @@ class RentSettings(SectionModel):
     )
 
 
-class GuardSettings(SectionModel):
-    """When the active policy version is rolled back automatically; the formula is in evaluation/policy_guard.py."""
+class RollbackSettings(SectionModel):
+    """When the active policy version is rolled back; the formula is in evaluation/automatic_rollback.py."""
 
     interval_s: float = Field(30.0, gt=0, description="Seconds between two checks of the active version's results.")
     min_runs: int = Field(
-        10, ge=5, description="Minimum number of runs with forked decisions before the guard can roll a version back."
+        10, ge=5, description="Minimum number of runs with forked decisions before a version can be rolled back."
     )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="Confidence, over all checks, that a version is worse than waiting."
@@ -65,7 +65,9 @@ class TamiyoSettings(MetricsEndpointSettings):
         "heuristic", description="Policy that decides; `active` uses the version set by `esper tamiyo activate`."
     )
     policy_version: int = Field(
-        1, ge=1, description="Version number recorded in decisions; ignored when `policy` is `active`."
+        1,
+        ge=1,
+        description="Version number of `policy`; if that is `active`, the version of the default policy.",
     )
     epsilon: float = Field(
         0.05, ge=0.05, le=1.0, description="Fraction of random decisions among the legal choices; learning needs some."
@@ -91,8 +93,8 @@ class TamiyoSettings(MetricsEndpointSettings):
         None, ge=0, lt=1, description="Probability of WAIT under the `random` policy; default: that of other choices."
     )
     rent: RentSettings = Field(RentSettings.model_validate({}), description="Cost of added size in a reward.")
-    guard: GuardSettings = Field(
-        GuardSettings.model_validate({}), description="Automatic rollback of the active version."
+    rollback: RollbackSettings = Field(
+        RollbackSettings.model_validate({}), description="Automatic rollback of the active version."
     )
     network: NetworkSettings = Field(NetworkSettings.model_validate({}), description="Execution of the graph network.")
     training: TrainingSettings = Field(

@@ -1,1 +1,1 @@
-"""Policy evaluation: rewards, off-policy estimates, predicted outcomes, and the guard of the active version."""
+"""Policy evaluation: rewards, off-policy estimates, predicted outcomes, and automatic rollback."""

@@ -165,7 +165,9 @@ def rollback(
     if not standing:
         raise ConflictError("nothing to roll back: no policy is active; `esper tamiyo activate` activates one")
     if len(standing) < 2:
-        raise ConflictError(f"nothing to roll back to: {standing[-1].version} was the first active version; activate another one instead")
+        raise ConflictError(
+            f"nothing to roll back to: {standing[-1].version} was the first active version; activate another instead"
+        )
     _check_reason(reason)
     active, before = standing[-1].version, standing[-2].version
     event = PolicyRolledBack(

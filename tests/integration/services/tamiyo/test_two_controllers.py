@@ -26,7 +26,7 @@ from support.events.tamiyo_run_events import (
 )
 from support.paths import PROCESSES
 from support.processes.esper_processes import SCRIPTS, log_of, process, running, worker
-from support.processes.paused_tamiyo import LOOKED
+from support.processes.paused_tamiyo import POLL_FINISHED
 
 from esper.connection.commands import CommandInbox, ReceivedCommand
 from esper.embedded.processes import ChildProcess
@@ -93,7 +93,7 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
     victim = process(rivals.stack, rivals.folder, f"{run_id}", sys.executable, str(SCRIPT), run_id, topic, **VICTIM)
     victim.start()
     try:
-        victim.wait_until_ready(lambda: LOOKED in log_of(victim), 60)
+        victim.wait_until_ready(lambda: POLL_FINISHED in log_of(victim), 60)
         registered = events.KernelRegistered(blueprint_id="affine", kernel=KERNEL)
         await producer.send_batch(certified_at_once())
         await producer.send(OonaMessage.of(registered, id=ids.kernel_event_id(KERNEL.kernel_sha256), source="test"))
@@ -167,9 +167,9 @@ async def test_paused_controller_writes_late_without_effect(rivals: Rivals, prod
     victim = await stopped_before(rivals, producer, run_id, topic)
     try:
         await wait_until_async(lambda: is_commanded(rivals.stack, run_id), 40, "the other one's command")
-        looks = log_of(victim).count(LOOKED)
+        num_polls = log_of(victim).count(POLL_FINISHED)
         victim.send(signal.SIGCONT)
-        wait_until(lambda: log_of(victim).count(LOOKED) > looks + 1, 30, "two polls of the late controller")
+        wait_until(lambda: log_of(victim).count(POLL_FINISHED) > num_polls + 1, 30, "two polls of the late controller")
     finally:
         victim.kill()
     found = await agree(rivals.stack, run_id)

@@ -1,4 +1,6 @@
-"""Rolls the active version back automatically if the measured effects of its decisions are worse than waiting.
+"""Automatic rollback of the active policy version, if the measured effects of its decisions are worse than waiting.
+
+Whether a version may become active is decided elsewhere: ``versions/activation.py``.
 
 Runs are the independent units: a run counts with the mean reward of its forked decisions. A version is harmful if the
 upper confidence bound of the mean over runs lies below 0, the reward of waiting:
@@ -10,6 +12,7 @@ n runs with mean m and standard deviation s. The test is repeated with every run
 over runs are approximately normal.
 """
 
+import asyncio
 import math
 import time
 import uuid
@@ -20,7 +23,7 @@ from esper.errors import ConflictError
 from esper.logging import get_logger
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.evaluation.reward import reward_of
-from esper.services.tamiyo.settings import GuardSettings, RentSettings
+from esper.services.tamiyo.settings import RentSettings, RollbackSettings
 from esper.services.tamiyo.versions.activation import rollback
 from esper.streams.database.connection_types import Connection
 from esper.streams.read_models.policy_versions import ForkedDecision, PolicyChange, forked_decisions, policy_changes
@@ -38,15 +41,15 @@ def mean_rewards(decisions: Iterable[ForkedDecision], rent: RentSettings) -> lis
     return [fmean(rewards) for _run, rewards in sorted(by_run.items())]
 
 
-def harm(rewards: Sequence[float], guard: GuardSettings) -> str | None:
+def harm_reason(rewards: Sequence[float], settings: RollbackSettings) -> str | None:
     """Return why a version is harmful, from the mean reward of each of its runs; None if that is not shown."""
     num = len(rewards)
-    if num < guard.min_runs:
+    if num < settings.min_runs:
         return None
-    from scipy import stats  # takes a second to import, which a controller without forks need not pay
+    from scipy import stats  # imported here: it takes a second or more, and few controllers have so many forks
 
-    test = num - guard.min_runs + 1
-    level = (1.0 - guard.confidence) / (test * (test + 1))
+    test = num - settings.min_runs + 1
+    level = (1.0 - settings.confidence) / (test * (test + 1))
     mean, deviation = fmean(rewards), stdev(rewards)
     bound = mean + float(stats.t.ppf(1.0 - level, num - 1)) * deviation / math.sqrt(num)
     if bound >= 0.0:
@@ -57,28 +60,29 @@ def harm(rewards: Sequence[float], guard: GuardSettings) -> str | None:
     )
 
 
-class PolicyGuard:
-    """Tests the active version every ``interval_s``."""
+class AutomaticRollback:
+    """Tests the active version every ``interval_s``, and makes the event that rolls a harmful one back."""
 
     def __init__(
-        self, guard: GuardSettings, rent: RentSettings, source: str, clock: Callable[[], float] = time.monotonic
+        self, settings: RollbackSettings, rent: RentSettings, source: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._guard, self._rent, self._source, self._clock = guard, rent, source, clock
-        self._checked_at = -math.inf
-        self._rolled_back: set[uuid.UUID] = set()
+        self._settings, self._rent, self._source, self._clock = settings, rent, source, clock
+        self._tested_at = -math.inf
+        self._harmful: set[uuid.UUID] = set()
 
     async def check(self, connection: Connection, active: PolicyChange | None) -> OonaMessage | None:
-        """Return the event that rolls ``active`` back, if it is harmful. All controllers return the same event."""
+        """Return the event that rolls ``active`` back if it is harmful: once, and the same one in every controller."""
         now = self._clock()
-        if active is None or active.id in self._rolled_back or now - self._checked_at < self._guard.interval_s:
+        if active is None or active.id in self._harmful or now - self._tested_at < self._settings.interval_s:
             return None
-        self._checked_at = now
-        reason = harm(mean_rewards(await forked_decisions(connection, active), self._rent), self._guard)
+        self._tested_at = now
+        rewards = mean_rewards(await forked_decisions(connection, active), self._rent)
+        reason = await asyncio.to_thread(harm_reason, rewards, self._settings)  # its import would stop the event loop
         if reason is None:
             return None
-        self._rolled_back.add(active.id)
+        self._harmful.add(active.id)
         try:
-            event_id = uuid.uuid5(active.id, "guard")
+            event_id = uuid.uuid5(active.id, "guard")  # controllers of any release must give one id: keep the text
             changes = await policy_changes(connection)
             message = rollback(changes, f"automatic rollback: {reason}", self._source, event_id)
         except ConflictError as error:

@@ -1,4 +1,4 @@
-"""The guard rolls a harmful version back, and keeps a harmless one however often it is tested."""
+"""Automatic rollback: a harmful version is rolled back, and a harmless one stays however often it is tested."""
 
 import random
 from typing import Any
@@ -10,11 +10,11 @@ from support.events.event_examples import EXAMPLES
 
 from esper.schemas.enums import Action
 from esper.schemas.events import FieldReported
-from esper.services.tamiyo.evaluation.policy_guard import harm, mean_rewards
-from esper.services.tamiyo.settings import GuardSettings, RentSettings
+from esper.services.tamiyo.evaluation.automatic_rollback import harm_reason, mean_rewards
+from esper.services.tamiyo.settings import RentSettings, RollbackSettings
 from esper.streams.read_models.policy_versions import ForkedDecision
 
-GUARD = GuardSettings.model_validate({})
+SETTINGS = RollbackSettings.model_validate({})
 NO_RENT = RentSettings.model_validate({"parameters": 0, "flops": 0})
 
 
@@ -22,7 +22,7 @@ def is_ever_rolled_back(rng: random.Random, mean: float, num_runs: int) -> bool:
     rewards: list[float] = []
     for _run in range(num_runs):
         rewards.append(rng.gauss(mean, 0.03))
-        if harm(rewards, GUARD) is not None:
+        if harm_reason(rewards, SETTINGS) is not None:
             return True
     return False
 
@@ -39,15 +39,15 @@ def test_clearly_worse_version_is_rolled_back_soon() -> None:
 
 @given(st.lists(st.floats(-1, 1), min_size=10, max_size=40), st.floats(0.001, 1))
 def test_better_rewards_never_show_harm(rewards: list[float], more: float) -> None:
-    if harm(rewards, GUARD) is None:
-        assert harm([r + more for r in rewards], GUARD) is None
+    if harm_reason(rewards, SETTINGS) is None:
+        assert harm_reason([r + more for r in rewards], SETTINGS) is None
     if min(rewards) >= 0:
-        assert harm(rewards, GUARD) is None
+        assert harm_reason(rewards, SETTINGS) is None
 
 
 @given(st.lists(st.floats(-1, -0.5), max_size=9))
 def test_few_runs_show_no_harm(rewards: list[float]) -> None:
-    assert harm(rewards, GUARD) is None
+    assert harm_reason(rewards, SETTINGS) is None
 
 
 def forked(run_id: str, gain: float, **fork: Any) -> ForkedDecision:

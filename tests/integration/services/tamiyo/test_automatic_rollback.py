@@ -1,4 +1,4 @@
-"""The guard on real Kafka and Postgres: it rolls a version back whose forks show that its decisions do harm."""
+"""Automatic rollback on real Kafka and Postgres: a version whose forks show that it does harm is rolled back."""
 
 import asyncio
 import uuid
@@ -54,7 +54,7 @@ def harmful_run(run_id: str, number: int) -> list[OonaMessage]:
 
 
 @pytest.mark.timeout(240)
-async def test_guard_rolls_a_harmful_version_back_once(mine: Settings, log: EmbeddedStack, tmp_path: Path) -> None:
+async def test_harmful_version_is_rolled_back_once(mine: Settings, log: EmbeddedStack, tmp_path: Path) -> None:
     async with OonaProducer(mine.need_kafka()) as producer:
         for message in (activated("heuristic"), activated("schedule")):
             await producer.send(message)
@@ -70,7 +70,7 @@ async def test_guard_rolls_a_harmful_version_back_once(mine: Settings, log: Embe
                 return active is not None and len(await forked_decisions(connection, active)) == NUM_RUNS
 
             await wait_until_async(all_are_projected, 40, "the forks' rows")
-            tamiyo = TamiyoSettings.model_validate({"policy": "active", "guard": {"interval_s": 0.2}})
+            tamiyo = TamiyoSettings.model_validate({"policy": "active", "rollback": {"interval_s": 0.2}})
             async with DecisionService(mine, tamiyo) as one, DecisionService(mine, tamiyo) as other:
                 deciding = [asyncio.create_task(service.run()) for service in (one, other)]
 
