@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def database_connection(schema: str | None = None) -> AsyncIterator[Any]:
-    """A connection to the database that the settings name.
+    """Connect to the database that the settings name.
 
     Args:
         schema: a snapshot to read; None reads the live projections.
@@ -33,7 +33,7 @@ async def database_connection(schema: str | None = None) -> AsyncIterator[Any]:
 
 
 async def poll_until(read: Callable[[], Awaitable[T]], is_done: Callable[[T], bool], timeout_s: float) -> T:
-    """Read again and again until ``is_done``. Returns the last value, which is not done after ``timeout_s``."""
+    """Call ``read`` until ``is_done`` accepts its value or ``timeout_s`` is over. Returns the last value."""
     deadline = time.monotonic() + timeout_s
     while not is_done(value := await read()) and time.monotonic() < deadline:
         await asyncio.sleep(POLL_S)

@@ -26,8 +26,8 @@ def catalogue() -> dict[str, tuple[MetricSpec, ...]]:
     build = Meter()
     client_metrics.show_build(build, "")
     shared = (*build.specs, *client_metrics.METER.specs)
-    own = {name: tuple(s for s in meter.specs if s not in shared) for name, meter in _meters().items()}
-    return {SHARED: shared, **own}
+    by_process = {name: tuple(s for s in meter.specs if s not in shared) for name, meter in _meters().items()}
+    return {SHARED: shared, **by_process}
 
 
 def markdown(metrics: Mapping[str, Iterable[MetricSpec]]) -> str:

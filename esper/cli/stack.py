@@ -110,11 +110,12 @@ def running_stack() -> dict[str, Any] | None:
 
 
 def show(stack: dict[str, Any]) -> None:
-    """Print a table of the parts."""
-    rows = [
-        (name, p["address"], str(p["pid"]), _state_of(p["address"]), p["log"]) for name, p in stack["parts"].items()
-    ]
-    print_table(new_table("part", "address", "pid", "state", "log", rows=rows))
+    """Print a table of the parts, and below it their log files, whose paths would not fit into a row."""
+    parts = stack["parts"].items()
+    rows = [(name, part["address"], str(part["pid"]), _state_of(part["address"])) for name, part in parts]
+    print_table(new_table("part", "address", "pid", "state", rows=rows))
+    for name, part in parts:
+        print_line(f"log of {name}: {part['log']}")
 
 
 def _state_of(address: str) -> str:

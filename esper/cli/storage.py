@@ -152,7 +152,7 @@ def _print_inspection(found: Inspection) -> None:
             print_table(new_table("kind", "sha256", "problem", "referenced by", rows=rows))
     print_line(f"{found.num_referenced:,} blobs referenced; {found.num_read:,} read, {found.num_bytes:,} bytes")
     if found.local_only:
-        print_line(f"{len(found.local_only):,} checkpoints are only on the disks of their trainers")
+        print_line(f"{len(found.local_only):,} checkpoint(s) only on the disks of their trainers")
     if found.unreferenced:
         count, size = len(found.unreferenced), _total_bytes(found.unreferenced)
         print_line(f"{count:,} blobs not referenced, {size:,} bytes; `esper storage gc` collects them")

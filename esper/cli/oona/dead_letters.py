@@ -135,7 +135,11 @@ def redrive_dead_letters(
 
 
 async def _redrive(kafka: KafkaSettings, dead_letters: list[DeadLetter], reason: str) -> tuple[int, dict[str, str]]:
-    """Redrive topic by topic, since this user may write to some topics only. Returns the number and the refusals."""
+    """Redrive topic by topic, since the user may lack the right to write to some.
+
+    Returns:
+        The number of records sent, and the error of each topic that was refused.
+    """
     redrive_id, num_sent, refused = uuid.uuid4(), 0, dict[str, str]()
     async with OonaProducer(kafka, client_id="esper-dlq") as producer:
         for topic, group in groupby(dead_letters, key=lambda d: d.first_origin.topic):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import typer
 
@@ -35,16 +35,15 @@ def tail(
 async def _tail(topic: TopicSpec, run: str | None, from_beginning: bool, max_events: int, as_json: bool) -> None:
     kafka, num_printed = load_settings().need_kafka(), 0
     partition = partition_of(run, topic) if run else None
-    source: AsyncIterator[StoredRecord] = (
-        read_range(kafka, topic, partition=partition) if from_beginning else follow(kafka, topic, partition=partition)
-    )
-    async for record in source:
-        if run and record.key != run.encode():
-            continue
-        typer.echo(_format_json(record) if as_json else _format_line(record))
-        num_printed += 1
-        if max_events and num_printed >= max_events:
-            return
+    read = read_range if from_beginning else follow
+    async with aclosing(read(kafka, topic, partition=partition)) as records:
+        async for record in records:
+            if run and record.key != run.encode():
+                continue
+            typer.echo(_format_json(record) if as_json else _format_line(record))
+            num_printed += 1
+            if max_events and num_printed >= max_events:
+                return
 
 
 def _format_line(record: StoredRecord) -> str:

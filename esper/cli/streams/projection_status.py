@@ -29,7 +29,7 @@ Rates = Mapping[str, float]
 
 
 def print_status(
-    watch: float | None = typer.Option(None, min=0.5, help="Refresh every so many seconds, and show rates."),
+    watch: float | None = typer.Option(None, min=0.5, help="Refresh at this interval in seconds, and show rates."),
     partitions: bool = typer.Option(False, "--partitions", help="Add a row for each partition that has records."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one line for each refresh."),
 ) -> None:

@@ -52,8 +52,8 @@ def token(
     """Create a token for Urza's API. It is printed once; Urza's settings hold only its SHA-256."""
     from esper.services.urza.settings import token_hash
 
-    made = secrets.token_urlsafe(TOKEN_BYTES)
+    value = secrets.token_urlsafe(TOKEN_BYTES)
     variable = f"ESPER_URZA__{role.name}_TOKENS_SHA256"
-    typer.echo(f"token for the client:  {made}")
-    typer.echo(f"setting for Urza:      {variable}={token_hash(made)}")
+    typer.echo(f"token for the client:  {value}")
+    typer.echo(f"setting for Urza:      {variable}={token_hash(value)}")
     typer.echo(f"separate several hashes in {variable} with commas; remove one to revoke its token")

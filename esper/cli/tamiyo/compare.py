@@ -42,12 +42,12 @@ HELD_OUT_SEED = 9_000
 
 def compare(
     runs: int = typer.Option(12, min=1, help="Runs under each policy on networks like those of the training corpus."),
-    hosts: int = typer.Option(12, min=0, help="Runs under each policy on networks that the corpus never has."),
+    hosts: int = typer.Option(12, min=0, help="Runs under each policy on networks that no training corpus has."),
     policies: list[str] = typer.Option(
         list(ENVIRONMENTS), "--policy", help=f"Policy to compare: {', '.join(ENVIRONMENTS)}. Repeatable."
     ),
     seed: int = typer.Option(HELD_OUT_SEED, min=0, help="Random seed of the plans; must not be that of a corpus."),
-    processes: int = typer.Option(4, min=1, help="Number of runs at a time."),
+    processes: int = typer.Option(4, min=1, help="Number of runs that train at the same time."),
     min_boundary_interval: float = typer.Option(
         0.3, min=0.0, help="Minimum seconds between two boundaries of a run, so that Tamiyo keeps up."
     ),
@@ -87,7 +87,7 @@ def compare(
 
 
 def _activate_fitted(folder: Path) -> None:
-    """Publish a policy and activate it whatever its evaluation says."""
+    """Publish a policy and activate it, even if its evaluation does not find it better."""
     from esper.cli.tamiyo.versions import activate
 
     version = publish_policy(folder, GNN, REASON)

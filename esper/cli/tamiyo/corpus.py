@@ -33,13 +33,13 @@ def corpus(
     seed: int = typer.Option(0, min=0, help="Random seed of the plans; part of the run ids."),
     first: int = typer.Option(0, min=0, help="Number of the first plan: continue where an earlier corpus ended."),
     minutes: float | None = typer.Option(None, min=0.0, help="Start no run after this many minutes."),
-    processes: int = typer.Option(4, min=1, help="Number of runs at a time."),
+    processes: int = typer.Option(4, min=1, help="Number of runs that train at the same time."),
     min_boundary_interval: float = typer.Option(
         0.3, min=0.0, help="Minimum seconds between two boundaries of a run, so that Tamiyo keeps up."
     ),
     forks: float = typer.Option(1.0, min=0.0, max=1.0, help="Share of germinations that are forked."),
     draws: int = typer.Option(
-        1, min=1, max=32, help="Batch orders that each fork is measured on. From 2 on its noise is known."
+        1, min=1, max=32, help="Batch orders that each fork is measured on; with 2 or more its noise is known."
     ),
     cifar: Path | None = typer.Option(
         None, help="Folder with CIFAR-10 (cifar10-train.parquet). [default: train on digits only]"
@@ -79,7 +79,7 @@ def corpus(
 
 
 def running_services(folder: Path, tamiyo: Mapping[str, str]) -> Any:
-    """A context with a worker, Urza and Tamiyo, whose commands expire after two boundaries.
+    """A context manager that runs a worker, Urza and a Tamiyo whose commands expire after two boundaries.
 
     Args:
         folder: gets the services' logs.
@@ -94,7 +94,7 @@ def running_services(folder: Path, tamiyo: Mapping[str, str]) -> Any:
 
 
 def errors_only(settings: Settings) -> Settings:
-    """The settings with a log that has errors only."""
+    """The settings, changed so that only errors are logged."""
     return settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": "ERROR"})})
 
 

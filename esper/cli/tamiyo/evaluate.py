@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
 
 FITTED = "fitted"
-SEED = typer.Option(0, help="Random seed, also of the choice of held-out runs.")
+SEED = typer.Option(0, help="Random seed; also selects the held-out runs.")
 
 
 def evaluate(
@@ -50,8 +50,8 @@ def evaluate(
 ) -> None:
     """Estimate from recorded experiences how well policies would have done.
 
-    A fitted policy must not have been trained on these experiences. A policy is refused if the log has too few
-    decisions like its own.
+    A fitted policy must not have been trained on these experiences. A policy cannot be evaluated if the log
+    has too few of the decisions that it would make.
     """
     policies, origin = baselines(tamiyo_settings()), read_origin(folder)
     loaded = None if fitted is None else _load_fitted(fitted)

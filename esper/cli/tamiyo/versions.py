@@ -30,7 +30,7 @@ from esper.streams.read_models.policy_versions import (
     trained_versions,
 )
 
-Reason = Annotated[str, typer.Option(help="Reason; recorded in the log.")]
+Reason = Annotated[str, typer.Option(help="Reason; required, and recorded in the log.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -144,17 +144,22 @@ def _trained_table(trained: Sequence[TrainedVersion]) -> Table:
 
 
 def _evaluations_table(found: Sequence[Evaluation]) -> Table:
-    columns = ("version", "against", "verdict", "estimate", "interval", "estimator", "effective size", "runs", "reason")
-    table = new_table(*columns, "evaluated at", title="Evaluations on held-out runs")
-    for one in found:
-        interval = f"{_format(one.low)} to {_format(one.high)} ({one.confidence:.0%})"
-        table.add_row(
-            escape(f"{one.policy_id} v{one.policy_version}"), escape(f"{one.against_policy_id} v{one.against_version}"),
-            one.verdict, _format(one.estimate), interval, escape(one.estimator),
-            f"{one.effective_sample_size:.1f} of {one.num_decisions:,}", str(len(one.held_out_runs)),
-            escape(one.reason), format_time(one.at),
-        )  # fmt: skip
-    return table
+    """The reason of a verdict names the estimator, the estimate and its interval, or why there is none."""
+    columns = ("version", "against", "verdict", "reason", "confidence", "effective size", "runs", "evaluated at")
+    rows = [
+        (
+            escape(f"{one.policy_id} v{one.policy_version}"),
+            escape(f"{one.against_policy_id} v{one.against_version}"),
+            one.verdict,
+            escape(one.reason),
+            f"{one.confidence:.0%}",
+            f"{one.effective_sample_size:.1f} of {one.num_decisions:,}",
+            str(len(one.held_out_runs)),
+            format_time(one.at),
+        )
+        for one in found
+    ]
+    return new_table(*columns, title="Evaluations on held-out runs", rows=rows)
 
 
 def _changes_table(changes: Sequence[PolicyChange]) -> Table:

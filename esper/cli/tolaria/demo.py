@@ -85,8 +85,9 @@ def _run(config: Path, folder: Path, exits: ExitStack) -> int:
 
 
 def _with_stack(settings: Settings, stack: EmbeddedStack) -> Settings:
-    own = stack.settings()
-    return settings.model_copy(update={"kafka": own.kafka, "postgres": own.postgres, "s3": own.s3})
+    addresses = stack.settings()
+    update = {"kafka": addresses.kafka, "postgres": addresses.postgres, "s3": addresses.s3}
+    return settings.model_copy(update=update)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

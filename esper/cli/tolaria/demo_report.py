@@ -1,4 +1,4 @@
-"""The demo's report: results of both trainings, what grew and why, and what is in the log."""
+"""The demo's report: results of both trainings, the seeds that grew and why, and the events in Kafka."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from esper.streams.read_models.seed_causes import causes_of_seed, changed_seeds
 
 CATCH_UP_TIMEOUT_S = 20.0
 """How long the report waits until the last events are projected."""
-ENDED = ("fossilized", "culled")
+FINAL_OUTCOMES = ("fossilized", "culled")
 NEXT_STEPS = """
 [bold]Next steps[/bold]
   esper up                         start the same stack for your own work
@@ -26,7 +26,7 @@ NEXT_STEPS = """
   esper why RUN LAYER:SEED         explain what happened to a seed
   esper events tail TOPIC          read the events themselves
   esper projections verify         check the tables in Postgres against the log
-  README.md, docs/                 how Esper works, and how Tamiyo decides"""
+  README.md, docs/                 how Esper works and how Tamiyo decides"""
 
 
 async def print_report(
@@ -67,7 +67,7 @@ def _results_table(baseline: TrainingResults, grown: TrainingResults) -> Table:
     table.add_row("accuracy at the end", _percent(baseline.final_accuracy), _percent(grown.final_accuracy))
     table.add_row("adaptations", "-", str(grown.adaptations_applied))
     table.add_row("training time", f"{baseline.duration_s:.1f} s", f"{grown.duration_s:.1f} s")
-    table.add_row("time in Esper's calls", "-", f"{grown.overhead_percent:.1f} % of the rest")
+    table.add_row("overhead of Esper's calls", "-", f"{grown.overhead_percent:+.1f} %")
     slowdown = 100.0 * (grown.duration_s / baseline.duration_s - 1.0)
     table.add_row("slowdown, with the compute of what grew", "-", f"{slowdown:+.1f} %")
     return table
@@ -79,7 +79,7 @@ async def _print_seeds(connection: Any, run_id: str) -> int:
     for layer_id, seed_id in await changed_seeds(connection, run_id):
         causes = await causes_of_seed(connection, run_id, layer_id, seed_id)
         reports = [c.description for c in causes if c.kind == "field report"]
-        num_ended += any(report.startswith(ENDED) for report in reports)
+        num_ended += any(report.startswith(FINAL_OUTCOMES) for report in reports)
         outcome = reports[-1].split(":")[0] if reports else "still in progress when training ended"
         print_line(f"\nseed [bold]{layer_id}:{seed_id}[/bold]: {outcome}")
         print_table(cause_table(causes))

@@ -40,7 +40,7 @@ Ids = Annotated[list[str], typer.Argument(help="Blueprint ids.", metavar="ID..."
 Reason = Annotated[str, typer.Option(help="Reason; recorded in the log.")]
 Key = Annotated[str | None, typer.Option(help="Idempotency key: a repeated request with it changes nothing.")]
 MakeRequests = Callable[[BlueprintChanges, str], Awaitable[list[BlueprintChangeRequested]]]
-"""Makes the requests of a command under an idempotency key."""
+"""Returns the requests of a command for an idempotency key."""
 
 
 def register(app: typer.Typer) -> None:
