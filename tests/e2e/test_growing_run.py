@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, TopicPartition
 from support.conditions import wait_until
 from support.paths import ROOT
 from support.processes.esper_processes import SCRIPTS, cli, log_of, process, running, worker
-from support.processes.urza_server import PATIENT
+from support.processes.urza_server import LONG_TIMEOUTS
 
 from esper.embedded.stack import EmbeddedStack
 from esper.schemas.enums import Action, ReportMethod
@@ -55,7 +55,7 @@ def services(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> 
     with ExitStack() as exits:
         exits.enter_context(running(worker(stack, folder), "worker.ready"))
         urza = exits.enter_context(
-            running(process(stack, folder, "urza", esper, "serve", "urza", **PATIENT), "urza.ready")
+            running(process(stack, folder, "urza", esper, "serve", "urza", **LONG_TIMEOUTS), "urza.ready")
         )
         tamiyo = process(stack, folder, "tamiyo", esper, "serve", "tamiyo", **CONTROLLER)
         exits.enter_context(running(tamiyo, "tamiyo.ready"))
@@ -76,7 +76,7 @@ def run(stack: EmbeddedStack, services: dict[str, str], tmp_path_factory: pytest
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("services")
 def test_run_is_replayed_with_fork_rewards_and_equal_views(stack: EmbeddedStack, tmp_path: Path) -> None:
-    run, into = f"forked-{uuid.uuid4().hex[:8]}", tmp_path / "seen"
+    run, into = f"forked-{uuid.uuid4().hex[:8]}", tmp_path / "experiences"
     code, printed = cli(stack, tmp_path, "train", str(CONFIG), "--run-id", run, **FORKED)
     assert code == 0, printed
     arguments = ("tamiyo", "replay", "--runs", run, "--verify", "--strict", "--show", "100", "--into", str(into))
@@ -109,14 +109,14 @@ def read_all(stack: EmbeddedStack, run_id: str, *more: str) -> list[dict[str, An
             "auto.offset.reset": "earliest",
         }
     )
-    places = [TopicPartition(name, n, 0) for name in (*CHAIN, *more) for n in range(12)]
-    left = sum(consumer.get_watermark_offsets(p, timeout=10)[1] for p in places)
-    consumer.assign(places)
+    partitions = [TopicPartition(name, n, 0) for name in (*CHAIN, *more) for n in range(12)]
+    num_left = sum(consumer.get_watermark_offsets(p, timeout=10)[1] for p in partitions)
+    consumer.assign(partitions)
     found = []
-    while left:
-        for message in consumer.consume(min(left, 500), timeout=10):
+    while num_left:
+        for message in consumer.consume(min(num_left, 500), timeout=10):
             assert message.error() is None
-            left -= 1
+            num_left -= 1
             if message.key() == run_id.encode():
                 headers = {name: text.decode() for name, text in message.headers()}
                 found.append({"topic": message.topic(), **headers, "data": json.loads(message.value())})

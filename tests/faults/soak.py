@@ -32,10 +32,10 @@ def take_sample(stage: Storm) -> Sample:
     """Bytes and descriptors of every process, and bytes of the outbox on disk."""
     found: Sample = {"numbers applied": stage.applied()}
     for process in (stage.writer, stage.readers[0]):
-        seen = psutil.Process(process.pid)
-        found[f"{process.name} memory"] = seen.memory_info().rss
-        found[f"{process.name} descriptors"] = seen.num_fds()
-        found[f"{process.name} threads"] = seen.num_threads()
+        usage = psutil.Process(process.pid)
+        found[f"{process.name} memory"] = usage.memory_info().rss
+        found[f"{process.name} descriptors"] = usage.num_fds()
+        found[f"{process.name} threads"] = usage.num_threads()
     found["broker memory"] = psutil.Process(stage.kafka.pid).memory_info().rss
     found["outbox on disk"] = sum(p.stat().st_size for p in (stage.folder / "run").glob("*.sqlite*"))
     return found

@@ -40,7 +40,7 @@ class Storm:
         is_alone = all(s.is_isolated or s.module.num_given == given[k] for k, s in self.model.awake.items())
         if is_alone:
             self.twin.load_state_dict(before)
-            x_loss, gradients = alone(self.twin, n)
+            x_loss, gradients = host_step(self.twin, n)
             assert torch.equal(loss, x_loss)
             for (name, p), expected in zip(self.model.host.named_parameters(), gradients, strict=True):
                 assert torch.equal(p.grad, expected), name
@@ -69,7 +69,7 @@ class Storm:
                     seed.module = SometimesFaulty(seed.module, self.rng, FAULT_RATE, self.faults)
 
 
-def alone(host: nn.Module, n: int) -> tuple[Tensor, list[Tensor]]:
+def host_step(host: nn.Module, n: int) -> tuple[Tensor, list[Tensor]]:
     host.zero_grad()
     x_loss = train_step(host, torch.optim.SGD(host.parameters(), lr=0.0), n)
     return x_loss, [p.grad.clone() for p in host.parameters()]
@@ -81,8 +81,10 @@ def test_steps_complete_when_seeds_fail(request: pytest.FixtureRequest) -> None:
     storm, num_alone, began = Storm(random.Random(seed)), 0, time.monotonic()
     for n in range(1, num_steps + 1):
         num_alone += storm.step(n)
-    took_s = time.monotonic() - began
-    print(f"\n{num_steps:,} steps, seed {seed}, {took_s:.0f} s: all completed, {sum(storm.faults.values()):,} faults")
+    duration_s = time.monotonic() - began
+    print(
+        f"\n{num_steps:,} steps, seed {seed}, {duration_s:.0f} s: all completed, {sum(storm.faults.values()):,} faults"
+    )
     print(f"compared with the host alone, loss and gradients bit by bit: {num_alone:,} steps")
     for title, counts in (("fault", storm.faults), ("move", storm.moves), ("breaker", storm.breakers)):
         for name, count in counts.most_common():

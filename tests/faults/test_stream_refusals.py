@@ -34,7 +34,7 @@ class Log:
     def __init__(self, stack: EmbeddedStack) -> None:
         self.stack, self._sequence = stack, 0
         self.kafka = stack.settings().need_kafka()
-        self.place = (RUNS.name, partition_of(RUN, RUNS))
+        self.topic_partition = (RUNS.name, partition_of(RUN, RUNS))
 
     def add(self, num_epochs: int) -> None:
         """Write the next epochs."""
@@ -57,7 +57,9 @@ class Log:
         async def delete() -> None:
             ends = await end_offsets(self.kafka, [RUNS])
             async with admin_client(self.kafka) as client:
-                await client.delete_records({TopicPartition(*self.place): RecordsToDelete(ends[self.place])})
+                await client.delete_records(
+                    {TopicPartition(*self.topic_partition): RecordsToDelete(ends[self.topic_partition])}
+                )
 
         asyncio.run(delete())
 
@@ -110,7 +112,10 @@ def test_worker_overtaken_by_retention_reports_loss(fresh_stack: EmbeddedStack, 
     log.add(5)
     log.expire()
     refused = refusal(fresh_stack, tmp_path, "overtaken-while-stopped")
-    assert f"{RUNS.name}[{log.place[1]}]: offsets 5 to 9 expired before they were projected and are lost" in refused
+    assert (
+        f"{RUNS.name}[{log.topic_partition[1]}]: offsets 5 to 9 expired before they were projected and are lost"
+        in refused
+    )
     assert "esper projections rebuild" in refused
     run(fresh_stack, tmp_path, "projections", "rebuild")
     with running(worker(fresh_stack, tmp_path, "second", **TIMES), "worker.ready") as child:
@@ -154,7 +159,7 @@ def test_worker_refuses_inconsistent_state(fresh_stack: EmbeddedStack, tmp_path:
         log.wait_until_projected()
     log.execute(f"UPDATE esper.positions SET next_offset = 1000 WHERE topic = '{RUNS.name}'")
     refused = refusal(fresh_stack, tmp_path, "beyond-the-end")
-    assert f"{RUNS.name}[{log.place[1]}]: the projections end at offset 1000, the log at 6" in refused
+    assert f"{RUNS.name}[{log.topic_partition[1]}]: the projections end at offset 1000, the log at 6" in refused
     assert "esper projections rebuild" in refused
 
 

@@ -22,8 +22,8 @@ from esper.schemas.topics import TOPICS
 NUM_PARTITIONS = sum(t.num_partitions for t in TOPICS)
 FULL_DISK = FAULT_SCRIPTS / "full_disk_storm.py"
 DISK_MB, FAULTS_PER_FULL_DISK = 400, 10
-KILLS_PER_LOOK = 5
-LOOK_RECORDS = 5_000
+KILLS_PER_CHECK = 5
+SAMPLE_RECORDS = 5_000
 MAX_LAG = 4_000  # records: ten seconds of the writer, for a busy machine
 
 
@@ -56,14 +56,14 @@ def test_rows_equal_replay_after_random_kills(
     num_kills, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
     with streams_storm(fresh_stack, tmp_path, random.Random(seed)) as stage:
         stage.begin()
-        begun = time.monotonic()
+        begin_s = time.monotonic()
         for number in range(1, num_kills + 1):
             stage.kill_amid_progress()
-            if number % KILLS_PER_LOOK == 0 or number == num_kills:
+            if number % KILLS_PER_CHECK == 0 or number == num_kills:
                 seconds = stage.settle(f"{number} kills")
                 print(
-                    f"{number:>3}/{num_kills} kills{stage.num_torn():>5} transactions aborted{seconds:6.1f} s"
-                    f" to catch up{stage.writer.num_written:>8,} records{time.monotonic() - begun:6.0f} s in total",
+                    f"{number:>3}/{num_kills} kills{stage.num_aborted():>5} transactions aborted{seconds:6.1f} s"
+                    f" to catch up{stage.writer.num_written:>8,} records{time.monotonic() - begin_s:6.0f} s in total",
                     flush=True,
                 )
 
@@ -102,18 +102,18 @@ def test_partitions_are_balanced_and_lag_bounded(fresh_stack: EmbeddedStack, tmp
             while len(stage.workers) < num_workers:
                 stage.start_worker()
             wait_until(lambda n=num_workers: is_even(stage.shares(), n), 90, f"{num_workers} workers with even shares")
-            lags, written, begun = [stage.lag()], stage.writer.num_written, time.monotonic()
-            while stage.writer.num_written < written + LOOK_RECORDS:
+            lags, written, begin_s = [stage.lag()], stage.writer.num_written, time.monotonic()
+            while stage.writer.num_written < written + SAMPLE_RECORDS:
                 lags.append(stage.lag())
-            rate = LOOK_RECORDS / (time.monotonic() - begun)
+            rate = SAMPLE_RECORDS / (time.monotonic() - begin_s)
             print(
                 f"{num_workers} workers: {sorted(stage.shares())} partitions; lag at most {max(lags)}, finally "
-                f"{lags[-1]} of {LOOK_RECORDS} records, {rate:.0f} records/s"
+                f"{lags[-1]} of {SAMPLE_RECORDS} records, {rate:.0f} records/s"
             )
-            assert max(lags) < MAX_LAG < LOOK_RECORDS
+            assert max(lags) < MAX_LAG < SAMPLE_RECORDS
         stage.writer.pause()
         stage.wait_until_projected("all workers joined")
-        stage.judge("all workers joined")
+        stage.check_rows("all workers joined")
 
 
 def is_even(shares: list[int], num_workers: int) -> bool:

@@ -27,11 +27,11 @@ from esper.storage.blobs import BlobStore
 
 BLUEPRINTS, WIDTHS = 3, 5  # per round
 NARROWEST = 8  # every shipped module can be built at this width
-AWAY_S = (0.0, 3.0)
+OUTAGE_S = (0.0, 3.0)
 BEGINS_S = (0.0, 2.0)  # after the round's requests
 RECOVERY_S = 120.0
 MIN_ROUNDS, MAX_ROUNDS = 6, 18  # a round takes up to 20 s
-LIFE = ["propose", "compile", "certify"]
+LIFECYCLE = ["propose", "compile", "certify"]
 
 
 class Stage:
@@ -43,29 +43,32 @@ class Stage:
         self.worker = self.urza = self._begin("worker")
         self.urza = self._begin("urza")
         self.faults: dict[str, Callable[[float], None]] = {
-            "broker": lambda away_s: self._cut(stack.kafka, away_s),
-            "Postgres": lambda away_s: self._cut(stack.postgres, away_s),
-            "S3": lambda away_s: self._cut(stack.s3, away_s),
+            "broker": lambda outage_s: self._cut(stack.kafka, outage_s),
+            "Postgres": lambda outage_s: self._cut(stack.postgres, outage_s),
+            "S3": lambda outage_s: self._cut(stack.s3, outage_s),
             "worker": lambda _away_s: self._replace("worker"),
             "Urza": lambda _away_s: self._replace("urza"),
             "sandbox": lambda _away_s: self._kill_sandbox(),
         }
 
     def _begin(self, name: str) -> ChildProcess:
-        own = f"{name}-{uuid.uuid4().hex[:6]}"
+        unique_name = f"{name}-{uuid.uuid4().hex[:6]}"
         if name == "worker":
-            child, line = worker(self.stack, self.folder, own), "worker.ready"
+            child, line = worker(self.stack, self.folder, unique_name), "worker.ready"
         else:
-            child, line = process(self.stack, self.folder, own, str(SCRIPTS / "esper"), "serve", "urza"), "urza.ready"
+            child, line = (
+                process(self.stack, self.folder, unique_name, str(SCRIPTS / "esper"), "serve", "urza"),
+                "urza.ready",
+            )
         return self.exits.enter_context(running(child, line))
 
     def _replace(self, name: str) -> None:
         getattr(self, name).kill()
         setattr(self, name, self._begin(name))
 
-    def _cut(self, part: Any, away_s: float) -> None:
+    def _cut(self, part: Any, outage_s: float) -> None:
         part.kill()
-        time.sleep(away_s)
+        time.sleep(outage_s)
         part.start()
 
     def _kill_sandbox(self) -> None:
@@ -158,15 +161,15 @@ def test_blueprints_reach_final_status_in_storm(
             fault = bag.pop()
             stage.request()
             time.sleep(rng.uniform(*BEGINS_S))
-            stage.faults[fault](rng.uniform(*AWAY_S))
+            stage.faults[fault](rng.uniform(*OUTAGE_S))
             begin = time.monotonic()
             wait_until(lambda: stage.is_complete, RECOVERY_S, f"everything, after {fault} of seed {seed}")
             print(f"{number + 1:>3} {fault:<10} {time.monotonic() - begin:5.1f} s", flush=True)
-        lives = stage.rows(
+        lifecycles = stage.rows(
             "SELECT array_agg(change ORDER BY log_offset) AS life FROM esper.blueprint_changes "
             "WHERE verdict = 'accepted' GROUP BY blueprint_id"
         )
-        assert [row["life"] for row in lives] == [LIFE] * (len(SHIPPED) + stage.num_blueprints)
+        assert [row["life"] for row in lifecycles] == [LIFECYCLE] * (len(SHIPPED) + stage.num_blueprints)
         assert asyncio.run(stage.count_stored()) > 0
         assert "urza.failed" not in log_of(stage.urza)
         code, printed = cli(fresh_stack, tmp_path, "projections", "verify")

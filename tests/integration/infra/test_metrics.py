@@ -132,7 +132,7 @@ async def send_raw(
     await producer.stop()
 
 
-def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
+def trainer_message(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
     body = event(run_id=run_id, incarnation=1, sequence=sequence, **fields)
     return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
 
@@ -140,41 +140,43 @@ def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields:
 @pytest.mark.timeout(240)
 async def test_stopped_partition_is_in_readyz_and_fires_alert(services: Services) -> None:
     run_id, url = f"stopped-{uuid.uuid4().hex[:8]}", services.worker
-    place = {"topic": TELEMETRY.name, "partition": str(partition_of(run_id, TELEMETRY))}
+    partition_labels = {"topic": TELEMETRY.name, "partition": str(partition_of(run_id, TELEMETRY))}
     assert httpx.get(f"{url}/healthz", timeout=30).json() == {"status": "live"}
     ready = {"status": "ready", "problems": []}  # on a busy machine it first lags behind Urza's catalogue
     wait_until(lambda: httpx.get(f"{url}/readyz", timeout=30).json() == ready, 90, "the worker's readiness")
     assert assert_in_catalogue("worker", scrape(url)) >= {"esper_build_info", "esper_worker_partitions"}
 
     health = {"step": 1, "epoch": 0, "layer_id": "fc1", "signals": SIGNALS}
-    await send(services.stack, *(made(run_id, n, events.LayerHealthMeasured, **health) for n in range(3)))
+    await send(services.stack, *(trainer_message(run_id, n, events.LayerHealthMeasured, **health) for n in range(3)))
     wait_until(lambda: metric(url, "esper_worker_events_total", topic=TELEMETRY.name) == 3, 60, "the three events")
-    wait_until(lambda: metric(url, "esper_worker_lag_records", **place) == 0, 60, "an end that is known")
-    assert metric(url, "esper_worker_lag_seconds", **place) == 0
+    wait_until(lambda: metric(url, "esper_worker_lag_records", **partition_labels) == 0, 60, "an end that is known")
+    assert metric(url, "esper_worker_lag_seconds", **partition_labels) == 0
     await send_raw(services.stack, RUNS.name, b"k", b"garbage", [("odd", b"\xfe")])
     labels = {"topic": RUNS.name, "reason": "bad_header"}
     wait_until(lambda: metric(url, "esper_dead_letters_total", **labels) == 1, 60, "the dead letter")
 
-    record = encode(made(run_id, 3, events.LayerHealthMeasured, **health))
+    record = encode(trainer_message(run_id, 3, events.LayerHealthMeasured, **health))
     event_type = "esper.layer-health.measured.v2"
     headers = [(n, next_version(event_type).encode() if n == "ce_type" else v or b"") for n, v in record.headers]
     assert record.key is not None
     assert record.value is not None
     await send_raw(services.stack, TELEMETRY.name, record.key, record.value, headers)
-    wait_until(lambda: metric(url, "esper_worker_partition_stopped", **place) == 1, 60, "the stopped partition")
+    wait_until(
+        lambda: metric(url, "esper_worker_partition_stopped", **partition_labels) == 1, 60, "the stopped partition"
+    )
     answer = httpx.get(f"{url}/readyz", timeout=30)
     assert answer.status_code == 503
-    problems = [p for p in answer.json()["problems"] if p.get("topic") == place["topic"]]
-    (problem,) = (p for p in problems if str(p["partition"]) == place["partition"])
+    problems = [p for p in answer.json()["problems"] if p.get("topic") == partition_labels["topic"]]
+    (problem,) = (p for p in problems if str(p["partition"]) == partition_labels["partition"])
     assert "newer than v2" in problem["reason"]
     assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200, "a restart would not help"
-    wait_until(lambda: metric(url, "esper_worker_lag_records", **place) == 1, 60, "the record that is left")
+    wait_until(lambda: metric(url, "esper_worker_lag_records", **partition_labels) == 1, 60, "the record that is left")
 
     rules = {r["alert"]: r["expr"] for g in yaml.safe_load(ALERTS.read_text())["groups"] for r in g["rules"]}
     samples = samples_of(scrape(url), job="esper-worker", instance="w")
-    fires = evaluate(rules["EsperPartitionStopped"], samples)
-    assert isinstance(fires, dict)
-    assert [dict(labels) for labels in fires] == [{**place, "job": "esper-worker", "instance": "w"}]
+    firing = evaluate(rules["EsperPartitionStopped"], samples)
+    assert isinstance(firing, dict)
+    assert [dict(labels) for labels in firing] == [{**partition_labels, "job": "esper-worker", "instance": "w"}]
     assert evaluate(rules["EsperPartitionStalled"], samples) == {}, "a stopped partition is not also stalled"
     assert assert_in_catalogue("worker", scrape(url)) >= {s.name for s in catalogue()["worker"]} - {
         "esper_worker_retries_total"
@@ -188,13 +190,13 @@ def test_urza_counts_responses_by_route(services: Services) -> None:
         httpx.get(f"{services.api}/runs/{name}", timeout=30)
     wait_until(lambda: metric(services.urza, "esper_urza_request_seconds_count", **labels) == 2, 30, "both counted")
     key = f"metrics-{uuid.uuid4()}"
-    asked = httpx.post(
+    reply = httpx.post(
         f"{services.api}/blueprints/noop/changes",
         json={"change": "retire", "expected_version": 99},
         headers={"Idempotency-Key": key, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"},
         timeout=60,
     )
-    assert asked.status_code in (200, 202), asked.text
+    assert reply.status_code in (200, 202), reply.text
     found = assert_in_catalogue("urza", scrape(services.urza))
     assert found >= {"esper_urza_request_seconds", "esper_producer_records_total", "esper_producer_delivery_seconds"}
     assert httpx.get(f"{services.urza}/healthz", timeout=30).status_code == 200
@@ -223,7 +225,9 @@ def train(services: Services, folder: Path, run_id: str, scrapes: dict[str, Any]
         )
         decided = {"topic": "system.runs", "outcome": "acknowledged"}
         scrapes["sent"] = metric(url, "esper_producer_records_total", **decided)
-        wait_until(lambda: metric(services.tamiyo, "esper_tamiyo_poll_age_seconds") is not None, 60, "Tamiyo's first poll")
+        wait_until(
+            lambda: metric(services.tamiyo, "esper_tamiyo_poll_age_seconds") is not None, 60, "Tamiyo's first poll"
+        )
         wait_until(
             lambda: any(name == "esper_tamiyo_decisions_total" for name in samples_of(scrape(services.tamiyo))),
             60,
@@ -304,7 +308,7 @@ async def test_terminated_connections_stop_no_process(services: Services) -> Non
     with psycopg.connect(services.stack.postgres.dsn, autocommit=True) as admin:
         async with OonaProducer(services.stack.settings().need_kafka()) as producer:
             for n in range(100):
-                await producer.send(made(run_id, n, events.EpochCompleted, **epoch))
+                await producer.send(trainer_message(run_id, n, events.EpochCompleted, **epoch))
                 admin.execute(ENDED)
         count = "SELECT count(*) FROM esper.epochs WHERE run_id = %s"
         wait_until(lambda: admin.execute(count, (run_id,)).fetchone() == (100,), 90, "all of them")

@@ -45,14 +45,14 @@ class Storm:
         self.writer = self._process("writer", "numbers_writer.py", RUN, str(folder / "run"), str(PER_SECOND))
         self.readers = [self.reader(0)]
         self.faults: dict[str, Callable[[], None]] = {
-            "writer killed": lambda: self._killed(self.writer),
-            "reader killed": lambda: self._killed(self.readers[0]),
-            "broker killed": self._broker_killed,
+            "writer killed": lambda: self._kill_and_restart(self.writer),
+            "reader killed": lambda: self._kill_and_restart(self.readers[0]),
+            "broker killed": self._restart_broker,
             "connections cut": self.proxy.cut,
-            "connections slow": lambda: self._for_a_while(lambda: self.proxy.slow(200_000)),
-            "half closed": lambda: self._for_a_while(self.proxy.half_close),
-            "network stalled": lambda: self._for_a_while(self.proxy.stall),
-            "broker killed in a rebalance": self._broker_killed_in_a_rebalance,
+            "connections slow": lambda: self._apply_temporarily(lambda: self.proxy.slow(200_000)),
+            "half closed": lambda: self._apply_temporarily(self.proxy.half_close),
+            "network stalled": lambda: self._apply_temporarily(self.proxy.stall),
+            "broker killed in a rebalance": self._restart_broker_in_rebalance,
         }
 
     def reader(self, number: int) -> ChildProcess:
@@ -72,8 +72,8 @@ class Storm:
         time.sleep(self.rng.uniform(0, 1))
         self.faults[fault]()
         healed = time.monotonic()
-        reached = self.recorded()
-        wait_until(lambda: self.applied() > reached, 120, f"numbers after: {fault}\n{self.logs()}")
+        num_recorded = self.recorded()
+        wait_until(lambda: self.applied() > num_recorded, 120, f"numbers after: {fault}\n{self.logs()}")
         return Recovery(fault, time.monotonic() - healed)
 
     def settle(self) -> int:
@@ -132,27 +132,27 @@ class Storm:
         with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=20)) as database:
             return database.execute(query, arguments).fetchall()
 
-    def _killed(self, victim: ChildProcess) -> None:
+    def _kill_and_restart(self, victim: ChildProcess) -> None:
         victim.kill()
         victim.start()
 
-    def _broker_killed(self) -> None:
+    def _restart_broker(self) -> None:
         self.kafka.kill()
         self.kafka.start()
 
-    def _for_a_while(self, fault: Callable[[], None]) -> None:
+    def _apply_temporarily(self, fault: Callable[[], None]) -> None:
         fault()
         time.sleep(FAULT_S)
         self.proxy.heal()
 
-    def _broker_killed_in_a_rebalance(self) -> None:
+    def _restart_broker_in_rebalance(self) -> None:
         if len(self.readers) == 1:
             self.readers.append(self.reader(1))
             self.readers[1].start()
         else:
             self.readers.pop().stop(30)
         time.sleep(self.rng.uniform(0.5, 2.5))  # at a random point of the rebalance
-        self._broker_killed()
+        self._restart_broker()
 
 
 @contextmanager
@@ -162,13 +162,13 @@ def storm(folder: Path, rng: random.Random) -> Iterator[Storm]:
 
     from esper.oona.admin.topics import apply_topics
 
-    behind, before = free_port(), free_port()
-    kafka = EmbeddedKafka(folder / "kafka", port=behind)
-    own = kafka.default_properties()
-    advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{behind}"
-    assert advertised in own
-    kafka._properties = own.replace(advertised, advertised.replace(str(behind), str(before)))
-    with FaultProxy(before, behind) as proxy:
+    broker_port, proxy_port = free_port(), free_port()
+    kafka = EmbeddedKafka(folder / "kafka", port=broker_port)
+    properties = kafka.default_properties()
+    advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}"
+    assert advertised in properties
+    kafka._properties = properties.replace(advertised, advertised.replace(str(broker_port), str(proxy_port)))
+    with FaultProxy(proxy_port, broker_port) as proxy:
         kafka.start()
         stage = Storm(folder, kafka, proxy, rng)
         try:

@@ -7,7 +7,7 @@ STATEMENTS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_r
 
 
 class Crash(Exception):
-    """Raised by the fault. It is no error of asyncpg's, so that no code mistakes it for a failure of Postgres."""
+    """Raised by the fault. Not an error of asyncpg, so that no code mistakes it for a failure of Postgres."""
 
 
 class FaultyConnection:
@@ -16,7 +16,7 @@ class FaultyConnection:
     Args:
         connection: a connection of asyncpg.
         at: index from 0 of the statement that fails; BEGIN and COMMIT count as statements. None injects no fault.
-        is_late: the statement is executed and its answer lost. After a COMMIT the rows are stored.
+        is_late: the statement is executed and its response is lost. After a COMMIT the rows are stored.
         kill: called before the error is raised, to lose more than the statement.
     """
 

@@ -21,7 +21,7 @@ from esper.streams.database.migrations import migrate
 STALLED = "worker.stalled"
 
 
-def use_up(filler: Path) -> None:
+def fill_disk(filler: Path) -> None:
     """Fill the remaining space."""
     with filler.open("ab", buffering=0) as file:
         for size in (2**20, 2**13):
@@ -38,7 +38,7 @@ def disk_full(stage: StreamsStorm, filler: Path, *, for_wal: bool) -> str:
     """
     postgres = stage.stack.postgres
     before = set(stage.log_lines(STALLED))
-    use_up(filler)
+    fill_disk(filler)
     if for_wal:
         with suppress(psycopg.OperationalError), psycopg.connect(postgres.dsn, autocommit=True) as connection:
             for _ in range(20):
@@ -48,11 +48,11 @@ def disk_full(stage: StreamsStorm, filler: Path, *, for_wal: bool) -> str:
     filler.unlink()
     if ended := not postgres.is_alive:
         postgres.start()
-    wait_until(lambda: _answers(postgres.dsn) or not postgres.is_alive, 60, "Postgres with free space")
+    wait_until(lambda: _is_accepting(postgres.dsn) or not postgres.is_alive, 60, "Postgres with free space")
     return "exited and was restarted" if ended else "survived"
 
 
-def _answers(dsn: str) -> bool:
+def _is_accepting(dsn: str) -> bool:
     with suppress(psycopg.OperationalError), psycopg.connect(dsn) as connection:
         return connection.execute("SELECT 1").fetchone() is not None
     return False

@@ -49,7 +49,7 @@ class LogWriter:
         assert self._is_idle.wait(90), "the writer did not stop"
 
     def resume(self) -> None:
-        """The end of ``pause``."""
+        """Resume after ``pause``."""
         self._may_write.set()
 
     def batch(self, num_records: int, garbage: float = GARBAGE_SHARE) -> list[Record]:
@@ -58,9 +58,9 @@ class LogWriter:
         for _ in range(num_records):
             self._number += 1
             recipe = Recipe("event", self._rng.choice(self._examples), self._rng.randrange(40), 0)
-            made = event_record(recipe, self._number, self._sequences, datetime.now(UTC))
-            value = self._rng.choice(GARBAGE) if self._rng.random() < garbage else made.value
-            record = Record(made.position.topic, made.key, value, made.headers, made.timestamp_ms)
+            event = event_record(recipe, self._number, self._sequences, datetime.now(UTC))
+            value = self._rng.choice(GARBAGE) if self._rng.random() < garbage else event.value
+            record = Record(event.position.topic, event.key, value, event.headers, event.timestamp_ms)
             records.append(record)
             if self._rng.random() < RESEND_SHARE:
                 records.append(record)

@@ -41,9 +41,9 @@ class Ledger:
     def close(self) -> None:
         self._database.close()
 
-    async def positions(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    async def positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         rows = self._database.execute("SELECT topic, log_partition, next_offset FROM positions").fetchall()
-        return {(t, p): offset for t, p, offset in rows if (t, p) in places}
+        return {(t, p): offset for t, p, offset in rows if (t, p) in partitions}
 
     async def apply(self, batch: EventBatch) -> None:
         self._database.execute("BEGIN IMMEDIATE")
@@ -101,7 +101,7 @@ async def read() -> None:
                 waiting.cancel()
                 await running
         except UnavailableError as error:  # an operator would restart it
-            print(f"again: {error}", flush=True)
+            print(f"restarting: {error}", flush=True)
 
 
 if __name__ == "__main__":

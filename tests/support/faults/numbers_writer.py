@@ -39,7 +39,7 @@ def main() -> None:
     outbox.open()
     spill.open()
     access_history = folder / "access_history.json"
-    link = started(
+    link = start_link(
         lambda: LinkThread(settings, run_id, outbox, spill, options, KernelCache(), access_history), stopping
     )
     store = CheckpointStore(folder)
@@ -66,7 +66,7 @@ def main() -> None:
     sys.exit(0 if is_flushed else 1)
 
 
-def started(make: Callable[[], LinkThread], stopping: threading.Event) -> LinkThread:
+def start_link(make: Callable[[], LinkThread], stopping: threading.Event) -> LinkThread:
     """Start the link, waiting for a broker: a trainer would fail instead."""
     while True:
         link = make()

@@ -43,7 +43,7 @@ class Attempt:
     """
 
     worker: int
-    place: int
+    partition_index: int
     start_from: str
     shift: int
     num_records: int
@@ -59,7 +59,7 @@ ATTEMPTS = st.lists(
     st.builds(
         Attempt,
         worker=st.integers(0, NUM_WORKERS - 1),
-        place=st.sampled_from([0, 0, 0, 1]),
+        partition_index=st.sampled_from([0, 0, 0, 1]),
         start_from=st.sampled_from(["own", "own", "stored", "stored", "shifted"]),
         shift=st.integers(-3, 3),
         num_records=st.integers(1, 6),
@@ -89,7 +89,7 @@ class Workers:
     def begin(self, log: Log, first: int) -> None:
         """Take another log, which starts at offset ``first``."""
         self._log, self._first = log, first
-        self._places = sorted(log)
+        self._partitions = sorted(log)
         self._own_positions: list[dict[TopicPartition, int]] = [{} for _ in range(NUM_WORKERS)]
         self._caches: dict[tuple[int, TopicPartition], PartitionCache] = {}
 
@@ -107,25 +107,25 @@ class Workers:
             await asyncio.gather(*(self._attempt(a) for a in both))
 
     async def finish(self) -> None:
-        """Project the rest without faults."""
-        for place in self._places:
-            stored = await self._stored(0, place)
-            await self._project(0, self._batch(place, stored, len(self._log[place]), 0), None)
+        """Project the remaining records without faults."""
+        for tp in self._partitions:
+            stored = await self._stored(0, tp)
+            await self._project(0, self._batch(tp, stored, len(self._log[tp]), 0), None)
 
     async def _attempt(self, attempt: Attempt) -> None:
-        place = self._places[attempt.place % len(self._places)]
-        stored = await self._stored(attempt.worker, place)
-        starts = {"own": self._own_positions[attempt.worker].get(place, self._first), "stored": stored}
+        tp = self._partitions[attempt.partition_index % len(self._partitions)]
+        stored = await self._stored(attempt.worker, tp)
+        starts = {"own": self._own_positions[attempt.worker].get(tp, self._first), "stored": stored}
         start = max(self._first, starts.get(attempt.start_from, stored + attempt.shift))
         try:
             await self._project(
-                attempt.worker, self._batch(place, start, attempt.num_records, attempt.num_misread), attempt
+                attempt.worker, self._batch(tp, start, attempt.num_records, attempt.num_misread), attempt
             )
         except Crash:
             self._own_positions[attempt.worker].clear()
         except PositionError:
             assert start > self._first
-            self._own_positions[attempt.worker].pop(place, None)
+            self._own_positions[attempt.worker].pop(tp, None)
 
     async def _project(self, worker: int, batch: Batch, attempt: Attempt | None) -> None:
         if not batch.records:
@@ -133,33 +133,33 @@ class Workers:
         connection = self._connections[worker]
         kill = connection.terminate if attempt and attempt.is_killed else lambda: None
         crash, is_late = (attempt.crash, attempt.is_late) if attempt else (None, False)
-        place = (batch.topic, batch.partition)
-        cache = self._caches.setdefault((worker, place), PartitionCache())
+        tp = (batch.topic, batch.partition)
+        cache = self._caches.setdefault((worker, tp), PartitionCache())
         if attempt is None or not attempt.keeps_cache:
             cache.clear()
         faulty = FaultyConnection(connection, crash, is_late=is_late, kill=kill)
         try:
             await project_batch(faulty, batch, cache=cache)
-            self._own_positions[worker][place] = batch.end
+            self._own_positions[worker][tp] = batch.end
         finally:
             if connection.is_closed():
                 self._connections[worker] = await open_connection(self._postgres)
 
-    async def _stored(self, worker: int, place: TopicPartition) -> int:
-        return (await stored_positions(self._connections[worker])).get(place, self._first)
+    async def _stored(self, worker: int, tp: TopicPartition) -> int:
+        return (await stored_positions(self._connections[worker])).get(tp, self._first)
 
-    def _batch(self, place: TopicPartition, start: int, num_records: int, num_misread: int) -> Batch:
-        records = [r for r in self._log[place] if r.position.offset >= start][:num_records]
+    def _batch(self, tp: TopicPartition, start: int, num_records: int, num_misread: int) -> Batch:
+        records = [r for r in self._log[tp] if r.position.offset >= start][:num_records]
         misread = [_misread(r) if _is_misread(r, num_misread) else r for r in records]
-        return Batch(*place, start, tuple(misread), may_begin=start == self._first)
+        return Batch(*tp, start, tuple(misread), may_begin=start == self._first)
 
 
 async def replay(connection: Any, log: Log, first: int, dead_letters: Mapping[Position, DecodeError], cut: int) -> None:
     """Project the log once, in batches of ``cut`` records, as ``esper projections verify`` does."""
-    for place, records in sorted(log.items()):
+    for tp, records in sorted(log.items()):
         start = first
         for n in range(0, len(records), cut):
-            batch = Batch(*place, start, tuple(records[n : n + cut]))
+            batch = Batch(*tp, start, tuple(records[n : n + cut]))
             await project_batch(connection, batch, dead_letters)
             start = batch.end
 

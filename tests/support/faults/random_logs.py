@@ -1,6 +1,6 @@
 """Random logs: events of several runs and blueprints, with resends, garbage, redriven records and missing offsets.
 
-A log is drawn as a list of recipes, which hypothesis can shrink, and made into the records of each partition.
+A log is drawn as a list of recipes, which hypothesis can shrink, and then converted to the records of each partition.
 """
 
 import uuid
@@ -74,13 +74,13 @@ def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
         "expected_version": n % 4,
         "activation_id": uuid.UUID(int=n % 7),
     }
-    own = {name: value for name, value in fields.items() if name in type(event).model_fields}
+    changes = {name: value for name, value in fields.items() if name in type(event).model_fields}
     if isinstance(event, TrainerEvent):
-        line = (own["run_id"], own["incarnation"])
-        own["sequence"] = sequences[line] = sequences.get(line, -1) + 1
+        incarnation = (changes["run_id"], changes["incarnation"])
+        changes["sequence"] = sequences[incarnation] = sequences.get(incarnation, -1) + 1
     if isinstance(event, LayerHealthMeasured):
         values = [ODD_FLOATS[(n + k) % len(ODD_FLOATS)] for k in range(2)]
-        own["signals"] = tuple(
+        changes["signals"] = tuple(
             HealthSignal(
                 layer_id="fc1", seed_id=k, chunk_id=0, epoch=0, health_score=0.1 + k / 2, activation_mean=value
             )
@@ -90,8 +90,8 @@ def varied(event: Event, n: int, sequences: dict[Any, int]) -> Event:
         )
     if "kernel" in type(event).model_fields:
         kernel: Any = event
-        own["kernel"] = kernel.kernel.model_copy(update={"blueprint_id": own["blueprint_id"]})
-    return event.model_copy(update=own)
+        changes["kernel"] = kernel.kernel.model_copy(update={"blueprint_id": changes["blueprint_id"]})
+    return event.model_copy(update=changes)
 
 
 def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[TopicPartition, list[StoredRecord]]:
@@ -103,7 +103,7 @@ def make_log(recipes: Sequence[Recipe], first: int = 0) -> dict[TopicPartition, 
         record = event_record(recipe, number, sequences, at)
         records = log.setdefault((record.position.topic, record.position.partition), [])
         offset = (records[-1].position.offset + 1 if records else first) + recipe.hole
-        records.append(_placed(recipe, record, records, offset))
+        records.append(_record_at(recipe, record, records, offset))
     return log
 
 
@@ -111,12 +111,14 @@ def event_record(recipe: Recipe, number: int, sequences: dict[Any, int], at: dat
     """The record of a recipe, without an offset."""
     event = varied(EXAMPLES[recipe.example], recipe.n, sequences)
     entry = registration(event.type)
-    made = encode(OonaMessage.of(event, id=uuid.UUID(int=number), source="test", time=at))
-    partition = partition_for(made.key or b"", entry.topic.num_partitions)
-    return StoredRecord(Position(made.topic, partition, 0), made.key, made.value, made.headers, made.timestamp_ms)
+    encoded = encode(OonaMessage.of(event, id=uuid.UUID(int=number), source="test", time=at))
+    partition = partition_for(encoded.key or b"", entry.topic.num_partitions)
+    return StoredRecord(
+        Position(encoded.topic, partition, 0), encoded.key, encoded.value, encoded.headers, encoded.timestamp_ms
+    )
 
 
-def _placed(recipe: Recipe, record: StoredRecord, before: Sequence[StoredRecord], offset: int) -> StoredRecord:
+def _record_at(recipe: Recipe, record: StoredRecord, before: Sequence[StoredRecord], offset: int) -> StoredRecord:
     position = record.position._replace(offset=offset)
     earlier = before[recipe.n % len(before)] if before else None
     match recipe.kind:

@@ -28,12 +28,12 @@ from esper.streams.read_models.projection_status import topic_lags
 from esper.streams.replay import rebuild, verify
 
 KILL_WITHIN_S = 2.0  # after some progress
-TORN = "with an open transaction"
+ABORTED = "with an open transaction"
 SESSION_S = 6.0  # the minimum of a broker
 FAULT_S = 3.0  # duration of a fault that heals
 READY_S, RECOVERY_S = 90.0, 120.0
 READY = "worker.ready"
-RED, REFUSED = "partition.stopped", "worker.refused"
+PARTITION_STOPPED, REFUSED = "partition.stopped", "worker.refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ class StreamsStorm:
         self.workers: list[ChildProcess] = []
         self._num_started = 0
         self.faults: dict[str, Callable[[], None]] = {
-            "worker killed": self._worker_killed,
-            "worker joins, worker leaves": self._worker_changes,
-            "worker stopped past its session": self._worker_stale,
-            "Postgres killed": self._postgres_killed,
-            "Postgres slow": lambda: self._lifted(lambda: self.proxy.slow(20_000)),
-            "Postgres stalled": lambda: self._lifted(self.proxy.stall),
+            "worker killed": self._replace_worker,
+            "worker joins, worker leaves": self._overlap_rebalances,
+            "worker stopped past its session": self._suspend_worker,
+            "Postgres killed": self._restart_postgres,
+            "Postgres slow": lambda: self._apply_temporarily(lambda: self.proxy.slow(20_000)),
+            "Postgres stalled": lambda: self._apply_temporarily(self.proxy.stall),
             "Postgres connections cut": self.proxy.cut,
             "backends terminated": lambda: self._sql(TERMINATE),
             "Postgres read-only": lambda: self._with_option("default_transaction_read_only = on"),
@@ -70,8 +70,8 @@ class StreamsStorm:
             "disk full, as Postgres reports it": self._disk_full,
             "table locked": self._table_locked,
             "deadlock": self._deadlock,
-            "broker killed": self._broker_killed,
-            "broker silent": self._broker_silent,
+            "broker killed": self._restart_broker,
+            "broker silent": self._suspend_broker,
             "rebuild swapped in": lambda: print(
                 f"    rebuilt from {asyncio.run(rebuild(self.settings)).num_records:,} records"
             ),
@@ -109,22 +109,22 @@ class StreamsStorm:
 
     def settle(self, after: str) -> float:
         """Wait until every record is projected, and check the rows. Returns the seconds that the projection took."""
-        begun = time.monotonic()
+        begin_s = time.monotonic()
         self.writer.pause()
         self._restart_refused()
         self.wait_until_projected(after)
-        seconds = time.monotonic() - begun
-        self.judge(after)
+        seconds = time.monotonic() - begin_s
+        self.check_rows(after)
         self.writer.resume()
         return seconds
 
     def kill_amid_progress(self) -> None:
         """Kill a worker at a random moment after progress since the last kill, and start another."""
         before = self.num_projected()
-        wait_until(lambda: self.num_projected() > before or self._is_hopeless(), RECOVERY_S, "some progress")
-        assert not self.log_lines(RED), self.logs()
+        wait_until(lambda: self.num_projected() > before or self._has_failed(), RECOVERY_S, "some progress")
+        assert not self.log_lines(PARTITION_STOPPED), self.logs()
         time.sleep(self.rng.uniform(0, KILL_WITHIN_S))
-        self._worker_killed()
+        self._replace_worker()
 
     def num_projected(self) -> int:
         """Records that are projected."""
@@ -132,19 +132,19 @@ class StreamsStorm:
             row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM esper.positions").fetchone()
         return int(row[0]) if row else 0
 
-    def num_torn(self) -> int:
+    def num_aborted(self) -> int:
         """Transactions so far whose worker disconnected; a worker may have several."""
-        return self.stack.postgres.log_path.read_text(errors="replace").count(TORN)
+        return self.stack.postgres.log_path.read_text(errors="replace").count(ABORTED)
 
     def wait_until_projected(self, after: str) -> None:
         """Wait until every record is projected and every worker is alive."""
         try:
-            wait_until(lambda: self.lag() == 0 or self._is_hopeless(), RECOVERY_S, f"every record, after: {after}")
+            wait_until(lambda: self.lag() == 0 or self._has_failed(), RECOVERY_S, f"every record, after: {after}")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def _is_hopeless(self) -> bool:
-        return any(RED in log_of(w) or not (w.is_alive or REFUSED in log_of(w)) for w in self.workers)
+    def _has_failed(self) -> bool:
+        return any(PARTITION_STOPPED in log_of(w) or not (w.is_alive or REFUSED in log_of(w)) for w in self.workers)
 
     def _restart_refused(self) -> None:
         """Restart the workers that refused to start during a fault, as a supervisor would."""
@@ -153,16 +153,18 @@ class StreamsStorm:
             refused = [w for w in self.workers if not w.is_alive and REFUSED in log_of(w)]
             if not refused:
                 return
-            for one in refused:
-                assert "Traceback" not in log_of(one), one.tail(40)
-                self.workers.remove(one)
+            for child in refused:
+                assert "Traceback" not in log_of(child), child.tail(40)
+                self.workers.remove(child)
                 self.start_worker()
 
-    def judge(self, after: str) -> None:
+    def check_rows(self, after: str) -> None:
         """Check that the rows equal a replay, every worker is alive and no partition is stopped."""
-        for one in self.workers:
-            assert one.is_alive, f"{one.name} died after: {after}\n{one.tail(40)}"
-            assert RED not in log_of(one), f"{one.name} stopped a partition after: {after}\n{one.tail(40)}"
+        for child in self.workers:
+            assert child.is_alive, f"{child.name} exited after: {after}\n{child.tail(40)}"
+            assert PARTITION_STOPPED not in log_of(child), (
+                f"{child.name} stopped a partition after: {after}\n{child.tail(40)}"
+            )
         different = [c.table for c in asyncio.run(verify(self.settings)) if not c.is_equal]
         assert different == [], f"rows differ from a replay after: {after}\n{self.logs()}"
 
@@ -181,8 +183,8 @@ class StreamsStorm:
 
     def stop(self) -> None:
         """Kill every worker."""
-        for one in self.workers:
-            one.kill()
+        for child in self.workers:
+            child.kill()
 
     def lag(self) -> int:
         """Records that are not projected yet."""
@@ -202,23 +204,23 @@ class StreamsStorm:
             for statement in statements:
                 connection.execute(statement.encode())
 
-    def _lifted(self, fault: Callable[[], None]) -> None:
+    def _apply_temporarily(self, fault: Callable[[], None]) -> None:
         fault()
         time.sleep(FAULT_S)
         self.proxy.heal()
 
-    def _worker_killed(self) -> None:
+    def _replace_worker(self) -> None:
         self.workers.pop(self.rng.randrange(len(self.workers))).kill()
         self.start_worker()
 
-    def _worker_changes(self) -> None:
+    def _overlap_rebalances(self) -> None:
         """Stop a worker before a new one is ready, so that two rebalances overlap."""
         self.start_worker()
         time.sleep(self.rng.uniform(0, 6))
         leaving = self.workers.pop(self.rng.randrange(len(self.workers)))
         leaving.stop(30)
 
-    def _worker_stale(self) -> None:
+    def _suspend_worker(self) -> None:
         """Stop a worker for longer than its session, so that others have its partitions when it continues."""
         stale = self.rng.choice(self.workers)
         others = [w for w in self.workers if w is not stale] or [self.start_worker()]
@@ -232,7 +234,7 @@ class StreamsStorm:
         finally:
             stale.send(signal.SIGCONT)
 
-    def _postgres_killed(self) -> None:
+    def _restart_postgres(self) -> None:
         self.stack.postgres.kill()
         time.sleep(self.rng.uniform(0, FAULT_S))
         self.stack.postgres.start()
@@ -275,12 +277,12 @@ class StreamsStorm:
             if "deadlock detected" in self.stack.postgres.log_path.read_text(errors="replace"):
                 return
 
-    def _broker_killed(self) -> None:
+    def _restart_broker(self) -> None:
         self.stack.kafka.kill()
         time.sleep(self.rng.uniform(0, FAULT_S))
         self.stack.kafka.start()
 
-    def _broker_silent(self) -> None:
+    def _suspend_broker(self) -> None:
         """Pause the broker for longer than a session."""
         self.stack.kafka.pause()
         time.sleep(self.rng.uniform(FAULT_S, 3 * SESSION_S))

@@ -12,7 +12,7 @@ from support.paths import INFRA
 
 from esper.embedded.stack import EmbeddedStack
 
-PLACES = ("BOOTSTRAP_SERVERS", "DSN", "ENDPOINT_URL", "ACCESS_KEY", "SECRET_KEY")
+ADDRESS_SUFFIXES = ("BOOTSTRAP_SERVERS", "DSN", "ENDPOINT_URL", "ACCESS_KEY", "SECRET_KEY")
 _REQUIRED = re.compile(r"\$\{\w+:\?[^}]+\}")
 _OPTIONAL = re.compile(r"\$\{\w+:-([^}]*)\}")
 
@@ -39,9 +39,9 @@ def environment_of(service: Mapping[str, Any], required: str = "0123abcd") -> di
 
 def environment_here(name: str, stack: EmbeddedStack, folder: Path, **changes: str) -> dict[str, str]:
     """Environment of a service, with the addresses of another stack in the variables that it already has."""
-    env, there = environment_of(own_services()[name]), stack.environment()
-    moved = {variable: there[variable] for variable in env if variable.endswith(PLACES)}
-    return {**env, **moved, "ESPER_STATE_DIR": str(folder / f"{name}-state"), **changes}
+    env, stack_environment = environment_of(own_services()[name]), stack.environment()
+    addresses = {variable: stack_environment[variable] for variable in env if variable.endswith(ADDRESS_SUFFIXES)}
+    return {**env, **addresses, "ESPER_STATE_DIR": str(folder / f"{name}-state"), **changes}
 
 
 def stages(dockerfile: str) -> dict[str, list[tuple[str, str]]]:

@@ -17,7 +17,7 @@ from esper.oona.outbox.outbox_store import RESERVE_BYTES, Outbox
 from esper.oona.records import Record
 
 
-def say(*words: object) -> None:
+def report(*words: object) -> None:
     print(*words, flush=True)
 
 
@@ -25,7 +25,7 @@ def record(number: int) -> Record:
     return Record("t", b"k", str(number).encode().ljust(2_000), (("ce_id", b"x"),), number)
 
 
-def filled(outbox: Outbox, number: int) -> int:
+def append_until_full(outbox: Outbox, number: int) -> int:
     """Append until the disk is full. Returns the first number that did not fit."""
     try:
         while True:
@@ -35,7 +35,7 @@ def filled(outbox: Outbox, number: int) -> int:
         return number
 
 
-def use_up(filler: Path) -> None:
+def fill_disk(filler: Path) -> None:
     """Fill the remaining space."""
     with filler.open("ab", buffering=0) as file:
         for size in (65_536, 4_096):
@@ -53,10 +53,10 @@ def try_outbox(folder: Path) -> None:
     outbox = Outbox(path)
     outbox.open()
     assert reserve.stat().st_size == RESERVE_BYTES
-    appended, removed = filled(outbox, 0), 0
-    use_up(filler)
+    appended, removed = append_until_full(outbox, 0), 0
+    fill_disk(filler)
     assert len(outbox) == appended > 500
-    say("full", appended)
+    report("full", appended)
     lowest = RESERVE_BYTES
     for _round in range(3):  # send, append into the space that this frees, and repeat
         for _n in range(40):
@@ -65,11 +65,11 @@ def try_outbox(folder: Path) -> None:
             outbox.remove_up_to(waiting[-1][0])
             removed += 5
             lowest = min(lowest, reserve.stat().st_size if reserve.exists() else 0)
-        before, appended = appended, filled(outbox, appended)
+        before, appended = appended, append_until_full(outbox, appended)
         assert appended > before, "removed events did not free space"
         assert len(outbox) == appended - removed
     outbox.close()
-    use_up(filler)
+    fill_disk(filler)
     outbox = Outbox(path)  # what the next process finds
     outbox.open()
     for _n in range(40):
@@ -89,7 +89,7 @@ def try_outbox(folder: Path) -> None:
     outbox.append([record(appended)], {"name": "kept"})
     assert outbox.metadata() == {"name": "kept"}
     outbox.close()
-    say("whole")
+    report("whole")
 
 
 def train(folder: Path, run_id: str, signals: Path) -> None:
@@ -120,12 +120,12 @@ def train(folder: Path, run_id: str, signals: Path) -> None:
             return (signals / name).exists()
 
         steps(4)
-        say("send a command")
+        report("send a command")
         wait_until(lambda: has_signal("sent") and has_command(run), 60, "the command")
-        say("stop the broker")
+        report("stop the broker")
         wait_until(lambda: has_signal("stopped"), 60)
-        use_up(folder / "filler")
-        filled_up(run._outbox)
+        fill_disk(folder / "filler")
+        fill_free_pages(run._outbox)
         slowest = steps(16)  # boundaries 1 to 4
         assert run.step_number == 20
         assert model.seed("0", 0).stage is SeedStage.DORMANT, "a seed grew, and its event was lost"
@@ -133,17 +133,17 @@ def train(folder: Path, run_id: str, signals: Path) -> None:
         (folder / "filler").unlink()
         steps(5)
         assert model.seed("0", 0).stage is SeedStage.GERMINATED
-        say(f"slowest step {slowest:.3f} s")
-        say("start the broker")
+        report(f"slowest step {slowest:.3f} s")
+        report("start the broker")
         wait_until(lambda: has_signal("started"), 60)
-    say("whole")
+    report("whole")
 
 
 def has_command(run: Any) -> bool:
     return bool(run._inbox._waiting)
 
 
-def filled_up(outbox: Outbox) -> None:
+def fill_free_pages(outbox: Outbox) -> None:
     """Fill the free pages of the database file too."""
     from esper.schemas.topics import RUNS
 

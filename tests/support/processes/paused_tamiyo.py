@@ -16,7 +16,7 @@ from esper.oona.records import Record
 from esper.services.tamiyo.decision_service import DecisionService
 from esper.services.tamiyo.settings import TamiyoSettings
 
-LOOKED = "poll finished"
+POLL_FINISHED = "poll finished"
 
 
 def stop_before(service: Any, run_id: str, topic: str) -> None:
@@ -40,7 +40,7 @@ async def main(run_id: str, topic: str) -> None:
 
         async def tick_and_report() -> None:
             await tick()
-            print(LOOKED, flush=True)
+            print(POLL_FINISHED, flush=True)
 
         service.tick = tick_and_report  # type: ignore[method-assign]
         stop_before(service, run_id, topic)

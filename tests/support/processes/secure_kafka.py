@@ -89,14 +89,14 @@ class SecureKafka:
 
     def certificate(self, name: str) -> Path:
         """Write a PEM file with a new key and a certificate for 127.0.0.1 whose CN is ``name``."""
-        made = self._authority.issue_cert("127.0.0.1", common_name=name)
-        key = serialization.load_pem_private_key(made.private_key_pem.bytes(), None)
+        issued = self._authority.issue_cert("127.0.0.1", common_name=name)
+        key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
         pkcs8 = key.private_bytes(  # the only format that Kafka reads
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         path = self.root / f"{name}.pem"
         path.touch(mode=0o600)
-        path.write_bytes(pkcs8 + b"".join(blob.bytes() for blob in made.cert_chain_pems))
+        path.write_bytes(pkcs8 + b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         return path
 
     @property
@@ -117,14 +117,19 @@ class SecureKafka:
         """Create users with random passwords, or change their passwords."""
         for name in names:
             self.passwords[name] = secrets.token_urlsafe(24)
-        made = {name: SecretStr(self.passwords[name]) for name in names}
+        passwords = {name: SecretStr(self.passwords[name]) for name in names}
         with ThreadPoolExecutor(1) as pool:  # this thread may have a running event loop
-            pool.submit(asyncio.run, set_passwords(self.administrator, made)).result()
+            pool.submit(asyncio.run, set_passwords(self.administrator, passwords)).result()
 
     def section(self, user: str, **changed: object) -> dict[str, object]:
         """The ``kafka.security`` section of a user, with the password in plain text."""
-        own = {"protocol": "SASL_SSL", "username": user, "password": self.passwords.get(user), "ca_file": self.ca_file}
-        return {**own, **changed}
+        security = {
+            "protocol": "SASL_SSL",
+            "username": user,
+            "password": self.passwords.get(user),
+            "ca_file": self.ca_file,
+        }
+        return {**security, **changed}
 
     def settings(self, user: str, **changed: object) -> KafkaSettings:
         """Kafka settings of a user."""

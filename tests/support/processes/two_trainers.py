@@ -22,7 +22,7 @@ from esper.connection.settings import LinkOptions
 from esper.kasmina.lifecycle import StageSchedule
 
 NUM_RANKS = 2
-PATIENCE = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=60)
 BOUNDARY_STEPS = 5
 COMMAND_STEP, CHECKPOINT_STEP, LAST_STEP = 8, 20, 45
 
@@ -77,8 +77,8 @@ def train(
 
 def play(rank: int, store: Path, folder: Path, run_id: str, settings: Settings | None, wait: Wait) -> list[Any]:
     """Train the whole run, then resume it from its checkpoint, as one of two ranks."""
-    meeting = dist.FileStore(str(store), NUM_RANKS)
-    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=NUM_RANKS, timeout=PATIENCE)
+    rendezvous = dist.FileStore(str(store), NUM_RANKS)
+    dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=NUM_RANKS, timeout=TIMEOUT)
     try:
         return [train(rank, folder, run_id, settings, wait, is_resumed=resumed) for resumed in (False, True)]
     finally:

@@ -17,7 +17,7 @@ from esper.oona.producer import OonaProducer
 from esper.schemas.messages import OonaMessage
 
 READY_S = 90.0
-PATIENT = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20"}
+LONG_TIMEOUTS = {"ESPER_URZA__CHANGE_TIMEOUT_S": "20"}
 """Timeouts that are long enough for a verdict on a busy machine."""
 PROBLEM = "application/problem+json"
 WRITER, READER = "w" * 40, "r" * 40
@@ -30,7 +30,7 @@ TOKENS = {
 @contextmanager
 def running_urza(stack: EmbeddedStack, folder: Path, name: str = "urza", **env: str) -> Iterator[str]:
     """Run `esper serve urza`. Yields its address once it is ready, which takes a running worker."""
-    child = process(stack, folder, name, str(SCRIPTS / "esper"), "serve", "urza", **{**PATIENT, **env})
+    child = process(stack, folder, name, str(SCRIPTS / "esper"), "serve", "urza", **{**LONG_TIMEOUTS, **env})
     with running(child, "urza.ready"):
         url = log_of(child).split("url=")[1].split()[0]
         wait_until(lambda: httpx.get(f"{url}/health/ready", timeout=30).status_code == 200, READY_S, "Urza's readiness")

@@ -17,7 +17,7 @@ from yarl import URL
 
 FAULTS = (
     "reset",  # the connection is closed before the request reaches S3
-    "answer lost",  # S3 handles the request, the response is dropped
+    "response lost",  # S3 handles the request, the response is dropped
     "cut going up",  # S3 receives a part of the body
     "cut coming down",  # the client receives a part of the body
     "stall",  # no response until the client gives up; S3 may or may not receive the request
@@ -69,18 +69,18 @@ class S3FaultProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._do(self._begin())
+        self._run(self._begin())
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
     ) -> None:
-        self._do(self._end())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _begin(self) -> None:
@@ -101,12 +101,12 @@ class S3FaultProxy:
         self.num_requests += 1
         body = await request.read()
         fault = self._rng.choice(self._faults) if self._rng.random() < self.rate else ""
-        fault = fault if self._fits(fault, request, body) else ""
+        fault = fault if self._is_applicable(fault, request, body) else ""
         if fault:
             self.counts[fault] += 1
         is_answered = False
         try:
-            response = await self._misbehave(request, body, fault)
+            response = await self._inject(request, body, fault)
             is_answered = True
             return response
         except (Cut, ClientError, OSError):
@@ -117,14 +117,14 @@ class S3FaultProxy:
                 self.unanswered_puts.add(request.path)
 
     @staticmethod
-    def _fits(fault: str, request: web.Request, body: bytes) -> bool:
+    def _is_applicable(fault: str, request: web.Request, body: bytes) -> bool:
         if fault in ("cut going up", "flipped going up"):
             return len(body) > 1 and request.method == "PUT"
         if fault in ("cut coming down", "flipped coming down"):
             return request.method == "GET" and not request.query_string
         return True
 
-    async def _misbehave(self, request: web.Request, body: bytes, fault: str) -> web.StreamResponse:
+    async def _inject(self, request: web.Request, body: bytes, fault: str) -> web.StreamResponse:
         rng = self._rng
         match fault:
             case "reset":
@@ -140,7 +140,7 @@ class S3FaultProxy:
                     await self._forward(request, body)
                 await asyncio.sleep(STALL_S)
                 raise Cut
-            case "answer lost":
+            case "response lost":
                 await self._forward(request, body)
                 raise Cut
             case "cut going up":
@@ -148,11 +148,11 @@ class S3FaultProxy:
                 await self._forward(request, body, cut_at=end)
                 raise Cut
             case "flipped going up":
-                return await self._answer(request, *await self._forward(request, flipped(body, rng)))
+                return await self._respond(request, *await self._forward(request, flipped(body, rng)))
         status, headers, data = await self._forward(request, body)
         if fault == "flipped coming down" and status < 300 and data:
             data = flipped(data, rng)
-        return await self._answer(request, status, headers, data, fault)
+        return await self._respond(request, status, headers, data, fault)
 
     async def _forward(
         self, request: web.Request, body: bytes, *, cut_at: int | None = None
@@ -163,10 +163,10 @@ class S3FaultProxy:
         skipped = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
         async with self._session.request(
             request.method, url, headers=headers, data=data, skip_auto_headers=skipped, allow_redirects=False
-        ) as answer:
-            return answer.status, dict(answer.headers), await answer.read()
+        ) as response:
+            return response.status, dict(response.headers), await response.read()
 
-    async def _answer(
+    async def _respond(
         self, request: web.Request, status: int, headers: Mapping[str, str], data: bytes, fault: str = ""
     ) -> web.StreamResponse:
         kept = {k: v for k, v in headers.items() if k.lower() not in HOP_BY_HOP}
@@ -188,8 +188,8 @@ class S3FaultProxy:
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
     """The data with one bit changed."""
-    place = rng.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+    position = rng.randrange(len(data))
+    return data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :]
 
 
 async def _in_pieces(body: bytes, cut_at: int | None) -> AsyncIterator[bytes]:

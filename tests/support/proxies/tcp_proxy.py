@@ -25,20 +25,20 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._do(self._serve())
+        self._run(self._serve())
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
     ) -> None:
-        self._do(self._end())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def cut(self) -> None:
         """Reset every connection."""
-        self._do(self._cut())
+        self._run(self._cut())
 
     def stall(self) -> None:
         """Keep connections open and forward nothing, as in a network partition."""
@@ -50,14 +50,14 @@ class FaultProxy:
 
     def half_close(self) -> None:
         """Close the direction from the broker to clients; clients may still send."""
-        self._do(self._half_close())
+        self._run(self._half_close())
 
     def heal(self) -> None:
         """Remove all faults. Half-closed connections stay half-closed until their client closes them."""
         self._bytes_per_s = None
         self._loop.call_soon_threadsafe(self._open.set)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _serve(self) -> None:

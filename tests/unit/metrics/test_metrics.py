@@ -35,7 +35,7 @@ from esper.streams.worker.worker_metrics import NOT_ASSIGNED, WorkerMetrics
 
 MONITORING = DOCS / "deployment" / "monitoring.md"
 ANY_PORT = MetricsAddress("127.0.0.1", 0, "ESPER_TEST__PORT")
-PLACE = ("system.runs", 3)
+PARTITION = ("system.runs", 3)
 
 
 def scraped(meter: Meter) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -46,9 +46,9 @@ def scraped(meter: Meter) -> dict[tuple[str, tuple[str, ...]], float]:
 
 def batch(start: int, *times_ms: int) -> Batch:
     records = tuple(
-        StoredRecord(Position(*PLACE, start + n), b"k", b"{}", (), time_ms) for n, time_ms in enumerate(times_ms)
+        StoredRecord(Position(*PARTITION, start + n), b"k", b"{}", (), time_ms) for n, time_ms in enumerate(times_ms)
     )
-    return Batch(*PLACE, start, records)
+    return Batch(*PARTITION, start, records)
 
 
 class Clock:
@@ -66,7 +66,7 @@ def worker() -> tuple[WorkerMetrics, Clock, Clock]:
 
 
 def lag_of(metrics: WorkerMetrics) -> tuple[float | None, float | None]:
-    found, labels = scraped(metrics.meter), (str(PLACE[1]), PLACE[0])
+    found, labels = scraped(metrics.meter), (str(PARTITION[1]), PARTITION[0])
     return found.get(("esper_worker_lag_records", labels)), found.get(("esper_worker_lag_seconds", labels))
 
 
@@ -115,9 +115,9 @@ def test_new_worker_has_no_values_for_unknown_lag(
     worker: tuple[WorkerMetrics, Clock, Clock],
 ) -> None:
     metrics, _wall, _clock = worker
-    metrics.partitions_assigned({PLACE: 7})
+    metrics.partitions_assigned({PARTITION: 7})
     assert lag_of(metrics) == (None, None)
-    metrics.update_positions({PLACE: None}, [])
+    metrics.update_positions({PARTITION: None}, [])
     assert lag_of(metrics) == (None, None)
     names = {name for name, _labels in scraped(metrics.meter)}
     assert not {n for n in names if n.startswith(("esper_worker_events", "esper_worker_batch_seconds"))}
@@ -125,31 +125,31 @@ def test_new_worker_has_no_values_for_unknown_lag(
 
 def test_lag_in_records_and_seconds(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, wall, clock = worker
-    metrics.partitions_assigned({PLACE: 0})
-    metrics.update_positions({PLACE: 5}, [])
+    metrics.partitions_assigned({PARTITION: 0})
+    metrics.update_positions({PARTITION: 5}, [])
     assert lag_of(metrics) == (5, None), "nothing was projected, so the age is unknown"
     metrics.batch_projected(batch(0, 900_000, 940_000), 2)
     assert lag_of(metrics) == (3, 60.0), "the newest projected record is 60 s old by the broker's clock"
     metrics.batch_projected(batch(2, 999_000, 999_500, 999_900), 3)
     assert lag_of(metrics) == (0, 0.0)
-    metrics.update_positions({PLACE: 5}, [])
+    metrics.update_positions({PARTITION: 5}, [])
     wall.now, clock.now = 5_000.0, 4_050.0
-    metrics.update_positions({PLACE: 6}, [])
+    metrics.update_positions({PARTITION: 6}, [])
     assert lag_of(metrics)[0] == 1
     assert lag_of(metrics)[1] == 4_000.0
     metrics.batch_projected(batch(5, 4_999_000), 1)
-    metrics.update_positions({PLACE: 6}, [])
+    metrics.update_positions({PARTITION: 6}, [])
     clock.now += 2.0
-    metrics.update_positions({PLACE: 9}, [])
+    metrics.update_positions({PARTITION: 9}, [])
     wall.now += 100.0
     assert lag_of(metrics) == (3, 2.0), "nothing was left two seconds ago, however old the newest record is"
 
 
 def test_lag_with_broker_clock_ahead_is_not_negative(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, wall, _clock = worker
-    metrics.partitions_assigned({PLACE: 0})
+    metrics.partitions_assigned({PARTITION: 0})
     metrics.batch_projected(batch(0, 1_030_000), 1)
-    metrics.update_positions({PLACE: 2}, [])
+    metrics.update_positions({PARTITION: 2}, [])
     assert lag_of(metrics) == (1, 0.0)
     wall.now += 5
     assert lag_of(metrics) == (1, 5.0)
@@ -158,10 +158,10 @@ def test_lag_with_broker_clock_ahead_is_not_negative(worker: tuple[WorkerMetrics
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 10**7)), max_size=20))
 def test_lag_is_never_negative(updates: list[tuple[int, int, int]]) -> None:
     metrics = WorkerMetrics(now_s=Clock(5_000.0), clock=Clock(1.0))
-    metrics.partitions_assigned({PLACE: 0})
+    metrics.partitions_assigned({PARTITION: 0})
     for start, end, time_ms in updates:
         metrics.batch_projected(batch(start, time_ms), 1)
-        metrics.update_positions({PLACE: end}, [])
+        metrics.update_positions({PARTITION: end}, [])
         records, seconds = lag_of(metrics)
         assert records is not None
         assert records >= 0
@@ -171,21 +171,21 @@ def test_lag_is_never_negative(updates: list[tuple[int, int, int]]) -> None:
 
 def test_stopped_partition_is_reported_until_reassigned(worker: tuple[WorkerMetrics, Clock, Clock]) -> None:
     metrics, _wall, _clock = worker
-    labels = (str(PLACE[1]), PLACE[0])
+    labels = (str(PARTITION[1]), PARTITION[0])
     assert [p.reason for p in metrics.health.problems()] == [NOT_ASSIGNED]
-    metrics.partitions_assigned({PLACE: 0, ("system.runs", 4): 0})
+    metrics.partitions_assigned({PARTITION: 0, ("system.runs", 4): 0})
     assert metrics.health.problems() == []
-    metrics.partition_stopped(PLACE, "newer than v2")
+    metrics.partition_stopped(PARTITION, "newer than v2")
     found = scraped(metrics.meter)
     assert found["esper_worker_partition_stopped", labels] == 1
     assert found["esper_worker_partition_stopped", ("4", "system.runs")] == 0
-    assert metrics.health.problems() == [Problem("newer than v2", *PLACE)]
+    assert metrics.health.problems() == [Problem("newer than v2", *PARTITION)]
     metrics.update_positions(
-        {}, [Stall(*PLACE, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")]
+        {}, [Stall(*PARTITION, 0, 5, 31.0, "newer than v2"), Stall("system.runs", 4, 0, 5, 31.0, "no progress")]
     )
     assert len(metrics.health.problems()) == 2
     assert scraped(metrics.meter)["esper_worker_partition_stalled", ("4", "system.runs")] == 1
-    metrics.partitions_assigned({PLACE: 0})
+    metrics.partitions_assigned({PARTITION: 0})
     assert scraped(metrics.meter)["esper_worker_partition_stopped", labels] == 0
     assert ("esper_worker_partition_stopped", ("4", "system.runs")) not in scraped(metrics.meter), (
         "it is assigned to another worker"
@@ -344,10 +344,10 @@ async def test_worker_retries_after_any_connection_error(error: Exception, monke
     worker = ProjectionWorker(load_settings(environ={}), StreamsSettings.model_validate({"retry_max_delay_s": 0.01}))
     monkeypatch.setattr(worker, "_pool", Pool(), raising=False)
     monkeypatch.setattr(worker, "_producer", object())
-    worker.metrics.partitions_assigned({PLACE: 0})
+    worker.metrics.partitions_assigned({PARTITION: 0})
     await worker.project(batch(0, 1), is_current=True)
     assert not left
     assert worker.metrics.health.problems() == []
-    assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PLACE[0])) in scraped(
+    assert ("esper_worker_retries_total", (("postgres", "kafka")[isinstance(error, OSError)], PARTITION[0])) in scraped(
         worker.metrics.meter
     )
