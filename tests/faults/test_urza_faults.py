@@ -152,7 +152,7 @@ def test_blueprints_reach_final_status_in_storm(
 ) -> None:
     num_rounds, seed = request.config.getoption("--fault-rounds"), request.config.getoption("--fault-seed")
     if num_rounds < MIN_ROUNDS:
-        pytest.skip("slow: run make faults")
+        pytest.skip(f"slow: run make faults with ROUNDS={MIN_ROUNDS} or more")
     rng, bag = random.Random(seed), list[str]()
     with ExitStack() as exits:
         stage = Stage(fresh_stack, tmp_path, exits)

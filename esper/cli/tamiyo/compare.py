@@ -25,7 +25,7 @@ from esper.streams.read_models.policy_versions import trained_versions
 
 if TYPE_CHECKING:
     from esper.services.tolaria.corpus.training_corpus import PlanTrainer, RunPlan, TrainedRun
-    from esper.services.tolaria.study.policy_study import Row
+    from esper.services.tolaria.study.policy_study import PolicyResult
 
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "random": RANDOM_TAMIYO,
@@ -129,7 +129,7 @@ class _Comparison:
         self._plans, self._folder, self._into = plans, folder, into
         self._trained: dict[str, dict[str, list[TrainedRun]]] = {title: {} for title in plans}
 
-    def rows(self, policies: Sequence[str]) -> dict[str, list["Row"]]:
+    def rows(self, policies: Sequence[str]) -> dict[str, list["PolicyResult"]]:
         """Train all plans. Returns the rows of each table."""
         from esper.services.tolaria.corpus.training_corpus import train_plan
         from esper.services.tolaria.study import policy_study as study
@@ -146,10 +146,10 @@ class _Comparison:
                 self._train(f"{policy}, {study.FROM_SCRATCH}", study.train_from_scratch, grown)
         return self._rows()
 
-    def _rows(self) -> dict[str, list["Row"]]:
-        from esper.services.tolaria.study.policy_study import study_rows
+    def _rows(self) -> dict[str, list["PolicyResult"]]:
+        from esper.services.tolaria.study.policy_study import policy_results
 
-        return {title: study_rows(trained) for title, trained in self._trained.items()}
+        return {title: policy_results(trained) for title, trained in self._trained.items()}
 
     def _train(self, name: str, train: "PlanTrainer", plans: "Mapping[str, Sequence[RunPlan]]") -> None:
         from esper.services.tolaria.corpus.training_corpus import train_plans
@@ -177,7 +177,7 @@ class _Comparison:
             self._into.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _comparison_table(title: str, rows: Sequence["Row"]) -> Table:
+def _comparison_table(title: str, rows: Sequence["PolicyResult"]) -> Table:
     num_plans = rows[0].num_plans if rows else 0
     columns = ("accuracy", "gain over wait", "parameters", "training FLOPs", "kernels grown")
     table = Table("policy", *columns, title=f"{title} ({num_plans})")
@@ -187,9 +187,9 @@ def _comparison_table(title: str, rows: Sequence["Row"]) -> Table:
     return table
 
 
-def _accuracy(row: "Row") -> str:
+def _accuracy(row: "PolicyResult") -> str:
     return format_interval(row.accuracy.value, row.accuracy.low, row.accuracy.high, "{:.3f}")
 
 
-def _gain(row: "Row") -> str:
+def _gain(row: "PolicyResult") -> str:
     return format_interval(row.gain.value, row.gain.low, row.gain.high, "{:+.3f}")

@@ -155,10 +155,10 @@ def train_plan(plan: RunPlan, settings: Settings) -> TrainedRun:
         _run_id, results = train(plan.trainer, settings, run_id=plan.run_id, observer=ledger)
         return results, ledger.total(results.steps)
 
-    return timed(plan, work)
+    return timed_run(plan, work)
 
 
-def timed(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) -> TrainedRun:
+def timed_run(plan: RunPlan, work: Callable[[], tuple[TrainingResults, RunCost]]) -> TrainedRun:
     """Train a plan and measure the time. Its errors are part of the result, and affect no other run."""
     started, started_cpu = time.monotonic(), time.process_time()
     results, cost, message = None, None, ""

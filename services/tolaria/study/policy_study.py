@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from esper.config import Settings
 from esper.schemas.assets import TrainingResults
-from esper.services.tolaria.corpus.training_corpus import RunPlan, TrainedRun, timed
+from esper.services.tolaria.corpus.training_corpus import RunPlan, TrainedRun, timed_run
 from esper.services.tolaria.counterfactuals.branch_trainer import BranchTrainer
 from esper.services.tolaria.training.run_costs import RunCost, cost_of_steps
 from esper.services.tolaria.training.trainer import train_baseline
@@ -36,8 +36,8 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One policy.
+class PolicyResult:
+    """The results of one policy.
 
     Attributes:
         accuracy: at the end, a fraction in 0..1.
@@ -100,11 +100,11 @@ def train_from_scratch(plan: RunPlan, settings: Settings) -> TrainedRun:
         )
         return results, cost_of_steps(plan.trainer, branch.step, plan.grown)
 
-    return timed(plan, work)
+    return timed_run(plan, work)
 
 
-def study_rows(trained: Mapping[str, Sequence[TrainedRun]]) -> list[Row]:
-    """A row for each policy, over the plans that succeeded under all of them.
+def policy_results(trained: Mapping[str, Sequence[TrainedRun]]) -> list[PolicyResult]:
+    """The result of each policy, over the plans that succeeded under all of them.
 
     Args:
         trained: by policy, each in the order of the plans; the others are compared with ``NEVER_GROWS``.
@@ -113,12 +113,12 @@ def study_rows(trained: Mapping[str, Sequence[TrainedRun]]) -> list[Row]:
     complete = [group for group in zip(*finished.values(), strict=True) if None not in group]
     columns = zip(finished, zip(*complete, strict=True), strict=False)
     by_name = {name: [run for run in column if run] for name, column in columns}
-    return [_row(name, runs, by_name[NEVER_GROWS]) for name, runs in by_name.items()]
+    return [_policy_result(name, runs, by_name[NEVER_GROWS]) for name, runs in by_name.items()]
 
 
 def mean_with_interval(values: Sequence[float]) -> Mean:
     """The mean and its interval."""
-    from scipy import stats  # takes a second to import
+    from scipy import stats  # takes a second to import, which commands without statistics must not pay
 
     value = statistics.fmean(values)
     if len(values) < MIN_PLANS:
@@ -135,9 +135,9 @@ def _finished(run: TrainedRun) -> _Finished | None:
     return (run.results, run.cost) if run.results and run.cost else None
 
 
-def _row(name: str, runs: Sequence[_Finished], baseline: Sequence[_Finished]) -> Row:
+def _policy_result(name: str, runs: Sequence[_Finished], baseline: Sequence[_Finished]) -> PolicyResult:
     pairs = list(zip(runs, baseline, strict=True))
-    return Row(
+    return PolicyResult(
         name,
         len(runs),
         mean_with_interval([results.final_accuracy for results, _cost in runs]),
@@ -153,4 +153,4 @@ def _train_host(plan: RunPlan, draw: int) -> TrainedRun:
         results = train_baseline(plan.trainer, draw=draw)
         return results, cost_of_steps(plan.trainer, results.steps)
 
-    return timed(plan, work)
+    return timed_run(plan, work)

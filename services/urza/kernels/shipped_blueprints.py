@@ -10,8 +10,8 @@ from esper.schemas.messages import OonaMessage
 from esper.services.urza.projection_reader import ProjectionReader
 
 SOURCE = "urza"
-FIRST = (LayerKind.LINEAR, LayerKind.CONV2D)
-ALL = tuple(LayerKind)
+LINEAR_AND_CONV2D = (LayerKind.LINEAR, LayerKind.CONV2D)
+ALL_KINDS = tuple(LayerKind)
 CONV1D = (LayerKind.CONV1D,)
 CONV2D = (LayerKind.CONV2D,)
 
@@ -21,15 +21,15 @@ def _spec(module: str, targets: tuple[LayerKind, ...], description: str, **optio
 
 
 SHIPPED: dict[str, BlueprintSpec] = {
-    "noop": _spec("noop", FIRST, "adds nothing: the placebo"),
-    "affine": _spec("affine", FIRST, "a scale and a shift per feature"),
-    "low-rank-4": _spec("low_rank", FIRST, "a linear map of rank 4", rank=4),
-    "bottleneck-2x": _spec("bottleneck", FIRST, "a small MLP, twice as wide", expansion=2.0),
+    "noop": _spec("noop", LINEAR_AND_CONV2D, "adds nothing: the placebo"),
+    "affine": _spec("affine", LINEAR_AND_CONV2D, "a scale and a shift per feature"),
+    "low-rank-4": _spec("low_rank", LINEAR_AND_CONV2D, "a linear map of rank 4", rank=4),
+    "bottleneck-2x": _spec("bottleneck", LINEAR_AND_CONV2D, "a small MLP, twice as wide", expansion=2.0),
     "depthwise-3x3": _spec("depthwise", CONV2D, "a 3x3 filter per channel"),
     "residual-3x3": _spec("residual", CONV2D, "two 3x3 convolutions", expansion=1.0),
-    "norm": _spec("norm", ALL, "what a normalisation would add"),
-    "squeeze-excite-4": _spec("squeeze_excite", ALL, "a gate per feature, squeezed to a quarter", reduction=4),
-    "mlp-64": _spec("mlp", ALL, "an MLP with 64 hidden units", width=64),
+    "norm": _spec("norm", ALL_KINDS, "what a normalisation would add"),
+    "squeeze-excite-4": _spec("squeeze_excite", ALL_KINDS, "a gate per feature, squeezed to a quarter", reduction=4),
+    "mlp-64": _spec("mlp", ALL_KINDS, "an MLP with 64 hidden units", width=64),
     "noop-conv1d": _spec("noop", CONV1D, "adds nothing: the placebo"),
     "affine-conv1d": _spec("affine", CONV1D, "a scale and a shift per feature"),
     "low-rank-4-conv1d": _spec("low_rank", CONV1D, "a linear map of rank 4", rank=4),

@@ -20,7 +20,7 @@ from esper.services.tolaria.study.policy_study import (
     NEVER_GROWS,
     OTHER_BATCHES,
     plans_under_policy,
-    study_rows,
+    policy_results,
     train_from_scratch,
     train_never_growing,
     train_on_other_batches,
@@ -117,7 +117,7 @@ def test_gains_are_paired_and_failed_plans_left_out() -> None:
     failed = [replace(base[0], results=None, error="no broker"), *better(0.1)[1:]]
     rows = {
         row.name: row
-        for row in study_rows({NEVER_GROWS: base, OTHER_BATCHES: better(-0.02), FROM_SCRATCH: failed})  # type: ignore[dict-item]
+        for row in policy_results({NEVER_GROWS: base, OTHER_BATCHES: better(-0.02), FROM_SCRATCH: failed})  # type: ignore[dict-item]
     }
     assert {row.num_plans for row in rows.values()} == {6}
     assert rows[NEVER_GROWS].gain.value == 0
