@@ -8,7 +8,7 @@ import typer
 from esper.cli.command_group import add_group
 from esper.cli.terminal import print_json
 from esper.config import SECTIONS, load_settings
-from esper.config.settings_reference import SettingRow, check_all, list_settings, markdown, named_sections
+from esper.config.settings_reference import SettingRow, check_all, configured_sections, list_settings, markdown
 
 _FILE = typer.Option(None, "--config", help="YAML file with settings. [default: $ESPER_CONFIG]")
 
@@ -25,7 +25,7 @@ def show(
 ) -> None:
     """Show every setting with its value and where the value comes from. Secrets are masked."""
     settings = load_settings(config)
-    named = named_sections(settings)
+    named = configured_sections(settings)
     rows = list_settings(settings, (section,) if section else named)
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])

@@ -8,11 +8,11 @@ file, and the embedded stack that ``esper up`` started. In a notebook:
 
 Public names:
 
-- ``load_settings`` reads all sources into a ``Settings``; ``get_service_config`` gives one section of it.
+- ``load_settings`` reads all sources into a ``Settings``; ``get_service_config`` returns one section of it.
 - ``KafkaSettings`` with ``KafkaSecurity``, ``PostgresSettings``, ``S3Settings`` and ``LoggingSettings``
   are the sections that Esper itself needs. ``SectionModel`` is the base class of every section.
-- ``SECTIONS`` are the names of all sections; ``OWNED_SECTIONS`` those whose model belongs to a
-  service; ``section_model`` gives the model of a section.
+- ``SECTIONS`` are the names of all sections; ``SERVICE_SECTIONS`` those whose model belongs to a
+  service; ``section_model`` returns the model of a section.
 - ``state_dir`` is the folder of the embedded stack's state, and ``STACK_FILE`` the file in it that
   describes the running stack.
 - ``ENV_PREFIX``, ``ENV_DELIMITER``, ``CONFIG_VARIABLE`` and ``STATE_DIR_VARIABLE`` are the parts of
@@ -28,8 +28,8 @@ from esper.config.sections import (
     SectionModel,
 )
 from esper.config.settings import (
-    OWNED_SECTIONS,
     SECTIONS,
+    SERVICE_SECTIONS,
     Settings,
     get_service_config,
     load_settings,
@@ -48,8 +48,8 @@ __all__ = [
     "CONFIG_VARIABLE",
     "ENV_DELIMITER",
     "ENV_PREFIX",
-    "OWNED_SECTIONS",
     "SECTIONS",
+    "SERVICE_SECTIONS",
     "STACK_FILE",
     "STATE_DIR_VARIABLE",
     "KafkaSecurity",

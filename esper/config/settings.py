@@ -21,7 +21,7 @@ from esper.config.validation_errors import error_lines, missing_section, not_a_s
 from esper.config.yaml_file import read_yaml
 from esper.errors import ConfigError
 
-OWNERS: Mapping[str, str] = {
+SERVICE_MODELS: Mapping[str, str] = {
     "streams": "esper.streams.settings:StreamsSettings",
     "tamiyo": "esper.services.tamiyo.settings:TamiyoSettings",
     "urza": "esper.services.urza.settings:UrzaSettings",
@@ -35,20 +35,23 @@ _MODELS: Mapping[str, type[SectionModel]] = {
     "s3": S3Settings,
     "logging": LoggingSettings,
 }
-OWNED_SECTIONS = tuple(OWNERS)
-SECTIONS = (*_MODELS, *OWNED_SECTIONS)
+SERVICE_SECTIONS = tuple(SERVICE_MODELS)
+SECTIONS = (*_MODELS, *SERVICE_SECTIONS)
 
 _Section = TypeVar("_Section", bound=SectionModel)
 
 
 class Settings(SectionModel):
-    """All settings of a process. ``kafka``, ``postgres`` and ``s3`` are None if no source sets them."""
+    """All settings of a process. ``kafka``, ``postgres`` and ``s3`` are None if no source sets them.
+
+    ``service_sections`` has the unvalidated values of the services' sections; ``section`` validates them.
+    """
 
     kafka: KafkaSettings | None = None
     postgres: PostgresSettings | None = None
     s3: S3Settings | None = None
     logging: LoggingSettings = LoggingSettings.model_validate({})
-    owned: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict, repr=False, exclude=True)
+    service_sections: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict, repr=False, exclude=True)
     source: str = "defaults"
     _sourced: Sourced = PrivateAttr(default_factory=Sourced)
 
@@ -64,11 +67,13 @@ class Settings(SectionModel):
         Raises:
             ConfigError: keys are unknown or have wrong values; one line for each.
         """
-        own = {name: sourced.values[name] for name in _MODELS if name in sourced.values}
+        validated_here = {name: sourced.values[name] for name in _MODELS if name in sourced.values}
         errors = _top_level_errors(sourced)
-        owned = {name: sourced.values[name] for name in OWNED_SECTIONS if name in sourced.values}
+        of_services = {name: sourced.values[name] for name in SERVICE_SECTIONS if name in sourced.values}
         try:
-            settings = cls.model_validate({**own, "owned": {} if errors else owned, "source": source})
+            settings = cls.model_validate(
+                {**validated_here, "service_sections": {} if errors else of_services, "source": source}
+            )
         except ValidationError as error:
             errors += error_lines(cls, error, sourced, ())
         if errors:
@@ -95,7 +100,7 @@ class Settings(SectionModel):
             ConfigError: keys in it are unknown or have wrong values; one line for each.
         """
         try:
-            return model.model_validate(dict(self.owned.get(name, {})))
+            return model.model_validate(dict(self.service_sections.get(name, {})))
         except ValidationError as error:
             errors = error_lines(model, error, self._sourced, (name,))
         raise ConfigError("\n".join(errors))
@@ -127,9 +132,9 @@ def section_model(name: str) -> type[SectionModel]:
     """
     if name in _MODELS:
         return _MODELS[name]
-    if name not in OWNERS:
+    if name not in SERVICE_MODELS:
         raise ConfigError(unknown_section((name,), SECTIONS, None))
-    model: type[SectionModel] = pkgutil.resolve_name(OWNERS[name])
+    model: type[SectionModel] = pkgutil.resolve_name(SERVICE_MODELS[name])
     return model
 
 
@@ -163,7 +168,7 @@ def _top_level_errors(sourced: Sourced) -> list[str]:
         origin = sourced.origin_of(path)
         if name not in SECTIONS:
             errors.append(unknown_section(path, SECTIONS, origin))
-        elif name in OWNERS and not isinstance(value, Mapping):
+        elif name in SERVICE_MODELS and not isinstance(value, Mapping):
             errors.append(not_a_section(path, section_model(name).model_fields, origin))
     return errors
 

@@ -52,7 +52,7 @@ class SettingRow:
         return "not set" if self.value is None else str(self.value)
 
 
-def named_sections(settings: Settings) -> tuple[str, ...]:
+def configured_sections(settings: Settings) -> tuple[str, ...]:
     """The sections that have values: all except Kafka, Postgres and S3 if no source sets them."""
     return tuple(name for name in SECTIONS if getattr(settings, name, True) is not None)
 
@@ -73,7 +73,7 @@ def check_all(settings: Settings) -> None:
         ConfigError: keys are unknown or have wrong values; one line for each, of all sections.
     """
     errors = []
-    for name in named_sections(settings):
+    for name in configured_sections(settings):
         try:
             get_service_config(name, settings)
         except ConfigError as error:

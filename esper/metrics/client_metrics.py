@@ -6,7 +6,7 @@ calls S3 has no S3 series. They are updated once per call, not per record.
 
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Any
 
@@ -41,7 +41,7 @@ _s3_retries = METER.counter("esper_s3_retries_total", "Requests to S3 that were 
 
 def show_build(meter: Meter, process: str) -> None:
     """Add ``esper_build_info``, which names the process, its version and its Python."""
-    labels = (process, version("esper"), python_version())
+    labels = (process, _esper_version(), python_version())
     meter.probe(
         Kind.GAUGE,
         "esper_build_info",
@@ -77,6 +77,13 @@ def instrument_s3(client: Any) -> None:
     events.register("before-call.s3", _on_s3_call)
     events.register("after-call.s3", _on_s3_response)
     events.register("after-call-error.s3", _on_s3_error)
+
+
+def _esper_version() -> str:
+    try:
+        return version("esper")
+    except PackageNotFoundError:  # imported from a source tree: metrics must not stop a training run
+        return "unknown"
 
 
 def _on_s3_call(context: dict[str, Any], **_fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""Serves metrics and health checks over HTTP, on a separate port and in separate threads.
+"""Serves metrics and health checks over HTTP, on a separate port and on separate threads.
 
 Paths: ``/metrics``; ``/healthz``, which is 503 if the process hangs; ``/readyz``, which is 503 with the
 reasons as JSON if it is not ready. There is no password: the responses hold topic names and counts,

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from esper.config import SECTIONS, get_service_config, load_settings
-from esper.config.settings_reference import check_all, named_sections
+from esper.config.settings_reference import check_all, configured_sections
 from esper.config.yaml_file import LOADER, read_yaml
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -68,7 +68,7 @@ def main() -> None:
     settings = load_settings(production, environment)
     show(
         "one section",
-        {f"get_service_config({name!r})": lambda n=name: get_service_config(n, settings) for name in named_sections(settings)},
+        {f"get_service_config({name!r})": lambda n=name: get_service_config(n, settings) for name in configured_sections(settings)},
     )  # fmt: skip
     os.environ.update(ADDRESSES, ESPER_CONFIG=str(production))
     show(

@@ -21,7 +21,7 @@ from esper.config import (
     load_settings,
     section_model,
 )
-from esper.config.settings_reference import DEFAULT, check_all, list_settings, markdown, named_sections
+from esper.config.settings_reference import DEFAULT, check_all, configured_sections, list_settings, markdown
 from esper.config.sources import ENV_PREFIX
 from esper.errors import ConfigError
 from esper.logging import redact
@@ -108,7 +108,7 @@ def test_sources_variable_beats_file_beats_stack(tmp_path: Path) -> None:
     assert settings.need_kafka().bootstrap_servers == "a:1"
     trainer = settings.section("trainer", TrainerSettings)
     assert (trainer.epochs, trainer.link.boundary_steps) == (3, 4)
-    origins = {row.key: row.origin for row in list_settings(settings, named_sections(settings))}
+    origins = {row.key: row.origin for row in list_settings(settings, configured_sections(settings))}
     assert origins["kafka.bootstrap_servers"] == f"{file}:2"
     assert origins["kafka.replication_factor"] == DEFAULT
     assert origins["postgres.dsn"] == "the running stack"
@@ -157,7 +157,7 @@ def test_kubernetes_variables_are_ignored(nowhere: dict[str, str]) -> None:
     [
         ("kafka:\n  bootstrap_server: x\n", "c.yaml:2: unknown setting 'kafka.bootstrap_server'; did you mean"),
         ("kafak:\n  x: 1\n", "c.yaml:1: unknown section 'kafak'; did you mean 'kafka'?"),
-        ("owned:\n  x: 1\n", "c.yaml:1: unknown section 'owned'"),
+        ("service_sections:\n  x: 1\n", "c.yaml:1: unknown section 'service_sections'"),
         ("logging:\n  level: LOUD\n", "c.yaml:2: setting 'logging.level' is 'LOUD'; input should be 'DEBUG', 'INFO'"),
         ("trainer:\n  link:\n    boundry_steps: 3\n", "c.yaml:3: unknown setting 'trainer.link.boundry_steps'; did"),
         ("tamiyo:\n  epsilon: 0\n", "c.yaml:2: setting 'tamiyo.epsilon' is 0; input should be greater than or equal"),
@@ -252,7 +252,7 @@ def test_settings_never_print_secrets(secret: str) -> None:
     variables = {ENV_PREFIX + "__".join(path).upper(): secret for path in SECRET_PATHS}
     variables |= {"ESPER_KAFKA__BOOTSTRAP_SERVERS": "a:1", "ESPER_STATE_DIR": "/nowhere"}
     settings = load_settings(None, variables)
-    rows = list_settings(settings, named_sections(settings))
+    rows = list_settings(settings, configured_sections(settings))
     assert sum(row.value == "***" for row in rows) == len(SECRET_PATHS) == 5
     shown = [
         repr(settings),
@@ -298,5 +298,5 @@ def test_validation_error_never_contains_secrets(model: type[SectionModel]) -> N
 
 
 def test_raw_service_values_are_not_dumped() -> None:
-    settings = Settings.model_validate({"owned": {"urza": {"token": "hunter22"}}})
+    settings = Settings.model_validate({"service_sections": {"urza": {"token": "hunter22"}}})
     assert "hunter22" not in f"{settings!r}{settings.model_dump()}{settings.model_dump_json()}"

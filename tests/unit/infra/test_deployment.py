@@ -24,7 +24,7 @@ from support.infra.compose_files import (
     stages,
 )
 
-from esper.config import OWNED_SECTIONS, get_service_config, load_settings
+from esper.config import SERVICE_SECTIONS, get_service_config, load_settings
 from esper.embedded.jars import KAFKA_VERSION
 from esper.embedded.postgres import PROGRAM
 
@@ -99,7 +99,7 @@ def test_service_environment_gives_needed_settings(name: str) -> None:
     settings = load_settings(environ=environment)
     received = {s for s in ("kafka", "postgres", "s3") if getattr(settings, s) is not None}
     assert received == NEEDS[name]
-    for section in OWNED_SECTIONS:
+    for section in SERVICE_SECTIONS:
         get_service_config(section, settings)
     for variable, value in image.items():
         assert environment_of(service).get(variable, value) == value, "the image and the compose file disagree"

@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import PackageNotFoundError
+from platform import python_version
 from typing import Any
 
 import asyncpg
@@ -23,7 +25,7 @@ from esper.cli.metrics import catalogue, markdown
 from esper.config import load_settings
 from esper.errors import ConfigError, InvariantError, UnavailableError
 from esper.logging import incoming_trace
-from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem
+from esper.metrics import Health, Kind, Meter, MetricsAddress, MetricsServer, Problem, client_metrics
 from esper.oona.log_reader import StoredRecord
 from esper.oona.progress_watch import Stall
 from esper.oona.records import Position
@@ -96,9 +98,21 @@ def test_invalid_metric_name_raises(kind: Kind, name: str) -> None:
         Meter().probe(kind, name, "help", lambda: 1.0)
 
 
+def test_build_info_needs_no_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Esper imported from a source tree has no package metadata."""
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("esper.metrics.client_metrics.version", version)
+    meter = Meter()
+    client_metrics.show_build(meter, "worker")
+    assert scraped(meter) == {("esper_build_info", ("worker", python_version(), "unknown")): 1}
+
+
 def test_histogram_name_without_unit_raises() -> None:
     with pytest.raises(InvariantError, match="unit"):
-        Meter().histogram("esper_worker_fold", "help")
+        Meter().histogram("esper_worker_projection", "help")
 
 
 def test_metric_without_value_is_absent() -> None:
