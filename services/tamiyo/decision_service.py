@@ -146,17 +146,13 @@ class DecisionService:
     async def _resend_command(self, decision: UncommandedDecision) -> None:
         """Send the command of a decision in the log, with kernel and stage from the view that the decision names."""
         view = await read_recorded_view(self._settings.need_kafka(), decision)
-        choices = None if view is None else legal_choices(view)
-        index = None if choices is None else choices.find(decision)
-        if choices is None or index is None:
-            self._queue.abandon_command(decision.event_id)
-            _log.warning(
-                "decision.view_missing",
-                run=decision.run_id,
-                boundary=decision.boundary,
-                digest=decision.view_digest,
-                detail="no command is sent: the log does not hold the view of this decision",
-            )
+        if view is None:
+            self._abandon_command(decision, "the log does not hold its view")
+            return
+        choices = legal_choices(view)
+        index = choices.find(decision)
+        if index is None:
+            self._abandon_command(decision, "its choice is not legal in its view")
             return
         command = command_message(
             decision,
@@ -168,6 +164,11 @@ class DecisionService:
         await self._producer.send(command)
         self._queue.mark_commanded(decision.event_id)
         self.metrics.command_recorded(is_resent=True)
+
+    def _abandon_command(self, decision: UncommandedDecision, reason: str) -> None:
+        self._queue.abandon_command(decision.event_id)
+        fields = {"run": decision.run_id, "boundary": decision.boundary, "digest": decision.view_digest}
+        _log.warning("decision.command_abandoned", reason=reason, **fields)
 
     @property
     def _is_following(self) -> bool:

@@ -89,16 +89,16 @@ class TamiyoMetrics(ProcessMetrics):
         self._num_pending = len(pending)
 
     def poll_succeeded(self) -> None:
-        """A poll succeeded."""
+        """Note a successful poll."""
         self._polled_at, self._problem = self._clock(), ""
 
     def poll_failed(self, error: BaseException) -> None:
-        """A poll failed because a service is unavailable."""
+        """Count a poll that failed because a service is unavailable."""
         self._problem = str(error) or type(error).__name__
         self._poll_failures.labels(type(error).__name__).inc()
 
     def decision_failed(self, step: str) -> None:
-        """Count the failure of one boundary, whose decision is then WAIT; ``step`` is view, policy or record."""
+        """Count a failure at one boundary; ``step`` is view, policy or record."""
         self._failures.labels(step).inc()
 
     def decisions_superseded(self, count: int) -> None:
@@ -106,21 +106,21 @@ class TamiyoMetrics(ProcessMetrics):
         self._superseded.inc(count)
 
     def policy_loaded(self, policy: str, version: int) -> None:
-        """This version is loaded and decides from now on."""
+        """Note the version that decides from now on."""
         self._policy, self._load_problem = (policy, str(version)), None
         self._loads.labels("loaded").inc()
 
     def policy_confirmed(self) -> None:
-        """The version that decides is the activated one."""
+        """Note that the version that decides is the activated one."""
         self._load_problem = None
 
     def policy_load_failed(self, problem: str) -> None:
-        """The activated version cannot be loaded; the previous one keeps deciding."""
+        """Note why the activated version cannot be loaded; the previous one keeps deciding."""
         self._load_problem = problem
         self._loads.labels("failed").inc()
 
     def decision_recorded(self, decision: OonaMessage, seconds: float) -> None:
-        """Count a decision that Kafka has, with its command if it has one."""
+        """Count a decision that Kafka has; ``seconds`` since the poll that found its boundary."""
         event = decision.data
         assert isinstance(event, DecisionMade)
         self._decisions.labels(event.action, str(event.stale).lower()).inc()

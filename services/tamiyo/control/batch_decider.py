@@ -1,4 +1,4 @@
-"""Decides a batch of boundaries: from their rows to decisions and commands in the log.
+"""Decides a batch of boundaries: reads their rows, calls the policy, writes decisions and commands to the log.
 
 The order of the steps is the design:
 1. Read the rows of all boundaries, in as many parallel parts as the pool has connections, each part in one
@@ -91,7 +91,7 @@ class BatchDecider:
         sampled = await asyncio.to_thread(active.policy.choose_all, [view for _p, view in viewed]) if viewed else []
         decisions = [self._decision(*one, active) for one in zip(viewed, sampled, strict=True)]
         for pending, error in results:
-            if isinstance(error, BaseException) and self._is_abandoned(pending, error):
+            if isinstance(error, BaseException) and self._view_failed(pending, error):
                 decisions.append(_wait(pending, active, FAILED_VIEW_REASON.format(_describe(error))))
         await self._write(decisions, active)
 
@@ -153,7 +153,7 @@ class BatchDecider:
         )
         return _Decision(pending, message, view, command)
 
-    def _is_abandoned(self, pending: PendingBoundary, error: BaseException) -> bool:
+    def _view_failed(self, pending: PendingBoundary, error: BaseException) -> bool:
         """Report a boundary whose view cannot be made, and schedule a retry; True if it was tried for long enough."""
         self._metrics.decision_failed("view")
         is_over = self._queue.view_failed(pending)
@@ -171,8 +171,8 @@ class BatchDecider:
         for decision, _position in written:
             self._report(decision)
         await self._write_commands([(d, position) for d, position in written if d.command is not None], errors)
-        for error in errors:
-            raise error
+        if errors:
+            raise errors[0]
 
     async def _write_views(
         self, decisions: Sequence[_Decision], active: ActivePolicy, errors: list[EsperError]

@@ -117,7 +117,10 @@ class LegalChoices(Sequence[Choice]):
         return Action.GERMINATE, seed, int(self.kernels_by_shape[shape][offset])
 
     def find(self, decision: DecisionMade | UncommandedDecision) -> int | None:
-        """Return the index of the choice that a decision names; None if it is not legal here."""
+        """Return the index of the choice that a decision names; None if it is not legal.
+
+        In the view that a decision was made on, its choice is always legal: nothing but the view decides that.
+        """
         wanted = (decision.action, decision.layer_id, decision.seed_id, decision.blueprint_id)
         for n, choice in enumerate(self):
             seed, kernel = choice.seed, choice.kernel

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 from uuid import UUID
 
-from esper.errors import ContractError
+from esper.errors import ContractError, NewerVersionError
 from esper.graph.graph_view import GraphView
 from esper.schemas.enums import ReportMethod
 from esper.services.tamiyo.control.recorded_view import unpack_view
@@ -30,7 +30,7 @@ class DecisionOutcome:
         reward: in units of the metric; 0 by definition for WAIT.
         reward_variance: of the reward's estimate; None for WAIT, and if the report has none.
         method: how the reward was estimated; None for WAIT.
-        is_placebo: a `noop` kernel germinated: the reward is 0 by definition, and it helps never.
+        is_placebo: the germinated kernel is a `noop`, which adds nothing: the reward is 0 by definition.
     """
 
     run_id: str
@@ -80,10 +80,13 @@ class StoredExperience(DecisionOutcome):
         """Unpack the view.
 
         Raises:
-            ContractError: the view is damaged, or its digest is another one.
+            ContractError: the view is damaged, or has another digest.
+            NewerVersionError: a newer program wrote the view.
         """
         try:
             view = unpack_view(self.view_zstd, self.view_digest)
+        except NewerVersionError:
+            raise
         except ContractError as error:
             raise ContractError(f"the view of boundary {self.key} cannot be read: {error}; replay again") from None
         fields = {n: getattr(self, n) for n in DecisionOutcome.__dataclass_fields__}

@@ -62,15 +62,15 @@ async def replay(
             found = await log_range.bounds(reader)
         else:
             found = replace(bounds, lost=lost_offsets(await reader.first_offsets()))
-        pass_ = _LogPass(reader, found, log_range, on_progress)
-        await pass_.read_all()
-        total = len(pass_.index.decisions)
+        log_pass = _LogPass(reader, found, log_range, on_progress)
+        await log_pass.read_all()
+        total = len(log_pass.index.decisions)
 
         def report(num: int) -> None:
             on_progress(ReplayProgress("joining decisions", num, max(num, total)))
 
-        joined = join_experiences(pass_.index, rent, found.contains, report)
-        return Replay(found, joined, pass_.num_records)
+        joined = join_experiences(log_pass.index, rent, found.contains, report)
+        return Replay(found, joined, log_pass.num_records)
 
 
 class _LogPass:

@@ -1,4 +1,4 @@
-"""Off-policy evaluation: how good a policy would have been on decisions that another policy made. Numpy only.
+"""Off-policy evaluation: how good a policy would have been on decisions that another policy made.
 
 With b the probability of the logged choice under the behaviour policy, c the probability that its outcome was measured,
 e its probability under the target policy, r the reward, w = e / (b c), and q a model of the reward:
@@ -238,9 +238,12 @@ def compare(
     bootstrap = _Bootstrap(logged, settings)
     estimators = {t.name: _Estimators(logged, t, predicted_rewards, bootstrap) for t in targets}
     estimates = {t.name: _estimate(logged, t, estimators[t.name], bootstrap) for t in targets}
-    others = [t.name for t in targets if candidate is not None and t.name != candidate]
-    differences = tuple(_difference(estimators, estimates, (candidate or "", other), bootstrap) for other in others)
-    return Comparison(len(logged), bootstrap.num_runs, estimates, differences)
+    differences = [
+        _difference(estimators, estimates, (candidate, t.name), bootstrap)
+        for t in targets
+        if candidate is not None and t.name != candidate
+    ]
+    return Comparison(len(logged), bootstrap.num_runs, estimates, tuple(differences))
 
 
 class _Bootstrap:
@@ -343,7 +346,7 @@ def expanded_tail(level: float, num_runs: int) -> float:
     """
     if num_runs < 2:
         return 0.0
-    from scipy import stats  # takes a second to import, which read-only commands must not pay
+    from scipy import stats  # imported here: it takes a second or more, and most commands do not need it
 
     t = stats.t.ppf(0.5 + level / 2.0, num_runs - 1)
     return float(stats.norm.cdf(-t * math.sqrt(num_runs / (num_runs - 1))))

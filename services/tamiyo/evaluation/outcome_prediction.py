@@ -64,7 +64,7 @@ def outcome_accuracy(threshold: float, held_out: PredictedOutcome, floor: float)
     expected, reward = held_out
     if not len(reward):
         return None
-    from scipy import stats  # takes a second to import, which read-only commands must not pay
+    from scipy import stats  # imported here: it takes a second or more, and most commands do not need it
 
     helped = reward > floor
     num_correct = int(((expected > threshold) == helped).sum())

@@ -107,7 +107,7 @@ def noise_floor(differences: Sequence[float]) -> NoiseFloor:
     Raises:
         ValueError: there are fewer than ``MIN_DIFFERENCES``, or one is not finite.
     """
-    from scipy import stats  # takes a second to import, which read-only commands must not pay
+    from scipy import stats  # imported here: it takes a second or more, and most commands do not need it
 
     count = len(differences)
     if count < MIN_DIFFERENCES:

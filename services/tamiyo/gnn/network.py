@@ -24,8 +24,8 @@ from esper.services.tamiyo.gnn.pooling import Scatter, find_scatter
 from esper.services.tamiyo.gnn.view_arrays import input_names
 
 LEVELS = (Level.RUN, Level.LAYER, Level.SEED, Level.KERNEL)
-PLAIN = {Level.RUN: 3, Level.LAYER: 3, Level.SEED: 3, Level.KERNEL: 1}
-"""Outputs of the linear part by level: germinate, cull and fossilize; of a kernel germinate alone."""
+NUM_LINEAR_OUTPUTS = {Level.RUN: 3, Level.LAYER: 3, Level.SEED: 3, Level.KERNEL: 1}
+"""Outputs of the linear model of each level: germinate, cull and fossilize; of a kernel germinate alone."""
 MAX_DEVIATION = 5.0
 """Scaled inputs are clipped to this many standard deviations of the training set."""
 
@@ -96,7 +96,7 @@ class PolicyNetwork(nn.Module):
         self.of_seed = nn.Linear(width, width + 3)  # the bilinear form's left side; germinate, cull, fossilize
         self.of_kernel = nn.Linear(width, width + 1)
         self.plain = nn.ModuleDict(
-            {level: nn.Linear(len(input_names(level)), n, bias=False) for level, n in PLAIN.items()}
+            {level: nn.Linear(len(input_names(level)), n, bias=False) for level, n in NUM_LINEAR_OUTPUTS.items()}
         )
         self.value = nn.Linear(width, 1)
         self.register_buffer("reward_scale", torch.ones(()))

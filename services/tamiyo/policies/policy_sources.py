@@ -1,6 +1,6 @@
-"""Where policies load from: for each kind a source that makes one, from settings or from weights in S3.
+"""Sources of policies: for each kind, a source that makes one from settings or from weights in S3.
 
-A new kind needs a function from a blob's bytes to a policy, in a ``WeightsSource``, under its name in
+A new kind needs a function that makes a policy from the bytes of a blob: pass it to a ``WeightsSource`` in
 ``sources_by_kind``.
 """
 

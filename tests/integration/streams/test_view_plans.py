@@ -90,7 +90,7 @@ async def connection(own_database: PostgresSettings) -> AsyncIterator[asyncpg.Co
     async with found.transaction():
         await make_partitions(found, [date(2026, 1, 1)])
     await fill_library(found, 500)
-    await fill_runs(found, Runs("live", NUM_ACTIVE, "running", told_at_days=9))
+    await fill_runs(found, Runs("live", NUM_ACTIVE, "running", last_event_days=9))
     await fill_runs(found, Runs("dead", 200, "running", num_boundaries=4))
     await fill_runs(found, Runs("old", 2_000, num_boundaries=4))
     await analyzed(found)

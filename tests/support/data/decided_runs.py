@@ -4,13 +4,10 @@
 writes any number of runs into partitions: in any order that keeps each run's own, with duplicates and gaps of offsets.
 """
 
-import base64
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
-
-import zstandard
 
 from esper.graph.features import VIEW_VERSION
 from esper.graph.graph_view import NO_HEALTH, EpochView, GraphView, KernelView, LayerView, SeedView
@@ -21,6 +18,7 @@ from esper.schemas import events, ids
 from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.schemas.messages import OonaMessage
 from esper.services.tamiyo.control.legal_choices import Choice, legal_choices
+from esper.services.tamiyo.control.recorded_view import pack_view
 from esper.services.tamiyo.dataset.experiences import Key
 from esper.services.tamiyo.policies import EpsilonSoft
 from esper.services.tamiyo.policies.baselines import RandomPolicy
@@ -75,7 +73,7 @@ def a_view(rng: random.Random, key: Key) -> GraphView:
 def recorded(view: GraphView, **changed: Any) -> events.ViewRecorded:
     fields: dict[str, Any] = {
         "run_id": view.run_id, "incarnation": view.incarnation, "boundary": view.boundary, "view_version": VIEW_VERSION,
-        "digest": view.digest, "view_zstd": base64.b64encode(zstandard.compress(view.to_bytes())),
+        "digest": view.digest, "view_zstd": pack_view(view),
     }  # fmt: skip
     return events.ViewRecorded(**{**fields, **changed})
 

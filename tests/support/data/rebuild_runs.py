@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from support.events.tamiyo_run_events import trainer_message
 from typer.testing import CliRunner
 
 from esper.cli.app import app
@@ -12,7 +13,7 @@ from esper.config import Settings
 from esper.oona.admin.topics import cluster_id
 from esper.oona.log_reader import beginning_offsets, read_range
 from esper.oona.producer import OonaProducer
-from esper.schemas import events, ids
+from esper.schemas import events
 from esper.schemas.assets import LayerNode
 from esper.schemas.messages import OonaMessage
 from esper.schemas.operational import HealthSignal
@@ -25,27 +26,23 @@ from esper.streams.worker.batch_projection import Batch, project_batch
 LAYER = LayerNode(layer_id="fc1", kind="linear", num_features=8, num_parameters=72, num_seeds=1)
 
 
-def trainer_message(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
-    body = event(run_id=run_id, incarnation=1, sequence=sequence, step=sequence, **fields)
-    return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
-
-
 def started(run_id: str) -> OonaMessage:
-    return trainer_message(run_id, 0, events.RunStarted, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
+    return trainer_message(run_id, 0, events.RunStarted, step=0, model="Net", layers=(LAYER,), edges=(), boundary_steps=9,
                 command_offset=0)  # fmt: skip
 
 
 def epochs(run_id: str, numbers: range) -> list[OonaMessage]:
     """Epoch n has sequence n: so the highest sequence says how many rows there must be."""
     return [
-        trainer_message(run_id, n, events.EpochCompleted, epoch=n, metrics={"val_accuracy": n / 1000}) for n in numbers
+        trainer_message(run_id, n, events.EpochCompleted, step=n, epoch=n, metrics={"val_accuracy": n / 1000})
+        for n in numbers
     ]
 
 
 def health(run_id: str, steps: range) -> list[OonaMessage]:
     signal = HealthSignal(layer_id="fc1", seed_id=0, chunk_id=0, epoch=0, health_score=0.5, activation_mean=0.25)
     return [
-        trainer_message(run_id, n, events.LayerHealthMeasured, epoch=0, layer_id="fc1", signals=(signal,))
+        trainer_message(run_id, n, events.LayerHealthMeasured, step=n, epoch=0, layer_id="fc1", signals=(signal,))
         for n in steps
     ]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 HISTORY = """
 INSERT INTO runs SELECT format('%s-%s', f.prefix, n), 'Net', f.status, 1, 700, 9, '{"epochs": 10}', NULL, '',
-    timestamptz '2026-01-01Z', NULL, timestamptz '2026-01-01Z' + n * interval '1 s' + f.told_at_days * interval '1 day'
+    timestamptz '2026-01-01Z', NULL, timestamptz '2026-01-01Z' + n * interval '1 s' + f.last_event_days * interval '1 day'
 FROM filling AS f, generate_series(1, f.count) AS n;
 
 INSERT INTO incarnations SELECT format('%s-%s', f.prefix, n), i, NULLIF(i - 1, 0), 0, '[]', 0, gen_random_uuid(), NULL,
@@ -85,14 +85,14 @@ ON CONFLICT DO NOTHING
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs alike, named ``<prefix>-1`` and so on; ``told_at_days`` of the same clock for all."""
+    """Equal runs named ``<prefix>-1`` and so on; ``last_event_days`` makes their newest event later by so many days."""
 
     prefix: str
     count: int
     status: str = "completed"
     num_boundaries: int = 60
     num_layers: int = 4
-    told_at_days: int = 0
+    last_event_days: int = 0
     num_seeds: int = 2
 
 
@@ -100,7 +100,7 @@ async def fill_runs(connection: Any, runs: Runs) -> None:
     """Insert completely projected runs with decisions up to the boundary before their last."""
     await connection.execute(
         "CREATE TEMPORARY TABLE filling (prefix text, count integer, status text, num_boundaries integer, "
-        "num_layers integer, told_at_days integer, num_seeds integer)"
+        "num_layers integer, last_event_days integer, num_seeds integer)"
     )
     await connection.execute("INSERT INTO filling VALUES ($1, $2, $3, $4, $5, $6, $7)", *astuple(runs))
     await connection.execute(HISTORY)

@@ -24,6 +24,7 @@ from esper.graph.graph_view import GraphView
 from esper.oona.admin.topics import cluster_id
 from esper.oona.log_reader import end_offsets, partition_of, read_range
 from esper.schemas import ids
+from esper.schemas.enums import Action
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import BLUEPRINTS, DECISIONS, LIFECYCLE, RUNS, TELEMETRY, VIEWS, TopicSpec
 from esper.services.tamiyo.control.legal_choices import WAIT
@@ -80,7 +81,10 @@ async def test_replay_digest_is_stable_as_the_log_grows(mine: Settings, tmp_path
     code, printed = await esper(mine, "tamiyo", "replay", "--runs", "grow*", "--into", str(tmp_path / "seen"), "-q")
     assert code == 0, printed
     assert f"digest {first.joined.experiences.digest}" in printed
-    assert "no fork measured" not in printed
+    measured = first.joined.measured
+    assert measured[Action.GERMINATE][0] > 0, "forks measured some germinations"
+    for action, (num_rewarded, num_eligible) in measured.items():
+        assert re.search(rf"{action}[^0-9\n]+{num_eligible}[^0-9\n]+{num_rewarded}\b", printed), printed
     # then another run, duplicates of everything, and a new run that matches the pattern
     await send(mine, messages_of([generate_run("other", random.Random(9), 12)]))
     await send(mine, messages_of(stories))

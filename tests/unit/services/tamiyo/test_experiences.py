@@ -245,6 +245,14 @@ def test_view_with_other_bytes_is_rejected() -> None:
             replace(one, view_zstd=forged).to_experience()
 
 
+def test_stored_view_of_a_newer_program_asks_for_an_upgrade() -> None:
+    (one,) = joined(records_of(one_whole()[0])).experiences.stored
+    data = encode_view(one.to_experience().view).replace(b'"view_version":2', b'"view_version":9')
+    newer = replace(one, view_digest=hashlib.sha256(data).hexdigest(), view_zstd=zstandard.compress(data))
+    with pytest.raises(NewerVersionError):
+        newer.to_experience()
+
+
 def test_two_experiences_of_one_boundary_are_rejected() -> None:
     (one,) = joined(records_of(one_whole()[0])).experiences.stored
     with pytest.raises(ValueError, match="two experiences of boundary"):

@@ -96,8 +96,8 @@ def test_runs_are_held_out_by_pattern() -> None:
     split = split_by_pattern(MANY.experiences, ["r1", "r1?"])
     assert set(split.held_out.runs) == {r for r in MANY.experiences.runs if r == "r1" or r[:-1] == "r1"}
     assert set(split.train.runs) == set(MANY.experiences.runs) - set(split.held_out.runs)
-    with pytest.raises(ConfigError, match=r"ground-9-\* leave 20 to train on and 0 held out.*change --held-out-runs"):
-        split_by_pattern(MANY.experiences, ["ground-9-*"])
+    with pytest.raises(ConfigError, match=r"corpus-9-\* leave 20 to train on and 0 held out.*change --held-out-runs"):
+        split_by_pattern(MANY.experiences, ["corpus-9-*"])
 
 
 # evaluation

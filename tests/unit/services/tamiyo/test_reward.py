@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 from esper.schemas.enums import Action
 from esper.schemas.events import FieldReported, ForkedPair
-from esper.services.tamiyo.evaluation.reward import (
-    MIN_DIFFERENCES,
-    noise_floor,
-    reward,
-    reward_of,
-)
+from esper.services.tamiyo.evaluation.reward import MIN_DIFFERENCES, noise_floor, reward, reward_of
 from esper.services.tamiyo.settings import RentSettings
 
 GAINS = st.floats(-1, 1)
