@@ -104,7 +104,7 @@ def redrive_dead_letters(
     reason: str = typer.Option("redriven by hand", help="Reason; recorded on system.redrives."),
     limit: int = typer.Option(1_000, min=1, help="Redrive at most this many."),
     again: bool = typer.Option(False, "--again", help="Include dead letters that were already redriven."),
-    unreadable: bool = typer.Option(False, "--unreadable", help="Include records that still cannot be decoded."),
+    undecodable: bool = typer.Option(False, "--undecodable", help="Include records that still cannot be decoded."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be sent, and send nothing."),
 ) -> None:
     """Send dead letters to their topics again. Consumers process each event once, however often it is sent."""
@@ -113,13 +113,13 @@ def redrive_dead_letters(
     kafka = load_settings().need_kafka()
     dead_letters, redriven = asyncio.run(_find(kafka, topic, where))
     candidates = [d for d in dead_letters if again or not is_redriven(d, redriven)]
-    problems = [(d, "" if unreadable else decode_problem(d)) for d in candidates]
+    problems = [(d, "" if undecodable else decode_problem(d)) for d in candidates]
     broken = [(d, problem) for d, problem in problems if problem]
-    readable = [d for d, problem in problems if not problem]
-    chosen = readable[:limit]
+    decodable = [d for d, problem in problems if not problem]
+    chosen = decodable[:limit]
     print_line(
         f"{len(dead_letters):,} dead letters match: {len(dead_letters) - len(candidates):,} already redriven, "
-        f"{len(broken):,} still cannot be decoded, {len(readable) - len(chosen):,} over the limit"
+        f"{len(broken):,} still cannot be decoded, {len(decodable) - len(chosen):,} over the limit"
     )
     for dead_letter, problem in broken[:MAX_EXAMPLES]:
         print_line(f"  skipped {_format_position(dead_letter.origin)}: {escape(problem)}")

@@ -175,7 +175,7 @@ async def test_undecodable_redrive_keeps_its_first_origin(fresh_stack: EmbeddedS
             return found if len(found) == count else []
 
         (first,) = await wait_until_async(lambda: dead_letters(1), 30, "the dead letter")
-        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", "redrive", "--unreadable")
+        code, printed = await asyncio.to_thread(cli, fresh_stack, tmp_path, "dlq", "redrive", "--undecodable")
         assert code == 0, printed
         _first, second = await wait_until_async(lambda: dead_letters(2), 30, "the second dead letter")
     assert (second.attempts, second.first_origin) == (2, first.origin)
