@@ -164,7 +164,7 @@ class PolicyTrainer:
         gains, size = list[Tensor](), self._settings.mini_batch_size
         for start in range(0, len(self._validation.reward), size):
             which = np.arange(start, min(start + size, len(self._validation.reward)))
-            gains.append(self._predict(network, self._validation, which, hide=False)[0])
+            gains.append(self._predict(network, self._validation, which, hide_blueprints=False)[0])
         return torch.cat(gains)
 
     def _evaluate(self) -> float:
@@ -221,7 +221,7 @@ class PolicyTrainer:
         self._optimizer.zero_grad()
         for start in range(0, settings.batch_size, settings.mini_batch_size):
             part = slice(start, start + settings.mini_batch_size)
-            gain, value, reward = self._predict(self.network, self._train, sample.items[part], hide=True)
+            gain, value, reward = self._predict(self.network, self._train, sample.items[part], hide_blueprints=True)
             weights = torch.from_numpy(sample.weights[part].astype(np.float32))
             loss = (weights * (_huber(gain - reward) + settings.value_loss_weight * _huber(value - reward))).sum()
             (loss / settings.batch_size).backward()  # type: ignore[no-untyped-call]
@@ -235,19 +235,17 @@ class PolicyTrainer:
         return total / settings.batch_size
 
     def _predict(
-        self, network: nn.Module, rows: _Rows, which: NDArray[np.int64], *, hide: bool
+        self, network: nn.Module, rows: _Rows, which: NDArray[np.int64], *, hide_blueprints: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return gain, value and reward of some rows, (N,) each, in units of the reward's scale.
 
         Args:
-            hide: replace a share of the blueprints by the unknown one, so that the network learns to score it.
+            hide_blueprints: replace a share of the blueprints by the unknown one, so that the network learns it too.
         """
         batch = GraphBatch.of([rows.arrays[n] for n in which], self.blueprints.codes)
-        if hide:
-            hidden = (
-                torch.rand(len(batch.blueprint), generator=self._generator) < self._settings.anonymous_blueprint_share
-            )
-            batch.blueprint.masked_fill_(hidden, UNKNOWN_BLUEPRINT)
+        if hide_blueprints:
+            draws = torch.rand(len(batch.blueprint), generator=self._generator)
+            batch.blueprint.masked_fill_(draws < self._settings.anonymous_blueprint_share, UNKNOWN_BLUEPRINT)
         scores = network(batch)
         return scores.gain / self._scale, scores.value / self._scale, torch.from_numpy(rows.reward[which]) / self._scale
 

@@ -4,16 +4,15 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from support.conditions import wait_until_async
 from support.data.certified_blueprints import certified_at_once
-from support.events.tamiyo_run_events import is_kernel_offered
+from support.events.run_messages import read_run_messages
+from support.events.tamiyo_run_events import is_kernel_offered, trainer_message
 from support.processes.esper_processes import running, worker
 
 from esper.embedded.stack import EmbeddedStack
 from esper.graph.graph_view import NO_HEALTH, GraphView, KernelView, LayerView, SeedView
-from esper.oona.log_reader import partition_of, read_range
 from esper.oona.producer import OonaProducer
 from esper.schemas import events, ids
 from esper.schemas.assets import Kernel, LayerNode
@@ -34,37 +33,26 @@ KERNEL = Kernel(
 OFFERED = KernelView("affine", 2, "ab" * 32, 200, LayerKind.LINEAR, 24, 48)
 
 
-def made(run_id: str, sequence: int, event: type[events.TrainerEvent], **fields: Any) -> OonaMessage:
-    body = event(run_id=run_id, incarnation=1, sequence=sequence, **fields)
-    return OonaMessage.of(body, id=ids.trainer_event_id(run_id, 1, sequence), source="test")
-
-
 def started(run_id: str) -> OonaMessage:
-    return made(
+    return trainer_message(
         run_id, 0, events.RunStarted, step=0, model="N", layers=(LAYER,), edges=(), boundary_steps=10, command_offset=0
     )
 
 
 def boundary(run_id: str, sequence: int, number: int, **last: int) -> OonaMessage:
     sent = {RUNS.name: sequence - 1, **last}
-    return made(
+    return trainer_message(
         run_id, sequence, events.BoundaryReached, step=10 * number, boundary=number, epoch=0, last_sequences=sent
     )
 
 
-async def read_messages(stack: EmbeddedStack, run_id: str, topic: Any) -> list[OonaMessage]:
-    kafka = stack.settings().need_kafka()
-    records = read_range(kafka, topic, partition=partition_of(run_id, topic))
-    return [r.decode() async for r in records if r.key == run_id.encode()]
-
-
 async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: Path) -> None:
-    run_id, blind = "decided", "blind"  # its chance is drawn from its name: another one may explore
+    run_id, blind = "decided", "blind"  # random draws depend on the run id: with another one the policy may explore
     tamiyo = TamiyoSettings.model_validate(
         {"policy": "schedule", "schedule_every_epochs": 1, "stale_after_s": 0.5, "rng_seed": 1}
     )
     registered = events.KernelRegistered(blueprint_id="affine", kernel=KERNEL)
-    epoch = made(run_id, 1, events.EpochCompleted, step=5, epoch=0, metrics={"val_accuracy": 0.5})
+    epoch = trainer_message(run_id, 1, events.EpochCompleted, step=5, epoch=0, metrics={"val_accuracy": 0.5})
     with running(worker(stack, tmp_path), "worker.ready"):
         async with OonaProducer(stack.settings().need_kafka()) as producer:
             await producer.send_batch(certified_at_once())
@@ -76,19 +64,19 @@ async def test_decisions_commands_and_staleness(stack: EmbeddedStack, tmp_path: 
 
             async def decided() -> bool:
                 await service.tick()
-                return bool(await read_messages(stack, run_id, DECISIONS)) and bool(
-                    await read_messages(stack, blind, DECISIONS)
+                return bool(await read_run_messages(stack, run_id, DECISIONS)) and bool(
+                    await read_run_messages(stack, blind, DECISIONS)
                 )
 
             await wait_until_async(decided, 40, "both decisions")
-        (decision,) = await read_messages(stack, run_id, DECISIONS)
+        (decision,) = await read_run_messages(stack, run_id, DECISIONS)
         assert decision.id == ids.decision_id(run_id, 1, 1)
         assert decision.causation_id == ids.trainer_event_id(run_id, 1, 2)
         assert decision.data.action == "germinate"
-        (stale,) = await read_messages(stack, blind, DECISIONS)
+        (stale,) = await read_run_messages(stack, blind, DECISIONS)
         assert (stale.data.action, stale.data.stale, stale.data.view_digest) == ("wait", True, None)
         assert "view was still incomplete" in stale.data.reason
-        (command,) = await read_messages(stack, run_id, COMMANDS)
+        (command,) = await read_run_messages(stack, run_id, COMMANDS)
         assert (command.id, command.causation_id) == (ids.command_id(decision.id), decision.id)
         await check_crash_between_decision_and_command(stack, tamiyo)
 
@@ -104,7 +92,9 @@ async def check_crash_between_decision_and_command(stack: EmbeddedStack, tamiyo:
     )  # fmt: skip
     blind = uncommanded.model_copy(update={"incarnation": 1, "boundary": 2, "step": 20, "view_digest": "ef" * 32})
     decision = ids.decision_id(run_id, 1, 1)
-    begun = made(run_id, 1, events.BoundaryReached, step=10, boundary=1, epoch=0, last_sequences={RUNS.name: 0})
+    begun = trainer_message(
+        run_id, 1, events.BoundaryReached, step=10, boundary=1, epoch=0, last_sequences={RUNS.name: 0}
+    )
     pending = PendingBoundary(run_id, 1, 1, 10, 0, begun.id, None, datetime(2026, 1, 1, tzinfo=UTC), True)
     async with OonaProducer(stack.settings().need_kafka()) as producer:
         await producer.send_batch([started(run_id), begun, boundary(run_id, 2, 2)])
@@ -116,10 +106,10 @@ async def check_crash_between_decision_and_command(stack: EmbeddedStack, tamiyo:
 
         async def sent() -> bool:
             await service.tick()
-            return bool(await read_messages(stack, run_id, COMMANDS))
+            return bool(await read_run_messages(stack, run_id, COMMANDS))
 
         await wait_until_async(sent, 30, "the command of the decision without one")
-    commands = await read_messages(stack, run_id, COMMANDS)
+    commands = await read_run_messages(stack, run_id, COMMANDS)
     assert {c.id for c in commands} == {ids.command_id(decision)}, "a decision without its view gets no command"
     assert commands[0].data.kernel_sha256 == OFFERED.kernel_sha256
     assert commands[0].data.blueprint_version == OFFERED.blueprint_version

@@ -33,7 +33,7 @@ DECISIONS_READ = f"{DECISIONS.name}[0]"
 
 
 @pytest.mark.timeout(300)
-async def test_a_fitted_policy_is_published_activated_and_decides(
+async def test_fitted_policy_is_published_activated_and_decides(
     mine: Settings, log: EmbeddedStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in QUICK.items():

@@ -102,9 +102,8 @@ async def stopped_before(rivals: Rivals, producer: OonaProducer, run_id: str, to
             [run_started(run_id, LAYERS), epoch_completed(run_id, 1), boundary_reached(run_id, 2, 1)]
         )
         wait_until(lambda: is_stopped(victim), 40, "the controller's stop")
-        if (
-            topic == COMMANDS.name
-        ):  # the other one must find the decision when it resumes; otherwise it may write one too
+        # when it resumes, the other one must find the decision; otherwise it may write one too
+        if topic == COMMANDS.name:
             await wait_until_async(lambda: counting(rivals.stack, run_id), 30, "the decision's row")
     except BaseException:
         victim.kill()
