@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from esper.config import Settings
 from esper.logging import get_logger, traced
@@ -70,9 +70,9 @@ class DecisionService:
         self._queue = PendingBoundaryQueue(tamiyo.stale_after_s)
         self._exits = AsyncExitStack()
         self._pool: Pool
-        self._producer: Any = None
-        self._arbiter: Any = None
-        self._decider: Any = None
+        self._producer: OonaProducer
+        self._arbiter: DecisionArbiter
+        self._decider: BatchDecider
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
@@ -141,7 +141,7 @@ class DecisionService:
 
     def _is_decided(self, pending: PendingBoundary) -> bool:
         """Return whether the log has a decision that the projections do not show yet, usually another controller's."""
-        return bool(self._arbiter.is_decided(pending.run_id, pending.incarnation, pending.boundary))
+        return self._arbiter.is_decided(pending.run_id, pending.incarnation, pending.boundary)
 
     async def _resend_command(self, decision: UncommandedDecision) -> None:
         """Send the command of a decision in the log, with kernel and stage from the view that the decision names."""
