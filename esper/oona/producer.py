@@ -93,7 +93,7 @@ class OonaProducer:
         try:
             async with asyncio.timeout(timeout_s):
                 async for attempt in retry_forever(UnavailableError, *RETRY_S):
-                    if attempt.number > 1:
+                    if attempt.retry_state.attempt_number > 1:
                         is_telemetry = records[0].topic == TELEMETRY.name
                         client_metrics.count_send_retry("telemetry" if is_telemetry else "control")
                     with attempt:

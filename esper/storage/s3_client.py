@@ -233,9 +233,12 @@ class Operation:
         """Await ``send`` until it does not raise ``UnavailableError``; the operation's deadline ends the retries."""
         async for attempt in retry_forever(UnavailableError, *RETRY_S):
             with attempt:
-                return await send()
-            self.problem = str(attempt.error)
-            self.num_retries += 1
+                try:
+                    return await send()
+                except UnavailableError as error:
+                    self.problem = str(error)
+                    self.num_retries += 1
+                    raise
         raise AssertionError("retry_forever ends only with a success")
 
     def note_progress(self, num_bytes: int) -> None:

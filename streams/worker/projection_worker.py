@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+from tenacity import AsyncRetrying
 
 from esper.config import Settings, state_dir
 from esper.errors import EsperError, NewerVersionError, PositionError
@@ -25,7 +26,7 @@ from esper.oona.broker_errors import TRANSIENT_ERRORS as KAFKA_TRANSIENT_ERRORS
 from esper.oona.producer import OonaProducer
 from esper.oona.progress_watch import ProgressWatch, StallReporter
 from esper.oona.records import TopicPartition
-from esper.retry import Attempts, retry_forever
+from esper.retry import retry_forever
 from esper.schemas.topics import TOPICS
 from esper.streams.database.connection_types import Connection, Pool
 from esper.streams.database.connections import connect_pool
@@ -137,7 +138,7 @@ class ProjectionWorker:
             _log.exception("projection.failed", topic=batch.topic, partition=batch.partition, start=batch.start)
             self._stop(tp, f"{type(error).__name__}: {error}")
 
-    def retries(self, on: tuple[type[Exception], ...]) -> Attempts:
+    def retries(self, on: tuple[type[Exception], ...]) -> AsyncRetrying:
         """Unlimited attempts, with the backoff of the settings."""
         return retry_forever(on, RETRY_FIRST_S, self._streams.retry_max_delay_s)
 

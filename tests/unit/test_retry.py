@@ -9,7 +9,7 @@ async def test_retry_forever_ends_with_success() -> None:
     numbers = []
     async for attempt in retry_forever(OSError, 0.001, 0.001):
         with attempt:
-            numbers.append(attempt.number)
+            numbers.append(attempt.retry_state.attempt_number)
             if len(numbers) < 20:
                 raise TimeoutError
     assert numbers == list(range(1, 21))
@@ -19,14 +19,14 @@ async def test_retry_attempts_raises_the_last_error() -> None:
     with pytest.raises(OSError, match="attempt 3"):
         async for attempt in retry_attempts(OSError, 3, 0.001, 0.001):
             with attempt:
-                raise OSError(f"attempt {attempt.number}")
+                raise OSError(f"attempt {attempt.retry_state.attempt_number}")
 
 
 async def test_other_errors_are_not_retried() -> None:
     with pytest.raises(ValueError, match="attempt 1"):
         async for attempt in retry_forever((OSError, KeyError), 0.001, 0.001):
             with attempt:
-                raise ValueError(f"attempt {attempt.number}")
+                raise ValueError(f"attempt {attempt.retry_state.attempt_number}")
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:
