@@ -1,5 +1,6 @@
-"""Two ranks of one model (two_ranks.py) take the same moves in the same step and never part."""
+"""Two ranks of one model (two_rank_scenes.py) take the same moves in the same step and never part."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import two_rank_scenes
+from support.paths import IMPORTS
 
 Ranks = list[dict[str, dict[str, Any]]]
 
@@ -19,7 +21,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     with pytest.MonkeyPatch.context() as patch, log_path.open("wb") as log:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
         command = [sys.executable, two_rank_scenes.__file__, str(store), str(out)]
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": IMPORTS}
+        )
         try:
             first = two_rank_scenes.play(0, store)
             assert child.wait(30) == 0, log_path.read_text()[-3000:]

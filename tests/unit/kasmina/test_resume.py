@@ -257,7 +257,7 @@ def test_checkpoints_of_another_format_are_refused_before_anything_changes(tmp_p
     first_format = {k: v for k, v in run.saved().items() if k not in ("format", "scaler", "ranks")}
     CheckpointStore(tmp_path).save(first_format, 1)
     before = copy.deepcopy(run.model.state_dict())
-    with pytest.raises(ContractError, match="checkpoint of format 1, and this Esper reads format 2"):
+    with pytest.raises(ContractError, match="checkpoint has format 1, and this version of Esper reads format 2"):
         run.training.load_dict(CheckpointStore(tmp_path).load_newest())
     with pytest.raises(ContractError, match="seeds of format 3"):
         run.model.load_seed_state({**run.saved()["seeds"], "format": 3})
