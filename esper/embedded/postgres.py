@@ -50,20 +50,21 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it and wait until it accepts connections; the first start creates Esper's database.
+        """Start it and wait until it accepts connections; create Esper's database if it is missing.
 
         Raises:
             UnavailableError: it does not start; the message has the end of its log.
         """
-        is_new = not (self.root / "data" / "PG_VERSION").exists()
         super().start()
-        if is_new:
-            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER, DATABASE)
+        server = ("-h", "127.0.0.1", "-p", str(self.port), "-U", SUPERUSER)
+        query = f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"
+        if not self._run("psql", *server, "-d", "postgres", "-XAtc", query).strip():  # also after a kill during a start
+            self._run("createdb", *server, DATABASE)
 
     def _prepare(self) -> ChildProcess:
         self._program = self._find_program()
         data = self.root / "data"
-        if not (data / "PG_VERSION").exists():
+        if not data.exists():
             self._initialise(data)
         options = [a for name, value in OPTIONS.items() for a in ("-c", f"{name}={value}")]
         return self._child(
@@ -94,13 +95,19 @@ class EmbeddedPostgres(EmbeddedServer):
             entry = pwd.getpwnam(self._user)
             os.chown(self.root, entry.pw_uid, entry.pw_gid)
         options = ("--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
-        self._run("initdb", "-D", str(data), "-U", SUPERUSER, *options)
+        partial = data.with_name(
+            "data.partial"
+        )  # after a kill, initdb refuses its folder and Postgres does not start in it
+        shutil.rmtree(partial, ignore_errors=True)
+        self._run("initdb", "-D", str(partial), "-U", SUPERUSER, *options)
+        partial.rename(data)
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str) -> str:
         command = [str(self._program / "bin" / program), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, user=self._user, cwd=self.root)
         if done.returncode:
             raise UnavailableError(f"{program} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
 
 
 def _installed_program() -> Path:

@@ -14,6 +14,8 @@ from support.processes.esper_processes import alive
 from support.stacks import running_stack
 
 from esper.embedded import jars
+from esper.embedded.embedded_server import EmbeddedServer
+from esper.embedded.postgres import EmbeddedPostgres
 from esper.embedded.stack import EmbeddedStack
 from esper.errors import EsperError
 
@@ -82,6 +84,27 @@ def test_two_stacks_run_at_once_and_keep_data(stack: EmbeddedStack) -> None:
         assert [p.port for p in other.parts] == ports
         with psycopg.connect(other.postgres.dsn) as connection:
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+
+
+def test_postgres_start_completes_an_interrupted_one(public_folder: Path) -> None:
+    """A kill during initdb leaves a partial folder; a kill before createdb leaves a server without the database."""
+    partial = public_folder / "postgres" / "data.partial"
+    partial.mkdir(parents=True)
+    (partial / "PG_VERSION").write_text("18\n")
+    postgres = EmbeddedPostgres(public_folder / "postgres")
+    try:
+        EmbeddedServer.start(postgres)
+        with psycopg.connect(postgres.dsn_of("postgres")) as connection:
+            names = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+        assert names == {"postgres", "template0", "template1"}
+        postgres.kill()
+        for _n in range(2):
+            postgres.start()
+            with psycopg.connect(postgres.dsn) as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            postgres.stop()
+    finally:
+        postgres.stop()
 
 
 def test_altered_jar_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
