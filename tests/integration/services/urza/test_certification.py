@@ -215,6 +215,9 @@ async def test_retired_blueprint_is_not_offered_and_keeps_kernels(urza: Urza) ->
 
 
 async def test_kernels_are_built_or_refused_for_every_width(urza: Urza) -> None:
+    narrow = named("narrow")
+    await request(urza, proposal(narrow, SHIPPED["low-rank-4"]))
+    await wait_until_status(urza, narrow, "certified")
     run_id = await started(urza, 5, 6, 7, HUGE_WIDTH)
 
     async def is_complete() -> bool:
@@ -223,11 +226,13 @@ async def test_kernels_are_built_or_refused_for_every_width(urza: Urza) -> None:
         return is_known and not left
 
     await wait_until_async(is_complete, DEADLINE_S, "every kernel")
-    linear = {i for i, spec in SHIPPED.items() if "linear" in spec.targets}
+    shipped = {i for i, spec in SHIPPED.items() if "linear" in spec.targets}
+    linear = {narrow} | {i for i in shipped if await status_of(urza, i) == "certified"}
+    assert len(linear) >= len(shipped), "the test of the API's examples retires one at most"
     offered = await offered_to(urza, run_id)
     small = Counter(k["blueprint_id"] for k in offered if k["num_features"] < 10 and k["blueprint_id"] in linear)
     assert small == dict.fromkeys(linear, 3)
-    refused = (await lineage(urza, "low-rank-4")).refusals
+    refused = (await lineage(urza, narrow)).refusals
     assert [r["num_features"] for r in refused] == [HUGE_WIDTH]
     assert "more than 50000000" in refused[0]["reason"]
 
