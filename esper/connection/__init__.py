@@ -1,4 +1,4 @@
-"""Connects a training loop with Oona, without ever making it wait for the network.
+"""Connects a training loop with Kafka and S3, which it never waits for between its start and its end.
 
 Importing the package loads nothing heavy: programs that do not train read its settings.
 """
@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper.connection.connector import connect
-    from esper.connection.follower_link import FollowerLink
     from esper.connection.run_handle import RunHandle
-    from esper.connection.run_link import RunLink
 
-__all__ = ["FollowerLink", "RunHandle", "RunLink", "connect"]
+__all__ = ["RunHandle", "connect"]
 
-_MODULES = {
-    "FollowerLink": "follower_link",
-    "RunHandle": "run_handle",
-    "RunLink": "run_link",
-    "connect": "connector",
-}
+_MODULES = {"RunHandle": "run_handle", "connect": "connector"}
 
 
 def __getattr__(name: str) -> Any:

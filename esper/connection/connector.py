@@ -32,13 +32,12 @@ def connect(
 ) -> RunHandle:
     """Connect a training loop with Esper. Returns a context manager; nothing connects before it is entered.
 
-    With several ranks of a DistributedDataParallel model, every rank calls this: rank 0 talks to Kafka, the others
-    repeat what it does.
+    With several ranks of a DistributedDataParallel model, every rank calls this.
 
     Args:
         model: a model from ``esper.wrap``, or the DistributedDataParallel module around it.
         optimizer: a torch.optim optimizer, or a wrapper around one; the parameters of seeds are added to it.
-        run_id: the name of the run; a new unique one if None. Required to resume.
+        run_id: the name of the run, required to resume; a new unique one if None.
         settings: addresses and credentials of Kafka and S3; from the environment if None.
         options: boundaries, sampling and limits; the defaults if None.
         scheduler: a learning rate scheduler, or anything with ``state_dict``; saved in checkpoints.
@@ -47,6 +46,7 @@ def connect(
         is_resumed: continue the run from its newest checkpoint.
 
     Raises:
+        ConfigError: ``settings`` is None and a setting in the environment is invalid.
         ContractError: the model has no seeds, or it is one of several ranks and not in DistributedDataParallel.
         NotSupportedError: the optimizer cannot take new parameters.
     """

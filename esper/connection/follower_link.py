@@ -1,7 +1,6 @@
 """FollowerLink: the run handle of the ranks above 0. It repeats what rank 0 does.
 
-Never talks to Kafka. Entering, boundaries and checkpoints are collectives: every rank must call ``step`` as often as
-rank 0, and ``checkpoint`` at the same steps.
+Never talks to Kafka. Entering, boundaries and checkpoints are collectives.
 """
 
 import os
@@ -39,11 +38,7 @@ class FollowerLink:
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
-        """Wait until rank 0 has begun or resumed the run, and take over its state.
-
-        Raises:
-            UnavailableError: rank 0 failed to begin.
-        """
+        """Wait for rank 0 to begin or resume the run, and take over its state. Raises UnavailableError if it fails."""
         message, blobs = self._replicas.receive()
         if "failed" in message:
             raise UnavailableError(f"rank 0 could not begin the run: {message['failed']}")
@@ -57,7 +52,7 @@ class FollowerLink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Does nothing: this rank holds no connection."""
+        """Do nothing: this rank has no connection."""
 
     def step(self) -> None:
         """Count an optimizer step; at a boundary, make the changes that rank 0 has made."""

@@ -1,7 +1,7 @@
 """Prometheus metrics of a trainer. They are read from the run at each scrape and cost a training step nothing."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ class TrainerMetrics(ProcessMetrics):
         self._counter("overhead_seconds_total", "Time that Esper used in the training loop.", lambda: run.overhead_s)
         self._gauge("adaptations", "Germinations since the run began.", lambda: ledger.num_adaptations)
         self._gauge("grown_parameters", "Parameters of all active and fossilized seeds.", lambda: _grown(model))
-        self._gauge_by("seeds", "Seeds by stage.", "stage", lambda: _stages(model))
+        self.meter.probe(Kind.GAUGE, "esper_trainer_seeds", "Seeds by stage.", lambda: _stages(model), "stage")
 
     def _add_event_metrics(self) -> None:
         parts, telemetry = self._parts, self._parts.telemetry
@@ -91,9 +91,6 @@ class TrainerMetrics(ProcessMetrics):
 
     def _counter(self, name: str, help: str, read: Callable[[], float | None]) -> None:
         self.meter.probe(Kind.COUNTER, f"esper_trainer_{name}", help, read)
-
-    def _gauge_by(self, name: str, help: str, label: str, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
-        self.meter.probe(Kind.GAUGE, f"esper_trainer_{name}", help, read, label)
 
 
 def _grown(model: MorphableModel) -> float | None:

@@ -18,20 +18,21 @@ class RunHandle(Protocol):
                 run.epoch_completed({"val_accuracy": accuracy})
                 run.checkpoint()
 
-    ``step``, ``epoch_completed`` and ``checkpoint`` never wait for the network: events are written to the outbox on the
-    local disk, and a thread sends them. Kafka may be away for any part of a run; commands then arrive late. Only
-    entering waits for Kafka, and leaving, for ``flush_timeout_s`` at most. A forked process, such as a DataLoader
-    worker, may call every method without effect.
+    ``step``, ``epoch_completed`` and ``checkpoint`` never wait for Kafka or S3: events are written to the outbox on the
+    local disk, and a thread sends them. Once the block has been entered, Kafka may be away for any time; commands then
+    arrive late. Entering waits for Kafka. Leaving waits for it ``flush_timeout_s``, plus a few seconds to disconnect.
+    In a forked process, such as a DataLoader worker, these calls and the end of the block do nothing.
 
     Rank 0 of a run, or its only process, holds a ``RunLink``; the other ranks of a DistributedDataParallel run hold a
-    ``FollowerLink``, which repeats what rank 0 does.
+    ``FollowerLink``, which repeats what rank 0 does. Every rank must make the same calls at the same steps: entering,
+    boundaries and checkpoints wait for all ranks.
 
     Attributes:
         run_id: the name of the run.
         step_number: optimizer steps so far, those before a resume included.
         epoch: completed epochs so far; also the index of the current epoch, from 0.
-        overhead_s: seconds that the calls of this handle have taken in this process.
-        results: set it before the block ends to store the results with the run.
+        overhead_s: seconds that ``step``, ``epoch_completed`` and ``checkpoint`` took in this process; 0 above rank 0.
+        results: set it on rank 0 before the block ends to store the results with the run.
         restored: the ``extra`` of the checkpoint that the run resumed from; None in a new run.
     """
 
@@ -56,9 +57,11 @@ class RunHandle(Protocol):
         """Connect, and begin the run or resume it.
 
         Raises:
-            UnavailableError: no Kafka broker answers, or the outbox cannot be opened.
+            ConfigError: the settings have no Kafka broker.
+            UnavailableError: no broker answers, or the outbox cannot be opened.
             NotAllowedError: the broker refuses this client.
-            ConflictError: the run exists already, or another process has resumed it.
+            OutboxFullError: the disk is full.
+            ConflictError: the run exists already, or another process resumes it at the same time.
             ContractError: the run has no intact checkpoint to resume from, or the checkpoint does not fit the model.
         """
         ...
@@ -66,8 +69,7 @@ class RunHandle(Protocol):
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         """End the run: completed, interrupted (KeyboardInterrupt) or failed (any other exception).
 
-        Waits ``flush_timeout_s`` for Kafka to accept the remaining events. Events that are left stay on the disk;
-        ``esper outbox send`` sends them later.
+        Events that Kafka has not accepted after ``flush_timeout_s`` stay on the disk; ``esper outbox send`` sends them.
         """
         ...
 
@@ -95,12 +97,10 @@ class RunHandle(Protocol):
     def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
         """Save what a resumed run needs: model, seeds, optimizer, scheduler, scaler, random states and counters.
 
-        With several ranks, every rank must call it at the same step.
-
         Args:
             extra: state of the loop itself: plain values and tensors. A resumed run has it in ``restored``.
 
         Returns:
-            Whether the checkpoint was saved; False if the disk is full. The one before stays intact.
+            Whether the checkpoint was saved. If not (the disk is full or fails), the one before is intact.
         """
         ...

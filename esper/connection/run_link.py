@@ -1,8 +1,8 @@
 """RunLink: the run handle of rank 0, or of a run's only process.
 
 Owns the run's counters, its beginning and its end. The training thread writes events to the outbox and reads commands
-from the inbox; ``LinkThread`` talks to the network. Invariant: between entering and leaving, no call waits for the
-network, and a call in a forked process (a DataLoader worker) does nothing.
+from the inbox; ``LinkThread`` talks to Kafka and S3. Invariant: between entering and leaving, no call waits for them,
+and a call in a forked process (a DataLoader worker) does nothing.
 """
 
 import os
@@ -70,9 +70,8 @@ class RunLink:
         self._outbox = Outbox(folder / OUTBOX_FILE, max_pages=options.outbox_max_pages)
         self._spill = Outbox(folder / SPILL_FILE)
         access_history = access_history_path(options.folder, self._model.layers.values())
-        self._link = LinkThread(
-            settings, run_id, self._outbox, self._spill, options, self._model.kernel_cache, access_history
-        )
+        cache = self._model.kernel_cache
+        self._link = LinkThread(settings, run_id, self._outbox, self._spill, options, cache, access_history)
         self._ledger = AdaptationLedger(options.metric)
         self._metrics: TrainerMetrics | None = None
         self._lifecycle_offset = 0
@@ -80,12 +79,10 @@ class RunLink:
 
     @property
     def incarnation(self) -> int:
-        """The number of this attempt at the run: 1 in a new run, one more after each resume."""
         return self._journal.incarnation
 
     @property
     def num_adaptations(self) -> int:
-        """Seeds that have germinated in the run so far."""
         return self._ledger.num_adaptations
 
     def __enter__(self) -> Self:
@@ -148,7 +145,6 @@ class RunLink:
         self._spill.close()
 
     def step(self) -> None:
-        """Count an optimizer step. Call it after each ``optimizer.step()``, before the gradients are cleared."""
         if os.getpid() != self._pid:
             return
         with self._timed():
@@ -163,7 +159,6 @@ class RunLink:
             self._health.begin_step(step + 1)
 
     def epoch_completed(self, metrics: Mapping[str, float]) -> None:
-        """Count an epoch and record its metrics, which should include the option ``metric``."""
         if os.getpid() != self._pid:
             return
         with self._timed():
@@ -173,11 +168,6 @@ class RunLink:
             self.epoch += 1
 
     def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
-        """Save what a resumed run needs; False if the disk is full.
-
-        Args:
-            extra: the training loop's own state: plain values and tensors. A resumed run has it in ``restored``.
-        """
         if os.getpid() != self._pid:
             return False
         with self._timed():
@@ -194,12 +184,7 @@ class RunLink:
         self._boundaries.observers.append(observer)
 
     def report(self, cause: Cause, **fields: Any) -> bool:
-        """Record a field report between boundaries; False if the disk is full.
-
-        Args:
-            cause: the transition that the report is about.
-            fields: of the event ``FieldReported``.
-        """
+        """Record a ``FieldReported`` event about a transition between boundaries; False if the disk is full."""
         return self._journal.try_record(events.FieldReported, cause, step=self.step_number, **fields) is not None
 
     def _save(self, ranks: list[dict[str, Any]]) -> bool:

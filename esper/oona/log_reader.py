@@ -69,13 +69,13 @@ async def assigned_consumer(
 
 async def end_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
     """The offset that the next record of each partition will have."""
-    async with assigned_consumer(kafka, _partitions_of(*topics)) as consumer:
+    async with assigned_consumer(kafka, [tp for topic in topics for tp in topic.partitions]) as consumer:
         return dict(await consumer.end_offsets(consumer.assignment()))
 
 
 async def beginning_offsets(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> dict[TopicPartition, int]:
     """The offset of the oldest record in each partition."""
-    async with assigned_consumer(kafka, _partitions_of(*topics)) as consumer:
+    async with assigned_consumer(kafka, [tp for topic in topics for tp in topic.partitions]) as consumer:
         return dict(await consumer.beginning_offsets(consumer.assignment()))
 
 
@@ -87,19 +87,17 @@ async def read_range(
     start: Mapping[int, int] | None = None,
     end: Mapping[int, int] | None = None,
 ) -> AsyncGenerator[StoredRecord, None]:
-    """Every record of a topic, or of one partition, from ``start`` up to ``end`` (exclusive).
+    """Every record of a topic or of one partition. Records of one partition come in order; partitions interleave.
 
     Args:
         partition: the only partition to read; all of them if None.
         start: partition -> first offset; a partition that is not named is read from its oldest record.
-        end: partition -> offset to stop before; None reads up to the current end of the log.
-
-    Records of one partition come in order; those of different partitions interleave.
+        end: partition -> offset to stop before; a partition that is not named is read up to the current end of the log.
 
     Raises:
         NotAllowedError, UnavailableError: as ``assigned_consumer``.
     """
-    async with assigned_consumer(kafka, _partitions_of(topic, partition=partition)) as consumer:
+    async with assigned_consumer(kafka, _partitions_of(topic, partition)) as consumer:
         assigned = consumer.assignment()
         first = await consumer.beginning_offsets(assigned)
         last = await consumer.end_offsets(assigned)
@@ -139,7 +137,7 @@ async def follow(
     Raises:
         NotAllowedError, UnavailableError: as ``assigned_consumer``.
     """
-    async with assigned_consumer(kafka, _partitions_of(topic, partition=partition)) as consumer:
+    async with assigned_consumer(kafka, _partitions_of(topic, partition)) as consumer:
         for tp in consumer.assignment():
             if start is None:
                 await consumer.seek_to_end(tp)
@@ -150,8 +148,8 @@ async def follow(
                 yield record
 
 
-def _partitions_of(*topics: TopicSpec, partition: int | None = None) -> list[TopicPartition]:
-    return [(t.name, n) for t in topics for n in (range(t.num_partitions) if partition is None else (partition,))]
+def _partitions_of(topic: TopicSpec, partition: int | None) -> list[TopicPartition]:
+    return topic.partitions if partition is None else [(topic.name, partition)]
 
 
 async def _fetch(consumer: Any) -> AsyncIterator[tuple[aiokafka.TopicPartition, StoredRecord]]:

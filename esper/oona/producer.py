@@ -18,7 +18,7 @@ from esper.errors import UnavailableError
 from esper.metrics import client_metrics
 from esper.oona.cloudevents import encode
 from esper.oona.dead_letters.dead_letter import reason_of
-from esper.oona.deliveries import Deliveries, Delivery
+from esper.oona.delivery_results import DeliveryResult, DeliveryResults
 from esper.oona.records import Position, Record
 from esper.oona.renewable_producer import RenewableProducer
 from esper.retry import retry_forever
@@ -84,12 +84,12 @@ class OonaProducer:
         """Send records that are encoded already. Raises as ``send_batch``."""
         return (await self.deliver(records)).positions()
 
-    async def deliver(self, records: Sequence[Record], *, timeout_s: float = DELIVERY_TIMEOUT_S) -> Deliveries:
-        """Send records and return the result of each. Raises nothing of Kafka's.
+    async def deliver(self, records: Sequence[Record], *, timeout_s: float = DELIVERY_TIMEOUT_S) -> DeliveryResults:
+        """Send records and return the result of each; a failure is in the results and is not raised.
 
         Transient failures are retried, with exponential waits and jitter, for ``timeout_s``.
         """
-        deliveries, began = Deliveries(records), time.perf_counter()
+        deliveries, began = DeliveryResults(records), time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
                 async for attempt in retry_forever(UnavailableError, *RETRY_S):
@@ -105,7 +105,7 @@ class OonaProducer:
         _count(deliveries, time.perf_counter() - began)
         return deliveries
 
-    async def _try_send(self, deliveries: Deliveries) -> None:
+    async def _try_send(self, deliveries: DeliveryResults) -> None:
         unsent = deliveries.unsent()
         telemetry = [n for n in unsent if deliveries.records[n].topic == TELEMETRY.name]
         if len(telemetry) in (0, len(unsent)):
@@ -120,7 +120,7 @@ class OonaProducer:
                 raise error
 
 
-def _count(deliveries: Deliveries, seconds: float) -> None:
+def _count(deliveries: DeliveryResults, seconds: float) -> None:
     """Count one send for Prometheus; dead letters also by reason, because each needs an operator."""
     if deliveries.errors:
         tally = Counter((d.record.topic, _outcome(d)) for d in deliveries)
@@ -133,8 +133,8 @@ def _count(deliveries: Deliveries, seconds: float) -> None:
                 client_metrics.count_dead_letter(record.topic.removesuffix(DEAD_LETTER_SUFFIX), reason_of(record))
 
 
-def _outcome(delivery: Delivery) -> str:
-    if delivery.error is None:
+def _outcome(result: DeliveryResult) -> str:
+    if result.error is None:
         return ACKNOWLEDGED
     # an unacknowledged record may be in the log all the same; a refused one never is
-    return "unacknowledged" if isinstance(delivery.error, UnavailableError) else "refused"
+    return "unacknowledged" if isinstance(result.error, UnavailableError) else "refused"

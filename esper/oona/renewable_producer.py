@@ -23,7 +23,7 @@ from esper.errors import ContractError, EsperError, InvariantError, UnavailableE
 from esper.logging import get_logger
 from esper.oona.broker_errors import CLIENT_ERRORS, kafka_error
 from esper.oona.client_options import client_options, started
-from esper.oona.deliveries import Deliveries
+from esper.oona.delivery_results import DeliveryResults
 from esper.oona.records import RECORD_LIMIT_BYTES, Record, TopicPartition, partition_for
 from esper.schemas.topics import DEAD_LETTER_SUFFIX
 
@@ -94,7 +94,7 @@ class RenewableProducer:
         finally:
             await self._exits.aclose()
 
-    async def try_send(self, deliveries: Deliveries, indices: Sequence[int]) -> None:
+    async def try_send(self, deliveries: DeliveryResults, indices: Sequence[int]) -> None:
         """Send these records once, and note the result of each. Raises nothing of Kafka's."""
         producer = self._producer
         try:
@@ -109,7 +109,9 @@ class RenewableProducer:
         if not is_usable and producer is not None:
             await self._replace(producer)
 
-    async def _send_group(self, producer: Any, tp: TopicPartition, indices: list[int], deliveries: Deliveries) -> bool:
+    async def _send_group(
+        self, producer: Any, tp: TopicPartition, indices: list[int], deliveries: DeliveryResults
+    ) -> bool:
         """Send one partition's records. From the first batch that fails on, none counts as sent.
 
         Returns:
@@ -204,7 +206,9 @@ class RenewableProducer:
         return self._producer
 
 
-def _note_failed(deliveries: Deliveries, indices: Sequence[int], culprits: Sequence[int], error: EsperError) -> None:
+def _note_failed(
+    deliveries: DeliveryResults, indices: Sequence[int], culprits: Sequence[int], error: EsperError
+) -> None:
     """Note a failure. A record that the broker refuses for its content is refused alone; the others are resent."""
     deliveries.note_failed(culprits, error)
     if isinstance(error, ContractError):
@@ -214,7 +218,7 @@ def _note_failed(deliveries: Deliveries, indices: Sequence[int], culprits: Seque
 
 
 async def _group_by_partition(
-    producer: Any, deliveries: Deliveries, indices: Iterable[int]
+    producer: Any, deliveries: DeliveryResults, indices: Iterable[int]
 ) -> dict[TopicPartition, list[int]]:
     """The indices of each partition's records, in order; records that no broker accepts are noted as failed."""
     counts: dict[str, int] = {}

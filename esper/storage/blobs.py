@@ -70,7 +70,7 @@ class BlobStore:
     async def put_file(self, path: Path, *, kind: BlobKind = BlobKind.CHECKPOINT) -> str:
         """Store a file of any size and return its SHA-256. A large file is uploaded in parts, a few at a time.
 
-        Checkpoints in S3 use this: they let a run resume on another machine.
+        For checkpoints in S3, from which a run can resume on another machine. Trainers do not upload any yet.
 
         Raises:
             ContractError: the file changed during the upload.

@@ -18,23 +18,17 @@ async def verify_owner(client: S3Client, cluster_id: str) -> None:
     Raises:
         ConflictError: the bucket belongs to another cluster.
     """
-    owner = await _claim(client, cluster_id)
-    if owner != cluster_id:
+    async with client.operation("claim") as operation:
+        owner = await _read_owner(operation)
+        if owner is None:
+            await put(operation, KEY, cluster_id.encode())
+            owner = await _read_owner(operation)  # another cluster may have written its id in between
+    if owner and owner != cluster_id:
         raise ConflictError(
             f"bucket {client.s3.bucket!r} belongs to Kafka cluster {owner}, and these projections to {cluster_id}: the "
             f"blobs of the other cluster would look unreferenced. Set ESPER_S3__BUCKET to the right bucket; if cluster "
             f"{owner} no longer exists, delete the object {KEY!r} from the bucket"
         )
-
-
-async def _claim(client: S3Client, cluster_id: str) -> str:
-    """Claim the bucket unless it has an owner; returns the owner."""
-    async with client.operation("claim") as operation:
-        owner = await _read_owner(operation)
-        if owner is None:
-            await put(operation, KEY, cluster_id.encode())
-            owner = await _read_owner(operation)  # another claim may have come in between
-        return owner or cluster_id
 
 
 async def _read_owner(operation: Operation) -> str | None:

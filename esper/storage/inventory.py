@@ -136,5 +136,5 @@ def _finding(name: BlobName, references: References, problem: str) -> Finding:
 def collectable(
     stored: Mapping[BlobName, StoredBlob], referenced: Collection[str], older_than: datetime
 ) -> list[StoredBlob]:
-    """The blobs that may be deleted: not written since ``older_than``, and their digest is not in ``referenced``."""
+    """The blobs to delete: not written since ``older_than``, and no digest in ``referenced``, whatever the kind."""
     return [b for b in stored.values() if b.digest not in referenced and b.modified_at < older_than]

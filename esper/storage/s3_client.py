@@ -231,15 +231,16 @@ class Operation:
 
     async def retry(self, send: Callable[[], Awaitable[T]]) -> T:
         """Await ``send`` until it does not raise ``UnavailableError``; the operation's deadline ends the retries."""
-        async for attempt in retry_forever(UnavailableError, *RETRY_S):
-            with attempt:
-                try:
-                    return await send()
-                except UnavailableError as error:
-                    self.problem = str(error)
-                    self.num_retries += 1
-                    raise
-        raise AssertionError("retry_forever ends only with a success")
+
+        async def attempt() -> T:
+            try:
+                return await send()
+            except UnavailableError as error:
+                self.problem = str(error)
+                self.num_retries += 1
+                raise
+
+        return await retry_forever(UnavailableError, *RETRY_S)(attempt)
 
     def note_progress(self, num_bytes: int) -> None:
         """Note bytes sent or received: the deadline starts again."""

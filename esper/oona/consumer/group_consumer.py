@@ -72,43 +72,21 @@ class GroupConsumerOptions:
 
 
 class GroupConsumer:
-    """Reads Esper's events as a member of a consumer group; nothing is lost when a process crashes.
+    """Reads Esper's events as a member of a consumer group.
 
-    Members with the same group share the partitions of the topics. A new group starts at the oldest records. Events
-    of one partition, such as those of one run, come in order. Delivery is at least once: a batch is committed after
-    the handler has returned, and is passed to it again when it raises or the process crashes before the commit. A
-    handler that stores its own positions (``load_positions``) handles every event exactly once.
+        async with GroupConsumer(load_settings().need_kafka(), "my-group", [LIFECYCLE], handle_batch) as consumer:
+            await consumer.run()
 
-    An example, which prints each seed that has become a permanent part of its network:
-
-        import asyncio
-
-        from esper.config import load_settings
-        from esper.oona import EventBatch, GroupConsumer
-        from esper.schemas.enums import SeedStage
-        from esper.schemas.events import SeedTransitioned
-        from esper.schemas.topics import LIFECYCLE
-
-
-        async def print_fossilized(batch: EventBatch) -> None:
-            for message, _position in batch.events:
-                event = message.data
-                if isinstance(event, SeedTransitioned) and event.to_stage is SeedStage.FOSSILIZED:
-                    print(f"{event.run_id}: {event.blueprint_id} in {event.layer_id} at step {event.step}")
-
-
-        async def main() -> None:
-            kafka = load_settings().need_kafka()  # ESPER_KAFKA__BOOTSTRAP_SERVERS and others
-            async with GroupConsumer(kafka, "fossilized-seeds", [LIFECYCLE], print_fossilized) as consumer:
-                await consumer.run()
-
-
-        asyncio.run(main())
+    docs/examples/react_to_events.py is a complete program. Members with the same group share the partitions of the
+    topics. A new group starts at the oldest records. Events of one partition, such as those of one run, come in order.
+    Delivery is at least once: a batch is committed after the handler has returned, and is passed to it again when it
+    raises or the process crashes before the commit. A handler that stores its own positions (``load_positions``)
+    handles every event exactly once.
 
     Args:
-        kafka: the broker's addresses and the client's credentials, as in ``load_settings().need_kafka()``.
+        kafka: the broker's addresses and the client's credentials.
         group: the name of the consumer group.
-        topics: of ``esper.schemas.topics``.
+        topics: constants of ``esper.schemas.topics``.
         handler: an async function that gets one ``EventBatch`` at a time for each partition; batches of different
             partitions are handled concurrently. Where it raises ``ConflictError``, the position is loaded again; any
             other error makes the same batch come again, after growing waits.
@@ -116,7 +94,6 @@ class GroupConsumer:
             it is passed. A partition that it does not return starts at its committed position.
         dead_letters: an async function that sends dead letters, as ``OonaProducer.send_records`` does. Without it, a
             record that cannot be decoded stops its partition.
-        options: see ``GroupConsumerOptions``.
 
     Entering the context joins the group; leaving it finishes batches in progress, commits and leaves the group.
 
@@ -163,7 +140,7 @@ class GroupConsumer:
             metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
         names = {t.name for t in self._topics}
-        self._consumer.subscribe(sorted(names), listener=_Listener(self._revoke, self._assign))
+        self._consumer.subscribe(sorted(names), listener=_Listener(self._finish, self._assign))
         await verify_group(self._kafka, self._group)
         join_timeout_s = CONNECT_TIMEOUT_S + options.finish_s + options.session_timeout_s  # a whole rebalance
         await self._exits.enter_async_context(started(self._consumer, self._kafka, join_timeout_s, topics=names))
@@ -227,10 +204,6 @@ class GroupConsumer:
 
     # -- rebalances -------------------------------------------------------------------------
 
-    async def _revoke(self, revoked: Sequence[KafkaTopicPartition]) -> None:
-        """Finish the batches in progress; another member reads the partitions after this returns."""
-        await self._finish(revoked)
-
     async def _assign(self, assigned: Sequence[KafkaTopicPartition]) -> None:
         """Start a task for each partition. Waits for nothing: the rebalance waits for this."""
         self._unassigned_since = None
@@ -278,18 +251,19 @@ class GroupConsumer:
 
     async def _find_start(self, tp: KafkaTopicPartition) -> tuple[int, int, int]:
         """The offset to start at, the first offset in the log, and the end of the log; retried without limit."""
-        async for attempt in retry_forever(Exception, *START_RETRY_S):
-            with attempt:
-                try:
-                    stored = await self._load_positions([tp]) if self._load_positions else {}
-                    first = (await self._consumer.beginning_offsets([tp]))[tp]
-                    end = (await self._consumer.end_offsets([tp]))[tp]
-                    committed = None if tp in stored else await self._consumer.committed(tp)
-                    return stored.get(tp, first if committed is None else committed), first, end
-                except Exception as error:
-                    self._watch.note_problem(tp, f"its position cannot be read: {error!r:.200}")
-                    raise
-        raise AssertionError("retry_forever ends only with a success")
+
+        async def attempt() -> tuple[int, int, int]:
+            try:
+                stored = await self._load_positions([tp]) if self._load_positions else {}
+                first = (await self._consumer.beginning_offsets([tp]))[tp]
+                end = (await self._consumer.end_offsets([tp]))[tp]
+                committed = None if tp in stored else await self._consumer.committed(tp)
+                return stored.get(tp, first if committed is None else committed), first, end
+            except Exception as error:
+                self._watch.note_problem(tp, f"its position cannot be read: {error!r:.200}")
+                raise
+
+        return await retry_forever(Exception, *START_RETRY_S)(attempt)
 
     async def _enqueue(self, tp: KafkaTopicPartition, reader: PartitionReader, records: Sequence[StoredRecord]) -> None:
         if reader.is_finishing:
@@ -314,6 +288,7 @@ class GroupConsumer:
             reader.enqueue(records)
 
     async def _finish(self, partitions: Sequence[TopicPartition]) -> None:
+        """Finish the batches in progress and commit; another member may read the partitions after this returns."""
         self._unassigned_since = time.monotonic()
         for tp in partitions:
             if tp in self._readers:
@@ -358,7 +333,7 @@ OnPartitions = Callable[[Sequence[KafkaTopicPartition]], Awaitable[None]]
 
 
 class _Listener(ConsumerRebalanceListener):
-    """Forwards aiokafka's callbacks. A class of its own, because aiokafka's base class is untyped."""
+    """Forwards aiokafka's callbacks. A separate class, because mypy does not check a class whose base is untyped."""
 
     def __init__(self, revoke: OnPartitions, assign: OnPartitions) -> None:
         self._revoke, self._assign = revoke, assign

@@ -32,7 +32,7 @@ _log = get_logger(__name__)
 
 
 class ReceivedEvent(NamedTuple):
-    """An event, and its position in the log. ``message.data`` is the event, ``message.id`` its unique id."""
+    """An event and its position in the log. ``message.data`` is the event, ``message.id`` its unique id."""
 
     message: OonaMessage
     position: Position
@@ -167,10 +167,10 @@ class PartitionReader:
 
     async def _complete(self, batch: EventBatch, undecodable: Sequence[tuple[StoredRecord, DecodeError]]) -> bool:
         """Take steps 2 to 4; False where the position moved elsewhere or the partition was revoked before step 4."""
-        dead_letters = [dead_letter(record, error, self._reader) for record, error in undecodable]
+        dead_letters, send = [dead_letter(r, error, self._reader) for r, error in undecodable], self._send_dead_letters
         if batch.events and not await self._retried(lambda: self._handler(batch), "the handler"):
             return False
-        if dead_letters and not await self._retried(lambda: self._send(dead_letters), "sending dead letters"):
+        if dead_letters and send and not await self._retried(lambda: send(dead_letters), "sending dead letters"):
             return False
         self._on_handled(self._tp, batch.end)
         self._position = batch.end
@@ -179,11 +179,8 @@ class PartitionReader:
         self._watch.advance(self._tp, batch.end)
         return True
 
-    async def _send(self, dead_letters: Sequence[Record]) -> None:
-        if self._send_dead_letters is not None:
-            await self._send_dead_letters(dead_letters)
-
     async def _retried(self, step: Callable[[], Awaitable[object]], name: str) -> bool:
+        """Take a step until it succeeds; False where the position moved elsewhere or the partition was revoked."""
         async for attempt in retry_forever(Exception, *RETRY_S):
             with attempt:
                 try:

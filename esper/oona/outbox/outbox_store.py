@@ -43,7 +43,7 @@ _SET_METADATA = "INSERT INTO marks (name, value) VALUES (?, ?) ON CONFLICT DO UP
 _OLDEST = "SELECT id, topic, key, value, headers, timestamp_ms FROM outbox WHERE id > ? ORDER BY id LIMIT ?"
 _REMOVE = "DELETE FROM outbox WHERE id <= ?"
 _CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
-_MOVE_TO_REFUSED = """
+_COPY_TO_REFUSED = """
 INSERT OR REPLACE INTO refused
 SELECT id, topic, key, value, headers, timestamp_ms, ? FROM outbox WHERE id = ?
 """
@@ -181,7 +181,7 @@ class Outbox:
         """
         with self._sender_lock:
             try:
-                self._opened(self._sender).execute(_MOVE_TO_REFUSED, (reason, record_id))
+                self._opened(self._sender).execute(_COPY_TO_REFUSED, (reason, record_id))
             except sqlite3.OperationalError as error:
                 raise OutboxFullError(
                     f"the outbox {self.path} cannot store a refused record: {error}; free disk space"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.errors import ContractError
+from esper.oona.records import TopicPartition
 from esper.services.tamiyo.dataset.exclusions import count_by_reason
 from esper.services.tamiyo.dataset.experience_files import read_manifest
 from esper.services.tamiyo.dataset.log_ranges import OffsetBounds, ReplayRange
@@ -79,7 +80,7 @@ def _format_offsets(offsets: Offsets) -> dict[str, int]:
     return {f"{topic}[{n}]": offset for (topic, n), offset in sorted(offsets.items())}
 
 
-def _parse_offsets(offsets: Mapping[str, int]) -> dict[tuple[str, int], int]:
+def _parse_offsets(offsets: Mapping[str, int]) -> dict[TopicPartition, int]:
     found = {}
     for name, offset in offsets.items():
         topic, _bracket, number = name.partition("[")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from esper.errors import ConfigError
 from esper.graph.graph_view import GraphView
+from esper.oona.records import TopicPartition
 from esper.schemas.topics import DECISIONS
 from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.dataset.experiences import Experiences
@@ -163,7 +164,7 @@ def training_card(
     }
 
 
-def training_ranges(begins: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:
+def training_ranges(begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> list[dict[str, Any]]:
     """Return the offsets of the decisions that were trained on, by partition, for the card."""
     topic = DECISIONS.name
     return [

@@ -9,7 +9,7 @@ from esper.oona.records import Position, Record
 _NO_OFFSET = -2  # not -1: a broker that recognizes a resend but no longer has its offset returns -1
 
 
-class Delivery(NamedTuple):
+class DeliveryResult(NamedTuple):
     """The result for one record: ``position``, or the ``error`` that kept it out of the log.
 
     The offset is -1 where the record is a resend whose offset the broker has forgotten.
@@ -20,8 +20,8 @@ class Delivery(NamedTuple):
     error: EsperError | None
 
 
-class Deliveries(Sequence[Delivery]):
-    """The results of one send, in the order of its records. Each ``Delivery`` is created on access."""
+class DeliveryResults(Sequence[DeliveryResult]):
+    """The results of one send, in the order of its records. Each ``DeliveryResult`` is created on access."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
@@ -33,17 +33,17 @@ class Deliveries(Sequence[Delivery]):
         return len(self.records)
 
     @overload
-    def __getitem__(self, index: int) -> Delivery: ...
+    def __getitem__(self, index: int) -> DeliveryResult: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Delivery]: ...
-    def __getitem__(self, index: int | slice) -> Delivery | list[Delivery]:
+    def __getitem__(self, index: slice) -> list[DeliveryResult]: ...
+    def __getitem__(self, index: int | slice) -> DeliveryResult | list[DeliveryResult]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         if self._offsets[index] == _NO_OFFSET:
-            return Delivery(self.records[index], None, self._errors.get(index))
+            return DeliveryResult(self.records[index], None, self._errors.get(index))
         position = Position(self.records[index].topic, self._partitions[index], self._offsets[index])
-        return Delivery(self.records[index], position, None)
+        return DeliveryResult(self.records[index], position, None)
 
     @property
     def errors(self) -> list[EsperError]:
