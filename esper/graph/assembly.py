@@ -10,12 +10,12 @@ from math import isfinite
 from typing import Any
 
 from esper.graph.columnar_sequence import ColumnarSequence
-from esper.graph.features import MAX_EPOCHS, RECENT_STEPS, Level
 from esper.graph.graph_view import EpochView, GraphView, KernelView, LayerView, SeedView
 from esper.graph.health_arrays import Floats, Health, layer_sums, seed_sums
 from esper.graph.health_windows import WINDOW_STEPS, last_complete_window
 from esper.graph.seed_states import SeedKey, SeedState, seed_states
 from esper.graph.view_encoding import Columns
+from esper.graph.view_features import MAX_EPOCHS, RECENT_STEPS, Level
 from esper.graph.view_rows import Row, ViewRows
 from esper.schemas.base import MAX_INT64
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage

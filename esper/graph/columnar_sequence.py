@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
-from esper.graph.features import FEATURES, VOCABULARIES, Feature, Kind, Level
 from esper.graph.view_encoding import Columns
+from esper.graph.view_features import FEATURES, VOCABULARIES, Feature, Kind, Level
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from esper.graph.features import FEATURES, VIEW_VERSION, Feature, Level
+from esper.graph.view_features import FEATURES, VIEW_VERSION, Feature, Level
 
 MARK = "<!-- generated from here on by `python -m esper.graph.feature_docs docs/reference/view-features.md` -->"
 _TITLES = {

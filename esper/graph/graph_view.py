@@ -1,6 +1,6 @@
 """The graph view of a run at a boundary: the input of a decision, and its canonical bytes.
 
-``esper.graph.assembly`` builds it from rows; ``esper.graph.features`` defines each value.
+``esper.graph.assembly`` builds it from rows; ``esper.graph.view_features`` defines each value.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from typing import Any, Self
 
 from esper.errors import ContractError
 from esper.graph.columnar_sequence import ColumnarSequence
-from esper.graph.features import VIEW_VERSION, Level
 from esper.graph.health_windows import FIELDS
 from esper.graph.view_encoding import TABLES, Columns, columns_of, decode, encode
+from esper.graph.view_features import VIEW_VERSION, Level
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 
 NO_HEALTH: Mapping[str, float | None] = MappingProxyType(dict.fromkeys(FIELDS))

@@ -1,4 +1,4 @@
-"""The bytes of a view: the columns that ``esper.graph.features`` declares, in canonical JSON.
+"""The bytes of a view: the columns that ``esper.graph.view_features`` declares, in canonical JSON.
 
 Invariant: views stay in the log forever, so every version stays readable. Older versions are read through the
 upcasters below, one version after the other; a newer version is refused.
@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from esper.errors import ContractError, NewerVersionError
-from esper.graph.features import FEATURES, VIEW_VERSION, Level, value_of
 from esper.graph.health_windows import FIELDS
+from esper.graph.view_features import FEATURES, VIEW_VERSION, Level, value_of
 
 # Ten times as fast as json, with which encoding took half of the time of a view.
 _ENCODER = msgspec.json.Encoder(order="sorted")

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from esper.errors import UnavailableError
-from esper.graph.features import MAX_EPOCHS, RECENT_STEPS
 from esper.graph.health_windows import WINDOW_STEPS, last_complete_window
+from esper.graph.view_features import MAX_EPOCHS, RECENT_STEPS
 from esper.graph.view_rows import Row, ViewRows
 from esper.schemas.topics import BLUEPRINTS, LIFECYCLE, TELEMETRY
 from esper.streams.database.connection_types import Connection

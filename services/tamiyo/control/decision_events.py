@@ -5,8 +5,8 @@ Pure. Ids follow from (run, incarnation, boundary), so a repeated decision for a
 
 from uuid import UUID
 
-from esper.graph.features import VIEW_VERSION
 from esper.graph.graph_view import GraphView
+from esper.graph.view_features import VIEW_VERSION
 from esper.schemas import ids
 from esper.schemas.enums import Action
 from esper.schemas.events import (

@@ -11,8 +11,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from esper.graph.features import Level
 from esper.graph.graph_view import GraphView, KernelView, SeedView
+from esper.graph.view_features import Level
 from esper.schemas.enums import Action, LayerKind, SeedStage
 from esper.schemas.events import DecisionMade
 from esper.schemas.lifecycle import ACTIVE_STAGES

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from esper.config import Settings
-from esper.graph.features import VIEW_VERSION
+from esper.graph.view_features import VIEW_VERSION
 from esper.services.tamiyo.dataset.experience_join import ViewReference
 from esper.services.tamiyo.dataset.experiences import Key
 from esper.streams.replay.replay_projection import ProgressCallback, ignore_progress

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esper.graph.features import Level
+from esper.graph.view_features import Level
 from esper.services.tamiyo.gnn.graph_batch import GraphBatch
 from esper.services.tamiyo.gnn.pooling import Scatter, find_scatter
 from esper.services.tamiyo.gnn.view_arrays import input_names

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from esper.errors import ContractError
-from esper.graph.features import VIEW_VERSION
+from esper.graph.view_features import VIEW_VERSION
 from esper.schemas.base import BlueprintId, FrozenContract, Scalar, Sha256, ShortName, Text
 from esper.services.tamiyo.gnn.gnn_policy import BlueprintVocabulary, GnnPolicy
 from esper.services.tamiyo.gnn.network import LEVELS, NetworkShape, PolicyNetwork

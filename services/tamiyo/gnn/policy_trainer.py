@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from esper.errors import ContractError
-from esper.graph.features import Level
+from esper.graph.view_features import Level
 from esper.services.tamiyo.control.legal_choices import SingleChoice, legal_choices
 from esper.services.tamiyo.dataset.experiences import Experience
 from esper.services.tamiyo.dataset.replay_buffer import PrioritizedReplay

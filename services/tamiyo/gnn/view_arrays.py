@@ -1,7 +1,7 @@
 """Turns a graph view into arrays: the features that the network reads, and their encoding.
 
-The features are those of ``esper.graph.features`` without ids and without counters from the start of a run, so that a
-policy cannot distinguish runs. Every number is encoded as sign(x) log(1 + |x|) with a flag for whether it is known.
+The features are those of ``esper.graph.view_features`` without ids and without counters from the start of a run, so
+that a policy cannot distinguish runs. Every number is encoded as sign(x) log(1 + |x|) with a flag for whether it is known.
 
 L: layers, S: seeds, K: kernels, E: edges.
 """
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from esper.graph.features import FEATURES, VOCABULARIES, Feature, Kind, Level
 from esper.graph.graph_view import GraphView
+from esper.graph.view_features import FEATURES, VOCABULARIES, Feature, Kind, Level
 from esper.services.tamiyo.control.legal_choices import Indices, LegalChoices, SingleChoice, category_codes
 
 Floats = NDArray[np.float32]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from esper.graph.features import VIEW_VERSION
 from esper.graph.graph_view import NO_HEALTH, EpochView, GraphView, KernelView, LayerView, SeedView
+from esper.graph.view_features import VIEW_VERSION
 from esper.oona.cloudevents import encode
 from esper.oona.log_reader import StoredRecord
 from esper.oona.records import Position, TopicPartition, partition_for

@@ -10,9 +10,9 @@ from support.data.reference_health_windows import HealthWindow, change_of, total
 from support.events.view_row_examples import STEP, add_signals, kernel_row, signal, view_rows, window_of, window_row
 
 from esper.graph.assembly import assemble
-from esper.graph.features import MAX_EPOCHS, RECENT_STEPS
 from esper.graph.graph_view import GraphView
 from esper.graph.health_windows import WINDOW_STEPS, last_complete_window
+from esper.graph.view_features import MAX_EPOCHS, RECENT_STEPS
 from esper.schemas.enums import BreakerState, SeedStage
 from esper.schemas.operational import HealthSignal
 

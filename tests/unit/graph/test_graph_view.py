@@ -12,9 +12,9 @@ from support.paths import DOCS, TESTS
 from esper.errors import ContractError, NewerVersionError
 from esper.graph.assembly import assemble
 from esper.graph.feature_docs import replace_feature_tables
-from esper.graph.features import FEATURES, VIEW_VERSION, Level, value_of
 from esper.graph.graph_view import GraphView, digest_of
 from esper.graph.health_windows import FIELDS
+from esper.graph.view_features import FEATURES, VIEW_VERSION, Level, value_of
 from esper.graph.view_rows import ViewRows
 from esper.schemas.enums import SeedStage
 

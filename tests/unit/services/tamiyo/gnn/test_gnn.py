@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from support.data.random_views import drawn_view, permuted
 
 from esper.errors import ConfigError, ContractError
-from esper.graph.features import Level
 from esper.graph.graph_view import GraphView
+from esper.graph.view_features import Level
 from esper.schemas.enums import Action, SeedStage
 from esper.schemas.lifecycle import ACTIVE_STAGES
 from esper.services.tamiyo.control.legal_choices import WAIT, Choice, SingleChoice, legal_choices
