@@ -45,15 +45,12 @@ class CommandObserver(Protocol):
 
     def before_commands(self, commands: Sequence[ReceivedCommand], step: int) -> None:
         """Called before the commands are handled in this order, and before any change of this boundary."""
-        ...
 
     def applied(self, command: ReceivedCommand, transition: Cause, step: int) -> None:
         """Called after a command was applied; ``transition`` identifies the event that records it."""
-        ...
 
     def boundary_passed(self, moves: Sequence[Move]) -> None:
         """Called after all transitions of this boundary."""
-        ...
 
 
 class BoundaryProcessor:

@@ -16,21 +16,14 @@ from esper.schemas.messages import OonaMessage
 
 @dataclass(frozen=True, slots=True)
 class ReceivedCommand:
-    """A command with its kernel, or with the reason why the kernel is unusable.
-
-    Args:
-        offset: of the command in its partition.
-        kernel: for a command that germinates a seed.
-        problem: the reason to reject the command, and its detail.
-        at_step: the step at which an earlier incarnation applied the command; it is applied at that step again.
-    """
+    """A command with its kernel, or with the reason why the kernel is unusable."""
 
     message: OonaMessage
     command: SeedCommand
     offset: int
-    kernel: LoadedKernel | None = None
-    problem: tuple[RejectionReason, str] | None = None
-    at_step: int | None = None
+    kernel: LoadedKernel | None = None  # for a command that germinates a seed
+    problem: tuple[RejectionReason, str] | None = None  # the reason to reject the command, and its detail
+    at_step: int | None = None  # an earlier incarnation applied the command at this step: it is applied there again
 
 
 def rejection_reason(received: ReceivedCommand, incarnation: int, step: int) -> tuple[RejectionReason, str] | None:

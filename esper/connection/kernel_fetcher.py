@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from esper.connection.checkpoints.access_history import load_access_history, save_access_history
@@ -57,9 +56,7 @@ class KernelFetcher:
         load_access_history(self._cache, self._access_history)
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         self._verifier.shutdown(wait=False, cancel_futures=True)
         save_access_history(self._cache, self._access_history)
         _log.info("kernel_cache.closed", **asdict(self._cache.stats))

@@ -38,7 +38,7 @@ from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import COMMANDS, LIFECYCLE, TopicSpec
 from esper.storage.blobs import BlobStore
 
-IDLE_S = 0.02  # between two looks at an empty outbox
+IDLE_S = 0.02  # between two polls of an empty outbox
 RETRY_S = (0.2, 2.0)  # first and longest wait after a failure
 START_TIMEOUT_S = 30.0
 
@@ -47,14 +47,9 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What earlier incarnations did after the checkpoint.
+    """What earlier incarnations did with commands after the checkpoint."""
 
-    Args:
-        applied_at: command id -> the step at which it was applied.
-        rejected: ids of the commands that were rejected.
-    """
-
-    applied_at: dict[UUID, int]
+    applied_at: dict[UUID, int]  # command id -> the step at which it was applied
     rejected: frozenset[UUID]
 
 

@@ -46,12 +46,10 @@ class RunHandle(Protocol):
     @property
     def incarnation(self) -> int:
         """The number of this attempt at the run: 1 in a new run, one more after each resume."""
-        ...
 
     @property
     def num_adaptations(self) -> int:
         """Seeds that have germinated in the run so far."""
-        ...
 
     def __enter__(self) -> Self:
         """Connect, and begin the run or resume it.
@@ -64,14 +62,12 @@ class RunHandle(Protocol):
             ConflictError: the run exists already, or another process resumes it at the same time.
             ContractError: the run has no intact checkpoint to resume from, or the checkpoint does not fit the model.
         """
-        ...
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         """End the run: completed, interrupted (KeyboardInterrupt) or failed (any other exception).
 
         Events that Kafka has not accepted after ``flush_timeout_s`` stay on the disk; ``esper outbox send`` sends them.
         """
-        ...
 
     def step(self) -> None:
         """Count an optimizer step. Call it after each ``optimizer.step()``, before the gradients are cleared.
@@ -83,7 +79,6 @@ class RunHandle(Protocol):
         Raises:
             InvariantError: with several ranks, their steps or seeds differ.
         """
-        ...
 
     def epoch_completed(self, metrics: Mapping[str, float]) -> None:
         """Count an epoch and record its metrics. Call it at the end of each epoch.
@@ -92,7 +87,6 @@ class RunHandle(Protocol):
             metrics: name -> value. Should include the option ``metric`` (``val_accuracy`` by default), by which field
                 reports compare adaptations. NaN and infinity are recorded as null. Those of rank 0 are recorded.
         """
-        ...
 
     def checkpoint(self, extra: Mapping[str, Any] | None = None) -> bool:
         """Save what a resumed run needs: model, seeds, optimizer, scheduler, scaler, random states and counters.
@@ -103,4 +97,3 @@ class RunHandle(Protocol):
         Returns:
             Whether the checkpoint was saved. If not (the disk is full or fails), the one before is intact.
         """
-        ...

@@ -299,7 +299,7 @@ class RunLink:
         self.restored = load_rank_state(saved["ranks"][0])
 
     def _account_for_telemetry(self, step: int) -> None:
-        """Record lost telemetry. The metadata comes first: it counts lost records as settled, and this records them."""
+        """Record lost telemetry, in one transaction with the metadata, which counts the lost records as settled."""
         self._note_settled_telemetry()
         lost = self._link.telemetry.take_lost()
         if lost:
@@ -336,7 +336,7 @@ class RunLink:
             self._metrics.stop()
 
     def _record_crash_losses(self, incarnation: int, num_made: int) -> None:
-        """Record how much telemetry from before the checkpoint a crash may have lost from memory, at most."""
+        """Record an upper bound of the telemetry from before the checkpoint that a crash has lost from memory."""
         metadata = self._outbox.metadata().get(TELEMETRY_METADATA, "0 0")
         settled_incarnation, num_settled = (int(n) for n in metadata.split())
         if settled_incarnation > incarnation:  # a later one resumed from this checkpoint too, and recorded the loss

@@ -1,7 +1,7 @@
 """The result of a send, record by record: the position in the log, or the error that kept it out."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from esper.errors import EsperError, UnavailableError
 from esper.oona.records import Position, Record
@@ -20,8 +20,8 @@ class DeliveryResult(NamedTuple):
     error: EsperError | None
 
 
-class DeliveryResults(Sequence[DeliveryResult]):
-    """The results of one send, in the order of its records. Each ``DeliveryResult`` is created on access."""
+class DeliveryResults:
+    """The results of one send, in the order of its records. Iterating creates a ``DeliveryResult`` for each."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
@@ -29,21 +29,13 @@ class DeliveryResults(Sequence[DeliveryResult]):
         self._offsets = [_NO_OFFSET] * len(records)
         self._errors: dict[int, EsperError] = {}
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @overload
-    def __getitem__(self, index: int) -> DeliveryResult: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[DeliveryResult]: ...
-    def __getitem__(self, index: int | slice) -> DeliveryResult | list[DeliveryResult]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        if self._offsets[index] == _NO_OFFSET:
-            return DeliveryResult(self.records[index], None, self._errors.get(index))
-        position = Position(self.records[index].topic, self._partitions[index], self._offsets[index])
-        return DeliveryResult(self.records[index], position, None)
+    def __iter__(self) -> Iterator[DeliveryResult]:
+        for index, record in enumerate(self.records):
+            if self._offsets[index] == _NO_OFFSET:
+                yield DeliveryResult(record, None, self._errors.get(index))
+            else:
+                position = Position(record.topic, self._partitions[index], self._offsets[index])
+                yield DeliveryResult(record, position, None)
 
     @property
     def errors(self) -> list[EsperError]:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from esper.config import KafkaSettings
@@ -53,9 +52,7 @@ class OonaProducer:
             self._exits = exits.pop_all()
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._exits.aclose()
 
     async def _close(self) -> None:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from esper.config import S3Settings
@@ -47,9 +46,7 @@ class BlobStore:
         await self._exits.enter_async_context(self.client)
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._exits.aclose()
 
     async def put(self, data: bytes, *, kind: BlobKind = BlobKind.KERNEL) -> str:

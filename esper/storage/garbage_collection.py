@@ -20,19 +20,12 @@ MAX_PARALLEL_DELETES = 10
 
 @dataclass(slots=True)
 class Collected:
-    """The result of a collection.
-
-    Args:
-        deleted: the blobs that were deleted.
-        revived: kept, because they were written again.
-        missing: deleted already by another collector.
-        unconfirmed: S3 did not confirm the delete; the next collection tries again.
-    """
+    """The result of a collection."""
 
     deleted: list[StoredBlob] = field(default_factory=list)
-    revived: list[StoredBlob] = field(default_factory=list)
-    missing: list[StoredBlob] = field(default_factory=list)
-    unconfirmed: list[StoredBlob] = field(default_factory=list)
+    revived: list[StoredBlob] = field(default_factory=list)  # kept, because they were written again
+    missing: list[StoredBlob] = field(default_factory=list)  # another collector has deleted them
+    unconfirmed: list[StoredBlob] = field(default_factory=list)  # S3 confirmed no delete; the next collection retries
 
 
 async def collect(

@@ -31,23 +31,15 @@ class Finding:
 
 @dataclass(slots=True)
 class Inspection:
-    """The result of an inspection.
-
-    Args:
-        num_referenced: blobs that something references.
-        num_read: blobs that were read and verified.
-        num_bytes: bytes that were read.
-        local_only: checkpoints that are only on the disks of their trainers; no fault.
-        unreferenced: no fault: an upload may not be registered yet.
-    """
+    """The result of an inspection. ``num_read`` and ``num_bytes`` count the blobs that were read and verified."""
 
     num_referenced: int = 0
     num_read: int = 0
     num_bytes: int = 0
     missing: list[Finding] = field(default_factory=list)
     altered: list[Finding] = field(default_factory=list)
-    local_only: list[BlobName] = field(default_factory=list)
-    unreferenced: list[StoredBlob] = field(default_factory=list)
+    local_only: list[BlobName] = field(default_factory=list)  # checkpoints on the disks of their trainers: no fault
+    unreferenced: list[StoredBlob] = field(default_factory=list)  # no fault: an upload may not be registered yet
 
     @property
     def is_whole(self) -> bool:

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
@@ -65,18 +64,13 @@ class UploadGoneError(ContractError):
 
 @dataclass(frozen=True, slots=True)
 class FinishedOperation:
-    """An operation that has ended; all its requests and retries are included.
-
-    Args:
-        seconds: its duration.
-        num_bytes: blob bytes sent or received, those of failed attempts included.
-    """
+    """An operation that has ended; all its requests and retries are included."""
 
     operation: str
     outcome: Outcome
     seconds: float
     num_retries: int
-    num_bytes: int
+    num_bytes: int  # blob bytes sent or received, those of failed attempts included
 
 
 Observer = Callable[[FinishedOperation], None]
@@ -128,9 +122,7 @@ class S3Client:
             raise ConfigError(f"ESPER_S3__ENDPOINT_URL {self.s3.endpoint_url!r} is not a URL: {error}") from error
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._exits.aclose()
 
     @asynccontextmanager

@@ -21,11 +21,7 @@ _log = get_logger(__name__)
 
 
 def access_history_path(runs: Path, layers: Iterable[KasminaLayer]) -> Path:
-    """The file for models whose layers have these kinds and widths.
-
-    Args:
-        runs: the folder that holds the folders of the runs.
-    """
+    """The file for models whose layers have these kinds and widths, in the folder that has the folders of the runs."""
     shapes = sorted({f"{layer.kind}:{layer.num_features}" for layer in layers})
     return runs / FOLDER / f"{hashlib.sha256(' '.join(shapes).encode()).hexdigest()[:16]}.json"
 

@@ -81,11 +81,7 @@ def verify_format(saved: Mapping[str, Any]) -> None:
 
 
 def rank_state(extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The state of this rank: random states of PyTorch, CUDA and Python.
-
-    Args:
-        extra: the training loop's own state.
-    """
+    """The state of this rank: random states of PyTorch, CUDA and Python, and ``extra``, the training loop's own."""
     return {
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -9,11 +9,7 @@ from esper.schemas.events.seeds import END_STAGES
 
 
 class AdaptationLedger:
-    """The adaptations in progress by seed, and the latest value of the metric. Plain data, saved in checkpoints.
-
-    Args:
-        metric: the name of the metric in ``epoch_completed``.
-    """
+    """The adaptations in progress by seed, and the latest value of the metric. Plain data, saved in checkpoints."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric

@@ -36,12 +36,7 @@ class Journal:
     def make(
         self, model: type[TrainerEvent], cause: OonaMessage | Cause | None = None, /, **fields: Any
     ) -> OonaMessage:
-        """Create the next event in its envelope. Its sequence number is used once ``note`` is called.
-
-        Args:
-            cause: the event that caused this one.
-            fields: the event's fields, without run, incarnation and sequence number.
-        """
+        """Create the next event in its envelope. Its sequence number is used once ``note`` is called."""
         event = model(run_id=self.run_id, incarnation=self.incarnation, sequence=self._next_sequence, **fields)
         return OonaMessage.of(
             event,

@@ -15,7 +15,7 @@ from esper.errors import UnavailableError
 from esper.oona.admin.admin_client import (
     REQUEST_TIMEOUT_S,
     confluent_admin,
-    not_administrator,
+    not_administrator_error,
     open_admin,
     wait_for_results,
 )
@@ -157,7 +157,7 @@ async def _describe(admin: Any, kafka: KafkaSettings) -> frozenset[Acl]:
     cluster = admin.describe_cluster(include_authorized_operations=True, request_timeout=REQUEST_TIMEOUT_S)
     (description,) = await wait_for_results([cluster], kafka)
     if confluent.AclOperation.DESCRIBE not in (description.authorized_operations or ()):
-        raise not_administrator(kafka)  # librdkafka would drop the error of the next request and return no ACLs
+        raise not_administrator_error(kafka)  # librdkafka would drop the error of the next request and return no ACLs
     any_acl = confluent.AclBindingFilter(
         confluent.ResourceType.ANY,
         None,

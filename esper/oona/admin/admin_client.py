@@ -57,7 +57,7 @@ async def wait_for_results(futures: Iterable[Any], kafka: KafkaSettings) -> list
         raise _translated(error.args[0], kafka) from None  # its text would repeat the whole request
 
 
-def not_administrator(kafka: KafkaSettings) -> NotAllowedError:
+def not_administrator_error(kafka: KafkaSettings) -> NotAllowedError:
     """The error for a user without administrative rights."""
     return NotAllowedError(
         f"{principal(kafka)} may not see or change ACLs and users of Kafka at {kafka.bootstrap_servers}: "
@@ -68,7 +68,7 @@ def not_administrator(kafka: KafkaSettings) -> NotAllowedError:
 def _translated(error: Any, kafka: KafkaSettings) -> EsperError:
     match error.name():
         case "CLUSTER_AUTHORIZATION_FAILED":
-            return not_administrator(kafka)
+            return not_administrator_error(kafka)
         case "SECURITY_DISABLED":
             return ConfigError(
                 f"Kafka at {kafka.bootstrap_servers} has no authorizer, so every client may do everything; "

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
@@ -146,9 +145,7 @@ class GroupConsumer:
         await self._exits.enter_async_context(started(self._consumer, self._kafka, join_timeout_s, topics=names))
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._finish(list(self._tasks))
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):

@@ -27,26 +27,18 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class DeadLetter(NamedTuple):
-    """A dead letter in the log: the record that could not be decoded, and why.
+    """A dead letter in the log: the record that could not be decoded, and why."""
 
-    Args:
-        position: of the dead letter itself.
-        origin: where the record is that could not be decoded.
-        first_origin: where the record was before its first redrive; equals ``origin`` if it was never redriven.
-        attempts: how often a reader has tried to decode the record.
-        reader: the reader that failed, such as ``projections`` or ``group NAME``.
-    """
-
-    position: Position
-    origin: Position
-    first_origin: Position
-    attempts: int
+    position: Position  # of the dead letter itself
+    origin: Position  # of the record that could not be decoded
+    first_origin: Position  # of the record before its first redrive; equals ``origin`` if it was never redriven
+    attempts: int  # how often a reader has tried to decode the record
     reason: str
     detail: str
-    error: str
+    error: str  # the class of the error
     trace: str
-    at: str
-    reader: str
+    at: str  # ISO 8601
+    reader: str  # the reader that failed, such as ``projections`` or ``group NAME``
     record: StoredRecord
 
 
