@@ -11,7 +11,7 @@ import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -138,6 +138,16 @@ def section_model(name: str) -> type[SectionModel]:
     return model
 
 
+@overload
+def get_service_config(name: Literal["kafka"], settings: Settings | None = None) -> KafkaSettings: ...
+@overload
+def get_service_config(name: Literal["postgres"], settings: Settings | None = None) -> PostgresSettings: ...
+@overload
+def get_service_config(name: Literal["s3"], settings: Settings | None = None) -> S3Settings: ...
+@overload
+def get_service_config(name: Literal["logging"], settings: Settings | None = None) -> LoggingSettings: ...
+@overload
+def get_service_config(name: str, settings: Settings | None = None) -> Any: ...
 def get_service_config(name: str, settings: Settings | None = None) -> Any:
     """One section of the settings, validated.
 

@@ -1,7 +1,8 @@
 """Turns a graph view into arrays: the features that the network reads, and their encoding.
 
 The features are those of ``esper.graph.view_features`` without ids and without counters from the start of a run, so
-that a policy cannot distinguish runs. Every number is encoded as sign(x) log(1 + |x|) with a flag for whether it is known.
+that a policy cannot distinguish runs. Every number is encoded as sign(x) log(1 + |x|) with a flag for whether it is
+known.
 
 L: layers, S: seeds, K: kernels, E: edges.
 """
