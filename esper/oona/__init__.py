@@ -3,7 +3,7 @@
 The public names are imported on first use, so that importing the package does not load the Kafka client:
 
 - ``GroupConsumer``, ``GroupConsumerOptions``: read events as a member of a consumer group.
-- ``EventBatch``, ``ReceivedEvent``: what a consumer's handler gets.
+- ``EventBatch``, ``ReceivedEvent``: the argument of a handler, and one event in it.
 - ``OonaProducer``: sends events.
 - ``read_range``, ``follow``, ``StoredRecord``: read the log by offset, without a group.
 - ``encode``, ``decode``: an event as a Kafka record and back, for another client of Kafka.

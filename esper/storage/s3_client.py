@@ -58,7 +58,7 @@ Outcome = Literal["ok", "missing", "altered", "refused", "unavailable", "failed"
 T = TypeVar("T")
 
 
-class UploadGoneError(ContractError):
+class NoSuchUploadError(ContractError):
     """S3 no longer has a multipart upload: it was completed or aborted, or the server restarted."""
 
 
@@ -176,7 +176,7 @@ class S3Client:
         if code == "NoSuchBucket":
             return ConfigError(f"{where} has no bucket {self.s3.bucket!r}: create it, or check ESPER_S3__BUCKET")
         if code == "NoSuchUpload":
-            return UploadGoneError(f"{where} no longer has this upload of {key}")
+            return NoSuchUploadError(f"{where} no longer has this upload of {key}")
         if code in MISSING_CODES:
             return MissingBlobError(f"there is no {key} in bucket {self.s3.bucket!r}")
         if code in REFUSED_CODES:
@@ -207,7 +207,7 @@ class Operation:
         """Send a request, and retry it while S3 is away or busy.
 
         Raises:
-            MissingBlobError, UploadGoneError, NotAllowedError, ConfigError, ContractError: S3's response.
+            MissingBlobError, NoSuchUploadError, NotAllowedError, ConfigError, ContractError: S3's response.
         """
         return await self.retry(lambda: self.once(method, key, **options))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esper.errors import ContractError, EsperError, MissingBlobError, UnavailableError
-from esper.storage.s3_client import Operation, S3Client, UploadGoneError
+from esper.storage.s3_client import Operation, S3Client, NoSuchUploadError
 
 PART_BYTES = 8 * 1024 * 1024  # S3 requires at least 5 MiB
 MAX_PARTS = 10_000  # S3's limit; a larger file has larger parts
@@ -57,7 +57,7 @@ async def put_file(operation: Operation, key: str, path: Path, size: int, digest
         try:
             parts = await _send_parts(operation, key, upload_id, path, size, digest)
             await _complete(operation, key, upload_id, parts, size)
-        except UploadGoneError as error:
+        except NoSuchUploadError as error:
             operation.problem = str(error)
             operation.num_retries += 1
             if restart == MAX_RESTARTS - 1:
@@ -76,7 +76,7 @@ async def dead_uploads(client: S3Client) -> AsyncIterator[DeadUpload]:
         async with client.operation("list_uploads") as operation:
             try:
                 page = await operation.call("list_multipart_uploads", **markers)
-            except UploadGoneError:  # the response of rclone where there are none
+            except NoSuchUploadError:  # the response of rclone where there are none
                 return
         for upload in page.get("Uploads", []):
             yield DeadUpload(upload["Key"], upload["UploadId"], upload["Initiated"])
@@ -90,7 +90,7 @@ async def abort_upload(client: S3Client, upload: DeadUpload) -> None:
     async with client.operation("abort_upload") as operation:
         try:
             await operation.call("abort_multipart_upload", upload.key, UploadId=upload.upload_id)
-        except UploadGoneError:
+        except NoSuchUploadError:
             return
 
 
@@ -146,10 +146,10 @@ def _read_part(file: BinaryIO, part_bytes: int, hasher: Any) -> bytes:
 
 
 async def _complete(operation: Operation, key: str, upload_id: str, parts: list[dict[str, Any]], size: int) -> None:
-    """Complete an upload. If S3 says that it is gone, a lost response may be the reason: check for the object."""
+    """Complete an upload. If S3 has no such upload, its response may have been lost: check for the object."""
     try:
         await operation.call("complete_multipart_upload", key, UploadId=upload_id, MultipartUpload={"Parts": parts})
-    except UploadGoneError:
+    except NoSuchUploadError:
         try:
             response = await operation.call("head_object", key)
         except MissingBlobError:

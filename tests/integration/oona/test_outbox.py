@@ -41,7 +41,7 @@ RECORDS = st.builds(
 )  # fmt: skip
 STEPS = st.lists(
     st.tuples(st.just("append"), st.lists(RECORDS, max_size=4), st.dictionaries(st.sampled_from("xy"), st.text(max_size=4)))
-    | st.tuples(st.sampled_from(["remove", "set_aside"]), st.integers(1, 5))
+    | st.tuples(st.sampled_from(["remove", "refuse"]), st.integers(1, 5))
     | st.tuples(st.sampled_from(["crash", "close"])),
     max_size=25,
 )  # fmt: skip
@@ -81,7 +81,7 @@ def test_outbox_matches_a_list_model(steps: list[Any]) -> None:
                 case "remove", count if model:
                     outbox.remove_up_to(outbox.oldest(count)[-1][0])
                     del model[:count]
-                case "set_aside", _count if model:
+                case "refuse", _count if model:
                     number, first = outbox.oldest(1)[0]
                     outbox.copy_to_refused(number, "why")
                     outbox.remove_up_to(number)
