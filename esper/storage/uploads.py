@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esper.errors import ContractError, EsperError, MissingBlobError, UnavailableError
-from esper.storage.s3_client import Operation, S3Client, NoSuchUploadError
+from esper.storage.s3_client import NoSuchUploadError, Operation, S3Client
 
 PART_BYTES = 8 * 1024 * 1024  # S3 requires at least 5 MiB
 MAX_PARTS = 10_000  # S3's limit; a larger file has larger parts
