@@ -20,6 +20,7 @@ from esper.cli.terminal import format_time, new_table, print_line, print_table
 from esper.config import load_settings
 from esper.oona.producer import OonaProducer
 from esper.schemas.messages import OonaMessage
+from esper.streams.database.connection_types import Connection
 from esper.streams.read_models.policy_versions import (
     Evaluation,
     PolicyChange,
@@ -86,7 +87,7 @@ def activate(
 
     tamiyo = load_settings().section("tamiyo", TamiyoSettings)
 
-    async def make_event(connection: Any) -> OonaMessage:
+    async def make_event(connection: Connection) -> OonaMessage:
         changes = await policy_changes(connection)
         active = changes[0] if changes else None
         wanted = find_version(policy, version, await trained_versions(connection), changes, tamiyo)
@@ -100,7 +101,7 @@ def rollback(reason: Reason = "") -> None:
     """Activate the version that was active before the current one."""
     from esper.services.tamiyo.versions.activation import rollback as roll_back
 
-    async def make_event(connection: Any) -> OonaMessage:
+    async def make_event(connection: Connection) -> OonaMessage:
         return roll_back(await policy_changes(connection), reason, SOURCE)
 
     _send_and_wait(make_event)

@@ -1,7 +1,5 @@
 """The demo's report: results of both trainings, the seeds that grew and why, and the events in Kafka."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +10,7 @@ from esper.cli.terminal import new_table, print_line, print_table
 from esper.config import Settings
 from esper.schemas.assets import TrainingResults
 from esper.services.tolaria.orchestrator import ServiceHealth
+from esper.streams.database.connection_types import Connection
 from esper.streams.database.connections import connect_pool
 from esper.streams.read_models.projection_status import topic_lags
 from esper.streams.read_models.seed_causes import causes_of_seed, changed_seeds
@@ -73,7 +72,7 @@ def _results_table(baseline: TrainingResults, grown: TrainingResults) -> Table:
     return table
 
 
-async def _print_seeds(connection: Any, run_id: str) -> int:
+async def _print_seeds(connection: Connection, run_id: str) -> int:
     num_ended = 0
     print_line("\n[bold]What grew, and why[/bold] (a seed LAYER:NUMBER is a place in a layer where a module can grow)")
     for layer_id, seed_id in await changed_seeds(connection, run_id):
@@ -86,7 +85,7 @@ async def _print_seeds(connection: Any, run_id: str) -> int:
     return num_ended
 
 
-async def _print_decisions(connection: Any, run_id: str) -> None:
+async def _print_decisions(connection: Connection, run_id: str) -> None:
     rows = await connection.fetch(
         "SELECT action, stale, count(*) AS n FROM decisions WHERE run_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 1",
         run_id,
