@@ -29,6 +29,9 @@ class DeliveryResults:
         self._offsets = [_NO_OFFSET] * len(records)
         self._errors: dict[int, EsperError] = {}
 
+    def __len__(self) -> int:
+        return len(self.records)
+
     def __iter__(self) -> Iterator[DeliveryResult]:
         for index, record in enumerate(self.records):
             if self._offsets[index] == _NO_OFFSET:
