@@ -91,7 +91,8 @@ def install_esper() -> None:
     run(*install, "--require-hashes", *(a for path in pins for a in ("-r", path)))
     if torch:
         run(*install, *shlex.split(torch))
-    run(*install, "-q", "--no-deps", "--no-build-isolation", "-e", ROOT)
+    # compat: a .pth file instead of an import hook, so that `import esper` also works beside a clone named esper
+    run(*install, "-q", "--no-deps", "--no-build-isolation", "--config-settings", "editable_mode=compat", "-e", ROOT)
     STAMP.write_text(inputs_digest())
     print("esper: ready", flush=True)
 

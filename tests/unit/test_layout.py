@@ -88,3 +88,11 @@ def test_repository_has_no_absolute_path_of_a_machine() -> None:
     )
     lines = [line for line in found.stdout.splitlines() if not line.startswith("tests/unit/test_layout.py")]
     assert lines == []
+
+
+def test_esper_imports_beside_a_clone_named_esper(tmp_path: Path) -> None:
+    """A folder ``esper`` beside a user's script is no package, and must not hide the installed one."""
+    (tmp_path / "esper").mkdir()
+    (tmp_path / "own_loop.py").write_text("import esper; print(esper.connect.__name__)")
+    done = subprocess.run([sys.executable, "own_loop.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "connect\n"), done.stderr
