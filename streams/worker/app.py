@@ -52,6 +52,9 @@ class EsperApp(faust.App):
     def _new_transport(self) -> Any:
         return BatchTransport(self.conf.broker_consumer, self)
 
+    def _create_directories(self) -> None:
+        """Create nothing: the app has no tables, and Faust's folder for them would stay empty."""
+
     async def on_start(self) -> None:
         """Open the ``ProjectionWorker``. If it refuses, log the reason in one line and exit with code 1."""
         configure_logging(self.settings.logging)  # Faust replaced the handlers

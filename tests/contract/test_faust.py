@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import re
 from importlib.metadata import requires, version
+from pathlib import Path
 
 import faust
 import pytest
@@ -26,6 +27,7 @@ VERSION = "0.15.3"
 DIGESTS = {
     # overridden
     faust.App._new_transport: "42db531312dd",
+    faust.App._create_directories: "a9f571c3b04a",
     BaseConsumer.getmany: "4b168d84882a",
     BaseConsumer.perform_seek: "0e8c130ff4b0",
     BaseConsumer._wait_next_records: "6218e1969a63",
@@ -100,6 +102,13 @@ def test_page_names_a_test_for_every_failure_mode() -> None:
     ]
     assert len(rows) > 15
     assert [line for line in rows[1:] if "`tests/" not in line] == []
+
+
+async def test_app_creates_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust creates NAME-data in the working directory; a reader's folder stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    await build_app(Settings.model_validate({"source": "the test"})).on_first_start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_app_has_the_settings_of_the_page() -> None:
