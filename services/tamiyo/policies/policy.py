@@ -156,8 +156,9 @@ class EpsilonSoft:
         probability, reason = float(probabilities[index]), distribution.reason
         if probability < probabilities.max():
             is_exploration = math.isclose(probability, self._epsilon / len(choices))
+            preferred = choices[int(probabilities.argmax())].action
             how = f"exploration (epsilon {self._epsilon})" if is_exploration else f"sampled at {probability:.1%}"
-            reason = f"{how} instead of the preferred choice: {reason}"
+            reason = f"{how}; preferred: {preferred}, because {reason}"
         return SampledChoice(choices[index], probability, reason)
 
     def _generator(self, view: GraphView) -> random.Random:

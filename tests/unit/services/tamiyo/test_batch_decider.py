@@ -96,8 +96,8 @@ def test_reason_distinguishes_exploration_from_sampling() -> None:
     ).choose_all(views)
     reasons = {
         "a reason",
-        "exploration (epsilon 0.1) instead of the preferred choice: a reason",
-        "sampled at 38.5% instead of the preferred choice: a reason",
+        "exploration (epsilon 0.1); preferred: wait, because a reason",
+        "sampled at 38.5%; preferred: wait, because a reason",
     }
     assert {one.reason for one in sampled} == reasons
     for one in sampled:
