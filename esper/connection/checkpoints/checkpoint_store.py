@@ -43,7 +43,10 @@ class CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         last = max((int(p.name) for p in folder.iterdir()), default=0)
         if last and not is_resumed:
-            raise ConflictError(f"{self._folder} holds a run already: resume it (`--resume`), or choose another run_id")
+            raise ConflictError(
+                f"{self._folder} holds a run already; choose another run_id, or resume the run: `is_resumed=True` in "
+                "esper.connect, `--resume` in `esper train`"
+            )
         try:
             os.close(os.open(folder / str(last + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError as error:
