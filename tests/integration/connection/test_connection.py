@@ -222,7 +222,9 @@ async def test_training_continues_on_a_full_disk_without_growth(
         (tmp_path / "started").touch()
     await asyncio.to_thread(end_of, child)
     found = [m.data for m in await read_run_messages(stack, run_id, topics.RUNS, topics.LIFECYCLE)]
-    assert [e.boundary for e in found if isinstance(e, events.BoundaryReached)] == [5], "recorded again once the disk has space"
+    assert [e.boundary for e in found if isinstance(e, events.BoundaryReached)] == [5], (
+        "recorded again once the disk has space"
+    )
     grown = [(e.step, e.command_id) for e in found if isinstance(e, events.SeedTransitioned) and e.command_id]
     assert grown == [(25, command.id)]
     sequences = sorted({m.data.sequence for m in await read_run_messages(stack, run_id)})
