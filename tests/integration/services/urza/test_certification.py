@@ -40,6 +40,12 @@ PROPOSED = """
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 
+@pytest.fixture(scope="module")
+def stack(log: EmbeddedStack) -> EmbeddedStack:
+    """A stack of this module alone: on a shared one other tests certify blueprints without a certificate."""
+    return log
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def urza(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Urza]:
     """A worker and an Urza whose catalogue is complete."""

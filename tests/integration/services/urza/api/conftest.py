@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 from support.processes.esper_processes import running, worker
 from support.processes.urza_server import TOKENS, running_urza
+from support.stacks import running_stack
 
 from esper.embedded.stack import EmbeddedStack
+
+
+@pytest.fixture(scope="package")
+def stack() -> Iterator[EmbeddedStack]:
+    """A stack of these tests alone: on a shared one other tests certify blueprints without a certificate."""
+    with running_stack() as own:
+        yield own
 
 
 @pytest.fixture(scope="package")
