@@ -104,7 +104,7 @@ def test_reason_distinguishes_exploration_from_sampling() -> None:
         assert ("exploration" in one.reason) == (one.probability == pytest.approx(0.1 / 4))
 
 
-def test_wrong_number_of_distributions_falls_back_to_single_views() -> None:
+def test_wrong_number_of_distributions_decides_views_singly() -> None:
     class Incomplete(Picky):
         def distributions(
             self, views: Sequence[GraphView], choices_per_view: Sequence[Sequence[Choice]]
