@@ -1,6 +1,6 @@
 """The heuristic: grow the layer with the highest strain on a plateau, and keep seeds that do no harm.
 
-The rule, in this order (docs/design/heuristic.md has the thresholds):
+The rule, in this order (docs/design/policies.md has the thresholds):
 1. A seed in EVALUATING is fossilized if the metric is at most ``tolerance`` below its value before germination, and
    culled otherwise.
 2. With ``max_active`` seeds in progress, or a germination less than ``cooldown_epochs`` epochs ago, it waits.
@@ -60,8 +60,8 @@ class HeuristicPolicy(Policy):
         action = Action.FOSSILIZE if is_kept else Action.CULL
         verdict = f"at most {self._t.tolerance} worse" if is_kept else f"more than {self._t.tolerance} worse"
         index = next(n for n, c in enumerate(choices) if c.action is action and c.seed is seed)
-        compared = f"{self._t.metric} changed {change:+.4f} against the {len(before)} epochs before germination"
-        return point_mass(index, f"{compared}: {verdict}, {action}")
+        reference = f"the mean of the {len(before)} epochs before germination" if before else "0: no epoch ended before"
+        return point_mass(index, f"{self._t.metric} {change:+.4f} against {reference} ({verdict}): {action}")
 
     def _germinate(self, view: GraphView, choices: Sequence[Choice], plateau: str) -> ActionDistribution:
         options = {c.seed.layer_id for c in choices if c.action is Action.GERMINATE and c.seed is not None}
