@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 import yaml
+from support import banned_words
 from support.paths import DOCS, ROOT
 
 from esper.cli.app import app
@@ -236,6 +237,15 @@ def test_names_in_the_text_exist(page: Path) -> None:
     assert [name for name in re.findall(r"\bESPER_[A-Z_0-9]+__[A-Z_0-9]+\b", text) if f"`{name}`" not in settings] == []
     metrics = metrics_markdown(catalogue())
     assert [name for name in re.findall(r"`(esper_[a-z]+_[a-z_]+)`", text) if name not in metrics + POSTGRES] == []
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    """Released contracts are exempt: they keep the text that they were released with."""
+    named = set()
+    for path in banned_words.files():
+        if path.suffix != ".md":
+            named |= set(re.findall(r"\bdocs/[\w/.-]+\.md\b", path.read_text(encoding="utf-8")))
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -32,7 +32,7 @@ def demo(
     ),
     keep: bool = typer.Option(False, "--keep", help="Keep the folder with data and logs."),
 ) -> None:
-    """Train a small network with and without growth on a temporary stack, and print a report. Takes two to four minutes."""
+    """Train a small network with and without growth on a temporary stack, and report. Takes two to four minutes."""
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _interrupt)
     if not config.exists():
