@@ -19,10 +19,10 @@ from datetime import datetime, timedelta
 from esper.config import Settings
 from esper.errors import ConfigError, ConflictError
 from esper.oona.admin.topics import cluster_id
+from esper.storage.blob_inspection import collectable, stored_blobs
 from esper.storage.blob_keys import StoredBlob
 from esper.storage.blobs import BlobStore
 from esper.storage.bucket_owner import verify_owner
-from esper.storage.inventory import collectable, stored_blobs
 from esper.storage.tombstones import server_time
 from esper.storage.uploads import DeadUpload, dead_uploads
 from esper.streams.database.connections import connect, connect_pool

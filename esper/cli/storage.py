@@ -15,10 +15,10 @@ from esper.cli.database import database_connection
 from esper.cli.terminal import EXIT_ERROR, format_time, new_table, print_json, print_line, print_table, progress_bar
 from esper.config import Settings, load_settings
 from esper.errors import ConfigError, MissingBlobError
+from esper.storage.blob_inspection import Inspection, inspect, stored_blobs
 from esper.storage.blob_keys import SHA256, BlobKind, StoredBlob
 from esper.storage.blobs import BlobStore
 from esper.storage.garbage_collection import Collected, collect
-from esper.storage.inventory import Inspection, inspect, stored_blobs
 from esper.storage.uploads import abort_upload
 from esper.streams.blob_collection import DEFAULT_GRACE, CollectionPlan, planned_collection
 from esper.streams.read_models.blob_references import referenced_blobs

@@ -14,7 +14,7 @@ from esper.graph.graph_view import EpochView, GraphView, KernelView, LayerView, 
 from esper.graph.health_arrays import Floats, Health, layer_sums, seed_sums
 from esper.graph.health_windows import WINDOW_STEPS, last_complete_window
 from esper.graph.seed_states import SeedKey, SeedState, seed_states
-from esper.graph.view_encoding import Columns
+from esper.graph.view_bytes import Columns
 from esper.graph.view_features import MAX_EPOCHS, RECENT_STEPS, Level
 from esper.graph.view_rows import Row, ViewRows
 from esper.schemas.base import MAX_INT64

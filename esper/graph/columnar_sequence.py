@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
-from esper.graph.view_encoding import Columns
+from esper.graph.view_bytes import Columns
 from esper.graph.view_features import FEATURES, VOCABULARIES, Feature, Kind, Level
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from typing import Any, Self
 from esper.errors import ContractError
 from esper.graph.columnar_sequence import ColumnarSequence
 from esper.graph.health_windows import FIELDS
-from esper.graph.view_encoding import TABLES, Columns, columns_of, decode, encode
+from esper.graph.view_bytes import TABLES, Columns, columns_of, decode, encode
 from esper.graph.view_features import VIEW_VERSION, Level
 from esper.schemas.enums import BreakerState, LayerKind, SeedStage
 

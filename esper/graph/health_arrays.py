@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esper.graph.health_windows import COLUMNS, FIELDS
 from esper.graph.seed_states import SeedKey
-from esper.graph.view_encoding import Columns
+from esper.graph.view_bytes import Columns
 from esper.graph.view_rows import Row
 
 Floats = NDArray[np.float64]

@@ -1,6 +1,6 @@
 """The features of a graph view: every column in a view's bytes, declared once.
 
-``esper.graph.view_encoding`` writes and reads views by this table, docs/reference/view-features.md is generated from
+``esper.graph.view_bytes`` writes and reads views by this table, docs/reference/view-features.md is generated from
 it, and the GNN policy takes its inputs from it. So a view has no feature that is not declared here. A new column, or a
 column with another meaning, needs a new ``VIEW_VERSION``.
 """

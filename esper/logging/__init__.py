@@ -17,7 +17,7 @@ Public names:
 """
 
 from esper.logging.field_values import redact
-from esper.logging.loggers import get_logger
+from esper.logging.logger_factory import get_logger
 from esper.logging.setup import configure_logging, flush_logging, install_crash_hooks
 from esper.logging.trace_context import incoming_trace, trace_id_of, traced
 from esper.redaction import MASK

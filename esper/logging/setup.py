@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from esper.config import LoggingSettings
-from esper.logging import loggers
+from esper.logging import logger_factory
 from esper.logging.field_values import redact, snapshot
 from esper.logging.log_entry import LineRenderer, LogEntry
-from esper.logging.loggers import capture_traceback
+from esper.logging.logger_factory import capture_traceback
 from esper.logging.writer_thread import FLUSH_TIMEOUT_S, FileDescriptorSink, LogWriter
 from esper.redaction import mask_text
 
@@ -29,10 +29,10 @@ def configure_logging(settings: LoggingSettings) -> None:
 
     The entry point calls it. A second call replaces the first.
     """
-    previous = loggers.writer
+    previous = logger_factory.writer
     stream = sys.__stderr__  # not sys.stderr, which Faust replaces with a proxy to logging
     has_colors = stream is not None and stream.isatty()
-    loggers.writer = LogWriter(LineRenderer(settings, has_colors=has_colors), _stderr_sink())
+    logger_factory.writer = LogWriter(LineRenderer(settings, has_colors=has_colors), _stderr_sink())
     if previous is None:
         atexit.register(_close)
     else:
@@ -48,7 +48,7 @@ def configure_logging(settings: LoggingSettings) -> None:
 
 def flush_logging(deadline_s: float = FLUSH_TIMEOUT_S) -> bool:
     """Wait until all lines so far are written; False if that takes longer than ``deadline_s``."""
-    return loggers.writer is None or loggers.writer.flush(deadline_s)
+    return logger_factory.writer is None or logger_factory.writer.flush(deadline_s)
 
 
 def install_crash_hooks() -> None:
@@ -62,7 +62,7 @@ class _QueueHandler(logging.Handler):
     """Queues records of standard logging for the writer thread."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if loggers.writer is None:
+        if logger_factory.writer is None:
             return
         try:
             message = record.getMessage()
@@ -73,7 +73,7 @@ class _QueueHandler(logging.Handler):
         except Exception:
             error = None
         entry = LogEntry(record.created, record.levelname.lower(), record.name, snapshot(message), {}, error)
-        loggers.writer.put(entry)
+        logger_factory.writer.put(entry)
 
 
 def _stderr_sink() -> Callable[[bytes], None]:
@@ -84,8 +84,8 @@ def _stderr_sink() -> Callable[[bytes], None]:
 
 
 def _close() -> None:
-    if loggers.writer is not None:
-        loggers.writer.close()
+    if logger_factory.writer is not None:
+        logger_factory.writer.close()
 
 
 def _process_crashed(kind: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:
@@ -108,10 +108,10 @@ def _finalizer_crashed(args: Any) -> None:
 def _log_crash(event: str, exc_info: Any, **fields: Any) -> None:
     try:
         error = capture_traceback(exc_info)
-        if loggers.writer is not None:
+        if logger_factory.writer is not None:
             copied = {name: snapshot(value) for name, value in fields.items()}
-            loggers.writer.put(LogEntry(time.time(), "critical", "esper", event, copied, error))
-            loggers.writer.flush()
+            logger_factory.writer.put(LogEntry(time.time(), "critical", "esper", event, copied, error))
+            logger_factory.writer.flush()
         elif error is not None:
             _stderr_sink()(mask_text("".join(error.format())).encode(errors="backslashreplace"))
     except Exception:  # the last resort: Python's own traceback could print secrets

@@ -20,7 +20,7 @@ from esper.retry import Backoff
 from esper.services.urza.blueprint_changes import BlueprintChanges
 from esper.services.urza.certification.certifier import Certifier
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import Limits
+from esper.services.urza.certification.sandbox_messages import Limits
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.kernels.shipped_blueprints import are_shipped_validated, propose_shipped

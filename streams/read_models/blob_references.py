@@ -17,8 +17,8 @@ from esper.oona.admin.topics import cluster_id
 from esper.oona.dead_letters.redrive import find_dead_letters
 from esper.oona.log_reader import beginning_offsets, end_offsets
 from esper.schemas.topics import TELEMETRY, TOPICS, VIEWS
+from esper.storage.blob_inspection import BlobName
 from esper.storage.blob_keys import SHA256, BlobKind
-from esper.storage.inventory import BlobName
 from esper.streams.database.connection_types import Connection
 from esper.streams.database.sql_queries import queries
 from esper.streams.database.stored_positions import check_cluster_id, check_position, stored_positions

@@ -21,8 +21,8 @@ from esper.services.tamiyo.control.legal_choices import Choice
 from esper.services.tamiyo.dataset.experiences import Experiences
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
 from esper.services.tamiyo.gnn.network import LEVELS
+from esper.services.tamiyo.gnn.network_trainer import NetworkTrainer, TrainedNetwork, TrainingStep
 from esper.services.tamiyo.gnn.policy_file import Training, make_card, pack_policy
-from esper.services.tamiyo.gnn.policy_trainer import PolicyTrainer, TrainedNetwork, TrainingStep
 from esper.services.tamiyo.gnn.pooling import find_scatter
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.gnn.view_arrays import input_names
@@ -89,7 +89,7 @@ def fit(train: Experiences, settings: FitSettings, on_progress: Callable[[FitPro
     find_scatter(tamiyo.network.scatter)  # fails now rather than after training
     training = tamiyo.training.model_copy(update={"rng_seed": settings.rng_seed})
     _check_metric(train, training.metric)
-    trainer = PolicyTrainer(*_split_for_stopping(train, settings.rng_seed + 1), training)
+    trainer = NetworkTrainer(*_split_for_stopping(train, settings.rng_seed + 1), training)
     with ExitStack() as stack:
         write_curves = _curve_writer(stack, settings.curves_to)
         inputs = json.dumps({str(level): input_names(level) for level in LEVELS})
@@ -146,7 +146,7 @@ class _Checkpoint:
         self._path = None if folder is None else folder / STATE_FILE
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
 
-    def restore(self, trainer: PolicyTrainer) -> None:
+    def restore(self, trainer: NetworkTrainer) -> None:
         """Load the state into a trainer, if there is one."""
         if self._path is None or not self._path.exists():
             return
@@ -161,7 +161,7 @@ class _Checkpoint:
             f"{self._path} belongs to other experiences, settings or inputs: delete it, or name another folder"
         )
 
-    def save(self, trainer: PolicyTrainer) -> None:
+    def save(self, trainer: NetworkTrainer) -> None:
         """Replace the state atomically."""
         if self._path is None:
             return

@@ -18,7 +18,7 @@ from esper.schemas.events import BlueprintChangeRequested, CertificateIssued
 from esper.schemas.messages import OonaMessage
 from esper.services.urza import library_queries
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import Examination, ExamineJob, reason_of
+from esper.services.urza.certification.sandbox_messages import Examination, ExamineJob, reason_of
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of

@@ -21,7 +21,7 @@ from esper.kasmina.kernels import build_kernel, load_grown, load_kernel, pack
 from esper.schemas.assets import BlueprintSpec, Measurement
 from esper.schemas.enums import LayerKind
 from esper.services.urza.certification.module_measurement import OperationMeter, latencies_ms
-from esper.services.urza.certification.sandbox_jobs import Examination, ExaminedKernel, ExamineJob, reason_of
+from esper.services.urza.certification.sandbox_messages import Examination, ExaminedKernel, ExamineJob, reason_of
 
 BATCH_SIZE = 16
 POSITIONS: Mapping[LayerKind, tuple[int, ...]] = MappingProxyType(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from esper.errors import ContractError, UnavailableError
 from esper.logging import get_logger
-from esper.services.urza.certification.sandbox_jobs import (
+from esper.services.urza.certification.sandbox_messages import (
     BuildJob,
     BuiltKernel,
     Examination,

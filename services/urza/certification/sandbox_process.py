@@ -26,7 +26,7 @@ from esper.embedded.processes import die_with_parent
 from esper.errors import KernelError
 from esper.kasmina.kernels import build_kernel, load_kernel
 from esper.services.urza.certification.examination import examine
-from esper.services.urza.certification.sandbox_jobs import (
+from esper.services.urza.certification.sandbox_messages import (
     MAX_EXAMINED_BYTES,
     ExamineJob,
     JobRequest,

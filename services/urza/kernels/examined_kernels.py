@@ -4,7 +4,7 @@ Owns bytes in memory, at most ``MAX_BYTES``; what is dropped is built again. Inv
 its bytes follow from, so a reproposed blueprint never gets the kernel of an older spec.
 """
 
-from esper.services.urza.certification.sandbox_jobs import (
+from esper.services.urza.certification.sandbox_messages import (
     MAX_EXAMINED_BYTES,
     BuiltKernel,
     Examination,

@@ -20,7 +20,7 @@ from esper.schemas.assets import BlueprintSpec, Kernel
 from esper.schemas.events import KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import BuildJob, BuiltKernel, WantedKernel, reason_of
+from esper.services.urza.certification.sandbox_messages import BuildJob, BuiltKernel, WantedKernel, reason_of
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.shipped_blueprints import SOURCE
 from esper.services.urza.library_queries import Cause, cause_of, wanted_kernels

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from esper.config import LoggingSettings, S3Settings
-from esper.logging import get_logger, loggers
+from esper.logging import get_logger, logger_factory
 from esper.logging.log_entry import LineRenderer
 from esper.logging.writer_thread import LogWriter
 
@@ -49,7 +49,7 @@ def esper_with(sink: Callable[[bytes], object]) -> tuple[Any, Callable[[], objec
     writer = LogWriter(LineRenderer(LoggingSettings(level="INFO", format="json"), has_colors=False), sink)
 
     def start() -> None:
-        loggers.writer = writer
+        logger_factory.writer = writer
 
     return start, writer.flush
 

@@ -35,7 +35,7 @@ from esper.schemas.assets import BlueprintSpec, Kernel, LayerNode
 from esper.schemas.enums import LayerKind
 from esper.schemas.messages import OonaMessage
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import ExamineJob
+from esper.services.urza.certification.sandbox_messages import ExamineJob
 from esper.services.urza.kernels.examined_kernels import ExaminedKernels
 from esper.services.urza.kernels.kernel_builder import KernelBuilder
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED

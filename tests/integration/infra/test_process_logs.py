@@ -115,9 +115,9 @@ def test_unwritable_stderr_does_not_affect_the_program(stderr: str) -> None:
 for n in range(100):
     log.info("line", n=n)
     logging.getLogger("other").error("line")
-from esper.logging import flush_logging, loggers
+from esper.logging import flush_logging, logger_factory
 assert flush_logging(20)
-assert loggers.writer.num_lost == 200, loggers.writer.num_lost
+assert logger_factory.writer.num_lost == 200, logger_factory.writer.num_lost
 print("done")
 """
     if stderr == "closed":

@@ -30,10 +30,10 @@ from esper.errors import (
     MissingBlobError,
     UnavailableError,
 )
+from esper.storage.blob_inspection import collectable, stored_blobs
 from esper.storage.blob_keys import BlobKind, key_of
 from esper.storage.blobs import MULTIPART_BYTES, BlobStore
 from esper.storage.garbage_collection import collect
-from esper.storage.inventory import collectable, stored_blobs
 from esper.storage.tombstones import remove_tombstone, server_time, write_tombstone
 from esper.storage.uploads import PART_BYTES, abort_upload, dead_uploads
 

@@ -26,10 +26,10 @@ from esper.oona.producer import OonaProducer
 from esper.schemas.events import CheckpointSaved, Event, KernelRegistered
 from esper.schemas.messages import OonaMessage
 from esper.schemas.topics import BLUEPRINTS
+from esper.storage.blob_inspection import stored_blobs
 from esper.storage.blobs import BlobStore
 from esper.storage.bucket_owner import KEY as OWNER
 from esper.storage.garbage_collection import collect
-from esper.storage.inventory import stored_blobs
 from esper.storage.uploads import put
 from esper.streams.blob_collection import planned_collection
 

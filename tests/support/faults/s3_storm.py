@@ -20,9 +20,9 @@ from support.proxies.s3_proxy import S3FaultProxy
 from esper.config import S3Settings
 from esper.embedded.s3 import EmbeddedS3
 from esper.errors import EsperError, MissingBlobError
+from esper.storage.blob_inspection import collectable, stored_blobs
 from esper.storage.blobs import MULTIPART_BYTES, BlobStore
 from esper.storage.garbage_collection import collect
-from esper.storage.inventory import collectable, stored_blobs
 from esper.storage.tombstones import server_time
 
 CONCURRENCY = 24

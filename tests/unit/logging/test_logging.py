@@ -20,7 +20,7 @@ from support.conditions import wait_until
 
 from esper import redaction
 from esper.config import KafkaSecurity, LoggingSettings, PostgresSettings
-from esper.logging import MASK, get_logger, loggers, redact
+from esper.logging import MASK, get_logger, logger_factory, redact
 from esper.logging.log_entry import LineRenderer, LogEntry
 from esper.logging.setup import _QueueHandler
 from esper.logging.writer_thread import FileDescriptorSink, LogWriter
@@ -42,7 +42,7 @@ def captured_lines(form: str = "json", **options: Any) -> Iterator[list[str]]:
     lines: list[str] = []
     renderer = LineRenderer(LoggingSettings.model_validate({"level": "DEBUG", "format": form}), has_colors=False)
     writer = LogWriter(renderer, lambda data: lines.append(data.decode()), **options)
-    before, loggers.writer = loggers.writer, writer
+    before, logger_factory.writer = logger_factory.writer, writer
     root = logging.getLogger()
     level, handlers = root.level, root.handlers
     root.setLevel("DEBUG")
@@ -52,7 +52,7 @@ def captured_lines(form: str = "json", **options: Any) -> Iterator[list[str]]:
     finally:
         root.handlers = handlers
         root.setLevel(level)
-        loggers.writer = before
+        logger_factory.writer = before
         writer.close(20)
 
 
@@ -348,7 +348,7 @@ def test_bound_and_contextual_fields_are_logged() -> None:
 
 
 def test_unconfigured_program_gets_masked_records(caplog: pytest.LogCaptureFixture) -> None:
-    assert loggers.writer is None
+    assert logger_factory.writer is None
     try:
         raise ValueError("postgresql://u:hunter22@h/d")
     except ValueError:

@@ -14,7 +14,7 @@ from support.paths import PROCESSES
 from esper.schemas.assets import BlueprintSpec
 from esper.schemas.enums import LayerKind
 from esper.services.urza.certification.sandbox import Sandbox
-from esper.services.urza.certification.sandbox_jobs import BuildJob, Examination, ExamineJob, Limits, WantedKernel
+from esper.services.urza.certification.sandbox_messages import BuildJob, Examination, ExamineJob, Limits, WantedKernel
 from esper.services.urza.certification.sandbox_process import NICENESS
 from esper.services.urza.kernels.shipped_blueprints import SHIPPED
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.data.decided_runs import FORK, RENT, Story, a_view, decided, generate_run, lay_out, recorded, reported
 
 from esper.errors import ConflictError, ContractError, NewerVersionError
-from esper.graph.view_encoding import encode as encode_view
+from esper.graph.view_bytes import encode as encode_view
 from esper.oona.dead_letters.dead_letter import ORIGIN_HEADER
 from esper.oona.log_reader import StoredRecord
 from esper.schemas import ids

@@ -20,7 +20,7 @@ from esper.schemas.enums import BlueprintStatus, LayerKind, Verdict
 from esper.schemas.events import BlueprintChangeRequested, CertificateIssued, KernelRefused, KernelRegistered
 from esper.schemas.messages import OonaMessage, child_traceparent
 from esper.services.urza.certification.certifier import certification_events
-from esper.services.urza.certification.sandbox_jobs import (
+from esper.services.urza.certification.sandbox_messages import (
     BuildJob,
     BuiltKernel,
     Examination,

@@ -15,8 +15,8 @@ from esper.services.tamiyo.control.legal_choices import legal_choices
 from esper.services.tamiyo.dataset.experiences import Experience, Experiences
 from esper.services.tamiyo.gnn import policy_fit
 from esper.services.tamiyo.gnn.gnn_policy import GnnPolicy
+from esper.services.tamiyo.gnn.network_trainer import NetworkTrainer, TrainedNetwork, TrainingStep
 from esper.services.tamiyo.gnn.policy_file import load_policy
-from esper.services.tamiyo.gnn.policy_trainer import PolicyTrainer, TrainedNetwork, TrainingStep
 from esper.services.tamiyo.gnn.settings import NetworkSettings, TrainingSettings
 from esper.services.tamiyo.versions.retraining import FitProgress, FitSettings
 
@@ -32,10 +32,10 @@ def fit(
     settings: TrainingSettings,
     on_step: Callable[[TrainingStep], None] = lambda _step: None,
 ) -> TrainedNetwork:
-    return run_to_end(PolicyTrainer(train, held_out, settings), on_step)
+    return run_to_end(NetworkTrainer(train, held_out, settings), on_step)
 
 
-def run_to_end(trainer: PolicyTrainer, on_step: Callable[[TrainingStep], None] = lambda _step: None) -> TrainedNetwork:
+def run_to_end(trainer: NetworkTrainer, on_step: Callable[[TrainingStep], None] = lambda _step: None) -> TrainedNetwork:
     while not trainer.is_done:
         on_step(trainer.step())
     return trainer.trained()
@@ -70,10 +70,10 @@ def test_training_is_reproducible_to_the_bit() -> None:
 @pytest.mark.parametrize("stop_at", [1, 7])
 def test_resumed_training_equals_uninterrupted_training(stop_at: int) -> None:
     whole = fit(TRAIN[:200], HELD_OUT[:50], SHORT)
-    stopped = PolicyTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
+    stopped = NetworkTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
     for _n in range(stop_at):
         stopped.step()
-    resumed = PolicyTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
+    resumed = NetworkTrainer(TRAIN[:200], HELD_OUT[:50], SHORT)
     resumed.load_state_dict(stopped.state_dict())
     rest = run_to_end(resumed)
     assert rest.validation_loss == whole.validation_loss

@@ -76,7 +76,7 @@ class _Rows(NamedTuple):
     run: NDArray[np.int64]
 
 
-class PolicyTrainer:
+class NetworkTrainer:
     """Trains one network. ``step`` trains on one batch, ``trained`` returns the result.
 
     Args:
