@@ -193,6 +193,7 @@ def test_topics_have_pinned_partitions_and_retention() -> None:
     assert counts["innovation.blueprints"] == (6, -1)
     assert len(topics.all_topics()) == 2 * len(counts) == 20
     assert all(t.dead_letters.num_partitions == t.num_partitions for t in topics.TOPICS)
+    assert topics.POLICIES.partitions == [(topics.POLICIES.name, n) for n in range(6)]
 
 
 def test_messages_continue_the_trace_of_their_cause() -> None:

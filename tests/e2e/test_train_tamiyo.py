@@ -38,10 +38,10 @@ def test_policy_is_trained_from_scratch_and_compared(tmp_path: Path) -> None:
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
-    match = re.search(r"│ decisions +│ (\d+)", printed)
+    match = re.search(r"│ decisions +│ +(\d+)", printed)
     assert match is not None, printed
     assert int(match[1]) > 8 * 15
-    assert re.search(r"forks +│ \d+", printed), printed
+    assert re.search(r"forks +│ +\d+", printed), printed
     card = json.loads((policy / "card.json").read_text())
     assert len(card["train"]["runs"]) + len(card["held_out"]["runs"]) == 8
     found = json.loads(table.read_text())
