@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,8 @@ from esper.embedded.processes import ChildProcess, free_port, is_listening
 START_TIMEOUT_S = 60.0
 
 
-class EmbeddedServer:
+class EmbeddedServer(ABC):
     """An embedded server. It keeps its port and its data from ``stop`` to the next ``start``.
-
-    Subclasses implement ``_prepare``, which readies ``root`` and returns the process to start.
 
     Args:
         root: folder for this server only.
@@ -71,8 +70,9 @@ class EmbeddedServer:
         """Delete all data. Call ``stop`` first."""
         shutil.rmtree(self.root / "data", ignore_errors=True)
 
+    @abstractmethod
     def _prepare(self) -> ChildProcess:
-        raise NotImplementedError
+        """Ready ``root``, and return the process to start."""
 
     def _is_ready(self) -> bool:
         return is_listening(self.port)
