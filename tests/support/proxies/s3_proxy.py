@@ -6,13 +6,11 @@ body that ends at an exact byte.
 
 import asyncio
 import random
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from support.proxies.threaded_proxy import ThreadedProxy
 from yarl import URL
 
 FAULTS = (
@@ -40,8 +38,8 @@ class Cut(Exception):
     """Raised to end a body early."""
 
 
-class S3FaultProxy:
-    """Context manager around the proxy, which runs in a thread.
+class S3FaultProxy(ThreadedProxy):
+    """An HTTP proxy in a thread.
 
     Args:
         target: address of S3.
@@ -50,7 +48,7 @@ class S3FaultProxy:
     """
 
     def __init__(self, port: int, target: str, *, rate: float, seed: int, faults: tuple[str, ...] = FAULTS) -> None:
-        self.port = port
+        super().__init__(port)
         self.rate = rate
         self.counts: Counter[str] = Counter()
         self.num_requests = 0
@@ -59,29 +57,11 @@ class S3FaultProxy:
         self._target = URL(target)
         self._faults = faults
         self._rng = random.Random(seed)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="s3-fault-proxy", daemon=True)
 
     @property
     def endpoint_url(self) -> str:
         """Address for clients."""
         return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._run(self._begin())
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self._run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _begin(self) -> None:
         self._session = ClientSession(

@@ -2,39 +2,23 @@
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Coroutine
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from support.proxies.threaded_proxy import ThreadedProxy
 
 CHUNK = 64 * 1024
 
 
-class FaultProxy:
-    """Context manager around the proxy, which runs in a thread. All methods are thread-safe."""
+class FaultProxy(ThreadedProxy):
+    """A TCP proxy in a thread. All methods are thread-safe."""
 
     def __init__(self, port: int, target_port: int) -> None:
-        self.port = port
+        super().__init__(port)
         self._target_port = target_port
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
         self._bytes_per_s: float | None = None
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._run(self._serve())
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self._run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def cut(self) -> None:
         """Reset every connection."""
@@ -57,10 +41,7 @@ class FaultProxy:
         self._bytes_per_s = None
         self._loop.call_soon_threadsafe(self._open.set)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
-
-    async def _serve(self) -> None:
+    async def _begin(self) -> None:
         self._open.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
 
